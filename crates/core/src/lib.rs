@@ -1,1 +1,25 @@
-//! placeholder
+//! The pure heart of Dormouse.
+//!
+//! Rungs of the ladder, policy, the next-step function of a pod's life, node-wide admission and the
+//! stable reason codes live here. Nothing in this crate does I/O, knows a clock, an async runtime or
+//! Kubernetes: time comes in as an argument ([`Moment`]) and effects leave as data ([`Action`]).
+
+mod admission;
+mod moment;
+mod policy;
+mod reason;
+mod rung;
+mod step;
+mod wake;
+
+pub use admission::{Admission, AdmissionLimits, Claim, ClaimKind, Memory, Verdict};
+pub use moment::Moment;
+pub use policy::{
+    ANNOTATION_DOZE_AFTER, ANNOTATION_FREEZE_AFTER, ANNOTATION_IDLE_TIMEOUT, ANNOTATION_MANAGED,
+    ANNOTATION_PREFIX, ANNOTATION_RESUME_POLICY, ANNOTATION_WAKE_UDP_PORTS, MAX_DURATION, Policy, PolicyDefaults,
+    PolicyError, ResumePolicy, format_duration, parse_duration,
+};
+pub use reason::Reason;
+pub use rung::{Rung, UnknownRung};
+pub use step::{Abilities, Action, Input, Order, OrderId, PodState, Refusal, Step, StepEnd, Transition, Waiting, next};
+pub use wake::{UnknownWakeSource, WakeSource};

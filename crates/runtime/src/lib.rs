@@ -1,1 +1,11 @@
-//! placeholder
+//! Drivers that move a guest on the ladder: `gvisor`, `runc` and `kata`, one verb per file.
+//!
+//! A driver does what it is told and reports what it measured; when to do it is decided by
+//! `dormouse_core::next` and carried out by the agent's actor of the pod.
+
+mod driver;
+
+pub use driver::{
+    Cancel, Capabilities, Capability, DozeReport, DriverError, Driver, FreezeReport, Guest, GuestContainer, PodIdentity,
+    PrefetchReport, Probe, Resident, RuntimeKind, StopState, WakeReport,
+};

@@ -1,0 +1,161 @@
+//! The stable reason codes.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
+        /// Why something was refused, failed or happened.
+        ///
+        /// The code is the same in the gRPC status, the event, the metric label and the log, and never
+        /// changes its meaning. `docs/operations/reasons.md` says for each what to do.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        pub enum Reason {
+            $($(#[doc = $doc])+ $name,)+
+        }
+
+        impl Reason {
+            /// Every reason.
+            pub const ALL: &'static [Self] = &[$(Self::$name),+];
+
+            /// The code, in CamelCase.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$name => stringify!($name)),+
+                }
+            }
+
+            /// What the code means, in one sentence.
+            #[must_use]
+            pub const fn meaning(self) -> &'static str {
+                match self {
+                    $(Self::$name => concat!($($doc),+)),+
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    // Orders and their fate.
+    /// The step was ordered through the API.
+    Ordered,
+    /// The pod had been idle for as long as its policy asks.
+    IdleTimeout,
+    /// A wake came while the pod was being put to sleep; the wake won.
+    WakeWon,
+    /// A newer order on the same pod took this order's place.
+    Superseded,
+    /// No pod of that name, UID or id is known on this node.
+    PodNotFound,
+    /// The pod went away while the order was carried out.
+    PodGone,
+    /// The pod is not managed by Dormouse.
+    NotManaged,
+    /// The request lacks something or holds a value that cannot be used.
+    InvalidRequest,
+    /// The operation id was already used for another order.
+    OperationIdReused,
+    /// The deadline passed before the order was done.
+    DeadlineExceeded,
+    /// The agent is shutting down and takes no new orders.
+    ShuttingDown,
+    /// The policy's generation is older than the one in force.
+    StaleGeneration,
+    /// An annotation of the pod holds a value that cannot be used; the pod is left alone.
+    InvalidAnnotation,
+    /// The caller may not use this socket.
+    PermissionDenied,
+
+    // What the pod or its runtime cannot do.
+    /// The pod's runtime cannot be frozen by this agent.
+    RuntimeUnsupported,
+    /// The pod's runtime cannot be saved to a snapshot.
+    RuntimeCannotSnapshot,
+    /// The pod does not run under the dormouse-runsc wrapper, so its cgroup must not be frozen.
+    WrapperMissing,
+    /// The pod is not running yet, or not any more.
+    PodNotReady,
+    /// A network interface of the pod could not be watched, so no packet can wake it.
+    NetworkUnsupported,
+
+    // Room.
+    /// No swap is active on the node.
+    NoSwap,
+    /// The swap is full; the pod stays Frozen.
+    SwapFull,
+    /// The swap is not encrypted and the configuration does not allow plain swap.
+    PlainSwapRefused,
+    /// The kubelet's configuration would make its next start fail with swap on.
+    KubeletForbidsSwap,
+    /// The node has not enough free memory for the wake.
+    InsufficientMemory,
+    /// The node is busy with as many steps of this kind as it may do at once.
+    NodeBusy,
+
+    // The guest and its control.
+    /// The guest's control socket is missing.
+    ControlSocketMissing,
+    /// The guest's control socket did not answer in time.
+    ControlSocketTimeout,
+    /// The guest's control socket answered something that is no answer.
+    ControlSocketGarbage,
+    /// The guest refused the request.
+    GuestRefused,
+    /// The guest's processes are gone.
+    GuestGone,
+    /// It could not be established whether the guest is stopped.
+    StopStateUnknown,
+    /// The pod's lock is held by somebody else for too long.
+    LockTimeout,
+    /// The pod's record under the run directory cannot be read.
+    RecordUnreadable,
+    /// The pod's record under the run directory cannot be written.
+    RecordUnwritable,
+
+    // The kernel.
+    /// The pod's cgroup was not found, or does not belong to the pod.
+    CgroupMismatch,
+    /// The pod's cgroup did not freeze in time.
+    CgroupFreezeTimeout,
+    /// The kernel refused to freeze or thaw the pod's cgroup.
+    CgroupFreezeFailed,
+    /// The kernel refused to page the guest's memory out.
+    PageOutFailed,
+    /// The kernel refused to reclaim the pod's memory.
+    ReclaimFailed,
+    /// The memory limit was lowered by a reclaim that did not end; it was put back.
+    LimitRestored,
+
+    // The node's other parts.
+    /// The CRI runtime cannot be reached.
+    RuntimeUnavailable,
+    /// A call to the CRI runtime or to containerd failed.
+    RuntimeCallFailed,
+    /// The journal cannot be read or written.
+    JournalFailed,
+    /// Something inside the agent failed that should not; please report it.
+    Internal,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The text is not a reason code of this version.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("unknown reason code")]
+pub struct UnknownReason;
+
+impl FromStr for Reason {
+    type Err = UnknownReason;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        Self::ALL.iter().copied().find(|r| r.as_str() == s).ok_or(UnknownReason)
+    }
+}

@@ -1,0 +1,304 @@
+//! The driver trait, in the spirit of cloud-hypervisor's `Pausable` and `Snapshottable`.
+
+use std::fmt;
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use dormouse_core::Reason;
+
+/// Who a pod is, in Kubernetes' words.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PodIdentity {
+    /// The pod's UID.
+    pub uid: String,
+    /// The pod's name.
+    pub name: String,
+    /// The pod's namespace.
+    pub namespace: String,
+}
+
+/// One application container of a guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestContainer {
+    /// The container's id in containerd.
+    pub id: String,
+    /// The container's name in the pod.
+    pub name: String,
+    /// The task's process id on the host; 0 where it is not known.
+    pub pid: i32,
+}
+
+/// What a driver needs to know of a pod's guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Guest {
+    /// The pod.
+    pub pod: PodIdentity,
+    /// The pod sandbox's id in containerd.
+    pub sandbox_id: String,
+    /// The pod sandbox task's process id on the host; 0 where it is not known.
+    pub sandbox_pid: i32,
+    /// The application containers that run now.
+    pub containers: Vec<GuestContainer>,
+    /// The cgroup parent that the CRI was given, as in `/kubepods/burstable/podUID`.
+    pub cgroup_parent: String,
+    /// The pod's network namespace, as in `/run/netns/cni-…`; `None` for host network.
+    pub netns: Option<PathBuf>,
+    /// Directories in which a runsc state file of this pod may lie, most likely first.
+    pub runtime_roots: Vec<PathBuf>,
+}
+
+/// Which family of runtimes a guest runs under.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RuntimeKind {
+    /// gVisor under the stock `containerd-shim-runsc-v1`.
+    Gvisor,
+    /// Kata Containers under the stock `containerd-shim-kata-v2`.
+    Kata,
+    /// runc under `containerd-shim-runc-v2`.
+    Runc,
+}
+
+impl RuntimeKind {
+    /// The name, as it stands in APIs and metric labels.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Gvisor => "gvisor",
+            Self::Kata => "kata",
+            Self::Runc => "runc",
+        }
+    }
+
+    /// The runtime behind containerd's runtime type, as in `io.containerd.runsc.v1`.
+    #[must_use]
+    pub fn from_runtime_type(runtime_type: &str) -> Option<Self> {
+        match runtime_type {
+            "io.containerd.runsc.v1" => Some(Self::Gvisor),
+            "io.containerd.runc.v2" => Some(Self::Runc),
+            t if t.starts_with("io.containerd.kata") => Some(Self::Kata),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for RuntimeKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Whether a driver can do a thing to a certain guest, and if not, why.
+pub type Capability = Result<(), Reason>;
+
+/// What a driver can do to a certain guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Freeze and thaw.
+    pub freeze: Capability,
+    /// Doze, and wake from it.
+    pub doze: Capability,
+    /// Freeze survives a restart of containerd.
+    pub survives_runtime_restart: bool,
+    /// A wrapper wakes the guest for `exec` and `kill`; without it the agent has to watch for both.
+    pub wrapper: bool,
+}
+
+/// Asks a step that can be called off to end soon; shared between the actor and the step.
+///
+/// A step looks at it between slices of at most 8 MiB, so that a wake never waits for a page-out.
+#[derive(Debug, Clone, Default)]
+pub struct Cancel(Arc<AtomicBool>);
+
+impl Cancel {
+    /// A token that nobody has called off yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Calls the step off.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    /// Whether the step was called off.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// What a freeze measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FreezeReport {
+    /// Time to take the pod's lock and read its record.
+    pub lock: Duration,
+    /// Time until the guest said that it is stopped.
+    pub stop: Duration,
+}
+
+/// What a doze measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DozeReport {
+    /// Time until the pod's cgroup was frozen.
+    pub cgroup_freeze: Duration,
+    /// Time to tell the kernel to page out.
+    pub page_out: Duration,
+    /// Time until the cgroup had let go of the pages.
+    pub reclaim: Duration,
+    /// The guest's resident memory before, in bytes.
+    pub resident_before: u64,
+    /// The same afterwards.
+    pub resident_after: u64,
+}
+
+/// What a wake measured; the phases add up to the step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct WakeReport {
+    /// Time to take the pod's lock and read its record.
+    pub lock: Duration,
+    /// Time to thaw the pod's cgroup.
+    pub cgroup_thaw: Duration,
+    /// Time until the guest said that it runs.
+    pub resume: Duration,
+}
+
+/// What a prefetch measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PrefetchReport {
+    /// Bytes that the kernel was asked to bring back.
+    pub bytes: u64,
+    /// How long that took.
+    pub took: Duration,
+}
+
+/// A guest's memory, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Resident {
+    /// What the pod's cgroup is charged for.
+    pub cgroup: u64,
+    /// What the pod's cgroup has in swap; 0 where the kernel does not count it.
+    pub swapped: u64,
+    /// CPU time that the pod's cgroup has used, in nanoseconds.
+    pub cpu_nanos: u64,
+}
+
+/// Whether the guest is stopped, as the record or a read-only look at the guest says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopState {
+    /// The application runs.
+    Running,
+    /// The application is stopped; its kernel runs.
+    Frozen,
+    /// The application is stopped and the pod's cgroup is frozen.
+    CgroupFrozen,
+}
+
+/// What a look at a guest found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Probe {
+    /// Whether the guest is stopped.
+    pub stop: StopState,
+    /// Whether an unfinished Pause or Resume of a dead process had to be settled.
+    pub settled: bool,
+    /// Whether a memory limit that a dead process had lowered was put back.
+    pub limit_restored: bool,
+}
+
+/// A verb that failed.
+///
+/// The guest's state after a failure is what it was before the verb, unless `state` says otherwise:
+/// drivers roll back on their own.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to {verb} the guest of pod sandbox {sandbox_id}: {message}")]
+pub struct DriverError {
+    /// The stable reason code.
+    pub reason: Reason,
+    /// What was tried: `freeze`, `thaw`, `doze`, `wake`, `probe`, …
+    pub verb: &'static str,
+    /// On which pod sandbox.
+    pub sandbox_id: String,
+    /// What went wrong, and what to do about it.
+    pub message: String,
+    /// Where the guest stands now, where that is known.
+    pub state: Option<StopState>,
+    /// What lies below.
+    #[source]
+    pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+/// Moves guests of one runtime on the ladder.
+///
+/// Every verb is idempotent: freezing a frozen guest succeeds and does nothing. Verbs on one guest are
+/// called one after the other (the actor sees to that), except that [`Cancel`] may be raised meanwhile.
+pub trait Driver: Send + Sync {
+    /// The runtime that this driver serves.
+    fn kind(&self) -> RuntimeKind;
+
+    /// What can be done to this guest, on this node, now.
+    fn capabilities(&self, guest: &Guest) -> impl Future<Output = Capabilities> + Send;
+
+    /// Stops the application (Running -> Frozen).
+    ///
+    /// # Errors
+    /// The guest runs on.
+    fn freeze(&self, guest: &Guest) -> impl Future<Output = Result<FreezeReport, DriverError>> + Send;
+
+    /// Pushes a frozen guest's memory out (Frozen -> Dozing).
+    ///
+    /// # Errors
+    /// `WakeWon` if `cancel` was raised, `SwapFull`, …: the guest is Frozen, its cgroup thawed.
+    fn doze(
+        &self,
+        guest: &Guest,
+        cancel: &Cancel,
+    ) -> impl Future<Output = Result<DozeReport, DriverError>> + Send;
+
+    /// Lets the guest run, from whichever rung (Frozen or Dozing -> Running).
+    ///
+    /// # Errors
+    /// The guest sleeps as before; the wake may be tried again.
+    fn wake(&self, guest: &Guest) -> impl Future<Output = Result<WakeReport, DriverError>> + Send;
+
+    /// Brings a woken guest's pages back behind its back, the runtime's own first.
+    ///
+    /// # Errors
+    /// Nothing is lost: pages that were not brought back come by faults.
+    fn prefetch(
+        &self,
+        guest: &Guest,
+        cancel: &Cancel,
+    ) -> impl Future<Output = Result<PrefetchReport, DriverError>> + Send;
+
+    /// Housekeeping thaw: thaws a dozing guest's cgroup while the application stays stopped, so that the
+    /// guest's network stack can answer.
+    ///
+    /// # Errors
+    /// The cgroup is frozen as before.
+    fn housekeeping_thaw(&self, guest: &Guest) -> impl Future<Output = Result<(), DriverError>> + Send;
+
+    /// Ends a housekeeping thaw: freezes the cgroup again and pages out what crept back in.
+    ///
+    /// # Errors
+    /// The guest is Frozen with its cgroup thawed.
+    fn housekeeping_freeze(
+        &self,
+        guest: &Guest,
+        cancel: &Cancel,
+    ) -> impl Future<Output = Result<(), DriverError>> + Send;
+
+    /// Looks at the guest without changing it, and settles what a dead agent or wrapper left half done.
+    ///
+    /// # Errors
+    /// `GuestGone` if there is no guest any more, `StopStateUnknown` if it cannot be told.
+    fn probe(&self, guest: &Guest) -> impl Future<Output = Result<Probe, DriverError>> + Send;
+
+    /// The guest's memory and CPU time, as its cgroup counts them.
+    ///
+    /// # Errors
+    /// `CgroupMismatch` if the pod's cgroup cannot be found.
+    fn resident(&self, guest: &Guest) -> impl Future<Output = Result<Resident, DriverError>> + Send;
+}
