@@ -1,0 +1,45 @@
+//! `cargo xtask bench`.
+
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::binaries::{self, Profile};
+use crate::paths::Paths;
+use crate::prereq::{self, Group};
+use crate::{exec, stack};
+
+/// What is measured.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Bench {
+    /// One node: freeze, doze, wake, memory, CPU, density.
+    Node {
+        /// Handed to the measuring program.
+        #[arg(last = true)]
+        rest: Vec<String>,
+    },
+}
+
+/// Prepares everything, then runs the measuring program.
+pub(crate) fn run(bench: &Bench) -> Result<()> {
+    let Bench::Node { rest } = bench;
+    let paths = Paths::discover()?;
+    prereq::ensure(&[Group::Rust, Group::Stack, Group::Node])?;
+    let stack = stack::build(&paths)?;
+    let binaries = binaries::build(&paths, Profile::Release)?;
+    let mut cargo = Command::new("cargo");
+    cargo
+        .current_dir(&paths.root)
+        .args([
+            "run",
+            "--quiet",
+            "--release",
+            "-p",
+            "dormouse-bench",
+            "--",
+            "node",
+        ])
+        .args(rest);
+    binaries.export(&stack, &mut cargo);
+    exec::run(&mut cargo)
+}

@@ -1,0 +1,118 @@
+//! Builds Dormouse's own binaries and puts them side by side.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::paths::Paths;
+use crate::stack::Stack;
+use crate::{exec, ui};
+
+/// Which build.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Profile {
+    /// With fail points, for tests.
+    Dev,
+    /// As shipped, for the demo and for measurements.
+    Release,
+}
+
+impl Profile {
+    fn folder(self) -> &'static str {
+        match self {
+            Self::Dev => "debug",
+            Self::Release => "release",
+        }
+    }
+}
+
+/// Built binaries.
+#[derive(Debug)]
+pub(crate) struct Binaries {
+    /// Holds `dormouse-agent`, `dormouse` and the static `dormouse-runsc`.
+    pub(crate) dir: PathBuf,
+}
+
+impl Binaries {
+    /// Tells a child command where everything is; the test kit reads both variables.
+    pub(crate) fn export(&self, stack: &Stack, command: &mut Command) {
+        command
+            .env("DORMOUSE_BIN_DIR", &self.dir)
+            .env("DORMOUSE_STACK_DIR", &stack.dir);
+    }
+}
+
+/// Builds agent, CLI and wrapper, and gathers them in `target/bin/<profile>`.
+pub(crate) fn build(paths: &Paths, profile: Profile) -> Result<Binaries> {
+    let dir = paths.target.join("bin").join(profile.folder());
+    fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+    let triple = host_triple()?;
+
+    ui::step(
+        &format!("dormouse-agent and dormouse ({})", profile.folder()),
+        || {
+            let mut cargo = Command::new("cargo");
+            cargo.current_dir(&paths.root).args([
+                "build",
+                "--quiet",
+                "-p",
+                "dormouse-agent",
+                "-p",
+                "dormouse-cli",
+            ]);
+            match profile {
+                Profile::Dev => cargo.args(["--features", "dormouse-agent/failpoints"]),
+                Profile::Release => cargo.arg("--release"),
+            };
+            exec::capture(&mut cargo).map(drop)
+        },
+    )?;
+    // Static, because it runs wherever the shim runs, and fast to start, because it runs for every verb. The flag
+    // would rebuild every dependency in the common directory, so it gets its own (its dependencies are few). The
+    // explicit target keeps the flag away from build scripts and procedural macros.
+    let static_dir = paths.target.join("static");
+    ui::step(&format!("dormouse-runsc, static ({})", profile.folder()), || {
+        let mut cargo = Command::new("cargo");
+        cargo
+            .current_dir(&paths.root)
+            .env("RUSTFLAGS", "-C target-feature=+crt-static")
+            .args([
+                "build",
+                "--quiet",
+                "-p",
+                "dormouse-runsc",
+                "--target",
+                &triple,
+                "--target-dir",
+            ])
+            .arg(&static_dir);
+        match profile {
+            Profile::Dev => cargo.args(["--features", "dormouse-runsc/failpoints"]),
+            Profile::Release => cargo.arg("--release"),
+        };
+        exec::capture(&mut cargo).map(drop)
+    })?;
+
+    let common = paths.target.join(profile.folder());
+    let wrapper = static_dir
+        .join(&triple)
+        .join(profile.folder())
+        .join("dormouse-runsc");
+    for source in [common.join("dormouse-agent"), common.join("dormouse"), wrapper] {
+        let name = source.file_name().context("a binary without a name")?;
+        let partial = dir.join(".partial");
+        // Copied and renamed: a running copy of an earlier build keeps its file.
+        fs::copy(&source, &partial).with_context(|| format!("copy {}", source.display()))?;
+        fs::rename(&partial, dir.join(name)).with_context(|| format!("put {} in place", source.display()))?;
+    }
+    Ok(Binaries { dir })
+}
+
+fn host_triple() -> Result<String> {
+    exec::capture(Command::new("rustc").arg("-vV"))?
+        .lines()
+        .find_map(|line| line.strip_prefix("host: ").map(str::to_owned))
+        .context("`rustc -vV` names no host")
+}
