@@ -16,10 +16,12 @@ pub use admission::{Admission, AdmissionLimits, Claim, ClaimKind, Memory, Verdic
 pub use moment::Moment;
 pub use policy::{
     ANNOTATION_DOZE_AFTER, ANNOTATION_FREEZE_AFTER, ANNOTATION_IDLE_TIMEOUT, ANNOTATION_MANAGED,
-    ANNOTATION_PREFIX, ANNOTATION_RESUME_POLICY, ANNOTATION_WAKE_UDP_PORTS, MAX_DURATION, Policy, PolicyDefaults,
-    PolicyError, ResumePolicy, format_duration, parse_duration,
+    ANNOTATION_PREFIX, ANNOTATION_RESUME_POLICY, ANNOTATION_WAKE_UDP_PORTS, MAX_DURATION, Policy,
+    PolicyDefaults, PolicyError, ResumePolicy, format_duration, parse_duration,
 };
 pub use reason::Reason;
 pub use rung::{Rung, UnknownRung};
-pub use step::{Abilities, Action, Input, Order, OrderId, PodState, Refusal, Step, StepEnd, Transition, Waiting, next};
+pub use step::{
+    Abilities, Action, Input, Order, OrderId, PodState, Refusal, Step, StepEnd, Transition, Waiting, next,
+};
 pub use wake::{UnknownWakeSource, WakeSource};

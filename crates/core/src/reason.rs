@@ -156,6 +156,10 @@ impl FromStr for Reason {
     type Err = UnknownReason;
 
     fn from_str(s: &str) -> Result<Self, Self::Err> {
-        Self::ALL.iter().copied().find(|r| r.as_str() == s).ok_or(UnknownReason)
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|r| r.as_str() == s)
+            .ok_or(UnknownReason)
     }
 }

@@ -26,8 +26,14 @@ pub enum Rung {
 
 impl Rung {
     /// Every rung, from the top of the ladder to its foot.
-    pub const ALL: [Self; 6] =
-        [Self::Running, Self::Frozen, Self::Dozing, Self::Hibernated, Self::Archived, Self::Stopped];
+    pub const ALL: [Self; 6] = [
+        Self::Running,
+        Self::Frozen,
+        Self::Dozing,
+        Self::Hibernated,
+        Self::Archived,
+        Self::Stopped,
+    ];
 
     /// The rung's name, as it stands in APIs, metrics labels and logs.
     #[must_use]

@@ -24,8 +24,14 @@ pub enum WakeSource {
 
 impl WakeSource {
     /// Every source.
-    pub const ALL: [Self; 6] =
-        [Self::Request, Self::Packet, Self::Api, Self::Exec, Self::Kill, Self::Schedule];
+    pub const ALL: [Self; 6] = [
+        Self::Request,
+        Self::Packet,
+        Self::Api,
+        Self::Exec,
+        Self::Kill,
+        Self::Schedule,
+    ];
 
     /// The source's name, as it stands in APIs, metrics labels and logs.
     #[must_use]
@@ -56,6 +62,9 @@ impl FromStr for WakeSource {
     type Err = UnknownWakeSource;
 
     fn from_str(s: &str) -> Result<Self, Self::Err> {
-        Self::ALL.into_iter().find(|w| w.as_str() == s).ok_or(UnknownWakeSource)
+        Self::ALL
+            .into_iter()
+            .find(|w| w.as_str() == s)
+            .ok_or(UnknownWakeSource)
     }
 }

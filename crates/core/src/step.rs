@@ -1,0 +1,668 @@
+//! The next step of a pod's life: a pure function of what is known and what happened.
+
+use std::time::Duration;
+
+use crate::policy::{Policy, PolicyDefaults, ResumePolicy};
+use crate::{Moment, Reason, Rung, WakeSource};
+
+/// Names an order that somebody waits for; unique within the agent's life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OrderId(pub u64);
+
+/// What somebody asks of a pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Order {
+    /// To be at least Frozen.
+    Freeze,
+    /// To be at least Dozing.
+    Doze,
+    /// To run.
+    Wake(WakeSource),
+}
+
+impl Order {
+    /// Whether a pod on `rung` is where the order wants it.
+    #[must_use]
+    pub fn is_met_by(self, rung: Rung) -> bool {
+        match self {
+            Self::Freeze => rung >= Rung::Frozen,
+            Self::Doze => rung >= Rung::Dozing,
+            Self::Wake(_) => rung == Rung::Running,
+        }
+    }
+
+    const fn is_wake(self) -> bool {
+        matches!(self, Self::Wake(_))
+    }
+}
+
+/// A step that a driver carries out; at most one per pod is under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Transition {
+    /// Running -> Frozen.
+    Freeze,
+    /// Frozen -> Dozing.
+    Doze,
+    /// Frozen or Dozing -> Running.
+    Wake(WakeSource),
+    /// Thaws a dozing pod's cgroup for a moment, the application stays stopped.
+    HousekeepingThaw,
+    /// Ends that moment.
+    HousekeepingFreeze,
+}
+
+impl Transition {
+    /// The rung on which the pod stands once the step has succeeded.
+    #[must_use]
+    pub const fn leads_to(self) -> Rung {
+        match self {
+            Self::Freeze => Rung::Frozen,
+            Self::Doze | Self::HousekeepingThaw | Self::HousekeepingFreeze => Rung::Dozing,
+            Self::Wake(_) => Rung::Running,
+        }
+    }
+}
+
+/// How a step ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepEnd {
+    /// Which step.
+    pub transition: Transition,
+    /// Where the pod stands now.
+    pub rung: Rung,
+    /// Why it failed, if it did.
+    pub failure: Option<Reason>,
+}
+
+/// What can be done to a pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Abilities {
+    /// Whether it can be frozen, or why not.
+    pub freeze: Result<(), Reason>,
+    /// Whether it can doze, or why not.
+    pub doze: Result<(), Reason>,
+}
+
+impl Default for Abilities {
+    fn default() -> Self {
+        Self {
+            freeze: Ok(()),
+            doze: Ok(()),
+        }
+    }
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Input {
+    /// Somebody asks for something and waits for the answer.
+    Order(OrderId, Order),
+    /// Something asks for a wake and waits for no answer.
+    Wake(WakeSource),
+    /// The pod is in use: a frame that would wake it, or CPU time above the floor.
+    Activity,
+    /// An exec into the pod began.
+    ExecStarted,
+    /// An exec into the pod ended.
+    ExecEnded,
+    /// A peer's keepalive reached the dozing pod.
+    Keepalive,
+    /// The guest's network stack sent something during a housekeeping thaw.
+    Answered,
+    /// A deadline passed; see [`PodState::deadline`].
+    Timer,
+    /// The step under way ended.
+    Ended(StepEnd),
+    /// The pod was woken behind the agent's back, by the wrapper.
+    FoundRunning(WakeSource),
+    /// The policy changed.
+    SetPolicy(Policy),
+    /// The pod was taken under management, or let go.
+    SetManaged(bool),
+    /// What can be done to the pod changed.
+    SetAbilities(Abilities),
+}
+
+/// Why an order was refused or failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refusal(pub Reason);
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Start this step; `reason` says why.
+    Start(Transition, Reason),
+    /// Ask the step under way to end soon.
+    Cancel,
+    /// Answer an order: whether the pod moved for it, or why not.
+    Reply(OrderId, Result<bool, Refusal>),
+    /// Bring the pages of the woken guest back behind its back.
+    Prefetch,
+    /// Stop bringing pages back.
+    StopPrefetch,
+    /// The pod moved.
+    Moved {
+        /// The rung before.
+        from: Rung,
+        /// The rung now.
+        to: Rung,
+        /// Why.
+        reason: Reason,
+    },
+    /// A step failed, the pod stands on `rung`.
+    Failed {
+        /// Which step.
+        transition: Transition,
+        /// Why it failed.
+        reason: Reason,
+        /// Where the pod stands.
+        rung: Rung,
+    },
+}
+
+/// An order that somebody waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Waiting {
+    /// Its name.
+    pub id: OrderId,
+    /// What was asked.
+    pub order: Order,
+    /// Whether the pod has moved since.
+    pub moved: bool,
+}
+
+/// How long the guest's network stack may take to answer a keepalive.
+pub(crate) const HOUSEKEEPING: Duration = Duration::from_millis(500);
+/// At least this long passes between two housekeeping thaws of one pod.
+pub(crate) const HOUSEKEEPING_PAUSE: Duration = Duration::from_millis(500);
+const FIRST_BACKOFF: Duration = Duration::from_millis(250);
+const LONGEST_WAKE_BACKOFF: Duration = Duration::from_secs(5);
+const FIRST_SLEEP_BACKOFF: Duration = Duration::from_secs(10);
+const LONGEST_SLEEP_BACKOFF: Duration = Duration::from_secs(600);
+
+/// What the agent knows of one pod, as far as decisions need it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodState {
+    /// Where the pod stands.
+    pub rung: Rung,
+    /// The step under way.
+    pub transition: Option<Transition>,
+    /// Whether the step under way was asked to end soon.
+    pub cancelled: bool,
+    /// Whether Dormouse may put the pod to sleep by itself.
+    pub managed: bool,
+    /// When it goes to sleep, and what may wake it.
+    pub policy: Policy,
+    /// What the node adds to the policy.
+    pub defaults: PolicyDefaults,
+    /// What can be done to it.
+    pub abilities: Abilities,
+    /// When it was last in use.
+    pub idle_since: Moment,
+    /// Execs that run in it.
+    pub execs: u32,
+    /// Who asks for a wake that has not happened yet.
+    pub wake: Option<WakeSource>,
+    /// The rung that an order wants the pod to go down to.
+    pub down_to: Option<Rung>,
+    /// Orders that wait for an answer.
+    pub waiting: Vec<Waiting>,
+    /// Until when the cgroup stays thawed for housekeeping.
+    pub housekeeping_until: Option<Moment>,
+    /// When the last housekeeping thaw ended.
+    pub housekept_at: Option<Moment>,
+    /// Whether something was answered in this housekeeping thaw.
+    pub answered: bool,
+    /// Failures in a row of steps up or down.
+    pub failures: u32,
+    /// Before this moment no failed step is tried again.
+    pub retry_at: Option<Moment>,
+    /// Why the pod stands where it stands.
+    pub reason: Reason,
+    /// The next step down was asked for by an order, not by the policy.
+    ordered: bool,
+}
+
+/// The state after an input, and what is to be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// The state.
+    pub state: PodState,
+    /// What to do, in this order.
+    pub actions: Vec<Action>,
+}
+
+impl PodState {
+    /// A pod that was found on `rung`.
+    #[must_use]
+    pub const fn found(
+        rung: Rung,
+        managed: bool,
+        policy: Policy,
+        defaults: PolicyDefaults,
+        abilities: Abilities,
+        now: Moment,
+    ) -> Self {
+        Self {
+            rung,
+            transition: None,
+            cancelled: false,
+            managed,
+            policy,
+            defaults,
+            abilities,
+            idle_since: now,
+            execs: 0,
+            wake: None,
+            down_to: None,
+            waiting: Vec::new(),
+            housekeeping_until: None,
+            housekept_at: None,
+            answered: false,
+            failures: 0,
+            retry_at: None,
+            reason: Reason::Ordered,
+            ordered: false,
+        }
+    }
+
+    /// How long the pod has been idle.
+    #[must_use]
+    pub const fn idle_for(&self, now: Moment) -> Duration {
+        now.since(self.idle_since)
+    }
+
+    /// The rung that the step under way leads to, if one is under way that changes the rung.
+    #[must_use]
+    pub fn moving_to(&self) -> Option<Rung> {
+        self.transition
+            .map(Transition::leads_to)
+            .filter(|to| *to != self.rung)
+    }
+
+    /// When [`Input::Timer`] is due; `None` if nothing waits for time to pass.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Moment> {
+        if let Some(until) = self.housekeeping_until {
+            return self.transition.is_none().then_some(until);
+        }
+        if self.transition.is_some() {
+            return None;
+        }
+        if self.wake.is_some() || self.down_to.is_some() {
+            // Only a failed step leaves a wish open while nothing is under way.
+            self.retry_at
+        } else {
+            self.policy_step().map(|(after, _)| {
+                let due = self.idle_since.after(after);
+                self.retry_at.map_or(due, |retry| due.max(retry))
+            })
+        }
+    }
+
+    /// What the policy wants next, and after how much idleness.
+    fn policy_step(&self) -> Option<(Duration, Transition)> {
+        if !self.managed || self.execs > 0 {
+            return None;
+        }
+        match self.rung {
+            Rung::Running if self.abilities.freeze.is_ok() => self
+                .policy
+                .freezes_after()
+                .map(|after| (after, Transition::Freeze)),
+            Rung::Frozen if self.abilities.doze.is_ok() => self
+                .policy
+                .dozes_after(&self.defaults)
+                .map(|after| (after, Transition::Doze)),
+            _ => None,
+        }
+    }
+
+    /// Whether something from outside may wake the pod.
+    const fn may_wake(&self, source: WakeSource) -> bool {
+        match self.policy.resume_policy {
+            ResumePolicy::OnDemand => true,
+            ResumePolicy::Manual => !matches!(source, WakeSource::Packet),
+        }
+    }
+}
+
+/// Says what follows from `input`.
+///
+/// Invariants, held by property tests: at most one step is under way; a wake is never lost; every order
+/// is answered exactly once; no step starts that the pod's abilities forbid; nothing is put to sleep that
+/// is not managed, unless it was ordered.
+#[must_use]
+pub fn next(state: &PodState, input: Input, now: Moment) -> Step {
+    let mut step = Step {
+        state: state.clone(),
+        actions: Vec::new(),
+    };
+    match input {
+        Input::Order(id, order) => step.order(id, order, now),
+        Input::Wake(source) => step.wake(source, now),
+        Input::Activity => step.activity(now),
+        Input::ExecStarted => {
+            step.state.execs = step.state.execs.saturating_add(1);
+            step.wake(WakeSource::Exec, now);
+        }
+        Input::ExecEnded => {
+            step.state.execs = step.state.execs.saturating_sub(1);
+            step.activity(now);
+        }
+        Input::Keepalive => step.keepalive(now),
+        Input::Answered => step.answered(),
+        Input::Timer => {}
+        Input::Ended(end) => step.ended(end, now),
+        Input::FoundRunning(source) => step.found_running(source, now),
+        Input::SetPolicy(policy) => {
+            step.state.policy = policy;
+            step.state.retry_at = None;
+        }
+        Input::SetManaged(managed) => {
+            step.state.managed = managed;
+            if !managed && (step.state.rung.is_asleep() || step.going_down()) {
+                step.wake(WakeSource::Api, now);
+            }
+        }
+        Input::SetAbilities(abilities) => step.state.abilities = abilities,
+    }
+    step.proceed(now);
+    step
+}
+
+impl Step {
+    fn going_down(&self) -> bool {
+        matches!(self.state.transition, Some(Transition::Freeze | Transition::Doze))
+    }
+
+    fn order(&mut self, id: OrderId, order: Order, now: Moment) {
+        if let Order::Wake(source) = order {
+            if self.is_settled_running() {
+                self.state.idle_since = now;
+                self.actions.push(Action::Reply(id, Ok(false)));
+                return;
+            }
+            self.state.waiting.push(Waiting {
+                id,
+                order,
+                moved: false,
+            });
+            self.state.retry_at = None;
+            self.wake(source, now);
+            return;
+        }
+        let abilities = self.state.abilities;
+        let refused = match order {
+            Order::Doze => abilities.freeze.and(abilities.doze).err(),
+            Order::Freeze | Order::Wake(_) => abilities.freeze.err(),
+        };
+        if let Some(reason) = refused {
+            self.actions.push(Action::Reply(id, Err(Refusal(reason))));
+            return;
+        }
+        let unmoved = self.state.transition.is_none() && self.state.wake.is_none();
+        if unmoved && order.is_met_by(self.state.rung) {
+            self.actions.push(Action::Reply(id, Ok(false)));
+            return;
+        }
+        let rung = if order == Order::Doze {
+            Rung::Dozing
+        } else {
+            Rung::Frozen
+        };
+        self.state.down_to = Some(self.state.down_to.map_or(rung, |wanted| wanted.max(rung)));
+        self.state.waiting.push(Waiting {
+            id,
+            order,
+            moved: false,
+        });
+        self.state.retry_at = None;
+    }
+
+    fn is_settled_running(&self) -> bool {
+        self.state.rung == Rung::Running && self.state.transition.is_none() && self.state.down_to.is_none()
+    }
+
+    fn wake(&mut self, source: WakeSource, now: Moment) {
+        if !self.state.may_wake(source) {
+            return;
+        }
+        self.state.idle_since = now;
+        if self.is_settled_running() {
+            return;
+        }
+        // Even one that waits behind a wake under way: the newer wish is to run.
+        self.drop_down_orders(Reason::WakeWon);
+        if !matches!(self.state.transition, Some(Transition::Wake(_))) {
+            self.state.wake.get_or_insert(source);
+            if self.state.transition.is_some() && !self.state.cancelled {
+                self.state.cancelled = true;
+                self.actions.push(Action::Cancel);
+            }
+        }
+    }
+
+    /// Answers every order that wants the pod asleep.
+    fn drop_down_orders(&mut self, reason: Reason) {
+        self.state.down_to = None;
+        let actions = &mut self.actions;
+        self.state.waiting.retain(|waiting| {
+            let keep = waiting.order.is_wake();
+            if !keep {
+                actions.push(Action::Reply(waiting.id, Err(Refusal(reason))));
+            }
+            keep
+        });
+    }
+
+    fn activity(&mut self, now: Moment) {
+        self.state.idle_since = now;
+        // Use that was seen while the pod was about to be frozen is a wake: the freeze came too late.
+        if self.state.transition == Some(Transition::Freeze) && !self.state.ordered {
+            self.wake(WakeSource::Packet, now);
+        }
+    }
+
+    fn keepalive(&mut self, now: Moment) {
+        let rested = self
+            .state
+            .housekept_at
+            .is_none_or(|at| now.since(at) >= HOUSEKEEPING_PAUSE);
+        let idle = self.state.transition.is_none() && self.state.wake.is_none();
+        if self.state.rung == Rung::Dozing && idle && rested && self.state.housekeeping_until.is_none() {
+            self.state.answered = false;
+            self.state.housekeeping_until = Some(now.after(HOUSEKEEPING));
+            self.start(Transition::HousekeepingThaw, self.state.reason);
+        }
+    }
+
+    fn answered(&mut self) {
+        if self.state.housekeeping_until.is_some() {
+            self.state.answered = true;
+        }
+    }
+
+    fn found_running(&mut self, source: WakeSource, now: Moment) {
+        self.state.idle_since = now;
+        if self.state.transition.is_some() {
+            // The step under way will meet a running guest; it settles the matter when it ends.
+            self.wake(source, now);
+            return;
+        }
+        self.drop_down_orders(Reason::WakeWon);
+        self.state.housekeeping_until = None;
+        self.arrive(Rung::Running, Reason::Ordered);
+        self.state.wake = None;
+        self.state.failures = 0;
+    }
+
+    fn ended(&mut self, end: StepEnd, now: Moment) {
+        if self.state.transition != Some(end.transition) {
+            return;
+        }
+        let from = self.state.rung;
+        let cancelled = std::mem::take(&mut self.state.cancelled);
+        self.state.transition = None;
+        match end.transition {
+            Transition::HousekeepingThaw if end.failure.is_some() => self.state.housekeeping_until = None,
+            Transition::HousekeepingFreeze => {
+                self.state.housekeeping_until = None;
+                self.state.housekept_at = Some(now);
+            }
+            Transition::Wake(_) => self.state.housekeeping_until = None,
+            Transition::Freeze | Transition::Doze | Transition::HousekeepingThaw => {}
+        }
+        let reason = if self.state.ordered {
+            Reason::Ordered
+        } else {
+            Reason::IdleTimeout
+        };
+        self.arrive(
+            end.rung,
+            if end.rung == Rung::Running {
+                Reason::Ordered
+            } else {
+                reason
+            },
+        );
+        let called_off = cancelled && end.failure == Some(Reason::WakeWon);
+        match end.failure {
+            Some(failure) if !called_off => self.failed(end.transition, failure, now),
+            _ => {
+                self.state.failures = 0;
+                self.state.retry_at = None;
+            }
+        }
+        if end.rung == Rung::Running {
+            self.state.idle_since = now;
+            if from.is_asleep() || matches!(end.transition, Transition::Wake(_)) {
+                self.state.wake = None;
+            }
+            if from == Rung::Dozing && end.failure.is_none() {
+                self.actions.push(Action::Prefetch);
+            }
+        }
+    }
+
+    /// Moves the pod to `rung` and answers the orders that are met by it.
+    fn arrive(&mut self, rung: Rung, reason: Reason) {
+        let from = self.state.rung;
+        self.state.rung = rung;
+        if from != rung {
+            self.state.reason = reason;
+            self.actions.push(Action::Moved {
+                from,
+                to: rung,
+                reason,
+            });
+            for waiting in &mut self.state.waiting {
+                waiting.moved = true;
+            }
+        }
+        // An order down that waits behind a wake is not met by the rung that the wake is about to leave.
+        let waking = self.state.wake.is_some() && rung.is_asleep();
+        if !waking && self.state.down_to.is_some_and(|wanted| rung >= wanted) {
+            self.state.down_to = None;
+        }
+        let actions = &mut self.actions;
+        self.state.waiting.retain(|waiting| {
+            let met = waiting.order.is_met_by(rung) && (!waking || waiting.order.is_wake());
+            if met {
+                actions.push(Action::Reply(waiting.id, Ok(waiting.moved)));
+            }
+            !met
+        });
+    }
+
+    fn failed(&mut self, transition: Transition, reason: Reason, now: Moment) {
+        let rung = self.state.rung;
+        self.state.failures = self.state.failures.saturating_add(1);
+        self.state.reason = reason;
+        self.actions.push(Action::Failed {
+            transition,
+            reason,
+            rung,
+        });
+        let up = matches!(transition, Transition::Wake(_));
+        let (first, longest) = if up {
+            (FIRST_BACKOFF, LONGEST_WAKE_BACKOFF)
+        } else {
+            (FIRST_SLEEP_BACKOFF, LONGEST_SLEEP_BACKOFF)
+        };
+        let doublings = self.state.failures.saturating_sub(1).min(16);
+        self.state.retry_at = Some(now.after(first.saturating_mul(1 << doublings).min(longest)));
+        if !up {
+            self.state.down_to = None;
+        }
+        // Whoever waits hears of the failure; a wake is tried again all the same.
+        let actions = &mut self.actions;
+        self.state.waiting.retain(|waiting| {
+            let concerned = waiting.order.is_wake() == up;
+            if concerned {
+                actions.push(Action::Reply(waiting.id, Err(Refusal(reason))));
+            }
+            !concerned
+        });
+    }
+
+    fn start(&mut self, transition: Transition, reason: Reason) {
+        self.state.transition = Some(transition);
+        self.state.cancelled = false;
+        if matches!(transition, Transition::Freeze) {
+            self.actions.push(Action::StopPrefetch);
+        }
+        self.actions.push(Action::Start(transition, reason));
+    }
+
+    /// Starts whatever is due, if nothing is under way.
+    fn proceed(&mut self, now: Moment) {
+        if self.state.transition.is_some() {
+            return;
+        }
+        let waits = self.state.retry_at.is_some_and(|retry| now < retry);
+        if let Some(source) = self.state.wake {
+            if self.state.rung.is_asleep() {
+                if !waits {
+                    self.start(Transition::Wake(source), Reason::Ordered);
+                }
+                return;
+            }
+            self.state.wake = None;
+        }
+        if let Some(until) = self.state.housekeeping_until {
+            if self.state.answered || now >= until {
+                self.start(Transition::HousekeepingFreeze, self.state.reason);
+            }
+            return;
+        }
+        if waits {
+            return;
+        }
+        if let Some(wanted) = self.state.down_to {
+            let (ability, transition) = if self.state.rung == Rung::Running {
+                (self.state.abilities.freeze, Transition::Freeze)
+            } else {
+                (self.state.abilities.doze, Transition::Doze)
+            };
+            if self.state.rung >= wanted {
+                self.state.down_to = None;
+            } else if let Err(reason) = ability {
+                self.drop_down_orders(reason);
+            } else {
+                self.state.ordered = true;
+                self.start(transition, Reason::Ordered);
+            }
+            return;
+        }
+        if let Some((after, transition)) = self.state.policy_step()
+            && self.state.idle_for(now) >= after
+        {
+            self.state.ordered = false;
+            self.start(transition, Reason::IdleTimeout);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,127 @@
+//! Between the wire's words and those of `dormouse-core`.
+
+use std::time::Duration;
+
+use dormouse_core as core;
+
+use crate::v1;
+
+impl From<core::Rung> for v1::Rung {
+    fn from(rung: core::Rung) -> Self {
+        match rung {
+            core::Rung::Running => Self::Running,
+            core::Rung::Frozen => Self::Frozen,
+            core::Rung::Dozing => Self::Dozing,
+            core::Rung::Hibernated => Self::Hibernated,
+            core::Rung::Archived => Self::Archived,
+            core::Rung::Stopped => Self::Stopped,
+        }
+    }
+}
+
+impl v1::Rung {
+    /// The rung in core's words; `None` for one that is unspecified.
+    #[must_use]
+    pub const fn to_core(self) -> Option<core::Rung> {
+        match self {
+            Self::Unspecified => None,
+            Self::Running => Some(core::Rung::Running),
+            Self::Frozen => Some(core::Rung::Frozen),
+            Self::Dozing => Some(core::Rung::Dozing),
+            Self::Hibernated => Some(core::Rung::Hibernated),
+            Self::Archived => Some(core::Rung::Archived),
+            Self::Stopped => Some(core::Rung::Stopped),
+        }
+    }
+}
+
+/// A duration for the wire; one that does not fit becomes the longest that does.
+fn to_wire(duration: Duration) -> prost_types::Duration {
+    prost_types::Duration::try_from(duration)
+        .unwrap_or(prost_types::Duration { seconds: 315_576_000_000, nanos: 0 })
+}
+
+fn from_wire(
+    field: &'static str,
+    duration: Option<prost_types::Duration>,
+) -> Result<Option<Duration>, core::PolicyError> {
+    duration
+        .map(|d| Duration::try_from(d).map_err(|_| core::PolicyError::NegativeDuration { field }))
+        .transpose()
+}
+
+impl From<&core::Policy> for v1::Policy {
+    fn from(policy: &core::Policy) -> Self {
+        Self {
+            idle_timeout: policy.idle_timeout.map(to_wire),
+            freeze_after: policy.freeze_after.map(to_wire),
+            doze_after: policy.doze_after.map(to_wire),
+            resume_policy: match policy.resume_policy {
+                core::ResumePolicy::OnDemand => v1::ResumePolicy::OnDemand,
+                core::ResumePolicy::Manual => v1::ResumePolicy::Manual,
+            }
+            .into(),
+            wake_udp_ports: policy.wake_udp_ports.iter().map(|p| u32::from(*p)).collect(),
+        }
+    }
+}
+
+impl TryFrom<v1::Policy> for core::Policy {
+    type Error = core::PolicyError;
+
+    fn try_from(wire: v1::Policy) -> Result<Self, Self::Error> {
+        let ports = wire
+            .wake_udp_ports
+            .iter()
+            .map(|port| {
+                u16::try_from(*port)
+                    .ok()
+                    .filter(|port| *port != 0)
+                    .ok_or_else(|| core::PolicyError::BadPort { value: port.to_string() })
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let policy = Self {
+            idle_timeout: from_wire("idle_timeout", wire.idle_timeout)?,
+            freeze_after: from_wire("freeze_after", wire.freeze_after)?,
+            doze_after: from_wire("doze_after", wire.doze_after)?,
+            resume_policy: match v1::ResumePolicy::try_from(wire.resume_policy) {
+                Ok(v1::ResumePolicy::OnDemand | v1::ResumePolicy::Unspecified) => core::ResumePolicy::OnDemand,
+                Ok(v1::ResumePolicy::Manual) => core::ResumePolicy::Manual,
+                Err(_) => return Err(core::PolicyError::UnknownResumePolicy { value: wire.resume_policy.to_string() }),
+            },
+            wake_udp_ports: ports,
+        };
+        policy.check()?;
+        Ok(policy)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_survives_the_wire() {
+        let policy = core::Policy {
+            idle_timeout: Some(Duration::from_millis(1500)),
+            freeze_after: Some(Duration::from_secs(2)),
+            doze_after: None,
+            resume_policy: core::ResumePolicy::Manual,
+            wake_udp_ports: vec![53],
+        };
+        assert_eq!(core::Policy::try_from(v1::Policy::from(&policy)), Ok(policy));
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        let negative = v1::Policy {
+            idle_timeout: Some(prost_types::Duration { seconds: -1, nanos: 0 }),
+            ..Default::default()
+        };
+        assert!(core::Policy::try_from(negative).is_err());
+        let port = v1::Policy { wake_udp_ports: vec![70_000], ..Default::default() };
+        assert!(core::Policy::try_from(port).is_err());
+        let resume = v1::Policy { resume_policy: 9, ..Default::default() };
+        assert!(core::Policy::try_from(resume).is_err());
+    }
+}
