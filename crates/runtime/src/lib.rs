@@ -3,7 +3,12 @@
 //! A driver does what it is told and reports what it measured; when to do it is decided by
 //! `dormouse_core::next` and carried out by the agent's actor of the pod.
 
+pub mod brake;
 mod driver;
+pub mod kernel;
+pub mod pageout;
+pub mod prefetch;
+pub mod reclaim;
 
 pub use driver::{
     Cancel, Capabilities, Capability, DozeReport, DriverError, Driver, FreezeReport, Guest, GuestContainer, PodIdentity,

@@ -1,0 +1,65 @@
+//! Pages a cgroup's processes out and brings them back, by hand: `memory out|in|swapped CGROUP [FIRST-PID]`.
+//!
+//! It freezes and thaws nothing: that is the caller's part.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use dormouse_runtime::brake::{Stop, swap_has_room};
+use dormouse_runtime::kernel::Linux;
+use dormouse_runtime::prefetch::{PrefetchLimits, prefetch};
+use dormouse_runtime::reclaim::guard::{Guard, main_if_requested};
+use dormouse_runtime::reclaim::{Ledger, LoweredLimit, NoteError, Reclaim, Version, raise, restore_all, swappiness_of};
+use dormouse_runtime::{pageout, reclaim};
+
+struct Guarded(Guard);
+
+impl Ledger for Guarded {
+    fn note(&mut self, limit: &LoweredLimit) -> Result<(), NoteError> {
+        self.0.note(limit).map_err(NoteError::Guard)
+    }
+
+    fn cross_out(&mut self, path: &Path) -> Result<(), NoteError> {
+        self.0.cross_out(path).map_err(NoteError::Guard)
+    }
+}
+
+fn main() {
+    main_if_requested();
+    let args: Vec<String> = std::env::args().collect();
+    let dir = PathBuf::from(&args[2]);
+    let first = args.get(3).and_then(|p| p.parse().ok());
+    let mut brake = || -> Result<(), Stop> { swap_has_room(&Linux) };
+    let processes = pageout::processes(&Linux, &dir).unwrap();
+    let began = Instant::now();
+    match args[1].as_str() {
+        "out" => {
+            let report = pageout::page_out(&Linux, &processes, &mut brake).unwrap();
+            println!("page-out {:?} {report:?}", began.elapsed());
+            reclaim_all(&dir);
+        }
+        "reclaim" => reclaim_all(&dir),
+        "in" => {
+            let rate = PrefetchLimits { bytes_per_second: None };
+            let report = prefetch(&Linux, first, &processes, rate, &mut || Ok(())).unwrap();
+            println!("prefetch {report:?}");
+        }
+        _ => panic!("out, reclaim or in"),
+    }
+    println!("usage {} KiB", reclaim::usage(&Linux, &dir, Version::V1).unwrap() >> 10);
+}
+
+fn reclaim_all(dir: &Path) {
+    let began = Instant::now();
+    let mut ledger = Guarded(Guard::spawn().unwrap());
+    println!("guard {:?}", began.elapsed());
+    let began = Instant::now();
+    let changes = swappiness_of(&Linux, dir).unwrap();
+    raise(&Linux, &changes, &mut ledger).unwrap();
+    let mut reclaim = Reclaim::new(&Linux, dir, Version::V1);
+    while !reclaim.step(&mut ledger, &mut || Ok(())).unwrap() {}
+    let (back, failed) = restore_all(&Linux, &changes);
+    println!("reclaim {:?} {:?} put back {back} failed {failed:?}", began.elapsed(), reclaim.report());
+    ledger.0.dismiss().unwrap();
+}

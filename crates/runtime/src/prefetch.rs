@@ -1,0 +1,198 @@
+//! Brings a woken guest's pages back from swap behind its back.
+//!
+//! Two kinds of memory need two ways. Private memory (the runtime's own heap) is advised on with
+//! `process_madvise(MADV_WILLNEED)`, which puts it into the swap cache, from where a fault takes it in a moment. The
+//! guest's memory is a memory file: there the same advice would leave every page one step short, so the file is read
+//! to nowhere (`sendfile(2)` to `/dev/null`), which puts the pages into the file itself. The file is only ever read.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::fs::File;
+use std::io;
+use std::num::NonZeroU64;
+use std::os::unix::fs::MetadataExt;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::brake::{Brake, Stop};
+use crate::driver::PrefetchReport;
+use crate::kernel::{Advice, Kernel, Process, Range};
+use crate::pageout::{PageOutError, SLICE, Slices, Weighed, advise, mappings};
+
+/// How many slices are being read from swap ahead of the one that is brought back.
+const AHEAD: usize = 4;
+/// A nap for the sake of the rate is never longer, so that the brake is looked at.
+const LONGEST_NAP: Duration = Duration::from_millis(20);
+
+/// How a prefetch goes about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PrefetchLimits {
+    /// At most this many bytes per second; `None` for as fast as the swap gives them.
+    pub bytes_per_second: Option<NonZeroU64>,
+}
+
+impl Default for PrefetchLimits {
+    /// 2 GiB per second: above what disks give, below what would keep a core busy with zram alone.
+    fn default() -> Self {
+        Self { bytes_per_second: NonZeroU64::new(2 << 30) }
+    }
+}
+
+/// A prefetch that ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum PrefetchError {
+    /// The brake was pulled.
+    #[error(transparent)]
+    Stopped(#[from] Stop),
+    /// A process's memory map could not be read.
+    #[error(transparent)]
+    Map(#[from] PageOutError),
+    /// The kernel refused.
+    #[error("process_madvise on process {pid} failed: {source}")]
+    Advise {
+        /// The process.
+        pid: i32,
+        /// The kernel's error.
+        source: io::Error,
+    },
+    /// The guest's memory file could not be read.
+    #[error("cannot read the memory file of process {pid}: {source}")]
+    File {
+        /// The process that holds it.
+        pid: i32,
+        /// The kernel's error.
+        source: io::Error,
+    },
+}
+
+/// Brings pages back: `first`'s private memory and its memory files, then those of the others.
+///
+/// # Errors
+/// [`PrefetchError`]. Nothing is lost: what was not brought back comes by faults.
+pub fn prefetch<K: Kernel + ?Sized>(
+    kernel: &K,
+    first: Option<i32>,
+    processes: &[Process],
+    limits: PrefetchLimits,
+    brake: &mut dyn Brake,
+) -> Result<PrefetchReport, PrefetchError> {
+    let mut pace = Pace { began: Instant::now(), bytes: 0, limits };
+    let is_first = |p: &&Process| Some(p.pid) == first;
+    // A guest's memory file is held by several of its processes; once is enough.
+    let mut seen = BTreeSet::new();
+    for process in processes.iter().filter(is_first).chain(processes.iter().filter(|p| !is_first(p))) {
+        private_memory(kernel, process, &mut pace, brake)?;
+        memory_files(kernel, process.pid, &mut seen, &mut pace, brake)?;
+    }
+    Ok(PrefetchReport { bytes: pace.bytes, took: pace.began.elapsed() })
+}
+
+fn private_memory<K: Kernel + ?Sized>(
+    kernel: &K,
+    process: &Process,
+    pace: &mut Pace,
+    brake: &mut dyn Brake,
+) -> Result<(), PrefetchError> {
+    brake.check()?;
+    let Some(mappings) = mappings(kernel, process.pid)? else { return Ok(()) };
+    let wanted = || mappings.iter().filter(|m| m.can_prefetch());
+    // Each batch is a slice at most; the sum of weights is what is really in swap.
+    let mut left: u64 = wanted().map(|m| m.swapped).sum();
+    for batch in Slices::new(wanted().map(|m| Weighed { range: m.range, weight: m.swapped })) {
+        brake.check()?;
+        let done = advise(kernel, process, &batch, Advice::WillNeed)
+            .map_err(|source| PrefetchError::Advise { pid: process.pid, source })?;
+        let step = left.min(SLICE);
+        left -= step;
+        pace.took(step, brake)?;
+        if done.gone {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn memory_files<K: Kernel + ?Sized>(
+    kernel: &K,
+    pid: i32,
+    seen: &mut BTreeSet<(u64, u64)>,
+    pace: &mut Pace,
+    brake: &mut dyn Brake,
+) -> Result<(), PrefetchError> {
+    let fail = |source| PrefetchError::File { pid, source };
+    let files = match kernel.open_memory_files(pid) {
+        Ok(files) => files,
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ESRCH | libc::ENOENT)) => return Ok(()),
+        Err(e) => return Err(fail(e)),
+    };
+    for file in files {
+        let meta = file.metadata().map_err(fail)?;
+        if !seen.insert((meta.dev(), meta.ino())) {
+            continue;
+        }
+        let mut ahead = FileSlices { kernel, file: &file, rest: None, at: 0 };
+        let mut queue = VecDeque::with_capacity(AHEAD);
+        loop {
+            while queue.len() < AHEAD {
+                let Some(range) = ahead.next().map_err(fail)? else { break };
+                kernel.read_ahead(&file, range).map_err(fail)?;
+                queue.push_back(range);
+            }
+            let Some(range) = queue.pop_front() else { break };
+            brake.check()?;
+            kernel.bring_back(&file, range).map_err(fail)?;
+            pace.took(range.len, brake)?;
+        }
+    }
+    Ok(())
+}
+
+/// The data of a memory file, in slices.
+struct FileSlices<'a, K: ?Sized> {
+    kernel: &'a K,
+    file: &'a File,
+    rest: Option<Range>,
+    at: u64,
+}
+
+impl<K: Kernel + ?Sized> FileSlices<'_, K> {
+    fn next(&mut self) -> io::Result<Option<Range>> {
+        let data = match self.rest.take() {
+            Some(rest) => rest,
+            None => match self.kernel.next_data(self.file, self.at)? {
+                Some(data) => data,
+                None => return Ok(None),
+            },
+        };
+        let piece = Range { start: data.start, len: data.len.min(SLICE) };
+        self.at = piece.start.saturating_add(piece.len);
+        if data.len > piece.len {
+            self.rest = Some(Range { start: self.at, len: data.len - piece.len });
+        }
+        Ok(Some(piece))
+    }
+}
+
+/// Holds a prefetch to its rate.
+struct Pace {
+    began: Instant,
+    bytes: u64,
+    limits: PrefetchLimits,
+}
+
+impl Pace {
+    fn took(&mut self, bytes: u64, brake: &mut dyn Brake) -> Result<(), Stop> {
+        self.bytes = self.bytes.saturating_add(bytes);
+        let Some(rate) = self.limits.bytes_per_second else { return Ok(()) };
+        // Nanoseconds that these bytes should have taken by now.
+        let due = u128::from(self.bytes) * 1_000_000_000 / u128::from(rate.get());
+        let due = Duration::from_nanos(u64::try_from(due).unwrap_or(u64::MAX));
+        loop {
+            let nap = due.saturating_sub(self.began.elapsed());
+            if nap.is_zero() {
+                return Ok(());
+            }
+            brake.check()?;
+            thread::sleep(nap.min(LONGEST_NAP));
+        }
+    }
+}
