@@ -1,1 +1,27 @@
-//! placeholder
+//! What runs on this node.
+//!
+//! A client of containerd ([`Runtime`]: the CRI, tasks, containers and events over one Unix socket), an
+//! index of this node's pods that is kept up to date by events ([`Index`]), and what it takes to run a pod
+//! on a node without Kubernetes ([`PodRequest`]).
+//!
+//! Nothing here polls, and nothing that keeps the index up to date asks a guest: a sleeping pod cannot hold
+//! it up.
+
+mod backoff;
+mod error;
+mod event;
+mod feed;
+mod index;
+mod look;
+mod parse;
+mod pod;
+mod runtime;
+mod session;
+mod signal;
+mod state;
+
+pub use error::{AnswerError, CallError, ConnectError, RunError};
+pub use event::PodEvent;
+pub use index::Index;
+pub use pod::{Container, ContainerState, Pod};
+pub use runtime::{CgroupDriver, DEFAULT_ENDPOINT, NAMESPACE, Runtime, RuntimeVersion, namespaced};
