@@ -1,0 +1,182 @@
+//! One connection to a control socket.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::sockopt::{PeerCredentials, SendTimeout};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, getsockopt, recv, send, setsockopt, socket,
+};
+use nix::sys::stat::Mode;
+use nix::sys::time::{TimeVal, TimeValLike};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::ControlError;
+use super::scan::{ObjectEnd, Scan};
+
+/// How much is read at once, in bytes.
+const CHUNK: usize = 64 << 10;
+
+/// The most that is kept of a guest's error text, in characters.
+const ERR_LIMIT: usize = 512;
+
+/// One connection to a control socket, over which calls are made one after the other.
+///
+/// After any error but [`ControlError::Refused`] the connection is of no more use.
+#[derive(Debug)]
+pub struct Connection {
+    socket: OwnedFd,
+    path: PathBuf,
+}
+
+#[derive(Serialize)]
+struct Call<'a, A> {
+    method: &'a str,
+    arg: &'a A,
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    success: bool,
+    #[serde(default)]
+    err: String,
+    #[serde(default)]
+    result: Option<Box<RawValue>>,
+}
+
+impl Connection {
+    /// Connects to the socket at `path`.
+    pub(super) fn open(path: &Path, deadline: Instant) -> Result<Self, ControlError> {
+        const METHOD: &str = "connect";
+        let failed = |verb, errno: Errno| match errno {
+            Errno::ENOENT | Errno::ECONNREFUSED => ControlError::Missing { path: path.to_owned() },
+            Errno::EAGAIN | Errno::ETIMEDOUT => ControlError::Timeout { method: METHOD },
+            e => ControlError::Io { verb, path: path.to_owned(), source: e.into() },
+        };
+        // A socket's address has 108 bytes and runsc's roots are longer than that: the name goes through a
+        // descriptor of the socket itself, which also makes sure that it is one.
+        let node = open(path, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
+            .map_err(|e| failed("open", e))?;
+        let node = std::fs::File::from(node);
+        let kind = node.metadata().map_err(|source| io_error("stat", path, source))?.file_type();
+        if !kind.is_socket() {
+            return Err(ControlError::Missing { path: path.to_owned() });
+        }
+        let address = UnixAddr::new(format!("/proc/self/fd/{}", node.as_raw_fd()).as_str())
+            .map_err(|e| failed("name", e))?;
+        let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
+            .map_err(|e| failed("make a socket for", e))?;
+        // A connect to a full backlog waits; this bounds it (and nothing else: sends do not wait).
+        let left = remaining(deadline).ok_or(ControlError::Timeout { method: METHOD })?;
+        let left = TimeVal::microseconds(i64::try_from(left.as_micros()).unwrap_or(i64::MAX).max(1));
+        setsockopt(&socket, SendTimeout, &left).map_err(|e| failed("set up", e))?;
+        connect(socket.as_raw_fd(), &address).map_err(|e| failed("connect to", e))?;
+        let peer = getsockopt(&socket, PeerCredentials).map_err(|e| failed("look at the peer of", e))?;
+        // runsc makes the socket, as root or as the user that runs it, before the sentry drops its rights.
+        if peer.uid() != 0 && peer.uid() != nix::unistd::geteuid().as_raw() {
+            return Err(ControlError::Foreign { path: path.to_owned(), uid: peer.uid() });
+        }
+        Ok(Self { socket, path: path.to_owned() })
+    }
+
+    /// Makes one call; the answer may have up to `limit` bytes.
+    pub(super) fn call<A: Serialize>(
+        &mut self,
+        method: &'static str,
+        arg: &A,
+        limit: usize,
+        deadline: Instant,
+    ) -> Result<Box<RawValue>, ControlError> {
+        let request = serde_json::to_vec(&Call { method, arg })
+            .map_err(|_| ControlError::Garbage { method, what: "an argument that is no JSON" })?;
+        self.send(method, &request, deadline)?;
+        let answer = self.receive(method, limit, deadline)?;
+        let answer: Answer = serde_json::from_slice(&answer)
+            .map_err(|_| ControlError::Garbage { method, what: "no JSON answer" })?;
+        if !answer.success {
+            return Err(ControlError::Refused { method, err: answer.err.chars().take(ERR_LIMIT).collect() });
+        }
+        answer.result.ok_or(ControlError::Garbage { method, what: "an answer without a result" })
+    }
+
+    fn send(&self, method: &'static str, mut rest: &[u8], deadline: Instant) -> Result<(), ControlError> {
+        while !rest.is_empty() {
+            match send(self.socket.as_raw_fd(), rest, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) {
+                Ok(n) => rest = rest.get(n..).unwrap_or_default(),
+                Err(Errno::EAGAIN) => self.wait(method, PollFlags::POLLOUT, deadline)?,
+                Err(Errno::EINTR) => {}
+                Err(e) => return Err(self.broken("write to", method, e)),
+            }
+        }
+        Ok(())
+    }
+
+    fn receive(&self, method: &'static str, limit: usize, deadline: Instant) -> Result<Vec<u8>, ControlError> {
+        let mut data = Vec::new();
+        let mut scan = ObjectEnd::default();
+        let mut chunk = vec![0_u8; CHUNK.min(limit.max(1))];
+        loop {
+            match recv(self.socket.as_raw_fd(), &mut chunk, MsgFlags::MSG_DONTWAIT) {
+                Ok(0) => return Err(ControlError::Closed { method }),
+                Ok(n) => {
+                    let bytes = chunk.get(..n).unwrap_or_default();
+                    data.extend_from_slice(bytes);
+                    match scan.feed(bytes) {
+                        Scan::End(end) if end == data.len() && end <= limit => return Ok(data),
+                        Scan::End(end) if end < data.len() => {
+                            return Err(ControlError::Garbage { method, what: "more than one answer" });
+                        }
+                        Scan::NoObject => {
+                            return Err(ControlError::Garbage { method, what: "something that is no JSON object" });
+                        }
+                        Scan::More | Scan::End(_) if data.len() > limit => {
+                            return Err(ControlError::Garbage { method, what: "more than such an answer may have" });
+                        }
+                        Scan::More | Scan::End(_) => {}
+                    }
+                }
+                Err(Errno::EAGAIN) => self.wait(method, PollFlags::POLLIN, deadline)?,
+                Err(Errno::EINTR) => {}
+                Err(e) => return Err(self.broken("read from", method, e)),
+            }
+        }
+    }
+
+    /// Waits until the socket is ready, or the deadline has passed.
+    fn wait(&self, method: &'static str, what: PollFlags, deadline: Instant) -> Result<(), ControlError> {
+        loop {
+            let left = remaining(deadline).ok_or(ControlError::Timeout { method })?;
+            // Rounded up, so that the last part of a millisecond is waited for and not spun through.
+            let ms = u16::try_from(left.as_millis().saturating_add(1)).unwrap_or(u16::MAX);
+            let mut fds = [PollFd::new(self.socket.as_fd(), what)];
+            match poll(&mut fds, PollTimeout::from(ms)) {
+                Ok(0) | Err(Errno::EINTR) => {}
+                Ok(_) => return Ok(()),
+                Err(e) => return Err(self.broken("wait for", method, e)),
+            }
+        }
+    }
+
+    fn broken(&self, verb: &'static str, method: &'static str, errno: Errno) -> ControlError {
+        match errno {
+            Errno::EPIPE | Errno::ECONNRESET => ControlError::Closed { method },
+            e => io_error(verb, &self.path, e.into()),
+        }
+    }
+}
+
+fn io_error(verb: &'static str, path: &Path, source: io::Error) -> ControlError {
+    ControlError::Io { verb, path: path.to_owned(), source }
+}
+
+/// What is left until `deadline`; `None` when it has passed.
+fn remaining(deadline: Instant) -> Option<Duration> {
+    deadline.checked_duration_since(Instant::now()).filter(|d| !d.is_zero())
+}

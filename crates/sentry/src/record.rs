@@ -1,0 +1,353 @@
+//! What is known of a pod, kept on tmpfs for the agent and the wrapper.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use dormouse_core::{Reason, Rung};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::cgroup::PodCgroup;
+use crate::file::{FileError, read_bounded, write_atomic};
+use crate::ids::{ContainerId, PodUid, SandboxId};
+use crate::process::ProcessId;
+
+/// The record's format. A reader refuses any other: a record lives only as long as its pod runs, and a
+/// pod's guest must not be handled by guesses.
+pub const VERSION: u32 = 1;
+
+/// The largest record, in bytes. The state documents and last known statistics of some dozens of
+/// containers fit many times.
+pub const SIZE_LIMIT: usize = 4 << 20;
+
+/// The most containers in one record. A pod has some dozens at most; a container that is restarted for
+/// ever is taken out again when it is deleted.
+pub const MAX_CONTAINERS: usize = 512;
+
+/// The record could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// The file itself.
+    #[error("pod record: {0}; wake the pod with `dormouse wake`, or delete it")]
+    File(#[from] FileError),
+    /// Not the JSON that a record is.
+    #[error("pod record {} is damaged: {source}; delete the pod, or restart the agent to have it written anew", path.display())]
+    Damaged {
+        /// The record's file.
+        path: PathBuf,
+        /// Where it stops making sense.
+        source: serde_json::Error,
+    },
+    /// Written by another version of Dormouse.
+    #[error("pod record {} has format {found}, this version knows {VERSION}; use the version that wrote it", path.display())]
+    Version {
+        /// The record's file.
+        path: PathBuf,
+        /// The format found.
+        found: u32,
+    },
+    /// The record describes another pod sandbox than the directory it lies in.
+    #[error("pod record {} is that of another pod sandbox ({found})", path.display())]
+    OtherPod {
+        /// The record's file.
+        path: PathBuf,
+        /// The pod sandbox that it describes.
+        found: String,
+    },
+    /// More than a record may hold.
+    #[error("pod record would be larger than {SIZE_LIMIT} bytes or {MAX_CONTAINERS} containers")]
+    TooLarge,
+    /// The record could not be written.
+    #[error("cannot write the pod record: {0}; check the run directory's tmpfs for space")]
+    Unwritable(FileError),
+}
+
+impl RecordError {
+    /// The stable code.
+    #[must_use]
+    pub const fn reason(&self) -> Reason {
+        match self {
+            Self::File(FileError::Missing { .. }) => Reason::PodNotFound,
+            Self::File(_) | Self::Damaged { .. } | Self::Version { .. } | Self::OtherPod { .. } => {
+                Reason::RecordUnreadable
+            }
+            Self::TooLarge | Self::Unwritable(_) => Reason::RecordUnwritable,
+        }
+    }
+
+    /// Whether there is no record.
+    #[must_use]
+    pub const fn is_missing(&self) -> bool {
+        matches!(self, Self::File(FileError::Missing { .. }))
+    }
+}
+
+/// Who the pod is, by containerd's own `io.kubernetes.cri.*` annotations and no others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodRecordIdentity {
+    /// The pod's UID.
+    pub uid: PodUid,
+    /// The pod's name.
+    pub name: String,
+    /// The pod's namespace.
+    pub namespace: String,
+}
+
+/// Which runsc the pod runs under.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunscRecord {
+    /// The real runsc's absolute path.
+    pub path: PathBuf,
+    /// What `runsc --version` calls itself, as in `release-20260905.0`; empty where it was not asked.
+    #[serde(default)]
+    pub version: String,
+    /// The OCI runtime specification's version that runsc puts in its `state` answers; empty where it was
+    /// not asked.
+    #[serde(default)]
+    pub oci_version: String,
+}
+
+/// What part a container has in its pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ContainerKind {
+    /// The pod sandbox's own (pause) container.
+    Sandbox,
+    /// A container of the pod.
+    Container,
+}
+
+/// What the guest last said about a container, for answers while it cannot be asked.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LastKnown {
+    /// Whether the container's first process had ended.
+    pub stopped: bool,
+    /// The `event` object of `containerManager.Event`, as the sentry wrote it; `None` where it had none.
+    pub event: Option<Box<RawValue>>,
+    /// CPU time of each container by the sentry's account, in ns, which runsc uses to share out the
+    /// cgroup's; empty where there is no event.
+    #[serde(default)]
+    pub cpu_usage: BTreeMap<String, u64>,
+    /// The container's processes as `containerManager.Processes` gave them; `None` where it gave none.
+    pub processes: Option<Box<RawValue>>,
+}
+
+/// One container of the pod.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ContainerRecord {
+    /// Its id.
+    pub id: ContainerId,
+    /// Its name in the pod; empty for the pod sandbox.
+    pub name: String,
+    /// Its part in the pod.
+    pub kind: ContainerKind,
+    /// Its bundle directory.
+    pub bundle: PathBuf,
+    /// What the guest said last before it was put to sleep; `None` while it runs.
+    #[serde(default)]
+    pub last_known: Option<LastKnown>,
+}
+
+/// What is about to be done to the guest, written before it is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum IntentKind {
+    /// Stop the application over the control socket.
+    Pause,
+    /// Continue the application over the control socket.
+    Resume,
+    /// Freeze the pod's cgroup.
+    CgroupFreeze,
+    /// Thaw the pod's cgroup.
+    CgroupThaw,
+}
+
+/// An intent, and who has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Intent {
+    /// What is about to be done.
+    pub kind: IntentKind,
+    /// By which process.
+    pub by: ProcessId,
+}
+
+/// Whether the pod's cgroup is frozen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CgroupState {
+    /// Its processes run.
+    Thawed,
+    /// Its processes are stopped by the kernel.
+    Frozen,
+}
+
+/// How the switch stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SwitchState {
+    /// What was begun and not yet ended; found set with the lock free, it was left by a crash.
+    pub intent: Option<Intent>,
+    /// Whether the application is stopped by exactly one Pause.
+    pub paused: bool,
+    /// The pod's cgroup.
+    pub cgroup: CgroupState,
+    /// The rung that was last reported by the agent (`Frozen` and `Dozing` differ in what was paged out).
+    pub rung: Rung,
+    /// Wall clock of the last change of `paused` or `cgroup`, in ms since 1970.
+    pub since_ms: u64,
+    /// Counts every wake; whoever puts the pod to sleep in steps sees that one came in between.
+    pub wakes: u64,
+}
+
+impl Default for SwitchState {
+    fn default() -> Self {
+        Self {
+            intent: None,
+            paused: false,
+            cgroup: CgroupState::Thawed,
+            rung: Rung::Running,
+            since_ms: now_ms(),
+            wakes: 0,
+        }
+    }
+}
+
+impl SwitchState {
+    /// Whether the guest does not run, or may not run.
+    #[must_use]
+    pub const fn is_asleep(&self) -> bool {
+        self.paused || self.intent.is_some() || matches!(self.cgroup, CgroupState::Frozen)
+    }
+}
+
+/// A memory limit that is lowered for the time of a reclaim.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoweredLimit {
+    /// The limit's file.
+    pub path: PathBuf,
+    /// What the file held before, to be put back.
+    pub original: String,
+    /// What the file was set to; if it holds something else now, somebody else set it, and it stays.
+    pub current: String,
+}
+
+/// What is known of a pod.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Record {
+    /// The format, [`VERSION`].
+    pub version: u32,
+    /// The pod.
+    pub pod: PodRecordIdentity,
+    /// The pod sandbox.
+    pub sandbox_id: SandboxId,
+    /// runsc's root directory (its `--root`), where the state files lie.
+    pub runtime_root: PathBuf,
+    /// The real runsc.
+    pub runsc: RunscRecord,
+    /// Whether the pod runs under the wrapper; without it the cgroup must not be frozen.
+    pub wrapper: bool,
+    /// The sentry's control socket; `None` until runsc has made it.
+    pub control_socket: Option<PathBuf>,
+    /// The sentry's process; `None` until runsc has made it.
+    pub sentry: Option<ProcessId>,
+    /// The pod's cgroups; `None` until they were needed.
+    pub cgroup: Option<PodCgroup>,
+    /// The containers, by age.
+    pub containers: Vec<ContainerRecord>,
+    /// How the switch stands.
+    pub switch: SwitchState,
+    /// Limits that are lowered now.
+    #[serde(default)]
+    pub limits: Vec<LoweredLimit>,
+}
+
+/// Only the format number, read before anything else.
+#[derive(Deserialize)]
+struct VersionOnly {
+    version: u32,
+}
+
+impl Record {
+    /// A record of a pod whose guest runs.
+    #[must_use]
+    pub fn new(
+        pod: PodRecordIdentity,
+        sandbox_id: SandboxId,
+        runtime_root: PathBuf,
+        runsc: RunscRecord,
+        wrapper: bool,
+    ) -> Self {
+        Self {
+            version: VERSION,
+            pod,
+            sandbox_id,
+            runtime_root,
+            runsc,
+            wrapper,
+            control_socket: None,
+            sentry: None,
+            cgroup: None,
+            containers: Vec::new(),
+            switch: SwitchState::default(),
+            limits: Vec::new(),
+        }
+    }
+
+    /// The container of that id.
+    #[must_use]
+    pub fn container(&self, id: &ContainerId) -> Option<&ContainerRecord> {
+        self.containers.iter().find(|c| &c.id == id)
+    }
+
+    /// Enters a container, in the place of one of the same id.
+    pub fn put_container(&mut self, container: ContainerRecord) {
+        self.containers.retain(|c| c.id != container.id);
+        self.containers.push(container);
+    }
+
+    /// Takes a container out.
+    pub fn remove_container(&mut self, id: &ContainerId) {
+        self.containers.retain(|c| &c.id != id);
+    }
+
+    /// Notes that a limit is about to be lowered; to be stored before it is done.
+    pub fn put_limit(&mut self, limit: LoweredLimit) {
+        self.limits.retain(|l| l.path != limit.path);
+        self.limits.push(limit);
+    }
+
+    /// Notes that a limit is as it was.
+    pub fn remove_limit(&mut self, path: &Path) {
+        self.limits.retain(|l| l.path != path);
+    }
+
+    /// Reads the record of a pod sandbox.
+    pub(crate) fn read(path: &Path, sandbox_id: &SandboxId) -> Result<Self, RecordError> {
+        let data = read_bounded(path, SIZE_LIMIT)?;
+        let damaged = |source| RecordError::Damaged { path: path.to_owned(), source };
+        let VersionOnly { version } = serde_json::from_slice(&data).map_err(damaged)?;
+        if version != VERSION {
+            return Err(RecordError::Version { path: path.to_owned(), found: version });
+        }
+        let record: Self = serde_json::from_slice(&data).map_err(damaged)?;
+        if &record.sandbox_id != sandbox_id {
+            return Err(RecordError::OtherPod { path: path.to_owned(), found: record.sandbox_id.to_string() });
+        }
+        if record.containers.len() > MAX_CONTAINERS {
+            return Err(RecordError::TooLarge);
+        }
+        Ok(record)
+    }
+
+    /// Puts the record in place; the caller holds the pod's lock.
+    pub(crate) fn write(&self, path: &Path) -> Result<(), RecordError> {
+        // What a record is made of always becomes JSON; the only way to fail is to be too large.
+        let data = serde_json::to_vec(self).map_err(|_| RecordError::TooLarge)?;
+        if data.len() > SIZE_LIMIT || self.containers.len() > MAX_CONTAINERS {
+            return Err(RecordError::TooLarge);
+        }
+        write_atomic(path, &data, 0o600).map_err(RecordError::Unwritable)
+    }
+}
+
+/// The wall clock, in ms since 1970.
+pub(crate) fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+}

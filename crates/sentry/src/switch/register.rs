@@ -1,0 +1,110 @@
+//! Entering a pod and its containers.
+
+use std::time::Duration;
+
+use dormouse_core::Reason;
+
+use super::{Held, LockError, Switch};
+use crate::ids::ContainerId;
+use crate::process::ProcessId;
+use crate::record::{ContainerRecord, Intent, IntentKind, Record, RecordError};
+use crate::run_dir::RunDirError;
+
+/// A pod could not be registered.
+#[derive(Debug, thiserror::Error)]
+pub enum RegisterError {
+    /// The pod's lock or record.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The record.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// The run directory.
+    #[error(transparent)]
+    RunDir(#[from] RunDirError),
+    /// This process could not be looked up.
+    #[error(transparent)]
+    File(#[from] crate::file::FileError),
+}
+
+impl RegisterError {
+    /// The stable code.
+    #[must_use]
+    pub const fn reason(&self) -> Reason {
+        match self {
+            Self::Lock(e) => e.reason(),
+            Self::Record(e) => e.reason(),
+            Self::RunDir(e) => e.reason(),
+            Self::File(_) => Reason::Internal,
+        }
+    }
+}
+
+/// What is known of how the guest stands when its pod is registered without a readable record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Registration {
+    /// The guest is only about to be made: it runs.
+    Born,
+    /// The guest lives already and an earlier record may have been lost: whether it is stopped is looked up
+    /// before anything is done to it.
+    Adopted,
+}
+
+impl Switch {
+    /// Registers the pod where it has no readable record, with `fresh` as its first one; an existing record
+    /// stays. Locked on return.
+    ///
+    /// # Errors
+    /// [`RegisterError`]
+    pub fn register(
+        &self,
+        fresh: Record,
+        how: Registration,
+        timeout: Duration,
+    ) -> Result<Held, RegisterError> {
+        self.dir.prepare()?;
+        self.dir.make_pod_dir(&self.id)?;
+        let lock = self.lock_only(timeout, true)?;
+        let record = Record::read(&self.dir.record_path(&self.id), &self.id);
+        let (record, is_new) = match record {
+            // The same id made anew: what is left of the one before is of no use.
+            Ok(record) if how == Registration::Adopted || record.sentry.is_none_or(ProcessId::is_alive) => {
+                (record, false)
+            }
+            Ok(_) | Err(_) => (fresh, true),
+        };
+        let mut held = Held { switch: self.clone(), record, _lock: lock };
+        if is_new {
+            if how == Registration::Adopted {
+                held.record.switch.intent = Some(Intent { kind: IntentKind::Pause, by: ProcessId::own()? });
+            }
+            held.store()?;
+        }
+        Ok(held)
+    }
+}
+
+impl Held {
+    /// Enters a container of the pod.
+    ///
+    /// # Errors
+    /// [`RegisterError`]
+    pub fn put_container(&mut self, container: ContainerRecord) -> Result<(), RegisterError> {
+        let id = container.id.clone();
+        self.update(|r| r.put_container(container))?;
+        Ok(self.switch.dir.link(&id, &self.switch.id)?)
+    }
+
+    /// Takes a container out; with the last one, or the pod sandbox's own, the pod is forgotten.
+    ///
+    /// # Errors
+    /// [`RegisterError`]
+    pub fn remove_container(mut self, id: &ContainerId) -> Result<(), RegisterError> {
+        self.update(|r| r.remove_container(id))?;
+        self.switch.dir.unlink(id)?;
+        if self.record.containers.is_empty() || id.as_str() == self.switch.id.as_str() {
+            self.forget()?;
+        }
+        Ok(())
+    }
+}
