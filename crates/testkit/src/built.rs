@@ -1,0 +1,71 @@
+//! Where the built parts are.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+
+/// Directories with what `cargo xtask` built.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Built {
+    /// Third-party parts: `bin/` and `images/`. `DORMOUSE_STACK_DIR`, else `target/stack/current`.
+    pub stack: PathBuf,
+    /// Dormouse's own binaries. `DORMOUSE_BIN_DIR`, else `target/bin/debug`.
+    pub bin: PathBuf,
+}
+
+impl Built {
+    /// Finds both directories and checks that the stack is there.
+    ///
+    /// # Errors
+    /// When the stack has not been built.
+    pub fn find() -> Result<Self> {
+        let target = target_dir();
+        let dir = |variable: &str, default: &str| {
+            std::env::var_os(variable).map_or_else(|| target.join(default), PathBuf::from)
+        };
+        let built = Self {
+            stack: dir("DORMOUSE_STACK_DIR", "stack/current"),
+            bin: dir("DORMOUSE_BIN_DIR", "bin/debug"),
+        };
+        if !built.stack.join("bin/containerd").is_file() {
+            bail!(
+                "no containerd in {}: run `cargo xtask stack` first",
+                built.stack.join("bin").display()
+            );
+        }
+        Ok(Self {
+            stack: built.stack.canonicalize()?,
+            bin: built.bin,
+        })
+    }
+
+    /// A third-party binary of the stack.
+    #[must_use]
+    pub fn part(&self, name: &str) -> PathBuf {
+        self.stack.join("bin").join(name)
+    }
+
+    /// One of Dormouse's own binaries.
+    ///
+    /// # Errors
+    /// When it has not been built.
+    pub fn own(&self, name: &str) -> Result<PathBuf> {
+        let path = self.bin.join(name);
+        if !path.is_file() {
+            bail!(
+                "no {name} in {}: `cargo xtask test --only node` builds it",
+                self.bin.display()
+            );
+        }
+        Ok(path)
+    }
+}
+
+fn target_dir() -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    match std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from) {
+        Some(dir) if dir.is_absolute() => dir,
+        Some(dir) => root.join(dir),
+        None => root.join("target"),
+    }
+}

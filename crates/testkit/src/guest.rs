@@ -1,0 +1,80 @@
+//! Programs that run inside pods.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use crate::pod::{ContainerSpec, PodSpec};
+
+/// Where they are inside a container.
+pub const FOLDER: &str = "/guests";
+
+const PROGRAMS: &[(&str, &str)] = &[("agent.py", include_str!("../guests/agent.py"))];
+
+pub(crate) fn write_programs(dir: &Path) -> Result<()> {
+    for (name, text) in PROGRAMS {
+        fs::write(dir.join(name), text).with_context(|| format!("write {name}"))?;
+    }
+    Ok(())
+}
+
+/// The agent workload `guests/agent.py`: HTTP API, session, files, thread, memory block, outbound connection.
+#[derive(Debug, Clone)]
+pub struct AgentGuest {
+    /// The port that it listens on.
+    pub port: u16,
+    /// Size of its memory block, MiB; half random, half compressible.
+    pub mib: u32,
+    /// A peer that echoes lines ([`crate::peer::Peer`]), to which it holds a connection.
+    pub connect: Option<SocketAddr>,
+    /// Seconds between keepalives on that connection; 0 for none.
+    pub keepalive: u32,
+    /// Milliseconds between ticks of its background thread.
+    pub tick_millis: u32,
+}
+
+impl Default for AgentGuest {
+    fn default() -> Self {
+        Self {
+            port: 8080,
+            mib: 0,
+            connect: None,
+            keepalive: 0,
+            tick_millis: 1000,
+        }
+    }
+}
+
+impl AgentGuest {
+    /// With a memory block of this size.
+    #[must_use]
+    pub fn mib(mib: u32) -> Self {
+        Self {
+            mib,
+            ..Self::default()
+        }
+    }
+
+    /// A container that runs it.
+    #[must_use]
+    pub fn container(&self) -> ContainerSpec {
+        let mut args = vec![
+            format!("--port={}", self.port),
+            format!("--mib={}", self.mib),
+            format!("--tick={}", f64::from(self.tick_millis) / 1000.0),
+        ];
+        if let Some(peer) = self.connect {
+            args.push(format!("--connect={peer}"));
+            args.push(format!("--keepalive={}", self.keepalive));
+        }
+        ContainerSpec::guest("agent", "agent.py", &args)
+    }
+
+    /// A pod with that container.
+    #[must_use]
+    pub fn pod(&self, name: impl Into<String>) -> PodSpec {
+        PodSpec::new(name).container(self.container())
+    }
+}

@@ -1,0 +1,9 @@
+//! This machine, seen and changed from outside the pods: processes, mounts, cgroups, links.
+
+pub mod cgroup;
+pub mod command;
+pub mod mounts;
+pub mod process;
+pub mod wait;
+
+pub use process::ProcessId;

@@ -1,0 +1,155 @@
+//! Removing a stack without its help: no API is needed, so it works after any crash.
+//!
+//! What belongs to a stack is told by names that only it has: its directory in a process's arguments, its cgroup,
+//! its bridge, its network's name. Nothing is ever found by a program's name.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use nix::sys::signal::Signal;
+
+use super::record::Record;
+use crate::host::{ProcessId, cgroup, command, mounts, process, wait};
+
+/// Removes everything. Safe to call again; the error names what would not go.
+pub(super) fn remove(record: &Record) -> Result<()> {
+    let mut left: Vec<String> = Vec::new();
+    // Agents and helpers first: they act on pods. TERM, so that they can put limits back.
+    for adopted in record.adopted() {
+        if !adopted.end(Duration::from_secs(5)) {
+            left.push(format!("process {}", adopted.pid));
+        }
+    }
+    if let Some(containerd) = record.containerd
+        && !containerd.end(Duration::from_secs(5))
+    {
+        left.push(format!("containerd, process {}", containerd.pid));
+    }
+    let sockets = shim_sockets(&record.dir.join("state"));
+    left.extend(kill_rest(record));
+    left.extend(
+        mounts::unmount_below(&record.dir)
+            .iter()
+            .map(|point| format!("mount {}", point.display())),
+    );
+    if Path::new("/sys/class/net").join(&record.bridge).exists() {
+        if let Err(error) = command::capture(Command::new("ip").args(["link", "delete", &record.bridge])) {
+            left.push(format!("bridge {} ({error:#})", record.bridge));
+        }
+    }
+    for socket in sockets {
+        let _ = fs::remove_file(socket);
+    }
+    remove_cni_cache(&record.network);
+    left.extend(
+        cgroup::remove(&record.cgroup)
+            .iter()
+            .map(|dir| format!("cgroup {}", dir.display())),
+    );
+    if !left.is_empty() {
+        // The directory with its record stays, so that the next sweep tries again.
+        bail!(
+            "left over of the stack in {}: {}",
+            record.dir.display(),
+            left.join(", ")
+        );
+    }
+    match fs::remove_dir_all(&record.dir) {
+        Err(error) if record.dir.exists() => bail!("{} could not be removed: {error}", record.dir.display()),
+        _ => Ok(()),
+    }
+}
+
+/// Shims, sentries, gofers, waiters, containers: killed again and again until none is found, since a shim that
+/// dies may have started something a moment before.
+fn kill_rest(record: &Record) -> Vec<String> {
+    let find = || {
+        let mut rest: Vec<ProcessId> = cgroup::processes(&record.cgroup)
+            .into_iter()
+            .filter_map(ProcessId::of)
+            .collect();
+        rest.extend(naming(&record.dir));
+        rest.retain(|id| id.alive());
+        rest.sort_unstable();
+        rest.dedup();
+        rest
+    };
+    let gone = wait::until_true(Duration::from_secs(10), || {
+        cgroup::thaw(&record.cgroup);
+        let rest = find();
+        for id in &rest {
+            id.signal(Signal::SIGKILL);
+        }
+        rest.is_empty()
+    });
+    if gone {
+        Vec::new()
+    } else {
+        find().iter().map(|id| format!("process {}", id.pid)).collect()
+    }
+}
+
+/// Processes with an argument that names something in the stack's directory, except the caller and its parents
+/// (a test may have the directory among its own arguments).
+fn naming(dir: &Path) -> Vec<ProcessId> {
+    let inside = format!("{}/", dir.display());
+    let own = ancestors();
+    process::find(|argv| argv.iter().any(|word| word.contains(&inside)))
+        .into_iter()
+        .map(|running| running.id)
+        .filter(|id| !own.contains(&id.pid))
+        .collect()
+}
+
+fn ancestors() -> Vec<i32> {
+    let mut pids = Vec::new();
+    let mut next = procfs::process::Process::myself().and_then(|me| me.stat());
+    while let Ok(stat) = next {
+        pids.push(stat.pid);
+        if stat.ppid <= 1 {
+            break;
+        }
+        next = procfs::process::Process::new(stat.ppid).and_then(|parent| parent.stat());
+    }
+    pids
+}
+
+/// The gVisor shim's sockets are in a global directory; their addresses are in the bundles.
+fn shim_sockets(state: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut open = vec![(state.to_path_buf(), 0)];
+    while let Some((dir, depth)) = open.pop() {
+        let Ok(entries) = fs::read_dir(&dir) else { continue };
+        for entry in entries.flatten() {
+            let path = entry.path();
+            let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            // state/<plugin>/<namespace>/<id>/address; root file systems are deeper and never looked into.
+            if is_dir && depth < 3 {
+                open.push((path, depth + 1));
+            } else if path.file_name().is_some_and(|name| name == "address")
+                && let Ok(text) = fs::read_to_string(&path)
+                && let Some(socket) = text.trim().strip_prefix("unix://")
+            {
+                found.push(PathBuf::from(socket));
+            }
+        }
+    }
+    found
+}
+
+/// libcni keeps results of ADD in a global directory until DEL, which a hard teardown never sends.
+fn remove_cni_cache(network: &str) {
+    let prefix = format!("{network}-");
+    for entry in fs::read_dir("/var/lib/cni/results")
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        if entry.file_name().to_string_lossy().starts_with(&prefix) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
