@@ -4,14 +4,15 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::num::NonZeroU64;
+use std::time::{Duration, Instant};
 
 use dormouse_runtime::brake::{Stop, swap_has_room};
 use dormouse_runtime::kernel::Linux;
 use dormouse_runtime::prefetch::{PrefetchLimits, prefetch};
 use dormouse_runtime::reclaim::guard::{Guard, main_if_requested};
 use dormouse_runtime::reclaim::{Ledger, LoweredLimit, NoteError, Reclaim, Version, raise, restore_all, swappiness_of};
-use dormouse_runtime::{pageout, reclaim};
+use dormouse_runtime::{PrefetchReport, pageout, reclaim};
 
 struct Guarded(Guard);
 
@@ -41,13 +42,18 @@ fn main() {
         }
         "reclaim" => reclaim_all(&dir),
         "in" => {
-            let rate = PrefetchLimits { bytes_per_second: None };
-            let report = prefetch(&Linux, first, &processes, rate, &mut || Ok(())).unwrap();
+            let rate = PrefetchLimits { bytes_per_second: NonZeroU64::new(env("RATE", 0) << 20), head_start: Duration::from_millis(env("HEAD", 80)), in_flight: env("FLIGHT", 512) << 10 };
+            let mut report = PrefetchReport::default();
+            prefetch(&Linux, first, &processes, rate, &mut || Ok(()), &mut report).unwrap();
             println!("prefetch {report:?}");
         }
         _ => panic!("out, reclaim or in"),
     }
     println!("usage {} KiB", reclaim::usage(&Linux, &dir, Version::V1).unwrap() >> 10);
+}
+
+fn env(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |v| v.parse().unwrap())
 }
 
 fn reclaim_all(dir: &Path) {

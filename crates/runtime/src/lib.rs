@@ -5,12 +5,17 @@
 
 pub mod brake;
 mod driver;
+mod failure;
+pub mod gvisor;
 pub mod kernel;
+mod limit_file;
 pub mod pageout;
 pub mod prefetch;
+pub mod push_out;
 pub mod reclaim;
 
 pub use driver::{
     Cancel, Capabilities, Capability, DozeReport, DriverError, Driver, FreezeReport, Guest, GuestContainer, PodIdentity,
     PrefetchReport, Probe, Resident, RuntimeKind, StopState, WakeReport,
 };
+pub use gvisor::Gvisor;

@@ -18,8 +18,10 @@ use crate::driver::PrefetchReport;
 use crate::kernel::{Advice, Kernel, Process, Range};
 use crate::pageout::{PageOutError, SLICE, Slices, Weighed, advise, mappings};
 
-/// How many slices are being read from swap ahead of the one that is brought back.
-const AHEAD: usize = 4;
+/// A prefetch ends when a pod has less than this left to its memory limit, in bytes.
+pub const HEADROOM: u64 = 16 << 20;
+/// Into how many pieces that which is in flight is divided: while one is brought back, the others are read.
+const PIECES: u64 = 4;
 /// A nap for the sake of the rate is never longer, so that the brake is looked at.
 const LONGEST_NAP: Duration = Duration::from_millis(20);
 
@@ -28,12 +30,21 @@ const LONGEST_NAP: Duration = Duration::from_millis(20);
 pub struct PrefetchLimits {
     /// At most this many bytes per second; `None` for as fast as the swap gives them.
     pub bytes_per_second: Option<NonZeroU64>,
+    /// How long the guest has the swap to itself, so that its first answer does not wait behind the prefetch.
+    pub head_start: Duration,
+    /// How much of a memory file may be on its way from swap at once, in bytes. The guest's own faults queue behind
+    /// it, so it is small.
+    pub in_flight: u64,
 }
 
 impl Default for PrefetchLimits {
     /// 2 GiB per second: above what disks give, below what would keep a core busy with zram alone.
     fn default() -> Self {
-        Self { bytes_per_second: NonZeroU64::new(2 << 30) }
+        Self {
+            bytes_per_second: NonZeroU64::new(2 << 30),
+            head_start: Duration::from_millis(60),
+            in_flight: 512 << 10,
+        }
     }
 }
 
@@ -66,6 +77,8 @@ pub enum PrefetchError {
 
 /// Brings pages back: `first`'s private memory and its memory files, then those of the others.
 ///
+/// `report` says at any time how far it came.
+///
 /// # Errors
 /// [`PrefetchError`]. Nothing is lost: what was not brought back comes by faults.
 pub fn prefetch<K: Kernel + ?Sized>(
@@ -74,8 +87,10 @@ pub fn prefetch<K: Kernel + ?Sized>(
     processes: &[Process],
     limits: PrefetchLimits,
     brake: &mut dyn Brake,
-) -> Result<PrefetchReport, PrefetchError> {
-    let mut pace = Pace { began: Instant::now(), bytes: 0, limits };
+    report: &mut PrefetchReport,
+) -> Result<(), PrefetchError> {
+    nap_until(Instant::now() + limits.head_start, brake)?;
+    let mut pace = Pace { began: Instant::now(), report, limits };
     let is_first = |p: &&Process| Some(p.pid) == first;
     // A guest's memory file is held by several of its processes; once is enough.
     let mut seen = BTreeSet::new();
@@ -83,13 +98,13 @@ pub fn prefetch<K: Kernel + ?Sized>(
         private_memory(kernel, process, &mut pace, brake)?;
         memory_files(kernel, process.pid, &mut seen, &mut pace, brake)?;
     }
-    Ok(PrefetchReport { bytes: pace.bytes, took: pace.began.elapsed() })
+    Ok(())
 }
 
 fn private_memory<K: Kernel + ?Sized>(
     kernel: &K,
     process: &Process,
-    pace: &mut Pace,
+    pace: &mut Pace<'_>,
     brake: &mut dyn Brake,
 ) -> Result<(), PrefetchError> {
     brake.check()?;
@@ -115,7 +130,7 @@ fn memory_files<K: Kernel + ?Sized>(
     kernel: &K,
     pid: i32,
     seen: &mut BTreeSet<(u64, u64)>,
-    pace: &mut Pace,
+    pace: &mut Pace<'_>,
     brake: &mut dyn Brake,
 ) -> Result<(), PrefetchError> {
     let fail = |source| PrefetchError::File { pid, source };
@@ -129,15 +144,20 @@ fn memory_files<K: Kernel + ?Sized>(
         if !seen.insert((meta.dev(), meta.ino())) {
             continue;
         }
-        let mut ahead = FileSlices { kernel, file: &file, rest: None, at: 0 };
-        let mut queue = VecDeque::with_capacity(AHEAD);
+        let piece = (pace.limits.in_flight / PIECES).clamp(64 << 10, SLICE) & !0xffff;
+        let mut ahead = FileSlices { kernel, file: &file, piece, rest: None, at: 0 };
+        let mut queue = VecDeque::new();
+        let mut in_flight = 0;
         loop {
-            while queue.len() < AHEAD {
+            // Small stretches of data (and a file full of holes) must not mean few bytes in flight.
+            while in_flight < piece * PIECES {
                 let Some(range) = ahead.next().map_err(fail)? else { break };
                 kernel.read_ahead(&file, range).map_err(fail)?;
+                in_flight += range.len;
                 queue.push_back(range);
             }
             let Some(range) = queue.pop_front() else { break };
+            in_flight -= range.len;
             brake.check()?;
             kernel.bring_back(&file, range).map_err(fail)?;
             pace.took(range.len, brake)?;
@@ -150,6 +170,7 @@ fn memory_files<K: Kernel + ?Sized>(
 struct FileSlices<'a, K: ?Sized> {
     kernel: &'a K,
     file: &'a File,
+    piece: u64,
     rest: Option<Range>,
     at: u64,
 }
@@ -163,7 +184,7 @@ impl<K: Kernel + ?Sized> FileSlices<'_, K> {
                 None => return Ok(None),
             },
         };
-        let piece = Range { start: data.start, len: data.len.min(SLICE) };
+        let piece = Range { start: data.start, len: data.len.min(self.piece) };
         self.at = piece.start.saturating_add(piece.len);
         if data.len > piece.len {
             self.rest = Some(Range { start: self.at, len: data.len - piece.len });
@@ -173,26 +194,32 @@ impl<K: Kernel + ?Sized> FileSlices<'_, K> {
 }
 
 /// Holds a prefetch to its rate.
-struct Pace {
+struct Pace<'a> {
     began: Instant,
-    bytes: u64,
+    report: &'a mut PrefetchReport,
     limits: PrefetchLimits,
 }
 
-impl Pace {
+impl Pace<'_> {
     fn took(&mut self, bytes: u64, brake: &mut dyn Brake) -> Result<(), Stop> {
-        self.bytes = self.bytes.saturating_add(bytes);
+        self.report.bytes = self.report.bytes.saturating_add(bytes);
+        self.report.took = self.began.elapsed();
         let Some(rate) = self.limits.bytes_per_second else { return Ok(()) };
         // Nanoseconds that these bytes should have taken by now.
-        let due = u128::from(self.bytes) * 1_000_000_000 / u128::from(rate.get());
+        let due = u128::from(self.report.bytes) * 1_000_000_000 / u128::from(rate.get());
         let due = Duration::from_nanos(u64::try_from(due).unwrap_or(u64::MAX));
-        loop {
-            let nap = due.saturating_sub(self.began.elapsed());
-            if nap.is_zero() {
-                return Ok(());
-            }
-            brake.check()?;
-            thread::sleep(nap.min(LONGEST_NAP));
+        nap_until(self.began + due, brake)
+    }
+}
+
+/// Sleeps until then, with a look at the brake now and again.
+fn nap_until(then: Instant, brake: &mut dyn Brake) -> Result<(), Stop> {
+    loop {
+        let nap = then.saturating_duration_since(Instant::now());
+        if nap.is_zero() {
+            return Ok(());
         }
+        brake.check()?;
+        thread::sleep(nap.min(LONGEST_NAP));
     }
 }

@@ -106,6 +106,14 @@ pub enum ReclaimError {
         /// The kernel's error.
         source: io::Error,
     },
+    /// The pod could not be held still for a step.
+    #[error("cannot hold the pod still for a step: {source}")]
+    NotHeld {
+        /// The stable reason code.
+        reason: Reason,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// What is about to be changed could not be noted, so it was not changed.
     #[error("cannot note the change of {path} beforehand: {source}")]
     Note {
@@ -123,6 +131,7 @@ impl ReclaimError {
         match self {
             Self::Stopped(stop) => stop.reason(),
             Self::Note { source, .. } => source.reason(),
+            Self::NotHeld { reason, .. } => *reason,
             _ => Reason::ReclaimFailed,
         }
     }

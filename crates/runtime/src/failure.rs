@@ -1,0 +1,69 @@
+//! How drivers say what went wrong.
+
+use std::error::Error;
+
+use dormouse_core::Reason;
+
+use crate::driver::{DriverError, Guest, StopState};
+
+/// A verb on a guest that is going on; makes its errors.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Verb<'a> {
+    pub(crate) name: &'static str,
+    pub(crate) sandbox_id: &'a str,
+}
+
+impl<'a> Verb<'a> {
+    pub(crate) fn new(name: &'static str, guest: &'a Guest) -> Self {
+        Self { name, sandbox_id: &guest.sandbox_id }
+    }
+
+    /// An error with its cause; the cause's own words are the message.
+    pub(crate) fn failed(
+        self,
+        reason: Reason,
+        state: Option<StopState>,
+        source: impl Error + Send + Sync + 'static,
+    ) -> DriverError {
+        DriverError {
+            reason,
+            verb: self.name,
+            sandbox_id: self.sandbox_id.to_owned(),
+            message: source.to_string(),
+            state,
+            source: Some(Box::new(source)),
+        }
+    }
+
+    /// An error that has no cause below.
+    pub(crate) fn refused(self, reason: Reason, state: Option<StopState>, message: impl Into<String>) -> DriverError {
+        DriverError {
+            reason,
+            verb: self.name,
+            sandbox_id: self.sandbox_id.to_owned(),
+            message: message.into(),
+            state,
+            source: None,
+        }
+    }
+}
+
+/// Runs the synchronous part of a verb off the event loop.
+pub(crate) async fn blocking<T: Send + 'static>(
+    verb: &'static str,
+    sandbox_id: &str,
+    work: impl FnOnce() -> Result<T, DriverError> + Send + 'static,
+) -> Result<T, DriverError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        // Only at shutdown, or after a panic that the lints forbid.
+        Err(e) => Err(DriverError {
+            reason: Reason::Internal,
+            verb,
+            sandbox_id: sandbox_id.to_owned(),
+            message: "the step did not end by itself; its state is found out by the next probe".to_owned(),
+            state: None,
+            source: Some(Box::new(e)),
+        }),
+    }
+}

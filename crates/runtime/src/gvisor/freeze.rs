@@ -1,0 +1,30 @@
+//! Running -> Frozen: the application is stopped; its kernel and network stack run on.
+
+use std::time::Instant;
+
+use dormouse_core::Rung;
+use dormouse_sentry::record::CgroupState;
+
+use super::{Parts, switch_failed};
+use crate::driver::{DriverError, FreezeReport, Guest};
+use crate::failure::Verb;
+
+pub(super) fn freeze(parts: &Parts, guest: &Guest, verb: Verb<'_>) -> Result<FreezeReport, DriverError> {
+    let began = Instant::now();
+    let mut held = parts.lock(guest, verb)?;
+    let lock = began.elapsed();
+    let switch = &held.record().switch;
+    if switch.cgroup == CgroupState::Frozen && !switch.paused {
+        // Not a state that a driver leaves behind; a frozen sentry could not answer the Pause.
+        held.thaw_cgroup().map_err(|e| switch_failed(verb, &held, e))?;
+    }
+    let paused = held.pause().map_err(|e| switch_failed(verb, &held, e))?;
+    fail::fail_point!("gvisor::freeze::paused");
+    if held.record().switch.rung == Rung::Running {
+        // Only what is shown: the pause itself is noted already.
+        if let Err(error) = held.update(|r| r.switch.rung = Rung::Frozen) {
+            tracing::warn!(sandbox = verb.sandbox_id, %error, "the rung could not be noted in the pod's record");
+        }
+    }
+    Ok(FreezeReport { lock, stop: paused.took })
+}

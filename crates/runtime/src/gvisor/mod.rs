@@ -1,0 +1,270 @@
+//! gVisor: the application is stopped over the sentry's control socket, the pod's cgroup by the freezer.
+//!
+//! Everything that stops or continues the guest goes through [`dormouse_sentry::Switch`], one short lock at a time, so
+//! that the wrapper can wake the pod at any moment of a doze. A doze notices that by the count of wakes in the record.
+//!
+//! Fail points (feature `failpoints`), in the order in which a doze and a wake meet them, besides those of
+//! `dormouse_sentry::switch`: `gvisor::freeze::paused`, `gvisor::doze::cgroup_frozen`, `push_out::before_pass`,
+//! `push_out::paged_out`, `reclaim::raise::noted`, `reclaim::v1::noted`, `reclaim::v1::lowered`,
+//! `reclaim::v1::restored`, `reclaim::v2::before`, `push_out::reclaimed`, `gvisor::doze::before_rung`,
+//! `gvisor::doze::rollback`, `gvisor::wake::locked`, `gvisor::wake::resumed`, `gvisor::housekeeping::thawed`,
+//! `gvisor::housekeeping::frozen`.
+
+mod desk;
+mod doze;
+mod freeze;
+mod housekeeping;
+mod prefetch;
+mod probe;
+mod wake;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dormouse_core::Reason;
+use dormouse_sentry::record::{CgroupState, PodRecordIdentity, Record, RunscRecord};
+use dormouse_sentry::runsc_state::RunscState;
+use dormouse_sentry::switch::Registration;
+use dormouse_sentry::{Held, LockError, PodCgroup, PodUid, RunDir, SandboxId, Switch, SwitchError};
+
+use crate::driver::{
+    Cancel, Capabilities, DozeReport, Driver, DriverError, FreezeReport, Guest, PrefetchReport, Probe, Resident,
+    RuntimeKind, StopState, WakeReport,
+};
+use crate::failure::{Verb, blocking};
+use crate::kernel::{Kernel, Linux};
+use crate::prefetch::PrefetchLimits;
+use crate::push_out::GuardProgram;
+
+/// How long the pod's lock may be held by somebody else: a wake by the wrapper takes a few milliseconds.
+const LOCK: Duration = Duration::from_secs(5);
+
+/// The gVisor driver.
+#[derive(Debug, Clone)]
+pub struct Gvisor {
+    parts: Parts,
+}
+
+/// What every verb needs; cheap to clone.
+#[derive(Debug, Clone)]
+struct Parts {
+    run_dir: RunDir,
+    kernel: Arc<dyn Kernel>,
+    guard: GuardProgram,
+    prefetch: PrefetchLimits,
+}
+
+impl Gvisor {
+    /// A driver over the pods' records in this run directory.
+    #[must_use]
+    pub fn new(run_dir: RunDir) -> Self {
+        Self {
+            parts: Parts {
+                run_dir,
+                kernel: Arc::new(Linux),
+                guard: GuardProgram::default(),
+                prefetch: PrefetchLimits::default(),
+            },
+        }
+    }
+
+    /// The same over another kernel (tests).
+    #[must_use]
+    pub fn with_kernel(mut self, kernel: Arc<dyn Kernel>) -> Self {
+        self.parts.kernel = kernel;
+        self
+    }
+
+    /// The same with another program for the limit guard.
+    #[must_use]
+    pub fn with_guard(mut self, guard: GuardProgram) -> Self {
+        self.parts.guard = guard;
+        self
+    }
+
+    /// The same with other limits for prefetches.
+    #[must_use]
+    pub const fn with_prefetch(mut self, limits: PrefetchLimits) -> Self {
+        self.parts.prefetch = limits;
+        self
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        name: &'static str,
+        guest: &Guest,
+        verb: impl FnOnce(&Parts, &Guest, Verb<'_>) -> Result<T, DriverError> + Send + 'static,
+    ) -> Result<T, DriverError> {
+        let parts = self.parts.clone();
+        let owned = guest.clone();
+        blocking(name, &guest.sandbox_id, move || verb(&parts, &owned, Verb::new(name, &owned))).await
+    }
+}
+
+impl Driver for Gvisor {
+    fn kind(&self) -> RuntimeKind {
+        RuntimeKind::Gvisor
+    }
+
+    async fn capabilities(&self, guest: &Guest) -> Capabilities {
+        let found = self.run("inspect", guest, |parts, guest, verb| Ok(parts.capabilities(guest, verb))).await;
+        found.unwrap_or_else(|e| Capabilities {
+            freeze: Err(e.reason),
+            doze: Err(e.reason),
+            survives_runtime_restart: true,
+            wrapper: false,
+        })
+    }
+
+    async fn freeze(&self, guest: &Guest) -> Result<FreezeReport, DriverError> {
+        self.run("freeze", guest, freeze::freeze).await
+    }
+
+    async fn doze(&self, guest: &Guest, cancel: &Cancel) -> Result<DozeReport, DriverError> {
+        let cancel = cancel.clone();
+        self.run("doze", guest, move |parts, guest, verb| doze::doze(parts, guest, verb, &cancel)).await
+    }
+
+    async fn wake(&self, guest: &Guest) -> Result<WakeReport, DriverError> {
+        self.run("wake", guest, wake::wake).await
+    }
+
+    async fn prefetch(&self, guest: &Guest, cancel: &Cancel) -> Result<PrefetchReport, DriverError> {
+        let cancel = cancel.clone();
+        self.run("prefetch", guest, move |parts, guest, verb| prefetch::prefetch(parts, guest, verb, &cancel)).await
+    }
+
+    async fn housekeeping_thaw(&self, guest: &Guest) -> Result<(), DriverError> {
+        self.run("housekeeping_thaw", guest, housekeeping::thaw).await
+    }
+
+    async fn housekeeping_freeze(&self, guest: &Guest, cancel: &Cancel) -> Result<(), DriverError> {
+        let cancel = cancel.clone();
+        self.run("housekeeping_freeze", guest, move |parts, guest, verb| {
+            housekeeping::freeze(parts, guest, verb, &cancel)
+        })
+        .await
+    }
+
+    async fn probe(&self, guest: &Guest) -> Result<Probe, DriverError> {
+        self.run("probe", guest, probe::probe).await
+    }
+
+    async fn resident(&self, guest: &Guest) -> Result<Resident, DriverError> {
+        self.run("measure", guest, |parts, guest, verb| {
+            let cgroup = parts.cgroup(guest, verb)?;
+            let memory = cgroup.memory().map_err(|e| verb.failed(e.reason(), None, e))?;
+            let cpu = cgroup.cpu_ns().map_err(|e| verb.failed(e.reason(), None, e))?;
+            Ok(Resident {
+                cgroup: memory.current,
+                swapped: memory.swap.unwrap_or(0),
+                cpu_nanos: cpu.unwrap_or(0),
+            })
+        })
+        .await
+    }
+}
+
+impl Parts {
+    fn switch(&self, guest: &Guest, verb: Verb<'_>) -> Result<Switch, DriverError> {
+        let id: SandboxId =
+            guest.sandbox_id.parse().map_err(|e| verb.failed(Reason::InvalidRequest, None, BadId { source: e }))?;
+        Ok(Switch::open(&self.run_dir, &id))
+    }
+
+    /// Takes the pod's lock. A pod that no wrapper has registered (it was born under a stock runsc, or its record was
+    /// lost) is registered first.
+    fn lock(&self, guest: &Guest, verb: Verb<'_>) -> Result<Held, DriverError> {
+        let switch = self.switch(guest, verb)?;
+        match switch.lock(LOCK) {
+            Ok(held) => Ok(held),
+            Err(LockError::NoSuchPod { .. }) => self.adopt(&switch, guest, verb),
+            Err(LockError::Record(e)) if e.is_missing() => self.adopt(&switch, guest, verb),
+            Err(e) => Err(verb.failed(e.reason(), None, e)),
+        }
+    }
+
+    fn adopt(&self, switch: &Switch, guest: &Guest, verb: Verb<'_>) -> Result<Held, DriverError> {
+        let uid = pod_uid(guest, verb)?;
+        let root = runtime_root(guest, switch.id()).ok_or_else(|| {
+            verb.refused(
+                Reason::ControlSocketMissing,
+                None,
+                "no runsc state file of this pod was found; is the shim's `root` one that the agent knows?",
+            )
+        })?;
+        let pod = PodRecordIdentity { uid, name: guest.pod.name.clone(), namespace: guest.pod.namespace.clone() };
+        // No wrapper has seen this pod, so nobody would answer for it while its cgroup is frozen.
+        let runsc = RunscRecord { path: PathBuf::new(), version: String::new(), oci_version: String::new() };
+        let record = Record::new(pod, switch.id().clone(), root, runsc, false);
+        switch.register(record, Registration::Adopted, LOCK).map_err(|e| verb.failed(e.reason(), None, e))
+    }
+
+    /// The pod's cgroup: from the record, else from the sentry's.
+    fn cgroup(&self, guest: &Guest, verb: Verb<'_>) -> Result<PodCgroup, DriverError> {
+        let record = self.switch(guest, verb)?.record().ok();
+        if let Some(cgroup) = record.as_ref().and_then(|r| r.cgroup.clone()) {
+            return Ok(cgroup);
+        }
+        let pid = record.and_then(|r| r.sentry).map_or(guest.sandbox_pid, |s| s.pid);
+        if pid <= 0 {
+            return Err(verb.refused(Reason::CgroupMismatch, None, "the sandbox's process id is not known"));
+        }
+        PodCgroup::find(pid, &pod_uid(guest, verb)?).map_err(|e| verb.failed(e.reason(), None, e))
+    }
+
+    fn capabilities(&self, guest: &Guest, verb: Verb<'_>) -> Capabilities {
+        let (freeze, wrapper) = match self.switch(guest, verb).map(|s| (s.record(), s)) {
+            Ok((Ok(record), _)) => (Ok(()), record.wrapper),
+            Ok((Err(e), switch)) if e.is_missing() => match runtime_root(guest, switch.id()) {
+                Some(_) => (Ok(()), false),
+                None => (Err(Reason::ControlSocketMissing), false),
+            },
+            Ok((Err(e), _)) => (Err(e.reason()), false),
+            Err(e) => (Err(e.reason), false),
+        };
+        let doze = if freeze.is_err() {
+            freeze
+        } else if !wrapper {
+            Err(Reason::WrapperMissing)
+        } else {
+            match self.kernel.swap() {
+                Ok(swap) if swap.total > 0 => Ok(()),
+                _ => Err(Reason::NoSwap),
+            }
+        };
+        Capabilities { freeze, doze, survives_runtime_restart: true, wrapper }
+    }
+}
+
+/// The pod sandbox's id is none.
+#[derive(Debug, thiserror::Error)]
+#[error("the pod sandbox's id cannot be one: {source}")]
+struct BadId {
+    source: dormouse_sentry::InvalidId,
+}
+
+fn pod_uid(guest: &Guest, verb: Verb<'_>) -> Result<PodUid, DriverError> {
+    guest.pod.uid.parse().map_err(|e| verb.failed(Reason::InvalidRequest, None, BadId { source: e }))
+}
+
+/// The first of the pod's possible runtime roots that holds a state file of it.
+fn runtime_root(guest: &Guest, id: &SandboxId) -> Option<PathBuf> {
+    guest.runtime_roots.iter().find(|root| RunscState::path(root, id, &id.into()).is_file()).cloned()
+}
+
+/// Where the guest stands, as its record says.
+fn stop_state(record: &Record) -> StopState {
+    match (record.switch.paused, record.switch.cgroup) {
+        (_, CgroupState::Frozen) => StopState::CgroupFrozen,
+        (true, CgroupState::Thawed) => StopState::Frozen,
+        (false, CgroupState::Thawed) => StopState::Running,
+    }
+}
+
+/// A step on the switch that failed, with what the record says of the guest now.
+fn switch_failed(verb: Verb<'_>, held: &Held, error: SwitchError) -> DriverError {
+    let state = held.record().switch.intent.is_none().then(|| stop_state(held.record()));
+    verb.failed(error.reason(), state, error)
+}

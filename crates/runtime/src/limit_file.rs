@@ -1,0 +1,108 @@
+//! Notes of changed limits for pods that have no record of the wrapper's: `<run dir>/limits/<sandbox id>.json`.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use dormouse_sentry::SandboxId;
+
+use crate::kernel::Kernel;
+use crate::reclaim::{Ledger, LoweredLimit, NoteError, restore_all};
+
+/// A pod has some dozens of cgroups at most.
+const SIZE_LIMIT: u64 = 1 << 20;
+
+/// The notes of one pod.
+#[derive(Debug)]
+pub(crate) struct LimitFile {
+    path: PathBuf,
+    limits: Vec<LoweredLimit>,
+}
+
+impl LimitFile {
+    /// Reads the notes of a pod sandbox; no file means no notes.
+    ///
+    /// # Errors
+    /// The kernel's; `InvalidData` if the file is damaged.
+    pub(crate) fn open(run_dir: &Path, sandbox_id: &SandboxId) -> io::Result<Self> {
+        let path = run_dir.join("limits").join(format!("{}.json", sandbox_id.as_str()));
+        let limits = match File::open(&path) {
+            Ok(file) => {
+                let mut text = Vec::new();
+                file.take(SIZE_LIMIT).read_to_end(&mut text)?;
+                serde_json::from_slice(&text)?
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(e) => return Err(e),
+        };
+        Ok(Self { path, limits })
+    }
+
+    /// Puts back everything that still stands, and forgets it; how many were put back.
+    ///
+    /// # Errors
+    /// The kernel's, for the first one that could not be put back; it stays noted.
+    pub(crate) fn restore<K: Kernel + ?Sized>(&mut self, kernel: &K) -> io::Result<u32> {
+        let (put_back, failed) = restore_all(kernel, &self.limits);
+        let mut first = Ok(put_back);
+        self.limits.clear();
+        for (limit, error) in failed {
+            self.limits.push(limit);
+            first = first.and(Err(error));
+        }
+        self.store()?;
+        first
+    }
+
+    /// On tmpfs: what it says does not outlive the cgroups that it speaks of, so nothing is fsynced.
+    fn store(&self) -> io::Result<()> {
+        if self.limits.is_empty() {
+            return match fs::remove_file(&self.path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+                _ => Ok(()),
+            };
+        }
+        if let Some(dir) = self.path.parent() {
+            DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        }
+        let new = self.path.with_extension("new");
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        file.write_all(&serde_json::to_vec(&self.limits)?)?;
+        fs::rename(&new, &self.path)
+    }
+}
+
+impl Ledger for LimitFile {
+    fn note(&mut self, limit: &LoweredLimit) -> Result<(), NoteError> {
+        self.limits.retain(|l| l.path != limit.path);
+        self.limits.push(limit.clone());
+        self.store().map_err(|e| NoteError::Record(Box::new(e)))
+    }
+
+    fn cross_out(&mut self, path: &Path) -> Result<(), NoteError> {
+        self.limits.retain(|l| l.path != path);
+        self.store().map_err(|e| NoteError::Record(Box::new(e)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::Linux;
+
+    #[test]
+    fn remembers_over_a_restart_and_puts_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let id: SandboxId = "abc".parse().unwrap();
+        let file = dir.path().join("memory.limit_in_bytes");
+        fs::write(&file, "16").unwrap();
+        let limit = LoweredLimit { path: file.clone(), original: "99".into(), current: "16".into() };
+        LimitFile::open(dir.path(), &id).unwrap().note(&limit).unwrap();
+        let mut again = LimitFile::open(dir.path(), &id).unwrap();
+        assert_eq!(again.restore(&Linux).unwrap(), 1);
+        assert_eq!(fs::read_to_string(&file).unwrap(), "99");
+        assert!(LimitFile::open(dir.path(), &id).unwrap().limits.is_empty());
+        assert_eq!(fs::read_dir(dir.path().join("limits")).unwrap().count(), 0);
+    }
+}
