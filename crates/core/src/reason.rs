@@ -91,6 +91,8 @@ reasons! {
     PlainSwapRefused,
     /// The kubelet's configuration would make its next start fail with swap on.
     KubeletForbidsSwap,
+    /// The agent could not bring, recognise or take down its own swap.
+    SwapSetupFailed,
     /// The node has not enough free memory for the wake.
     InsufficientMemory,
     /// The node is busy with as many steps of this kind as it may do at once.
