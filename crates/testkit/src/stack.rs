@@ -268,10 +268,10 @@ impl Stack {
 
 impl Drop for Stack {
     fn drop(&mut self) {
-        if !self.removed {
-            if let Err(error) = teardown::remove(&self.record) {
-                tracing::error!("{error:#}");
-            }
+        if !self.removed
+            && let Err(error) = teardown::remove(&self.record)
+        {
+            tracing::error!("{error:#}");
         }
     }
 }

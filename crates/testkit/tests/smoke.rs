@@ -236,7 +236,9 @@ async fn ptp_pods_and_grouped_shims() {
 
 #[tokio::test]
 async fn containerd_may_restart_under_pods() {
+    let began = Instant::now();
     let mut stack = Stack::start(options()).await.unwrap();
+    println!("stack up in {:?}", began.elapsed());
     let pod = stack
         .run_pod(AgentGuest::default().pod("p").handler(GVISOR))
         .await
@@ -247,5 +249,7 @@ async fn containerd_may_restart_under_pods() {
         .await
         .unwrap();
     pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
+    println!("with a pod, containerd restarted: {:?}", began.elapsed());
     stack.stop().await.unwrap();
+    println!("and down again: {:?}", began.elapsed());
 }

@@ -35,10 +35,10 @@ pub(super) fn remove(record: &Record) -> Result<()> {
             .iter()
             .map(|point| format!("mount {}", point.display())),
     );
-    if Path::new("/sys/class/net").join(&record.bridge).exists() {
-        if let Err(error) = command::capture(Command::new("ip").args(["link", "delete", &record.bridge])) {
-            left.push(format!("bridge {} ({error:#})", record.bridge));
-        }
+    if Path::new("/sys/class/net").join(&record.bridge).exists()
+        && let Err(error) = command::capture(Command::new("ip").args(["link", "delete", &record.bridge]))
+    {
+        left.push(format!("bridge {} ({error:#})", record.bridge));
     }
     for socket in sockets {
         let _ = fs::remove_file(socket);
