@@ -1,1 +1,31 @@
-//! placeholder
+//! The node agent.
+//!
+//! [`run()`] wires it together: [`pods`] follows containerd and keeps one [`actor`] per pod; an actor asks
+//! `dormouse_core::next` what follows from what it is told and has a driver do it; [`gate`] keeps the node
+//! from doing too much at once; [`api`] and [`http`] let others look and order.
+
+pub mod actor;
+pub mod api;
+pub mod args;
+pub mod clock;
+pub mod config;
+pub mod context;
+pub mod drivers;
+pub mod facts;
+pub mod gate;
+pub mod http;
+pub mod journal;
+pub mod journal_writer;
+pub mod log;
+pub mod memory;
+pub mod metrics;
+pub mod notes;
+pub mod pods;
+mod run;
+pub mod swap;
+pub mod swap_handle;
+mod thaw_all;
+pub mod view;
+
+pub use run::run;
+pub use thaw_all::thaw_all;

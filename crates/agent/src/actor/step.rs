@@ -1,0 +1,238 @@
+//! Runs one step through a driver, behind the actor's back, and reports how it went.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dormouse_core::{ClaimKind, Input, Reason, Rung, StepEnd, Transition};
+use dormouse_runtime::{Cancel, Driver as _, DriverError, Guest, StopState};
+
+use super::{Actor, Message, unix_ms};
+use crate::clock;
+use crate::drivers::AnyDriver;
+use crate::gate::Gate;
+use crate::journal::WakeEntry;
+
+/// One phase of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Phase {
+    /// Its name, as it stands in metric labels.
+    pub name: &'static str,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// A step that failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// The stable reason code.
+    pub reason: Reason,
+    /// What failed, on what, and what to do.
+    pub message: String,
+}
+
+/// How a step went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StepReport {
+    /// Which step.
+    pub transition: Transition,
+    /// Where the pod stands now; `None` = where it stood before.
+    pub rung: Option<Rung>,
+    /// Why it failed, if it did.
+    pub failure: Option<Failure>,
+    /// The phases; they add up to the step.
+    pub phases: Vec<Phase>,
+    /// Bytes charged to the pod before and after, where that was measured.
+    pub resident: Option<(u64, u64)>,
+}
+
+impl StepReport {
+    /// How long the step took.
+    #[must_use]
+    pub fn took(&self) -> Duration {
+        self.phases.iter().map(|phase| phase.took).sum()
+    }
+}
+
+impl Actor {
+    /// Starts a step; its end comes back as a message.
+    pub(super) fn start(&mut self, transition: Transition, reason: Reason) {
+        let Some(driver) = self.kind.and_then(|kind| self.ctx.driver(kind)) else { return };
+        self.step_cancel = Cancel::new();
+        self.step_began = clock::now();
+        self.entry.moving_to = Some(transition.leads_to());
+        if matches!(transition, Transition::Wake(_)) {
+            self.prefetch_cancel.cancel();
+        }
+        tracing::debug!(pod = %self.pod.full_name(), ?transition, %reason, "step begins");
+        let step = Running {
+            driver,
+            guest: Arc::clone(&self.guest),
+            cancel: self.step_cancel.clone(),
+            gate: self.ctx.gate.clone(),
+            // Only what had left RAM needs room there again.
+            bytes: if self.state.rung == Rung::Dozing { self.entry.resident_before } else { 0 },
+        };
+        let answer = self.self_sender.clone();
+        tokio::spawn(async move {
+            let report = step.run(transition).await;
+            // An actor that has ended needs no report.
+            let _ = answer.send(Message::Ended(Box::new(report))).await;
+        });
+    }
+
+    /// A step ended.
+    pub(super) async fn ended(&mut self, mut report: StepReport) {
+        let now = clock::now();
+        let began = self.step_began;
+        let measured = report.took();
+        let total = now.since(began);
+        // What no phase claims was spent between the actor, the gate and the driver.
+        report.phases.push(Phase { name: "dispatch", took: total.saturating_sub(measured) });
+        let end = StepEnd {
+            transition: report.transition,
+            rung: report.rung.unwrap_or(self.state.rung),
+            failure: report.failure.as_ref().map(|f| f.reason),
+        };
+        if let Some((before, after)) = report.resident {
+            self.entry.resident_before = before;
+            self.resident = after;
+        }
+        self.ctx.metrics.step(self.runtime(), self.state.rung, end.rung, &report);
+        if let Transition::Wake(source) = report.transition {
+            let asked = self.wake_asked.take().unwrap_or(began);
+            let took = now.since(asked);
+            self.ctx.metrics.woken(source, report.failure.is_none(), took, self.runtime());
+            if report.failure.is_none() {
+                self.entry.last_wake = Some(WakeEntry {
+                    source,
+                    took_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+                    at_ms: unix_ms(),
+                });
+            } else {
+                self.wake_asked = Some(asked);
+            }
+        }
+        let gone = report.failure.as_ref().is_some_and(|f| f.reason == Reason::GuestGone);
+        self.last_report = Some(report);
+        self.apply(Input::Ended(end));
+        if self.state.rung == Rung::Running {
+            self.wake_asked = None;
+        }
+        if gone {
+            // containerd will say the same in a moment; until then nothing more is tried.
+            let ability = Err(Reason::GuestGone);
+            self.set_abilities(dormouse_core::Abilities { freeze: ability, doze: ability });
+        }
+        if matches!(end.transition, Transition::Freeze) && end.failure.is_none() {
+            self.look_at_memory().await;
+            self.publish();
+        }
+    }
+
+    /// Brings the woken guest's pages back behind its back.
+    pub(super) fn prefetch(&mut self) {
+        let Some(driver) = self.kind.and_then(|kind| self.ctx.driver(kind)) else { return };
+        self.prefetch_cancel.cancel();
+        self.prefetch_cancel = Cancel::new();
+        let (cancel, guest) = (self.prefetch_cancel.clone(), Arc::clone(&self.guest));
+        let (metrics, pod, actor) = (self.ctx.metrics.clone(), self.pod.full_name(), self.self_sender.clone());
+        tokio::spawn(async move {
+            match driver.prefetch(&guest, &cancel).await {
+                Ok(report) => {
+                    metrics.prefetched(report.bytes, report.took);
+                    tracing::debug!(%pod, bytes = report.bytes, took_ms = report.took.as_secs_f64() * 1e3, "pages prefetched");
+                }
+                Err(error) => tracing::debug!(%pod, reason = %error.reason, "prefetch ended: {error}"),
+            }
+            let (done, _) = tokio::sync::oneshot::channel();
+            let _ = actor.try_send(Message::Refresh(done));
+        });
+    }
+}
+
+/// A step on its way.
+struct Running {
+    driver: Arc<AnyDriver>,
+    guest: Arc<Guest>,
+    cancel: Cancel,
+    gate: Gate,
+    bytes: u64,
+}
+
+impl Running {
+    async fn run(self, transition: Transition) -> StepReport {
+        let mut report =
+            StepReport { transition, rung: None, failure: None, phases: Vec::new(), resident: None };
+        let asked = clock::now();
+        let permit = match transition {
+            Transition::Wake(_) => Some(self.gate.enter(ClaimKind::Wake, self.bytes).await),
+            Transition::Doze => Some(self.gate.enter(ClaimKind::PageOut, 0).await),
+            Transition::Freeze | Transition::HousekeepingThaw | Transition::HousekeepingFreeze => None,
+        };
+        report.phases.push(Phase { name: "admission", took: clock::now().since(asked) });
+        let permit = match permit.transpose() {
+            Ok(permit) => permit,
+            Err(reason) => {
+                report.failure = Some(Failure { reason, message: reason.meaning().trim().to_owned() });
+                return report;
+            }
+        };
+        let result = self.verb(transition, &mut report).await;
+        drop(permit);
+        match result {
+            Ok(()) => report.rung = Some(transition.leads_to()),
+            Err(error) => {
+                report.rung = error.state.map(|state| match state {
+                    StopState::Running => Rung::Running,
+                    StopState::Frozen => Rung::Frozen,
+                    StopState::CgroupFrozen => Rung::Dozing,
+                });
+                let message = with_sources(&error);
+                report.failure = Some(Failure { reason: error.reason, message });
+            }
+        }
+        report
+    }
+
+    async fn verb(&self, transition: Transition, report: &mut StepReport) -> Result<(), DriverError> {
+        let phases = &mut report.phases;
+        let mut phase = |name, took| phases.push(Phase { name, took });
+        match transition {
+            Transition::Freeze => {
+                let done = self.driver.freeze(&self.guest).await?;
+                phase("lock", done.lock);
+                phase("stop", done.stop);
+            }
+            Transition::Doze => {
+                let done = self.driver.doze(&self.guest, &self.cancel).await?;
+                phase("cgroup-freeze", done.cgroup_freeze);
+                phase("page-out", done.page_out);
+                phase("reclaim", done.reclaim);
+                report.resident = Some((done.resident_before, done.resident_after));
+            }
+            Transition::Wake(_) => {
+                let done = self.driver.wake(&self.guest).await?;
+                phase("lock", done.lock);
+                phase("cgroup-thaw", done.cgroup_thaw);
+                phase("resume", done.resume);
+            }
+            Transition::HousekeepingThaw => self.driver.housekeeping_thaw(&self.guest).await?,
+            Transition::HousekeepingFreeze => {
+                self.driver.housekeeping_freeze(&self.guest, &self.cancel).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An error with everything below it, in one line.
+fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(below) = source {
+        text.push_str(": ");
+        text.push_str(&below.to_string());
+        source = below.source();
+    }
+    text
+}

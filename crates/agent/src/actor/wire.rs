@@ -1,0 +1,155 @@
+//! The pod's wire: which frames matter now.
+
+use dormouse_core::{Input, PodState, Reason, ResumePolicy, Rung, Transition, WakeSource};
+use dormouse_cri::Pod;
+use dormouse_net::{PodKey, Ports, WireMode, WireSpec};
+
+use super::Actor;
+use crate::context::Context;
+use crate::view::NewsKind;
+
+/// A pod's end of the wire loop.
+#[derive(Debug)]
+pub(super) struct Wire {
+    key: PodKey,
+    attached: Result<(), Reason>,
+    mode: Option<WireMode>,
+}
+
+impl Wire {
+    pub(super) fn new(sandbox_id: &str) -> Self {
+        Self { key: PodKey::from(sandbox_id), attached: Err(Reason::PodNotReady), mode: None }
+    }
+
+    /// Whether packets can wake the pod.
+    pub(super) const fn ability(&self) -> Result<(), Reason> {
+        self.attached
+    }
+
+    /// Opens the pod's packet socket, if it has none and may need one.
+    pub(super) fn attach(&mut self, ctx: &Context, pod: &Pod, state: &PodState) {
+        if self.attached.is_ok() || state.abilities.freeze.is_err() {
+            return;
+        }
+        let Some(netns) = pod.netns.clone() else {
+            self.attached = Err(Reason::NetworkUnsupported);
+            return;
+        };
+        let spec = WireSpec {
+            netns,
+            interface: None,
+            addresses: pod.addresses.clone(),
+            mode: WireMode::Mute,
+            ports: Ports { udp: state.policy.wake_udp_ports.iter().copied().collect(), ..Ports::default() },
+        };
+        self.mode = None;
+        self.attached = match ctx.wires.add(&self.key, &spec) {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                tracing::warn!(
+                    pod = %pod.full_name(), reason = %error.reason(),
+                    "packets cannot wake this pod: {error}"
+                );
+                Err(error.reason())
+            }
+        };
+    }
+
+    pub(super) fn detach(&mut self, ctx: &Context) {
+        if self.attached.is_ok() {
+            // The wire may have been lost already; then there is nothing to remove.
+            let _ = ctx.wires.remove(&self.key);
+            self.attached = Err(Reason::PodNotReady);
+            self.mode = None;
+        }
+    }
+}
+
+/// Which frames matter in this state; `None` = leave it as it is.
+fn mode_for(state: &PodState) -> Option<WireMode> {
+    let asleep_mode = |mode| match state.policy.resume_policy {
+        ResumePolicy::OnDemand => mode,
+        ResumePolicy::Manual => WireMode::Mute,
+    };
+    match (state.transition, state.rung) {
+        // Until the guest runs, frames still count as asleep; the loop reports no second wake meanwhile.
+        (Some(Transition::Wake(_)), _) => None,
+        (Some(Transition::Freeze), _) => Some(asleep_mode(WireMode::Frozen)),
+        (Some(Transition::Doze | Transition::HousekeepingFreeze), _) => Some(asleep_mode(WireMode::Dozing)),
+        (Some(Transition::HousekeepingThaw), _) => Some(asleep_mode(WireMode::Housekeeping)),
+        (None, Rung::Frozen) => Some(asleep_mode(WireMode::Frozen)),
+        (None, Rung::Dozing) if state.housekeeping_until.is_some() => {
+            Some(asleep_mode(WireMode::Housekeeping))
+        }
+        (None, Rung::Dozing) => Some(asleep_mode(WireMode::Dozing)),
+        (None, _) if state.managed && state.policy.idle_timeout.is_some() => Some(WireMode::Watch),
+        (None, _) => Some(WireMode::Mute),
+    }
+}
+
+impl Actor {
+    /// Lets the wire loop look for what matters now.
+    pub(super) fn follow_wire(&mut self) {
+        if self.wire.attached.is_err() {
+            return;
+        }
+        let Some(mode) = mode_for(&self.state) else { return };
+        if self.wire.mode == Some(mode) {
+            return;
+        }
+        match self.ctx.wires.set_mode(&self.wire.key, mode) {
+            Ok(()) => self.wire.mode = Some(mode),
+            Err(error) => {
+                tracing::warn!(pod = %self.pod.full_name(), "the pod's wire cannot be set to {mode:?}: {error}");
+                self.wire.mode = None;
+            }
+        }
+    }
+
+    /// The wire was lost. A sleeper that no packet could wake any more is woken now, and stays awake.
+    pub(super) async fn wire_lost(&mut self, message: String) {
+        self.wire.attached = Err(Reason::NetworkUnsupported);
+        self.wire.mode = None;
+        tracing::warn!(
+            pod = %self.pod.full_name(), reason = %Reason::NetworkUnsupported,
+            "packets cannot wake this pod any more: {message}"
+        );
+        self.tell_news(NewsKind::Warning, Some(Reason::NetworkUnsupported), message, None, None);
+        if self.state.rung.is_asleep() && self.state.policy.resume_policy == ResumePolicy::OnDemand {
+            self.apply(Input::Wake(WakeSource::Packet));
+        }
+        self.publish();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dormouse_core::{Abilities, Moment, Policy, PolicyDefaults};
+
+    use super::*;
+
+    fn state(rung: Rung, transition: Option<Transition>) -> PodState {
+        let policy = Policy { idle_timeout: Some(std::time::Duration::from_secs(1)), ..Policy::default() };
+        let mut state = PodState::found(
+            rung,
+            true,
+            policy,
+            PolicyDefaults::default(),
+            Abilities::default(),
+            Moment::default(),
+        );
+        state.transition = transition;
+        state
+    }
+
+    #[test]
+    fn the_wire_goes_ahead_of_the_guest() {
+        assert_eq!(mode_for(&state(Rung::Running, None)), Some(WireMode::Watch));
+        assert_eq!(mode_for(&state(Rung::Running, Some(Transition::Freeze))), Some(WireMode::Frozen));
+        assert_eq!(mode_for(&state(Rung::Frozen, Some(Transition::Doze))), Some(WireMode::Dozing));
+        assert_eq!(mode_for(&state(Rung::Dozing, Some(Transition::Wake(WakeSource::Api)))), None);
+        let mut manual = state(Rung::Dozing, None);
+        manual.policy.resume_policy = ResumePolicy::Manual;
+        assert_eq!(mode_for(&manual), Some(WireMode::Mute));
+    }
+}

@@ -1,0 +1,270 @@
+//! The service's verbs.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
+
+use dormouse_core::{Order, Policy, Reason, Rung, WakeSource};
+use dormouse_rpc::v1::{self, node_server::Node};
+use futures::future::join_all;
+use tokio::sync::oneshot;
+use tonic::{Request, Response, Status};
+
+use super::messages;
+use super::watch::{Filter, WatchStream, stream};
+use crate::actor::{Handle, Message, OrderDone, OrderFailed};
+use crate::context::Context;
+use crate::facts::NodeFacts;
+use crate::pods::Pods;
+use crate::view::PodView;
+
+/// The longest operation id, in bytes.
+const MAX_OPERATION_ID: usize = 128;
+
+/// Serves `dormouse.node.v1.Node`.
+#[derive(Debug, Clone)]
+pub struct NodeService {
+    ctx: Arc<Context>,
+    pods: Pods,
+    facts: Arc<NodeFacts>,
+    closing: Arc<AtomicBool>,
+    started: SystemTime,
+}
+
+impl NodeService {
+    /// A service over these pods.
+    #[must_use]
+    pub fn new(ctx: Arc<Context>, pods: Pods, facts: Arc<NodeFacts>) -> Self {
+        Self { ctx, pods, facts, closing: Arc::default(), started: SystemTime::now() }
+    }
+
+    /// Takes no new orders from now on.
+    pub fn close(&self) {
+        self.closing.store(true, Ordering::Release);
+    }
+
+    fn find(&self, pod: Option<v1::PodRef>) -> Result<Handle, Status> {
+        self.pods.find(&messages::wanted(pod)).map_err(|error| messages::not_found(&error))
+    }
+
+    fn open(&self) -> Result<(), Status> {
+        if self.closing.load(Ordering::Acquire) {
+            return Err(dormouse_rpc::status(
+                Reason::ShuttingDown,
+                "the agent is shutting down; repeat the order when it is back",
+            ));
+        }
+        Ok(())
+    }
+
+    async fn order(
+        &self,
+        pod: Option<v1::PodRef>,
+        order: Order,
+        operation_id: String,
+    ) -> Result<(v1::Pod, v1::Outcome), Status> {
+        self.open()?;
+        if operation_id.len() > MAX_OPERATION_ID {
+            return Err(dormouse_rpc::status(
+                Reason::InvalidRequest,
+                "the operation id is longer than 128 bytes",
+            ));
+        }
+        let handle = self.find(pod)?;
+        let (answer, answered) = oneshot::channel();
+        let done: OrderDone =
+            self.ask(&handle, Message::Order { order, operation_id, answer }, answered).await?;
+        Ok((messages::pod(&done.pod), messages::outcome(&done)))
+    }
+
+    /// Tells an actor something and waits for the answer, within the deadline.
+    async fn ask<T>(
+        &self,
+        handle: &Handle,
+        message: Message,
+        answer: oneshot::Receiver<Result<T, OrderFailed>>,
+    ) -> Result<T, Status> {
+        let pod = handle.view();
+        let gone = || {
+            dormouse_rpc::status(
+                Reason::PodGone,
+                format!("pod {}/{} went away while the order was carried out", pod.namespace, pod.name),
+            )
+        };
+        let asked = async {
+            handle.tell(message).await.map_err(|_| gone())?;
+            answer.await.map_err(|_| gone())?.map_err(|error| messages::failed(&error))
+        };
+        tokio::time::timeout(self.ctx.config.api.order_deadline, asked).await.unwrap_or_else(|_| {
+            Err(dormouse_rpc::status(
+                Reason::DeadlineExceeded,
+                format!(
+                    "the order on pod {}/{} was not done in time; it may still be carried out, see `dormouse get`",
+                    pod.namespace, pod.name
+                ),
+            ))
+        })
+    }
+
+    /// Has every pod look at its memory, so that what is shown is true now.
+    async fn refresh(&self, handles: &[Handle]) {
+        let asked = handles.iter().map(|handle| async move {
+            let (done, ready) = oneshot::channel();
+            if handle.try_tell(Message::Refresh(done)).is_ok() {
+                let _ = ready.await;
+            }
+        });
+        // A pod that is busy shows what it last knew.
+        let _ = tokio::time::timeout(Duration::from_millis(500), join_all(asked)).await;
+    }
+
+    /// The pods as they are now.
+    pub async fn views(&self) -> Vec<Arc<PodView>> {
+        self.refresh(&self.pods.all()).await;
+        self.pods.views()
+    }
+}
+
+fn policy(policy: Option<v1::Policy>) -> Result<Option<Policy>, Status> {
+    policy
+        .map(|policy| {
+            Policy::try_from(policy)
+                .map_err(|error| dormouse_rpc::status(Reason::InvalidRequest, format!("policy: {error}")))
+        })
+        .transpose()
+}
+
+#[tonic::async_trait]
+impl Node for NodeService {
+    async fn get_node(
+        &self,
+        _: Request<v1::GetNodeRequest>,
+    ) -> Result<Response<v1::GetNodeResponse>, Status> {
+        let views = self.views().await;
+        let swap = self.ctx.swap.figures();
+        let (steps_running, steps_waiting) = self.ctx.gate.load();
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let mut pods = std::collections::HashMap::new();
+        for view in &views {
+            *pods.entry(view.rung.as_str().to_owned()).or_insert(0_u32) += 1;
+        }
+        let node = v1::get_node_response::Node {
+            name: self.ctx.config.node_name.clone(),
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            runtime_version: self.facts.runtime_version.clone(),
+            capabilities: self
+                .facts
+                .capabilities(&self.ctx)
+                .into_iter()
+                .map(|(name, able)| messages::capability(name, able))
+                .collect(),
+            memory_total_bytes: crate::memory::total().unwrap_or(0),
+            memory_available_bytes: crate::memory::available().unwrap_or(0),
+            swap_total_bytes: swap.total,
+            swap_free_bytes: swap.free,
+            zram_used_bytes: swap.zram_used,
+            pods,
+            memory_saved_bytes: saved(&views),
+            cgroup_version: self.facts.cgroup_version,
+            steps_running: count(steps_running),
+            steps_waiting: count(steps_waiting),
+            started: Some(self.started.into()),
+        };
+        Ok(Response::new(v1::GetNodeResponse { node: Some(node) }))
+    }
+
+    async fn list(&self, request: Request<v1::ListRequest>) -> Result<Response<v1::ListResponse>, Status> {
+        let v1::ListRequest { managed_only, label_selector, namespace } = request.into_inner();
+        let filter = Filter::new(managed_only, namespace, &label_selector)?;
+        let views = self.views().await;
+        let pods = views.iter().filter(|view| filter.matches(view)).map(|view| messages::pod(view)).collect();
+        Ok(Response::new(v1::ListResponse { pods }))
+    }
+
+    async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<v1::GetResponse>, Status> {
+        let handle = self.find(request.into_inner().pod)?;
+        self.refresh(std::slice::from_ref(&handle)).await;
+        Ok(Response::new(v1::GetResponse { pod: Some(messages::pod(&handle.view())) }))
+    }
+
+    type WatchStream = WatchStream;
+
+    async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<WatchStream>, Status> {
+        let v1::WatchRequest { managed_only, label_selector, namespace } = request.into_inner();
+        let filter = Filter::new(managed_only, namespace, &label_selector)?;
+        // First the news, then the pods: what happens in between is told twice and not missed.
+        let news = self.ctx.watch();
+        Ok(Response::new(stream(filter, self.pods.views(), news)))
+    }
+
+    async fn manage(
+        &self,
+        request: Request<v1::ManageRequest>,
+    ) -> Result<Response<v1::ManageResponse>, Status> {
+        self.open()?;
+        let request = request.into_inner();
+        let handle = self.find(request.pod)?;
+        let policy = policy(request.policy)?.map(|policy| (policy, request.policy_generation));
+        let (answer, answered) = oneshot::channel();
+        let message = Message::Manage { managed: request.managed, policy, answer };
+        let view = self.ask(&handle, message, answered).await?;
+        Ok(Response::new(v1::ManageResponse { pod: Some(messages::pod(&view)) }))
+    }
+
+    async fn set_policy(
+        &self,
+        request: Request<v1::SetPolicyRequest>,
+    ) -> Result<Response<v1::SetPolicyResponse>, Status> {
+        self.open()?;
+        let request = request.into_inner();
+        let Some(policy) = policy(request.policy)? else {
+            return Err(dormouse_rpc::status(Reason::InvalidRequest, "the request holds no policy"));
+        };
+        let handle = self.find(request.pod)?;
+        let (answer, answered) = oneshot::channel();
+        let message = Message::SetPolicy { policy, generation: request.policy_generation, answer };
+        let view = self.ask(&handle, message, answered).await?;
+        Ok(Response::new(v1::SetPolicyResponse { pod: Some(messages::pod(&view)) }))
+    }
+
+    async fn freeze(
+        &self,
+        request: Request<v1::FreezeRequest>,
+    ) -> Result<Response<v1::FreezeResponse>, Status> {
+        let request = request.into_inner();
+        let (pod, outcome) = self.order(request.pod, Order::Freeze, request.operation_id).await?;
+        Ok(Response::new(v1::FreezeResponse { pod: Some(pod), outcome: Some(outcome) }))
+    }
+
+    async fn doze(&self, request: Request<v1::DozeRequest>) -> Result<Response<v1::DozeResponse>, Status> {
+        let request = request.into_inner();
+        let (pod, outcome) = self.order(request.pod, Order::Doze, request.operation_id).await?;
+        Ok(Response::new(v1::DozeResponse { pod: Some(pod), outcome: Some(outcome) }))
+    }
+
+    async fn wake(&self, request: Request<v1::WakeRequest>) -> Result<Response<v1::WakeResponse>, Status> {
+        let request = request.into_inner();
+        let source = match request.source.as_str() {
+            "" | "Api" => WakeSource::Api,
+            "Request" => WakeSource::Request,
+            "Schedule" => WakeSource::Schedule,
+            _ => {
+                return Err(dormouse_rpc::status(
+                    Reason::InvalidRequest,
+                    "source must be Api, Request or Schedule; the other sources are the node's own",
+                ));
+            }
+        };
+        let (pod, outcome) = self.order(request.pod, Order::Wake(source), request.operation_id).await?;
+        Ok(Response::new(v1::WakeResponse { pod: Some(pod), outcome: Some(outcome) }))
+    }
+}
+
+/// Bytes that sleepers had resident before and have not now.
+pub(crate) fn saved(views: &[Arc<PodView>]) -> u64 {
+    views
+        .iter()
+        .filter(|view| view.rung == Rung::Dozing)
+        .map(|view| view.resident_before.saturating_sub(view.resident))
+        .sum()
+}

@@ -1,0 +1,63 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Parser, ValueEnum};
+
+/// Where the configuration file is looked for.
+pub const DEFAULT_CONFIG: &str = "/etc/dormouse/agent.toml";
+
+/// The node agent of Dormouse: puts sandbox pods to sleep with all their state, and wakes them.
+///
+/// Settings come from the configuration file, then from flags and environment, which win.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "dormouse-agent", version, about, long_about)]
+pub struct Args {
+    /// Configuration file (TOML). Without this flag a missing file means the defaults.
+    #[arg(long, value_name = "FILE", env = "DORMOUSE_CONFIG")]
+    pub config: Option<PathBuf>,
+
+    /// containerd's socket, as in unix:///run/containerd/containerd.sock.
+    #[arg(long, value_name = "ENDPOINT", env = "CONTAINER_RUNTIME_ENDPOINT")]
+    pub runtime_endpoint: Option<String>,
+
+    /// Unix socket to serve the API on.
+    #[arg(long, value_name = "PATH", env = "DORMOUSE_SOCKET")]
+    pub socket: Option<PathBuf>,
+
+    /// Address for /metrics, /livez and /readyz, as in 127.0.0.1:9465; "off" serves none.
+    #[arg(long, value_name = "ADDRESS", env = "DORMOUSE_HTTP_LISTEN")]
+    pub http_listen: Option<String>,
+
+    /// This node's name.
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    pub node_name: Option<String>,
+
+    /// What to log, as in "info" or "dormouse_agent=debug,info".
+    #[arg(long, value_name = "FILTER", env = "DORMOUSE_LOG")]
+    pub log_level: Option<String>,
+
+    /// How to log.
+    #[arg(long, value_enum, value_name = "FORMAT", env = "DORMOUSE_LOG_FORMAT")]
+    pub log_format: Option<LogFormat>,
+
+    /// Wake every sleeping pod of this node, take down swap that the agent brought, and exit. For
+    /// uninstalling; stop the agent first.
+    #[arg(long)]
+    pub thaw_all: bool,
+
+    /// Check the configuration, print what is in force, and exit.
+    #[arg(long)]
+    pub print_config: bool,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}

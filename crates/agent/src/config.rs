@@ -1,0 +1,455 @@
+//! The configuration file: versioned TOML, unknown keys refused.
+
+use std::io::Read as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use dormouse_core::{AdmissionLimits, PolicyDefaults, parse_duration};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::args::{Args, DEFAULT_CONFIG, LogFormat};
+use crate::swap::SwapConfig;
+
+/// The format that this version reads.
+const VERSION: u32 = 1;
+/// The largest configuration file, in bytes.
+const SIZE_LIMIT: u64 = 1 << 20;
+
+/// The configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read configuration file {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
+    /// The file is larger than 1 MiB.
+    #[error("configuration file {} is larger than 1 MiB", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file holds something that is not understood.
+    #[error("configuration file {}: {source}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What and where.
+        source: Box<toml::de::Error>,
+    },
+    /// Written for another version.
+    #[error("configuration file {} has version {found}, this agent reads version {VERSION}", path.display())]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// The version found.
+        found: u32,
+    },
+    /// A value cannot be used.
+    #[error("configuration: {field} {problem}")]
+    Value {
+        /// Which key or flag.
+        field: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+/// What the agent is told.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The format: 1.
+    pub version: u32,
+    /// This node's name; empty = the host's name.
+    #[serde(default)]
+    pub node_name: String,
+    /// containerd's socket.
+    #[serde(default = "default_endpoint")]
+    pub runtime_endpoint: String,
+    /// What the agent and the wrapper share; on a tmpfs.
+    #[serde(default = "default_run_dir")]
+    pub run_dir: PathBuf,
+    /// What survives a reboot.
+    #[serde(default = "default_state_dir")]
+    pub state_dir: PathBuf,
+    /// The API.
+    #[serde(default)]
+    pub api: ApiConfig,
+    /// Metrics and health.
+    #[serde(default)]
+    pub http: HttpConfig,
+    /// Logs.
+    #[serde(default)]
+    pub log: LogConfig,
+    /// Which pods are managed, and what their policies are silent on.
+    #[serde(default)]
+    pub manage: ManageConfig,
+    /// When a running pod counts as idle.
+    #[serde(default)]
+    pub idle: IdleConfig,
+    /// How much may go on at once.
+    #[serde(default)]
+    pub admission: AdmissionConfig,
+    /// Waking by packets.
+    #[serde(default)]
+    pub packets: PacketConfig,
+    /// Swap that the agent uses or brings.
+    #[serde(default)]
+    pub swap: SwapConfig,
+}
+
+/// The API.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ApiConfig {
+    /// The Unix socket; made 0600.
+    pub socket: PathBuf,
+    /// Who may call besides root.
+    pub allowed_uids: Vec<u32>,
+    /// How long an order may take unless the caller says less.
+    #[serde(with = "human")]
+    pub order_deadline: Duration,
+}
+
+/// Metrics and health.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HttpConfig {
+    /// Where `/metrics`, `/livez` and `/readyz` are served, or `off`.
+    pub listen: String,
+}
+
+/// Logs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogConfig {
+    /// A filter as in `info` or `dormouse_agent=debug,info`.
+    pub level: String,
+    /// `text` or `json`.
+    pub format: LogFormat,
+}
+
+/// Which pods are managed, and what their policies are silent on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ManageConfig {
+    /// CRI runtime handlers whose pods are managed unless they say `dormouse.dev/managed: "false"`.
+    pub handlers: Vec<String>,
+    /// From the freeze to the doze, where a policy does not say.
+    #[serde(with = "human")]
+    pub doze_after_freeze: Duration,
+}
+
+/// When a running pod counts as idle.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct IdleConfig {
+    /// CPU use above this is activity, in thousandths of a core.
+    pub cpu_floor_millicores: u32,
+}
+
+/// How much may go on at once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdmissionConfig {
+    /// Wakes at once.
+    pub concurrent_wakes: usize,
+    /// Page-outs at once.
+    pub concurrent_page_outs: usize,
+    /// RAM that a wake must leave free, in MiB.
+    pub memory_reserve_mib: u64,
+}
+
+/// Waking by packets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PacketConfig {
+    /// After a frame was seen on a running pod, no other is looked at for so long.
+    #[serde(with = "human")]
+    pub debounce: Duration,
+    /// Wakes that one source address may cause in a minute.
+    pub wakes_per_source_per_minute: u32,
+    /// Wakes that all packets together may cause in a minute.
+    pub wakes_per_node_per_minute: u32,
+}
+
+fn default_endpoint() -> String {
+    dormouse_cri::DEFAULT_ENDPOINT.to_owned()
+}
+
+fn default_run_dir() -> PathBuf {
+    PathBuf::from(dormouse_sentry::DEFAULT_RUN_DIR)
+}
+
+fn default_state_dir() -> PathBuf {
+    PathBuf::from("/var/lib/dormouse")
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            version: VERSION,
+            node_name: String::new(),
+            runtime_endpoint: default_endpoint(),
+            run_dir: default_run_dir(),
+            state_dir: default_state_dir(),
+            api: ApiConfig::default(),
+            http: HttpConfig::default(),
+            log: LogConfig::default(),
+            manage: ManageConfig::default(),
+            idle: IdleConfig::default(),
+            admission: AdmissionConfig::default(),
+            packets: PacketConfig::default(),
+            swap: SwapConfig::default(),
+        }
+    }
+}
+
+impl Default for ApiConfig {
+    fn default() -> Self {
+        Self {
+            socket: PathBuf::from("/run/dormouse/agent.sock"),
+            allowed_uids: Vec::new(),
+            order_deadline: Duration::from_secs(60),
+        }
+    }
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        Self { listen: "127.0.0.1:9465".to_owned() }
+    }
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { level: "info".to_owned(), format: LogFormat::Text }
+    }
+}
+
+impl Default for ManageConfig {
+    fn default() -> Self {
+        Self { handlers: Vec::new(), doze_after_freeze: PolicyDefaults::default().doze_after_freeze }
+    }
+}
+
+impl Default for IdleConfig {
+    fn default() -> Self {
+        Self { cpu_floor_millicores: 50 }
+    }
+}
+
+impl Default for AdmissionConfig {
+    fn default() -> Self {
+        Self { concurrent_wakes: 16, concurrent_page_outs: 2, memory_reserve_mib: 256 }
+    }
+}
+
+impl Default for PacketConfig {
+    fn default() -> Self {
+        Self {
+            debounce: Duration::from_millis(250),
+            wakes_per_source_per_minute: 120,
+            wakes_per_node_per_minute: 1200,
+        }
+    }
+}
+
+impl Config {
+    /// The configuration in force: the file that `args` name, or the defaults, with the flags on top.
+    ///
+    /// # Errors
+    /// See [`ConfigError`]. A file that was named has to exist; the default one need not.
+    pub fn load(args: &Args) -> Result<Self, ConfigError> {
+        let mut config = match &args.config {
+            Some(path) => Self::read(path)?,
+            None => match Self::read(Path::new(DEFAULT_CONFIG)) {
+                Err(ConfigError::Read { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                    Self::default()
+                }
+                other => other?,
+            },
+        };
+        config.apply(args);
+        config.check()?;
+        Ok(config)
+    }
+
+    fn read(path: &Path) -> Result<Self, ConfigError> {
+        let read = |source| ConfigError::Read { path: path.to_owned(), source };
+        let file = std::fs::File::open(path).map_err(read)?;
+        let mut text = String::new();
+        file.take(SIZE_LIMIT + 1).read_to_string(&mut text).map_err(read)?;
+        if text.len() as u64 > SIZE_LIMIT {
+            return Err(ConfigError::TooLarge { path: path.to_owned() });
+        }
+        Self::parse(path, &text)
+    }
+
+    fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        #[derive(Deserialize)]
+        struct VersionOnly {
+            version: u32,
+        }
+        let parse =
+            |source: toml::de::Error| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) };
+        let VersionOnly { version } = toml::from_str(text).map_err(parse)?;
+        if version != VERSION {
+            return Err(ConfigError::Version { path: path.to_owned(), found: version });
+        }
+        toml::from_str(text).map_err(parse)
+    }
+
+    fn apply(&mut self, args: &Args) {
+        // Destructured, so that a new flag cannot be forgotten here.
+        let Args {
+            config: _,
+            runtime_endpoint,
+            socket,
+            http_listen,
+            node_name,
+            log_level,
+            log_format,
+            thaw_all: _,
+            print_config: _,
+        } = args.clone();
+        if let Some(endpoint) = runtime_endpoint {
+            self.runtime_endpoint = endpoint;
+        }
+        if let Some(socket) = socket {
+            self.api.socket = socket;
+        }
+        if let Some(listen) = http_listen {
+            self.http.listen = listen;
+        }
+        if let Some(name) = node_name {
+            self.node_name = name;
+        }
+        if let Some(level) = log_level {
+            self.log.level = level;
+        }
+        if let Some(format) = log_format {
+            self.log.format = format;
+        }
+        if self.node_name.is_empty() {
+            self.node_name = nix::unistd::gethostname()
+                .ok()
+                .and_then(|name| name.into_string().ok())
+                .unwrap_or_else(|| "localhost".to_owned());
+        }
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let value = |field, problem: &str| Err(ConfigError::Value { field, problem: problem.to_owned() });
+        for (field, path) in
+            [("run_dir", &self.run_dir), ("state_dir", &self.state_dir), ("api.socket", &self.api.socket)]
+        {
+            if !path.is_absolute() {
+                return value(field, "must be an absolute path");
+            }
+        }
+        if self.admission.concurrent_wakes == 0 || self.admission.concurrent_page_outs == 0 {
+            return value("admission", "must allow at least one wake and one page-out at once");
+        }
+        if self.api.order_deadline.is_zero() {
+            return value("api.order_deadline", "must not be zero");
+        }
+        if self.packets.wakes_per_node_per_minute == 0 || self.packets.wakes_per_source_per_minute == 0 {
+            return value("packets", "must allow at least one wake a minute; use resume-policy Manual instead");
+        }
+        self.http_address()?;
+        Ok(())
+    }
+
+    /// Where metrics and health are served; `None` = nowhere.
+    ///
+    /// # Errors
+    /// The text is neither an address nor `off`.
+    pub fn http_address(&self) -> Result<Option<SocketAddr>, ConfigError> {
+        if self.http.listen == "off" {
+            return Ok(None);
+        }
+        self.http.listen.parse().map(Some).map_err(|_| ConfigError::Value {
+            field: "http.listen",
+            problem: format!("is {:?}; expected an address as in 127.0.0.1:9465, or \"off\"", self.http.listen),
+        })
+    }
+
+    /// The limits of node-wide admission.
+    #[must_use]
+    pub const fn admission_limits(&self) -> AdmissionLimits {
+        AdmissionLimits {
+            wakes: self.admission.concurrent_wakes,
+            page_outs: self.admission.concurrent_page_outs,
+            reserve: self.admission.memory_reserve_mib << 20,
+        }
+    }
+
+    /// What the node adds to policies.
+    #[must_use]
+    pub const fn policy_defaults(&self) -> PolicyDefaults {
+        PolicyDefaults { doze_after_freeze: self.manage.doze_after_freeze }
+    }
+}
+
+/// Durations as people write them: `90s`, `1h30m`.
+mod human {
+    use super::{Deserialize, Deserializer, Duration, Serializer, parse_duration};
+
+    pub(super) fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&dormouse_core::format_duration(*duration))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        parse_duration(&text).ok_or_else(|| {
+            serde::de::Error::custom(format!("{text:?} is not a duration; write it like \"90s\" or \"1h30m\""))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(Path::new("test.toml"), text)
+    }
+
+    #[test]
+    fn the_defaults_are_what_an_empty_file_means() {
+        assert_eq!(parse("version = 1").unwrap(), Config::default());
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let text = toml::to_string(&Config::default()).unwrap();
+        assert_eq!(parse(&text).unwrap(), Config::default());
+    }
+
+    #[test]
+    fn unknown_keys_and_versions_are_refused() {
+        assert!(matches!(parse("version = 1\nfoo = 2"), Err(ConfigError::Parse { .. })));
+        assert!(matches!(parse("version = 1\n[api]\nsokcet = \"/x\""), Err(ConfigError::Parse { .. })));
+        assert!(matches!(parse("version = 2"), Err(ConfigError::Version { found: 2, .. })));
+        assert!(matches!(parse("node_name = \"x\""), Err(ConfigError::Parse { .. })));
+        assert!(parse("version = 1\n[api]\norder_deadline = \"soon\"").is_err());
+    }
+
+    #[test]
+    fn values_that_cannot_be_are_refused() {
+        let mut config = Config::default();
+        config.admission.concurrent_wakes = 0;
+        assert!(config.check().is_err());
+        let mut config = Config::default();
+        config.http.listen = "here".into();
+        assert!(config.check().is_err());
+        let config = Config { run_dir: "relative".into(), ..Config::default() };
+        assert!(config.check().is_err());
+    }
+}

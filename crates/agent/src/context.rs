@@ -1,0 +1,84 @@
+//! What all actors share.
+
+use std::sync::Arc;
+
+use dormouse_net::WireLoop;
+use dormouse_runtime::{Driver as _, RuntimeKind};
+use tokio::sync::broadcast;
+
+use crate::config::Config;
+use crate::drivers::AnyDriver;
+use crate::gate::Gate;
+use crate::journal::Journal;
+use crate::journal_writer::JournalWriter;
+use crate::metrics::Metrics;
+use crate::swap_handle::SwapHandle;
+use crate::view::PodNews;
+
+/// How many news a slow watcher may be behind before it is told to list again.
+const NEWS_QUEUE: usize = 1024;
+
+/// What all actors share.
+#[derive(Debug)]
+pub struct Context {
+    /// The configuration in force.
+    pub config: Config,
+    /// The journal, for reading.
+    pub journal: Journal,
+    /// The journal's writer.
+    pub writer: JournalWriter,
+    /// Node-wide admission.
+    pub gate: Gate,
+    /// Metrics.
+    pub metrics: Metrics,
+    /// The node's swap.
+    pub swap: SwapHandle,
+    /// The wire loop.
+    pub wires: WireLoop,
+    drivers: Vec<Arc<AnyDriver>>,
+    news: broadcast::Sender<PodNews>,
+}
+
+impl Context {
+    /// Puts together what all actors share.
+    #[must_use]
+    pub fn new(
+        config: Config,
+        journal: Journal,
+        writer: JournalWriter,
+        metrics: Metrics,
+        swap: SwapHandle,
+        wires: WireLoop,
+        drivers: Vec<Arc<AnyDriver>>,
+    ) -> Self {
+        Self {
+            gate: Gate::new(config.admission_limits()),
+            config,
+            journal,
+            writer,
+            metrics,
+            swap,
+            wires,
+            drivers,
+            news: broadcast::channel(NEWS_QUEUE).0,
+        }
+    }
+
+    /// The driver of a runtime.
+    #[must_use]
+    pub fn driver(&self, kind: RuntimeKind) -> Option<Arc<AnyDriver>> {
+        self.drivers.iter().find(|driver| driver.kind() == kind).cloned()
+    }
+
+    /// Tells whoever watches.
+    pub fn news(&self, news: PodNews) {
+        // Nobody watching is no failure.
+        let _ = self.news.send(news);
+    }
+
+    /// Watches from now on.
+    #[must_use]
+    pub fn watch(&self) -> broadcast::Receiver<PodNews> {
+        self.news.subscribe()
+    }
+}
