@@ -1,6 +1,7 @@
 //! The node agent under test: start, kill, restart, stop.
 
 use std::fs::{self, OpenOptions};
+use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -47,6 +48,8 @@ pub struct AgentOptions {
     pub binary: Option<PathBuf>,
     /// How long it may take to listen; 10 s if none is given.
     pub start_limit: Option<Duration>,
+    /// The address of its `/readyz`, which is then waited for as well.
+    pub ready: Option<SocketAddr>,
 }
 
 /// A running agent. Dropping it kills it.
@@ -79,7 +82,7 @@ impl AgentPaths {
 
 impl Agent {
     /// Writes the configuration that `config` makes of the paths, starts the agent, and waits until its socket
-    /// accepts connections.
+    /// accepts connections and, with [`AgentOptions::ready`], it says that it is ready.
     ///
     /// # Errors
     /// When it ends, or does not listen in time; the error ends with its last words.
@@ -186,6 +189,7 @@ impl Agent {
     async fn wait_listening(&mut self) -> Result<()> {
         let limit = self.options.start_limit.unwrap_or(Duration::from_secs(10));
         let socket = self.paths.socket.clone();
+        let ready = self.options.ready;
         let child = &mut self.child;
         let listening = wait::until("the agent's socket", limit, async || {
             let exit = child.try_wait().context("look at the agent")?;
@@ -194,6 +198,10 @@ impl Agent {
                 return Ok(Err(anyhow::anyhow!("the agent ended: {status}")));
             }
             UnixStream::connect(&socket).await?;
+            if let Some(address) = ready {
+                let answer = crate::http::get(address, "/readyz", Duration::from_secs(1)).await?;
+                ensure!(answer.status == 200, "/readyz: {}", answer.status);
+            }
             Ok(Ok(()))
         })
         .await

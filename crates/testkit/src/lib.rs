@@ -14,6 +14,7 @@ pub mod http;
 pub mod memory;
 pub mod peer;
 pub mod pod;
+pub mod rig;
 mod stack;
 pub mod swap;
 

@@ -64,7 +64,8 @@ impl Footprint {
 
 /// All processes that exist because of this pod, with what each is for.
 ///
-/// They are found by the pod's cgroup and by containerd's ids in their arguments.
+/// They are found by the pod's cgroup and by containerd's ids in their arguments. Reading a process's arguments
+/// brings pages of it back from swap: for a sleeper, call this before it falls asleep and [`measure`] later.
 #[must_use]
 pub fn processes(pod: &Pod) -> Vec<(ProcessId, Part)> {
     let inside: HashSet<i32> = cgroup::processes(&pod.cgroup).into_iter().collect();
@@ -122,16 +123,24 @@ fn part(running: &process::Running, in_cgroup: bool) -> Part {
     }
 }
 
-/// Measures a pod. Reading PSS walks page tables and wakes nothing.
+/// Finds a pod's processes and measures it; see [`processes`] for why not to do that to a sleeper.
 ///
 /// # Errors
 /// When the pod's cgroup is gone.
 pub fn footprint(pod: &Pod) -> Result<Footprint> {
+    measure(pod, &processes(pod))
+}
+
+/// Measures a pod by processes that were found earlier. Walks page tables only: wakes nothing, brings nothing in.
+///
+/// # Errors
+/// When the pod's cgroup is gone.
+pub fn measure(pod: &Pod, processes: &[(ProcessId, Part)]) -> Result<Footprint> {
     let mut parts: BTreeMap<Part, Share> = BTreeMap::new();
-    for (id, part) in processes(pod) {
-        // A process may end meanwhile; then it occupies nothing.
-        let Some(share) = share(id) else { continue };
-        let total = parts.entry(part).or_default();
+    for (id, part) in processes {
+        // A process may have ended meanwhile; then it occupies nothing.
+        let Some(share) = share(*id) else { continue };
+        let total = parts.entry(*part).or_default();
         total.processes += 1;
         total.pss += share.pss;
         total.rss += share.rss;
@@ -143,9 +152,23 @@ pub fn footprint(pod: &Pod) -> Result<Footprint> {
     })
 }
 
+/// A gVisor pod's sentry.
+///
+/// # Errors
+/// When the pod has none (it ended, or the pod is not gVisor's).
+pub fn sentry(pod: &Pod) -> Result<ProcessId> {
+    processes(pod)
+        .into_iter()
+        .find_map(|(id, part)| (part == Part::Sentry).then_some(id))
+        .with_context(|| format!("pod {} has no sentry", pod.name))
+}
+
 /// Memory of one process.
 #[must_use]
 pub fn share(id: ProcessId) -> Option<Share> {
+    if !id.alive() {
+        return None;
+    }
     let rollup = Process::new(id.pid)
         .and_then(|process| process.smaps_rollup())
         .ok()?;

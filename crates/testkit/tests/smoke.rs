@@ -12,7 +12,11 @@ use std::time::{Duration, Instant};
 use dormouse_testkit::guest::AgentGuest;
 use dormouse_testkit::host::{cgroup, mounts, process};
 use dormouse_testkit::peer::Peer;
-use dormouse_testkit::{Cni, ContainerSpec, GVISOR, PodSpec, RUNC, Stack, StackOptions, http, memory};
+use dormouse_testkit::swap::TestSwap;
+use dormouse_testkit::{
+    Agent, AgentOptions, Built, Cni, ContainerSpec, DORMOUSE_GVISOR, GVISOR, PodSpec, RUNC, Stack,
+    StackOptions, http, memory,
+};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -252,4 +256,82 @@ async fn containerd_may_restart_under_pods() {
     println!("with a pod, containerd restarted: {:?}", began.elapsed());
     stack.stop().await.unwrap();
     println!("and down again: {:?}", began.elapsed());
+}
+
+/// The plumbing of the wrapper's handler, with runsc itself in the wrapper's place.
+#[tokio::test]
+async fn the_wrappers_handler_passes_only_listed_annotations() {
+    let wrapper_binary = Some(Built::find().unwrap().part("runsc"));
+    let stack = Stack::start(StackOptions {
+        wrapper_binary,
+        ..StackOptions::default()
+    })
+    .await
+    .unwrap();
+    let spec = AgentGuest::default()
+        .pod("p")
+        .annotation("dormouse.dev/managed", "true")
+        .annotation("dev.gvisor.flag.allow-connected-on-save", "true")
+        .annotation("dev.gvisor.flag.debug", "true");
+    let pod = stack.run_pod(spec).await.unwrap();
+    assert_eq!(pod.handler, DORMOUSE_GVISOR);
+    pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
+
+    let bundle = stack
+        .dir()
+        .join("state/io.containerd.runtime.v2.task/k8s.io")
+        .join(&pod.id);
+    let config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(bundle.join("config.json")).unwrap()).unwrap();
+    let annotations = config["annotations"].as_object().unwrap();
+    assert_eq!(annotations["dormouse.dev/managed"], "true");
+    assert_eq!(annotations["dev.gvisor.flag.allow-connected-on-save"], "true");
+    assert!(!annotations.contains_key("dev.gvisor.flag.debug"));
+    assert_eq!(annotations["io.kubernetes.cri.sandbox-uid"], pod.uid);
+
+    let own: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(stack.dir().join("w/dormouse-runsc.json")).unwrap()).unwrap();
+    assert_eq!(own["run_dir"], stack.run_dir().display().to_string());
+    let exe = std::fs::read_link(format!("/proc/{}/exe", memory::sentry(&pod).unwrap().pid)).unwrap();
+    println!("sentry runs {}", exe.display());
+    stack.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_agent_that_ends_at_once_is_reported_with_its_words() {
+    let stack = Stack::start(options()).await.unwrap();
+    // `ls --config FILE` refuses the option.
+    let options = AgentOptions {
+        binary: Some("/bin/ls".into()),
+        ..AgentOptions::default()
+    };
+    let error = Agent::start(&stack, options, |paths| format!("# {}", paths.socket.display()))
+        .await
+        .unwrap_err();
+    let text = format!("{error:#}");
+    assert!(
+        text.contains("the agent ended") && text.contains("--config"),
+        "{text}"
+    );
+    stack.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn swap_comes_and_goes() {
+    let file = TestSwap::file(32 << 20, 1).unwrap();
+    let zram = TestSwap::zram(32 << 20, "lz4", 2).unwrap();
+    let paths = [file.path.clone(), zram.path.clone()];
+    let active = memory::swaps().unwrap();
+    for path in &paths {
+        assert!(
+            active.iter().any(|swap| &swap.path == path),
+            "{path:?} is not in {active:?}"
+        );
+    }
+    assert!(zram.zram_stat().unwrap().used > 0);
+    drop((file, zram));
+    for path in &paths {
+        assert!(!memory::swaps().unwrap().iter().any(|swap| &swap.path == path));
+        assert!(!path.exists());
+    }
 }
