@@ -14,7 +14,11 @@ pub(crate) struct Backoff {
 
 impl Backoff {
     pub(crate) const fn new(first: Duration, most: Duration) -> Self {
-        Self { first, most, failures: 0 }
+        Self {
+            first,
+            most,
+            failures: 0,
+        }
     }
 
     /// The next wait.
@@ -25,7 +29,10 @@ impl Backoff {
     }
 
     fn next_with(&mut self, random: u64) -> Duration {
-        let wait = self.first.saturating_mul(2u32.saturating_pow(self.failures)).min(self.most);
+        let wait = self
+            .first
+            .saturating_mul(2u32.saturating_pow(self.failures))
+            .min(self.most);
         self.failures = self.failures.saturating_add(1);
         let half = wait / 2;
         let share = u32::try_from(random % 1001).unwrap_or(0);
@@ -45,8 +52,9 @@ mod tests {
     #[test]
     fn doubles_up_to_a_bound() {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
-        let longest: Vec<u64> =
-            (0..8).map(|_| u64::try_from(backoff.next_with(1000).as_millis()).unwrap()).collect();
+        let longest: Vec<u64> = (0..8)
+            .map(|_| u64::try_from(backoff.next_with(1000).as_millis()).unwrap())
+            .collect();
         assert_eq!(longest, [100, 200, 400, 800, 1600, 3200, 5000, 5000]);
         backoff.reset();
         assert_eq!(backoff.next_with(0), Duration::from_millis(50));

@@ -24,9 +24,10 @@ const QUEUE: usize = 8192;
 pub(crate) const HELLO_NAMESPACE: &str = "dormouse";
 pub(crate) const HELLO_TOPIC: &str = "/dormouse/hello";
 
-/// How often the proof is sent until it comes back, and how far apart.
-const HELLO_TRIES: u32 = 50;
-const HELLO_PAUSE: Duration = Duration::from_millis(100);
+/// How often the proof is sent until it comes back; the pauses double up to the longest. Some 10 s in all.
+const HELLO_TRIES: u32 = 24;
+const HELLO_PAUSE: Duration = Duration::from_millis(2);
+const HELLO_LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
 /// What a reader hands over.
 #[derive(Debug)]
@@ -154,7 +155,10 @@ async fn read_cri(runtime: Runtime, sender: mpsc::Sender<Fed>) -> Ended {
             Err(status) => return broken(STREAM, status),
         };
         let fed = Fed::Cri {
-            sandbox_id: event.pod_sandbox_status.map(|status| status.id).unwrap_or_default(),
+            sandbox_id: event
+                .pod_sandbox_status
+                .map(|status| status.id)
+                .unwrap_or_default(),
             container_id: event.container_id,
         };
         if sender.try_send(fed).is_err() {
@@ -166,14 +170,19 @@ async fn read_cri(runtime: Runtime, sender: mpsc::Sender<Fed>) -> Ended {
 /// Publishes an event of our own until the session has ended or enough have been sent; the reader sees it
 /// once the subscription is in force, so a list made afterwards misses nothing.
 async fn say_hello(runtime: Runtime) -> Ended {
+    let mut pause = HELLO_PAUSE;
     for _ in 0..HELLO_TRIES {
         let mut request = Request::new(PublishRequest {
             topic: HELLO_TOPIC.to_owned(),
-            event: Some(Any { type_url: "dormouse.hello".to_owned(), value: Vec::new() }),
+            event: Some(Any {
+                type_url: "dormouse.hello".to_owned(),
+                value: Vec::new(),
+            }),
         });
-        request
-            .metadata_mut()
-            .insert("containerd-namespace", MetadataValue::from_static(HELLO_NAMESPACE));
+        request.metadata_mut().insert(
+            "containerd-namespace",
+            MetadataValue::from_static(HELLO_NAMESPACE),
+        );
         let published = runtime
             .within("Events.Publish", "the node", Duration::from_secs(5), async {
                 EventsClient::new(runtime.channel()).publish(request).await
@@ -182,11 +191,15 @@ async fn say_hello(runtime: Runtime) -> Ended {
         if let Err(error) = published {
             return error.into();
         }
-        tokio::time::sleep(HELLO_PAUSE).await;
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(HELLO_LONGEST_PAUSE);
     }
     Ended::Deaf
 }
 
 fn broken(stream: &'static str, status: Status) -> Ended {
-    Ended::Stream { stream, status: Box::new(status) }
+    Ended::Stream {
+        stream,
+        status: Box::new(status),
+    }
 }

@@ -54,8 +54,17 @@ impl Index {
     pub fn start(runtime: Runtime) -> (Self, mpsc::Receiver<PodEvent>) {
         let (events, listener) = mpsc::channel(LISTENER_QUEUE);
         let (orders, ordered) = mpsc::channel(64);
-        let index = Self { state: Arc::default(), orders, stop: CancellationToken::new() };
-        let keeper = Keeper { runtime, state: Arc::clone(&index.state), events, ordered };
+        let index = Self {
+            state: Arc::default(),
+            orders,
+            stop: CancellationToken::new(),
+        };
+        let keeper = Keeper {
+            runtime,
+            state: Arc::clone(&index.state),
+            events,
+            ordered,
+        };
         let stop = index.stop.clone();
         tokio::spawn(async move {
             tokio::select! {
@@ -69,20 +78,32 @@ impl Index {
     /// The pod with this sandbox, as last seen.
     #[must_use]
     pub fn get(&self, sandbox_id: &str) -> Option<Arc<Pod>> {
-        self.state.read().unwrap_or_else(PoisonError::into_inner).get(sandbox_id).cloned()
+        self.state
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(sandbox_id)
+            .cloned()
     }
 
     /// All pods, as last seen, in no order.
     #[must_use]
     pub fn pods(&self) -> Vec<Arc<Pod>> {
-        self.state.read().unwrap_or_else(PoisonError::into_inner).pods().cloned().collect()
+        self.state
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pods()
+            .cloned()
+            .collect()
     }
 
     /// The pod that a container belongs to, or whose sandbox it is.
     #[must_use]
     pub fn by_container(&self, container_id: &str) -> Option<Arc<Pod>> {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        state.sandbox_of(container_id).and_then(|sandbox_id| state.get(sandbox_id)).cloned()
+        state
+            .sandbox_of(container_id)
+            .and_then(|sandbox_id| state.get(sandbox_id))
+            .cloned()
     }
 
     /// Has a pod looked at again soon, for a caller who has reason to doubt what the index says. Does nothing
@@ -179,7 +200,11 @@ impl Keeper {
         self.list(&mut session).await?;
         self.send(PodEvent::Synced).await?;
         *synced = true;
-        tracing::info!(version = version.version, cri_events = session.cri, "in step with containerd");
+        tracing::info!(
+            version = version.version,
+            cri_events = session.cri,
+            "in step with containerd"
+        );
         for signal in session.take_early() {
             self.heed(&mut session, signal).await?;
         }
@@ -203,7 +228,7 @@ impl Keeper {
                 }
                 Some(done) = session.tasks.join_next(), if !session.tasks.is_empty() => match done {
                     Ok(Done::Looked { sandbox_id, result }) => {
-                        self.looked(&mut session, sandbox_id, result).await?;
+                        self.looked(&mut session, sandbox_id, *result).await?;
                     }
                     Ok(Done::Found { container_id, result }) => {
                         session.found(&container_id, result?);
@@ -220,14 +245,27 @@ impl Keeper {
         let sandboxes = self.runtime.sandboxes().await?;
         let mut containers: HashMap<String, Vec<cri::Container>> = HashMap::new();
         for container in self.runtime.containers(None).await? {
-            containers.entry(container.pod_sandbox_id.clone()).or_default().push(container);
+            containers
+                .entry(container.pod_sandbox_id.clone())
+                .or_default()
+                .push(container);
         }
-        let listed: HashSet<String> =
-            sandboxes.into_iter().map(|sandbox| sandbox.id).filter(|id| is_id(id)).collect();
-        let gone = self.state.read().unwrap_or_else(PoisonError::into_inner).missing_from(&listed);
+        let listed: HashSet<String> = sandboxes
+            .into_iter()
+            .map(|sandbox| sandbox.id)
+            .filter(|id| is_id(id))
+            .collect();
+        let gone = self
+            .state
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .missing_from(&listed);
         for sandbox_id in gone {
-            let event =
-                self.state.write().unwrap_or_else(PoisonError::into_inner).remove(&sandbox_id);
+            let event = self
+                .state
+                .write()
+                .unwrap_or_else(PoisonError::into_inner)
+                .remove(&sandbox_id);
             self.send_some(event).await?;
         }
         let pids = session.pids();
@@ -251,7 +289,9 @@ impl Keeper {
     /// Deals with an event of containerd.
     async fn heed(&self, session: &mut Session, signal: Signal) -> Result<(), Over> {
         match &signal {
-            Signal::TaskStarted { container_id, pid } if *pid != 0 => session.remember_pid(container_id, *pid),
+            Signal::TaskStarted { container_id, pid } if *pid != 0 => {
+                session.remember_pid(container_id, *pid)
+            }
             Signal::TaskExited { container_id, .. } => session.forget_pid(container_id),
             _ => {}
         }
@@ -264,7 +304,11 @@ impl Keeper {
             return Ok(());
         };
         let changes = !matches!(signal, Signal::ExecStarted { .. } | Signal::ExecEnded { .. });
-        let event = self.state.read().unwrap_or_else(PoisonError::into_inner).tell(&signal);
+        let event = self
+            .state
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .tell(&signal);
         self.send_some(event).await?;
         if changes {
             session.touch(&sandbox_id, COLLECT);
@@ -297,12 +341,17 @@ impl Keeper {
     fn look_at_due(&self, session: &mut Session) {
         let now = Instant::now();
         while session.tasks.len() < LOOKS {
-            let Some(sandbox_id) = session.take_due(now) else { return };
+            let Some(sandbox_id) = session.take_due(now) else {
+                return;
+            };
             let (runtime, pids) = (self.runtime.clone(), session.pids());
             let before = self.before(&sandbox_id);
             session.tasks.spawn(async move {
                 let result = look(&runtime, &sandbox_id, before, &pids, None).await;
-                Done::Looked { sandbox_id, result }
+                Done::Looked {
+                    sandbox_id,
+                    result: Box::new(result),
+                }
             });
         }
     }
@@ -334,14 +383,22 @@ impl Keeper {
             }
         }
         for signal in waiting {
-            let event = self.state.read().unwrap_or_else(PoisonError::into_inner).tell(&signal);
+            let event = self
+                .state
+                .read()
+                .unwrap_or_else(PoisonError::into_inner)
+                .tell(&signal);
             self.send_some(event).await?;
         }
         Ok(())
     }
 
     fn before(&self, sandbox_id: &str) -> Option<Arc<Pod>> {
-        self.state.read().unwrap_or_else(PoisonError::into_inner).get(sandbox_id).cloned()
+        self.state
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(sandbox_id)
+            .cloned()
     }
 
     async fn send_some(&self, event: Option<PodEvent>) -> Result<(), NobodyListens> {

@@ -92,7 +92,10 @@ impl Fixed {
             None => None,
         };
         let runtime_roots = runtime_roots(&record.runtime_type, config.as_deref());
-        Ok(Self { record, runtime_roots })
+        Ok(Self {
+            record,
+            runtime_roots,
+        })
     }
 }
 
@@ -154,8 +157,10 @@ fn assemble(
 ) -> Pod {
     let ready = status.state() == cri::PodSandboxState::SandboxReady;
     let metadata = status.metadata.unwrap_or_default();
-    let mut listed: Vec<&cri::Container> =
-        containers.iter().filter(|c| c.pod_sandbox_id == status.id && is_id(&c.id)).collect();
+    let mut listed: Vec<&cri::Container> = containers
+        .iter()
+        .filter(|c| c.pod_sandbox_id == status.id && is_id(&c.id))
+        .collect();
     listed.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
     let termination_grace = listed
         .iter()
@@ -207,7 +212,10 @@ fn container(container: &cri::Container) -> Container {
 /// The addresses that can be read, the primary one first.
 pub(crate) fn addresses(network: cri::PodSandboxNetworkStatus) -> Vec<IpAddr> {
     let more = network.additional_ips.into_iter().map(|ip| ip.ip);
-    std::iter::once(network.ip).chain(more).filter_map(|ip| ip.parse().ok()).collect()
+    std::iter::once(network.ip)
+        .chain(more)
+        .filter_map(|ip| ip.parse().ok())
+        .collect()
 }
 
 /// A CRI time (nanoseconds since 1970); one that is none becomes 1970.
@@ -251,15 +259,28 @@ mod tests {
             }),
             ..Default::default()
         };
-        let fixed = Fixed { record: SandboxRecord::default(), runtime_roots: vec![] };
-        let containers =
-            [listed("b", "s", 2), listed("a", "s", 1), listed("x", "other", 0), listed("../x", "s", 0)];
+        let fixed = Fixed {
+            record: SandboxRecord::default(),
+            runtime_roots: vec![],
+        };
+        let containers = [
+            listed("b", "s", 2),
+            listed("a", "s", 1),
+            listed("x", "other", 0),
+            listed("../x", "s", 0),
+        ];
         let pod = assemble(status, fixed, 9, &containers);
         assert_eq!(pod.full_name(), "ns/n");
         assert_eq!(pod.attempt, 2);
         assert_eq!(pod.sandbox_pid, 9);
-        assert_eq!(pod.containers.iter().map(|c| c.id.as_str()).collect::<Vec<_>>(), ["a", "b"]);
-        assert_eq!(pod.addresses, ["10.0.0.2".parse::<IpAddr>().unwrap(), "fd00::2".parse().unwrap()]);
+        assert_eq!(
+            pod.containers.iter().map(|c| c.id.as_str()).collect::<Vec<_>>(),
+            ["a", "b"]
+        );
+        assert_eq!(
+            pod.addresses,
+            ["10.0.0.2".parse::<IpAddr>().unwrap(), "fd00::2".parse().unwrap()]
+        );
         assert_eq!(pod.termination_grace, Some(Duration::from_secs(30)));
         assert_eq!(pod.created, UNIX_EPOCH + Duration::from_millis(1500));
     }

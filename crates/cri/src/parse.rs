@@ -101,7 +101,10 @@ fn parent_of(cgroups_path: &str) -> String {
     if let Some((slice, _)) = cgroups_path.split_once(':') {
         return slice.to_owned();
     }
-    Path::new(cgroups_path).parent().map(|p| p.display().to_string()).unwrap_or_default()
+    Path::new(cgroups_path)
+        .parent()
+        .map(|p| p.display().to_string())
+        .unwrap_or_default()
 }
 
 /// What a verbose container status says.
@@ -144,12 +147,17 @@ pub(crate) fn is_id(id: &str) -> bool {
     !bytes.is_empty()
         && bytes.len() <= 128
         && bytes.first().is_some_and(u8::is_ascii_alphanumeric)
-        && bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+        && bytes
+            .iter()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
 }
 
 fn from_json<'a, T: Deserialize<'a>>(what: &'static str, json: &'a [u8]) -> Result<T, AnswerError> {
     if json.len() > MAX_DOCUMENT {
-        return Err(AnswerError::TooLong { what, limit: MAX_DOCUMENT });
+        return Err(AnswerError::TooLong {
+            what,
+            limit: MAX_DOCUMENT,
+        });
     }
     serde_json::from_slice(json).map_err(|source| AnswerError::Malformed { what, source })
 }
@@ -160,7 +168,10 @@ fn shim_config(type_url: &str, value: &[u8]) -> Option<PathBuf> {
         return None;
     }
     let options = RuntimeOptions::decode(value).ok()?;
-    options.config_path.starts_with('/').then(|| PathBuf::from(options.config_path))
+    options
+        .config_path
+        .starts_with('/')
+        .then(|| PathBuf::from(options.config_path))
 }
 
 /// `runtimeoptions.v1.Options` of containerd, which containerd-client does not have.
@@ -233,3 +244,5 @@ struct SpecNamespace {
     path: String,
 }
 
+#[cfg(test)]
+mod tests;

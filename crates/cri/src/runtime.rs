@@ -53,7 +53,12 @@ impl RuntimeVersion {
     /// The major version, if the version begins with one.
     #[must_use]
     pub fn major(&self) -> Option<u32> {
-        self.version.trim_start_matches('v').split('.').next()?.parse().ok()
+        self.version
+            .trim_start_matches('v')
+            .split('.')
+            .next()?
+            .parse()
+            .ok()
     }
 }
 
@@ -81,12 +86,18 @@ impl Runtime {
     /// The endpoint is none, nothing answers, or what answers is not containerd.
     pub async fn connect(endpoint: &str) -> Result<Self, ConnectError> {
         let runtime = Self::lazy(endpoint)?;
-        let version = runtime.version().await.map_err(|source| ConnectError::Unreachable {
-            path: runtime.socket.clone(),
-            source: Box::new(source),
-        })?;
+        let version = runtime
+            .version()
+            .await
+            .map_err(|source| ConnectError::Unreachable {
+                path: runtime.socket.clone(),
+                source: Box::new(source),
+            })?;
         if version.name != "containerd" {
-            return Err(ConnectError::NotContainerd { path: runtime.socket.clone(), name: version.name });
+            return Err(ConnectError::NotContainerd {
+                path: runtime.socket.clone(),
+                name: version.name,
+            });
         }
         Ok(runtime)
     }
@@ -126,7 +137,9 @@ impl Runtime {
     /// # Errors
     /// It does not answer, or refuses.
     pub async fn version(&self) -> Result<RuntimeVersion, CallError> {
-        let request = cri::VersionRequest { version: "v1".to_owned() };
+        let request = cri::VersionRequest {
+            version: "v1".to_owned(),
+        };
         let answer = self
             .within("Version", "the node", STORE_DEADLINE, async {
                 self.cri().version(request).await
@@ -169,7 +182,13 @@ impl Runtime {
                 self.cri().status(cri::StatusRequest { verbose: false }).await
             })
             .await?;
-        Ok(answer.runtime_handlers.into_iter().map(|handler| handler.name).collect())
+        // The empty name stands for the default handler, which has a name of its own, too.
+        Ok(answer
+            .runtime_handlers
+            .into_iter()
+            .map(|handler| handler.name)
+            .filter(|name| !name.is_empty())
+            .collect())
     }
 
     /// Whether the image is on this node.
@@ -178,12 +197,17 @@ impl Runtime {
     /// containerd does not answer, or refuses.
     pub async fn has_image(&self, image: &str) -> Result<bool, CallError> {
         let request = cri::ImageStatusRequest {
-            image: Some(cri::ImageSpec { image: image.to_owned(), ..Default::default() }),
+            image: Some(cri::ImageSpec {
+                image: image.to_owned(),
+                ..Default::default()
+            }),
             verbose: false,
         };
         let answer = self
             .within("ImageStatus", image, STORE_DEADLINE, async {
-                ImageServiceClient::new(self.channel()).image_status(request).await
+                ImageServiceClient::new(self.channel())
+                    .image_status(request)
+                    .await
             })
             .await?;
         Ok(answer.image.is_some())
@@ -200,35 +224,56 @@ impl Runtime {
     }
 
     /// The containers of one pod sandbox, or of all.
-    pub(crate) async fn containers(&self, sandbox_id: Option<&str>) -> Result<Vec<cri::Container>, CallError> {
+    pub(crate) async fn containers(
+        &self,
+        sandbox_id: Option<&str>,
+    ) -> Result<Vec<cri::Container>, CallError> {
         let filter = sandbox_id.map(|id| cri::ContainerFilter {
             pod_sandbox_id: id.to_owned(),
             ..Default::default()
         });
         let answer = self
-            .within("ListContainers", sandbox_id.unwrap_or("the node"), STORE_DEADLINE, async {
-                self.cri().list_containers(cri::ListContainersRequest { filter }).await
-            })
+            .within(
+                "ListContainers",
+                sandbox_id.unwrap_or("the node"),
+                STORE_DEADLINE,
+                async {
+                    self.cri()
+                        .list_containers(cri::ListContainersRequest { filter })
+                        .await
+                },
+            )
             .await?;
         Ok(answer.containers)
     }
 
     /// The pod sandbox that a container belongs to; `None` if there is no such container.
     pub(crate) async fn sandbox_of(&self, container_id: &str) -> Result<Option<String>, CallError> {
-        let filter = cri::ContainerFilter { id: container_id.to_owned(), ..Default::default() };
+        let filter = cri::ContainerFilter {
+            id: container_id.to_owned(),
+            ..Default::default()
+        };
         let answer = self
             .within("ListContainers", container_id, STORE_DEADLINE, async {
-                self.cri().list_containers(cri::ListContainersRequest { filter: Some(filter) }).await
+                self.cri()
+                    .list_containers(cri::ListContainersRequest { filter: Some(filter) })
+                    .await
             })
             .await?;
-        Ok(answer.containers.into_iter().find(|c| c.id == container_id).map(|c| c.pod_sandbox_id))
+        Ok(answer
+            .containers
+            .into_iter()
+            .find(|c| c.id == container_id)
+            .map(|c| c.pod_sandbox_id))
     }
 
     /// The sandbox's status from containerd's store. Never verbose: the verbose one asks the shim, and the
     /// shim asks the guest.
     pub(crate) async fn sandbox_status(&self, sandbox_id: &str) -> Result<cri::PodSandboxStatus, CallError> {
-        let request =
-            cri::PodSandboxStatusRequest { pod_sandbox_id: sandbox_id.to_owned(), verbose: false };
+        let request = cri::PodSandboxStatusRequest {
+            pod_sandbox_id: sandbox_id.to_owned(),
+            verbose: false,
+        };
         let answer = self
             .within("PodSandboxStatus", sandbox_id, STORE_DEADLINE, async {
                 self.cri().pod_sandbox_status(request).await
@@ -243,7 +288,10 @@ impl Runtime {
 
     /// A container's process id from containerd's store; 0 if it does not run.
     pub(crate) async fn container_pid(&self, container_id: &str) -> Result<i32, CallError> {
-        let request = cri::ContainerStatusRequest { container_id: container_id.to_owned(), verbose: true };
+        let request = cri::ContainerStatusRequest {
+            container_id: container_id.to_owned(),
+            verbose: true,
+        };
         let answer = self
             .within("ContainerStatus", container_id, STORE_DEADLINE, async {
                 self.cri().container_status(request).await
@@ -254,13 +302,18 @@ impl Runtime {
             subject: container_id.to_owned(),
             what,
         };
-        let info = answer.info.get("info").ok_or_else(|| bad(AnswerError::Missing("info")))?;
+        let info = answer
+            .info
+            .get("info")
+            .ok_or_else(|| bad(AnswerError::Missing("info")))?;
         parse_container_info(info).map(|info| info.pid).map_err(bad)
     }
 
     /// What containerd's own record of a sandbox says; `None` if there is no such record.
     pub(crate) async fn sandbox_record(&self, sandbox_id: &str) -> Result<Option<SandboxRecord>, CallError> {
-        let request = namespaced(ctrd::GetContainerRequest { id: sandbox_id.to_owned() });
+        let request = namespaced(ctrd::GetContainerRequest {
+            id: sandbox_id.to_owned(),
+        });
         let answer = self
             .within("Containers.Get", sandbox_id, STORE_DEADLINE, async {
                 ContainersClient::new(self.channel())
@@ -288,8 +341,10 @@ impl Runtime {
     /// # Errors
     /// The shim does not answer in time, or containerd does not.
     pub async fn task_pid(&self, container_id: &str) -> Result<i32, CallError> {
-        let request =
-            namespaced(ctrd::GetRequest { container_id: container_id.to_owned(), exec_id: String::new() });
+        let request = namespaced(ctrd::GetRequest {
+            container_id: container_id.to_owned(),
+            exec_id: String::new(),
+        });
         let answer = self
             .within("Tasks.Get", container_id, SHIM_DEADLINE, async {
                 TasksClient::new(self.channel()).get(request).await
@@ -323,8 +378,8 @@ impl Runtime {
             "/sandboxes/exit",
         ]
         .iter()
-        .map(|topic| format!("namespace=={NAMESPACE},topic=={topic}"))
-        .chain([format!("namespace=={HELLO_NAMESPACE},topic=={HELLO_TOPIC}")])
+        .map(|topic| format!("namespace=={NAMESPACE},topic==\"{topic}\""))
+        .chain([format!("namespace=={HELLO_NAMESPACE},topic==\"{HELLO_TOPIC}\"")])
         .collect();
         EventsClient::new(self.channel())
             .max_decoding_message_size(MAX_MESSAGE)
@@ -337,9 +392,7 @@ impl Runtime {
     /// The CRI's own events. They come after the CRI has updated its store, which containerd's do not.
     ///
     /// Without a deadline, for the same reason as [`Self::task_events`].
-    pub(crate) async fn container_events(
-        &self,
-    ) -> Result<Streaming<cri::ContainerEventResponse>, CallError> {
+    pub(crate) async fn container_events(&self) -> Result<Streaming<cri::ContainerEventResponse>, CallError> {
         self.cri()
             .get_container_events(cri::GetEventsRequest {})
             .await
@@ -362,20 +415,30 @@ impl Runtime {
         match tokio::time::timeout(limit, answer).await {
             Ok(Ok(answer)) => Ok(answer.into_inner()),
             Ok(Err(status)) => Err(refused(call, subject, status)),
-            Err(_) => Err(CallError::Timeout { call, subject: subject.to_owned(), limit }),
+            Err(_) => Err(CallError::Timeout {
+                call,
+                subject: subject.to_owned(),
+                limit,
+            }),
         }
     }
 }
 
 fn refused(call: &'static str, subject: &str, status: Status) -> CallError {
-    CallError::Refused { call, subject: subject.to_owned(), status: Box::new(status) }
+    CallError::Refused {
+        call,
+        subject: subject.to_owned(),
+        status: Box::new(status),
+    }
 }
 
 /// A request to containerd's own services, with the header that names the CRI's namespace.
 #[must_use]
 pub fn namespaced<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
-    request.metadata_mut().insert("containerd-namespace", MetadataValue::from_static(NAMESPACE));
+    request
+        .metadata_mut()
+        .insert("containerd-namespace", MetadataValue::from_static(NAMESPACE));
     request
 }
 
@@ -385,7 +448,9 @@ fn socket_of(endpoint: &str) -> Result<PathBuf, ConnectError> {
     if path.starts_with('/') && !path.contains('\0') {
         Ok(PathBuf::from(path))
     } else {
-        Err(ConnectError::BadEndpoint { endpoint: endpoint.chars().take(200).collect() })
+        Err(ConnectError::BadEndpoint {
+            endpoint: endpoint.chars().take(200).collect(),
+        })
     }
 }
 
@@ -404,7 +469,13 @@ mod tests {
 
     #[test]
     fn versions() {
-        let version = |v: &str| RuntimeVersion { name: "containerd".into(), version: v.into() }.major();
+        let version = |v: &str| {
+            RuntimeVersion {
+                name: "containerd".into(),
+                version: v.into(),
+            }
+            .major()
+        };
         assert_eq!(version("2.3.7"), Some(2));
         assert_eq!(version("1.7.0-rc.1+unknown"), Some(1));
         assert_eq!(version("devel"), None);

@@ -26,9 +26,15 @@ const MAX_REMEMBERED: usize = 4096;
 #[derive(Debug)]
 pub(crate) enum Done {
     /// A look at a pod; `None` = it is gone.
-    Looked { sandbox_id: String, result: Result<Option<Pod>, CallError> },
+    Looked {
+        sandbox_id: String,
+        result: Box<Result<Option<Pod>, CallError>>,
+    },
     /// The search for the pod sandbox of a container.
-    Found { container_id: String, result: Result<Option<String>, CallError> },
+    Found {
+        container_id: String,
+        result: Result<Option<String>, CallError>,
+    },
 }
 
 /// One session with containerd.
@@ -122,12 +128,16 @@ impl Session {
     /// Has a pod looked at in at most `wait`.
     pub(crate) fn touch(&mut self, sandbox_id: &str, wait: Duration) {
         let at = Instant::now() + wait;
-        self.due.entry(sandbox_id.to_owned()).and_modify(|due| *due = at.min(*due)).or_insert(at);
+        self.due
+            .entry(sandbox_id.to_owned())
+            .and_modify(|due| *due = at.min(*due))
+            .or_insert(at);
     }
 
     /// Has a pod looked at a second time, later.
     pub(crate) fn touch_again(&mut self, sandbox_id: &str) {
-        self.due_again.insert(sandbox_id.to_owned(), Instant::now() + SECOND_LOOK);
+        self.due_again
+            .insert(sandbox_id.to_owned(), Instant::now() + SECOND_LOOK);
     }
 
     /// When the next look is due; `None` if none is, or only at pods that are being looked at now.
@@ -143,8 +153,10 @@ impl Session {
     /// A pod that is due, now marked as being looked at.
     pub(crate) fn take_due(&mut self, now: Instant) -> Option<String> {
         for due in [&mut self.due, &mut self.due_again] {
-            let found =
-                due.iter().find(|(id, at)| **at <= now && !self.looking.contains(*id)).map(|(id, _)| id.clone());
+            let found = due
+                .iter()
+                .find(|(id, at)| **at <= now && !self.looking.contains(*id))
+                .map(|(id, _)| id.clone());
             if let Some(sandbox_id) = found {
                 due.remove(&sandbox_id);
                 self.looking.insert(sandbox_id.clone());
@@ -203,7 +215,10 @@ impl Session {
         let signals = self.puzzles.remove(container_id).unwrap_or_default();
         let sandbox_id = sandbox_id.unwrap_or_else(|| container_id.to_owned());
         if !signals.is_empty() {
-            self.waiting.entry(sandbox_id.clone()).or_default().extend(signals);
+            self.waiting
+                .entry(sandbox_id.clone())
+                .or_default()
+                .extend(signals);
         }
         self.touch(&sandbox_id, Duration::ZERO);
         if !self.cri || !self.cri_heard {
@@ -245,9 +260,17 @@ mod tests {
     async fn signals_wait_for_the_look_at_their_pod() {
         let mut session = Session::new();
         let runtime = Runtime::lazy("/nowhere").unwrap();
-        let exec = Signal::ExecStarted { container_id: "c".into(), exec_id: "e".into() };
+        let exec = Signal::ExecStarted {
+            container_id: "c".into(),
+            exec_id: "e".into(),
+        };
         session.puzzle(exec.clone(), &runtime);
-        session.puzzle(Signal::Touched { container_id: "c".into() }, &runtime);
+        session.puzzle(
+            Signal::Touched {
+                container_id: "c".into(),
+            },
+            &runtime,
+        );
         assert_eq!(session.tasks.len(), 1);
         session.found("c", Some("s".into()));
         assert_eq!(session.take_due(Instant::now()).as_deref(), Some("s"));

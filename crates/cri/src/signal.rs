@@ -49,53 +49,78 @@ impl Signal {
         let signal = match envelope.topic.as_str() {
             "/tasks/create" => {
                 let event = ev::TaskCreate::decode(value).ok()?;
-                Self::TaskStarted { container_id: event.container_id, pid: pid(event.pid) }
+                Self::TaskStarted {
+                    container_id: event.container_id,
+                    pid: pid(event.pid),
+                }
             }
             "/tasks/start" => {
                 let event = ev::TaskStart::decode(value).ok()?;
-                Self::TaskStarted { container_id: event.container_id, pid: pid(event.pid) }
+                Self::TaskStarted {
+                    container_id: event.container_id,
+                    pid: pid(event.pid),
+                }
             }
             "/tasks/exit" => {
                 let event = ev::TaskExit::decode(value).ok()?;
                 if event.id.is_empty() || event.id == event.container_id {
-                    Self::TaskExited { container_id: event.container_id, exit_status: event.exit_status }
+                    Self::TaskExited {
+                        container_id: event.container_id,
+                        exit_status: event.exit_status,
+                    }
                 } else {
-                    Self::ExecEnded { container_id: event.container_id, exec_id: event.id }
+                    Self::ExecEnded {
+                        container_id: event.container_id,
+                        exec_id: event.id,
+                    }
                 }
             }
             "/tasks/delete" => {
                 let event = ev::TaskDelete::decode(value).ok()?;
-                Self::Touched { container_id: event.container_id }
+                Self::Touched {
+                    container_id: event.container_id,
+                }
             }
             "/tasks/exec-started" => {
                 let event = ev::TaskExecStarted::decode(value).ok()?;
-                Self::ExecStarted { container_id: event.container_id, exec_id: event.exec_id }
+                Self::ExecStarted {
+                    container_id: event.container_id,
+                    exec_id: event.exec_id,
+                }
             }
             "/tasks/oom" => {
                 let event = ev::TaskOom::decode(value).ok()?;
-                Self::OutOfMemory { container_id: event.container_id }
+                Self::OutOfMemory {
+                    container_id: event.container_id,
+                }
             }
             "/tasks/paused" => {
                 let event = ev::TaskPaused::decode(value).ok()?;
-                Self::Paused { container_id: event.container_id, paused: true }
+                Self::Paused {
+                    container_id: event.container_id,
+                    paused: true,
+                }
             }
             "/tasks/resumed" => {
                 let event = ev::TaskResumed::decode(value).ok()?;
-                Self::Paused { container_id: event.container_id, paused: false }
+                Self::Paused {
+                    container_id: event.container_id,
+                    paused: false,
+                }
             }
-            "/containers/create" => {
-                Self::Touched { container_id: ev::ContainerCreate::decode(value).ok()?.id }
-            }
-            "/containers/update" => {
-                Self::Touched { container_id: ev::ContainerUpdate::decode(value).ok()?.id }
-            }
-            "/containers/delete" => {
-                Self::Touched { container_id: ev::ContainerDelete::decode(value).ok()?.id }
-            }
+            "/containers/create" => Self::Touched {
+                container_id: ev::ContainerCreate::decode(value).ok()?.id,
+            },
+            "/containers/update" => Self::Touched {
+                container_id: ev::ContainerUpdate::decode(value).ok()?.id,
+            },
+            "/containers/delete" => Self::Touched {
+                container_id: ev::ContainerDelete::decode(value).ok()?.id,
+            },
             // containerd-client lacks the sandbox events; all of them have the id as field 1.
-            "/sandboxes/create" | "/sandboxes/start" | "/sandboxes/exit" => {
-                Self::Touched { container_id: SandboxEvent::decode(value).ok()?.sandbox_id }
-            }
+            "/sandboxes/create" | "/sandboxes/start" | "/sandboxes/exit" => Self::Touched {
+                container_id: SandboxEvent::decode(value).ok()?.sandbox_id,
+            },
             _ => return None,
         };
         is_id(signal.container_id()).then_some(signal)
@@ -126,37 +151,70 @@ mod tests {
         Envelope {
             namespace: NAMESPACE.into(),
             topic: topic.into(),
-            event: Some(Any { type_url: String::new(), value: event.encode_to_vec() }),
+            event: Some(Any {
+                type_url: String::new(),
+                value: event.encode_to_vec(),
+            }),
             ..Default::default()
         }
     }
 
     #[test]
     fn an_exit_is_of_the_task_or_of_an_exec() {
-        let task = ev::TaskExit { container_id: "c1".into(), id: "c1".into(), exit_status: 137, ..Default::default() };
+        let task = ev::TaskExit {
+            container_id: "c1".into(),
+            id: "c1".into(),
+            exit_status: 137,
+            ..Default::default()
+        };
         assert_eq!(
             Signal::decode(&envelope("/tasks/exit", &task)),
-            Some(Signal::TaskExited { container_id: "c1".into(), exit_status: 137 })
+            Some(Signal::TaskExited {
+                container_id: "c1".into(),
+                exit_status: 137
+            })
         );
-        let exec = ev::TaskExit { container_id: "c1".into(), id: "e1".into(), ..Default::default() };
+        let exec = ev::TaskExit {
+            container_id: "c1".into(),
+            id: "e1".into(),
+            ..Default::default()
+        };
         assert_eq!(
             Signal::decode(&envelope("/tasks/exit", &exec)),
-            Some(Signal::ExecEnded { container_id: "c1".into(), exec_id: "e1".into() })
+            Some(Signal::ExecEnded {
+                container_id: "c1".into(),
+                exec_id: "e1".into()
+            })
         );
     }
 
     #[test]
     fn other_namespaces_topics_and_garbage_are_ignored() {
-        let event = ev::TaskStart { container_id: "c1".into(), pid: 7 };
+        let event = ev::TaskStart {
+            container_id: "c1".into(),
+            pid: 7,
+        };
         let mut other = envelope("/tasks/start", &event);
-        assert_eq!(Signal::decode(&other), Some(Signal::TaskStarted { container_id: "c1".into(), pid: 7 }));
+        assert_eq!(
+            Signal::decode(&other),
+            Some(Signal::TaskStarted {
+                container_id: "c1".into(),
+                pid: 7
+            })
+        );
         other.namespace = "moby".into();
         assert_eq!(Signal::decode(&other), None);
         assert_eq!(Signal::decode(&envelope("/images/create", &event)), None);
         let mut garbage = envelope("/tasks/start", &event);
-        garbage.event = Some(Any { type_url: String::new(), value: vec![0xff; 9] });
+        garbage.event = Some(Any {
+            type_url: String::new(),
+            value: vec![0xff; 9],
+        });
         assert_eq!(Signal::decode(&garbage), None);
-        let hostile = ev::TaskStart { container_id: "../../etc".into(), pid: 7 };
+        let hostile = ev::TaskStart {
+            container_id: "../../etc".into(),
+            pid: 7,
+        };
         assert_eq!(Signal::decode(&envelope("/tasks/start", &hostile)), None);
     }
 }

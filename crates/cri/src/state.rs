@@ -41,23 +41,35 @@ impl State {
         let known = before.is_some();
         self.containers.retain(|_, sandbox| *sandbox != pod.sandbox_id);
         for container in &pod.containers {
-            self.containers.insert(container.id.clone(), pod.sandbox_id.clone());
+            self.containers
+                .insert(container.id.clone(), pod.sandbox_id.clone());
         }
         let pod = Arc::new(pod);
         self.pods.insert(pod.sandbox_id.clone(), Arc::clone(&pod));
-        Some(if known { PodEvent::Changed(pod) } else { PodEvent::Added(pod) })
+        Some(if known {
+            PodEvent::Changed(pod)
+        } else {
+            PodEvent::Added(pod)
+        })
     }
 
     /// Forgets a pod sandbox that is gone.
     pub(crate) fn remove(&mut self, sandbox_id: &str) -> Option<PodEvent> {
         let pod = self.pods.remove(sandbox_id)?;
         self.containers.retain(|_, sandbox| sandbox != sandbox_id);
-        Some(PodEvent::Removed { sandbox_id: pod.sandbox_id.clone(), uid: pod.uid.clone() })
+        Some(PodEvent::Removed {
+            sandbox_id: pod.sandbox_id.clone(),
+            uid: pod.uid.clone(),
+        })
     }
 
     /// The pod sandboxes that are known but were not listed.
     pub(crate) fn missing_from(&self, listed: &HashSet<String>) -> Vec<String> {
-        self.pods.keys().filter(|id| !listed.contains(*id)).cloned().collect()
+        self.pods
+            .keys()
+            .filter(|id| !listed.contains(*id))
+            .cloned()
+            .collect()
     }
 
     /// What a signal tells the listener about a known pod; `None` if it tells nothing by itself.
@@ -65,19 +77,39 @@ impl State {
         let sandbox_id = self.sandbox_of(signal.container_id())?.to_owned();
         Some(match signal.clone() {
             Signal::Touched { .. } | Signal::TaskStarted { .. } => return None,
-            Signal::TaskExited { container_id, exit_status } => {
-                PodEvent::ContainerExited { sandbox_id, container_id, exit_status }
-            }
-            Signal::ExecStarted { container_id, exec_id } => {
-                PodEvent::ExecStarted { sandbox_id, container_id, exec_id }
-            }
-            Signal::ExecEnded { container_id, exec_id } => {
-                PodEvent::ExecEnded { sandbox_id, container_id, exec_id }
-            }
-            Signal::OutOfMemory { container_id } => PodEvent::OutOfMemory { sandbox_id, container_id },
-            Signal::Paused { container_id, paused } => {
-                PodEvent::TaskPaused { sandbox_id, container_id, paused }
-            }
+            Signal::TaskExited {
+                container_id,
+                exit_status,
+            } => PodEvent::ContainerExited {
+                sandbox_id,
+                container_id,
+                exit_status,
+            },
+            Signal::ExecStarted {
+                container_id,
+                exec_id,
+            } => PodEvent::ExecStarted {
+                sandbox_id,
+                container_id,
+                exec_id,
+            },
+            Signal::ExecEnded {
+                container_id,
+                exec_id,
+            } => PodEvent::ExecEnded {
+                sandbox_id,
+                container_id,
+                exec_id,
+            },
+            Signal::OutOfMemory { container_id } => PodEvent::OutOfMemory {
+                sandbox_id,
+                container_id,
+            },
+            Signal::Paused { container_id, paused } => PodEvent::TaskPaused {
+                sandbox_id,
+                container_id,
+                paused,
+            },
         })
     }
 }
@@ -145,16 +177,28 @@ pub(crate) mod tests {
     #[test]
     fn a_signal_about_a_stranger_tells_nothing() {
         let mut state = State::default();
-        let exec = Signal::ExecStarted { container_id: "c".into(), exec_id: "e".into() };
+        let exec = Signal::ExecStarted {
+            container_id: "c".into(),
+            exec_id: "e".into(),
+        };
         assert_eq!(state.tell(&exec), None);
         let mut known = pod("a");
         known.containers.push(container("c"));
         state.upsert(known);
         assert_eq!(
             state.tell(&exec),
-            Some(PodEvent::ExecStarted { sandbox_id: "a".into(), container_id: "c".into(), exec_id: "e".into() })
+            Some(PodEvent::ExecStarted {
+                sandbox_id: "a".into(),
+                container_id: "c".into(),
+                exec_id: "e".into()
+            })
         );
-        assert_eq!(state.tell(&Signal::Touched { container_id: "c".into() }), None);
+        assert_eq!(
+            state.tell(&Signal::Touched {
+                container_id: "c".into()
+            }),
+            None
+        );
     }
 
     #[test]
