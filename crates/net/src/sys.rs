@@ -49,12 +49,11 @@ pub(crate) fn ignore_outgoing(socket: BorrowedFd<'_>, ignore: bool) -> Result<()
 /// Binds a packet socket to all protocols of one interface.
 pub(crate) fn bind_to_interface(socket: BorrowedFd<'_>, index: u32) -> Result<(), Errno> {
     const ALL: u16 = (libc::ETH_P_ALL as u16).to_be();
-    // SAFETY: all zeroes is a valid `sockaddr_ll`.
-    let mut address: libc::sockaddr_ll = unsafe { mem::zeroed() };
+    let (mut address, length) = link_address();
     address.sll_family = libc::AF_PACKET as u16;
     address.sll_protocol = ALL;
     address.sll_ifindex = c_int::try_from(index).map_err(|_| Errno::ENODEV)?;
-    let length = libc::socklen_t::try_from(size_of::<libc::sockaddr_ll>()).map_err(|_| Errno::EINVAL)?;
+    let length = length?;
     // SAFETY: the pointer and the length describe `address`, which lives until the call returns.
     let result = unsafe { libc::bind(socket.as_raw_fd(), std::ptr::from_ref(&address).cast(), length) };
     Errno::result(result).map(drop)
@@ -98,4 +97,51 @@ pub(crate) fn take_drops(socket: BorrowedFd<'_>) -> Result<u64, Errno> {
     };
     Errno::result(result)?;
     Ok(u64::from(stats.tp_drops))
+}
+
+fn link_address() -> (libc::sockaddr_ll, Result<libc::socklen_t, Errno>) {
+    // SAFETY: all zeroes is a valid `sockaddr_ll`.
+    let address = unsafe { mem::zeroed() };
+    (
+        address,
+        libc::socklen_t::try_from(size_of::<libc::sockaddr_ll>()).map_err(|_| Errno::EINVAL),
+    )
+}
+
+/// The index of the interface that a packet socket is bound to; -1 once that is gone.
+///
+/// (The kernel's answer ends with the hardware address and so is shorter than a `sockaddr_ll`.)
+pub(crate) fn bound_interface(socket: BorrowedFd<'_>) -> Result<c_int, Errno> {
+    let (mut address, length) = link_address();
+    let mut length = length?;
+    // SAFETY: the kernel writes at most `length` bytes to `address`.
+    let result = unsafe {
+        libc::getsockname(
+            socket.as_raw_fd(),
+            std::ptr::from_mut(&mut address).cast(),
+            &mut length,
+        )
+    };
+    Errno::result(result).map(|_| address.sll_ifindex)
+}
+
+/// Takes one frame off a packet socket without waiting: how many bytes of it are in `buffer`, and the
+/// kernel's packet type.
+pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<(usize, u8), Errno> {
+    let (mut address, length) = link_address();
+    let mut length = length?;
+    // SAFETY: the kernel writes at most `buffer.len()` bytes to `buffer` and `length` bytes to `address`;
+    // both live until the call returns.
+    let received = unsafe {
+        libc::recvfrom(
+            socket.as_raw_fd(),
+            buffer.as_mut_ptr().cast(),
+            buffer.len(),
+            libc::MSG_DONTWAIT,
+            std::ptr::from_mut(&mut address).cast(),
+            &mut length,
+        )
+    };
+    let received = usize::try_from(Errno::result(received)?).map_err(|_| Errno::EINVAL)?;
+    Ok((received, address.sll_pkttype))
 }

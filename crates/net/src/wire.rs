@@ -59,6 +59,11 @@ pub(crate) struct Surroundings<'a> {
 }
 
 impl Surroundings<'_> {
+    /// The end of an interval that begins now; none if it has no length.
+    fn until_after(&self, interval: Duration) -> Option<Moment> {
+        (!interval.is_zero()).then(|| self.now.after(interval))
+    }
+
     fn deliver(&mut self, event: Event) -> bool {
         let taken = (self.emit)(event) == Delivery::Taken;
         if !taken {
@@ -162,7 +167,7 @@ impl Wire {
     pub(crate) fn on_frame(&mut self, verdict: &Verdict, around: &mut Surroundings<'_>) -> Option<Resolve> {
         around.counters.frames.one();
         if !self.frames.try_take(around.pace.frames, around.now) {
-            self.breather_until = Some(around.now.after(around.pace.breather));
+            self.breather_until = around.until_after(around.pace.breather);
             around.counters.breathers.one();
         }
         match (self.mode, verdict) {
@@ -196,7 +201,7 @@ impl Wire {
             blind_until,
         }) {
             around.counters.activities.one();
-            self.debounced_until = Some(blind_until);
+            self.debounced_until = around.until_after(around.pace.debounce);
         }
     }
 
@@ -237,7 +242,7 @@ impl Wire {
             around.counters.wakes.one();
             self.owed_wake = None;
             self.owed_housekeeping = None;
-            self.woken_until = Some(around.now.after(around.pace.rewake));
+            self.woken_until = around.until_after(around.pace.rewake);
         } else {
             let retry_at = around.now.after(RETRY);
             self.owed_wake = Some(OwedWake {

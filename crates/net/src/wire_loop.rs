@@ -14,7 +14,7 @@ use dormouse_core::{Moment, Reason};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::socket::{LinkAddr, MsgFlags, getsockname, getsockopt, recvfrom, send, sockopt};
+use nix::sys::socket::{MsgFlags, getsockopt, send, sockopt};
 
 use crate::answer::answer;
 use crate::attach::{AttachError, Attached, NamespaceId, Opened, WireSpec, open};
@@ -393,13 +393,13 @@ impl Line {
     fn read(&mut self, most: usize, around: &mut Surroundings<'_>) -> Result<(), Broken> {
         let mut buffer = [0_u8; SNAP_LENGTH as usize];
         for _ in 0..most {
-            let (length, from) = match recvfrom::<LinkAddr>(self.socket.as_raw_fd(), &mut buffer) {
+            let (length, packet_type) = match sys::receive(self.socket.as_fd(), &mut buffer) {
                 Ok(received) => received,
                 Err(Errno::EAGAIN) => break,
                 Err(Errno::EINTR) => continue,
                 Err(errno) => return self.on_error(errno, around.now),
             };
-            let packet_type = from.map_or(PacketType::Other, |a| PacketType::from_kernel(a.pkttype()));
+            let packet_type = PacketType::from_kernel(packet_type);
             let verdict = classify(
                 buffer.get(..length).unwrap_or_default(),
                 packet_type,
@@ -444,9 +444,9 @@ impl Line {
 
     /// The kernel takes a deleted interface's index away from the sockets that were bound to it.
     fn check_interface(&self) -> Result<(), Broken> {
-        let bound = getsockname::<LinkAddr>(self.socket.as_raw_fd())
+        let bound = sys::bound_interface(self.socket.as_fd())
             .map_err(|errno| Broken(LostCause::Socket(errno as i32)))?;
-        if u32::try_from(bound.ifindex()) == Ok(self.attached.index) {
+        if u32::try_from(bound) == Ok(self.attached.index) {
             Ok(())
         } else {
             Err(Broken(LostCause::InterfaceGone))
