@@ -15,6 +15,8 @@ mod stack;
 mod test;
 mod ui;
 
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 
 /// Builds, runs and measures Dormouse.
@@ -43,15 +45,26 @@ enum Command {
     Bench(bench::Bench),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Cli::parse().command {
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(&cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cargo xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: &Command) -> anyhow::Result<()> {
+    match command {
         Command::Stack => {
             let paths = paths::Paths::discover()?;
             prereq::ensure(&[prereq::Group::Stack])?;
             stack::build(&paths).map(|stack| println!("The stack is in {}", stack.dir.display()))
         }
-        Command::Test(args) => test::run(&args),
-        Command::Demo(args) => demo::run(&args),
-        Command::Bench(bench) => bench::run(&bench),
+        Command::Test(args) => test::run(args),
+        Command::Demo(args) => demo::run(args),
+        Command::Bench(bench) => bench::run(bench),
     }
 }
