@@ -48,6 +48,13 @@ impl<'a> Verb<'a> {
     }
 }
 
+/// An id or UID that can be none.
+#[derive(Debug, thiserror::Error)]
+#[error("not the id of a pod: {source}; it is used in paths, so it must be plain")]
+pub(crate) struct BadId {
+    pub(crate) source: dormouse_sentry::InvalidId,
+}
+
 /// Runs the synchronous part of a verb off the event loop.
 pub(crate) async fn blocking<T: Send + 'static>(
     verb: &'static str,

@@ -3,19 +3,25 @@
 //! A driver does what it is told and reports what it measured; when to do it is decided by
 //! `dormouse_core::next` and carried out by the agent's actor of the pod.
 
+mod any;
 pub mod brake;
 mod driver;
 mod failure;
 pub mod gvisor;
+pub mod kata;
 pub mod kernel;
 mod limit_file;
 pub mod pageout;
 pub mod prefetch;
 pub mod push_out;
 pub mod reclaim;
+pub mod runc;
 
+pub use any::AnyDriver;
 pub use driver::{
     Cancel, Capabilities, Capability, DozeReport, DriverError, Driver, FreezeReport, Guest, GuestContainer, PodIdentity,
     PrefetchReport, Probe, Resident, RuntimeKind, StopState, WakeReport,
 };
 pub use gvisor::Gvisor;
+pub use kata::Kata;
+pub use runc::Runc;

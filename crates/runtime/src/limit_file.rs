@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use dormouse_sentry::SandboxId;
 
 use crate::kernel::Kernel;
-use crate::reclaim::{Ledger, LoweredLimit, NoteError, restore_all};
+use crate::reclaim::{Ledger, LoweredLimit, NoteError, lasts_over_sleep, restore_all};
 
 /// A pod has some dozens of cgroups at most.
 const SIZE_LIMIT: u64 = 1 << 20;
@@ -44,9 +44,22 @@ impl LimitFile {
     /// # Errors
     /// The kernel's, for the first one that could not be put back; it stays noted.
     pub(crate) fn restore<K: Kernel + ?Sized>(&mut self, kernel: &K) -> io::Result<u32> {
-        let (put_back, failed) = restore_all(kernel, &self.limits);
+        self.restore_lowered(kernel, true)
+    }
+
+    /// The same, but leaves what lasts as long as the pod sleeps unless it is `awake`.
+    ///
+    /// # Errors
+    /// As for [`LimitFile::restore`].
+    pub(crate) fn restore_lowered<K: Kernel + ?Sized>(&mut self, kernel: &K, awake: bool) -> io::Result<u32> {
+        if self.limits.is_empty() {
+            return Ok(0);
+        }
+        let (keep, go): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.limits).into_iter().partition(|l| !awake && lasts_over_sleep(l));
+        self.limits = keep;
+        let (put_back, failed) = restore_all(kernel, &go);
         let mut first = Ok(put_back);
-        self.limits.clear();
         for (limit, error) in failed {
             self.limits.push(limit);
             first = first.and(Err(error));

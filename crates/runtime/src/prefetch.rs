@@ -13,10 +13,13 @@ use std::os::unix::fs::MetadataExt;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::brake::{Brake, Stop};
-use crate::driver::PrefetchReport;
+use dormouse_sentry::PodCgroup;
+
+use crate::brake::{Brake, Stop, not_cancelled};
+use crate::driver::{Cancel, PrefetchReport};
 use crate::kernel::{Advice, Kernel, Process, Range};
-use crate::pageout::{PageOutError, SLICE, Slices, Weighed, advise, mappings};
+use crate::pageout::{PageOutError, SLICE, Slices, Weighed, advise, mappings, processes};
+use crate::reclaim::{Version, headroom};
 
 /// A prefetch ends when a pod has less than this left to its memory limit, in bytes.
 pub const HEADROOM: u64 = 16 << 20;
@@ -73,6 +76,38 @@ pub enum PrefetchError {
         /// The kernel's error.
         source: io::Error,
     },
+}
+
+/// Brings back the pages of all processes in a pod's cgroup.
+///
+/// To stop early, because it was called off or the pod came near its limit, is no failure.
+///
+/// # Errors
+/// [`PrefetchError`], but for these two.
+pub fn of_cgroup<K: Kernel + ?Sized>(
+    kernel: &K,
+    cgroup: &PodCgroup,
+    first: Option<i32>,
+    limits: PrefetchLimits,
+    cancel: &Cancel,
+) -> Result<PrefetchReport, PrefetchError> {
+    let dir = cgroup.memory_dir();
+    let version = Version::from(cgroup.version());
+    let processes = processes(kernel, dir)?;
+    let mut brake = || -> Result<(), Stop> {
+        not_cancelled(cancel)?;
+        // Pages that come back are charged to the pod: ahead of time they must not push it against its limit.
+        match headroom(kernel, dir, version) {
+            Ok(Some(left)) if left < HEADROOM => Err(Stop::NearLimit { headroom: left }),
+            Ok(_) => Ok(()),
+            Err(e) => Err(Stop::Look(io::Error::other(e))),
+        }
+    };
+    let mut report = PrefetchReport::default();
+    match prefetch(kernel, first, &processes, limits, &mut brake, &mut report) {
+        Ok(()) | Err(PrefetchError::Stopped(Stop::Cancelled | Stop::NearLimit { .. })) => Ok(report),
+        Err(e) => Err(e),
+    }
 }
 
 /// Brings pages back: `first`'s private memory and its memory files, then those of the others.

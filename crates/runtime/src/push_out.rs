@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use dormouse_core::Reason;
+use dormouse_sentry::CgroupVersion;
 
 use crate::brake::{Brake, Stop, swap_has_room};
 use crate::kernel::{Kernel, Process};
@@ -47,6 +48,24 @@ pub enum Method {
 }
 
 impl Method {
+    /// For a cgroup whose processes are all stopped.
+    #[must_use]
+    pub const fn of_stopped(version: CgroupVersion) -> Self {
+        match version {
+            CgroupVersion::V1 => Self::LoweredLimit,
+            CgroupVersion::V2 => Self::Request,
+        }
+    }
+
+    /// For a cgroup whose processes may run.
+    #[must_use]
+    pub const fn of_running(version: CgroupVersion) -> Self {
+        match version {
+            CgroupVersion::V1 => Self::ForceEmpty,
+            CgroupVersion::V2 => Self::Request,
+        }
+    }
+
     const fn version(self) -> Version {
         match self {
             Self::LoweredLimit | Self::ForceEmpty => Version::V1,

@@ -3,7 +3,6 @@
 use std::time::Instant;
 
 use dormouse_core::{Reason, Rung};
-use dormouse_sentry::cgroup::CgroupVersion;
 use dormouse_sentry::record::CgroupState;
 use dormouse_sentry::{PodCgroup, Switch};
 
@@ -81,10 +80,7 @@ pub(super) fn push(
 ) -> Result<PushOutReport, PushOutError> {
     let kernel = &*parts.kernel;
     let processes = processes(kernel, cgroup.memory_dir())?;
-    let method = match cgroup.version() {
-        CgroupVersion::V1 => Method::LoweredLimit,
-        CgroupVersion::V2 => Method::Request,
-    };
+    let method = Method::of_stopped(cgroup.version());
     let job = Job { processes: &processes, cgroup: Some((cgroup.memory_dir(), method)), passes: 1 };
     let mut desk = LockedDesk { switch, wakes };
     let mut brake = || -> Result<(), Stop> {

@@ -32,7 +32,7 @@ use crate::driver::{
     Cancel, Capabilities, DozeReport, Driver, DriverError, FreezeReport, Guest, PrefetchReport, Probe, Resident,
     RuntimeKind, StopState, WakeReport,
 };
-use crate::failure::{Verb, blocking};
+use crate::failure::{BadId, Verb, blocking};
 use crate::kernel::{Kernel, Linux};
 use crate::prefetch::PrefetchLimits;
 use crate::push_out::GuardProgram;
@@ -169,7 +169,7 @@ impl Driver for Gvisor {
 impl Parts {
     fn switch(&self, guest: &Guest, verb: Verb<'_>) -> Result<Switch, DriverError> {
         let id: SandboxId =
-            guest.sandbox_id.parse().map_err(|e| verb.failed(Reason::InvalidRequest, None, BadId { source: e }))?;
+            guest.sandbox_id.parse().map_err(|source| verb.failed(Reason::InvalidRequest, None, BadId { source }))?;
         Ok(Switch::open(&self.run_dir, &id))
     }
 
@@ -238,15 +238,8 @@ impl Parts {
     }
 }
 
-/// The pod sandbox's id is none.
-#[derive(Debug, thiserror::Error)]
-#[error("the pod sandbox's id cannot be one: {source}")]
-struct BadId {
-    source: dormouse_sentry::InvalidId,
-}
-
 fn pod_uid(guest: &Guest, verb: Verb<'_>) -> Result<PodUid, DriverError> {
-    guest.pod.uid.parse().map_err(|e| verb.failed(Reason::InvalidRequest, None, BadId { source: e }))
+    guest.pod.uid.parse().map_err(|source| verb.failed(Reason::InvalidRequest, None, BadId { source }))
 }
 
 /// The first of the pod's possible runtime roots that holds a state file of it.

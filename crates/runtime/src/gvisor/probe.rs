@@ -7,7 +7,7 @@ use super::wake::restore_these;
 use super::{Parts, stop_state, switch_failed};
 use crate::driver::{DriverError, Guest, Probe, StopState};
 use crate::failure::Verb;
-use crate::reclaim::LoweredLimit;
+use crate::reclaim::{LoweredLimit, lasts_over_sleep};
 
 pub(super) fn probe(parts: &Parts, guest: &Guest, verb: Verb<'_>) -> Result<Probe, DriverError> {
     let mut held = parts.lock(guest, verb)?;
@@ -35,11 +35,6 @@ pub(super) fn probe(parts: &Parts, guest: &Guest, verb: Verb<'_>) -> Result<Prob
         held.update(|r| r.switch.rung = rung).map_err(|e| verb.failed(e.reason(), Some(stop), e))?;
     }
     Ok(Probe { stop, settled, limit_restored })
-}
-
-/// `memory.swap.max` stays raised for as long as the pod sleeps.
-fn lasts_over_sleep(limit: &LoweredLimit) -> bool {
-    limit.path.file_name().is_some_and(|n| n == "memory.swap.max")
 }
 
 /// A thaw is noted after it is done; whoever died in between left a record that says Frozen.

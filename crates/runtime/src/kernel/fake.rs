@@ -127,7 +127,8 @@ impl Kernel for Fake {
             .files
             .keys()
             .filter_map(|f| f.strip_prefix(path).ok())
-            .filter_map(|f| (f.components().count() > 1).then(|| path.join(f.components().next().unwrap())))
+            .filter(|f| f.components().count() > 1)
+            .map(|f| path.join(f.components().next().unwrap()))
             .collect();
         dirs.dedup();
         Ok(dirs)

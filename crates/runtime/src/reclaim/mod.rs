@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use dormouse_core::Reason;
+use dormouse_sentry::CgroupVersion;
 pub use dormouse_sentry::record::LoweredLimit;
 
 use crate::brake::{Brake, Stop};
@@ -26,7 +27,7 @@ use crate::kernel::Kernel;
 use crate::pageout::{PageOutError, SLICE};
 
 pub use restore::{Restored, restore, restore_all};
-pub use settings::{raise, swap_limits_of, swappiness_of};
+pub use settings::{lasts_over_sleep, raise, swap_limits_of, swappiness_of};
 
 /// A pod's cgroup is not reclaimed below this: what its kernel memory and page tables take anyhow.
 pub const FLOOR: u64 = 4 << 20;
@@ -48,6 +49,15 @@ pub enum Version {
     V1,
     /// `memory.reclaim`.
     V2,
+}
+
+impl From<CgroupVersion> for Version {
+    fn from(version: CgroupVersion) -> Self {
+        match version {
+            CgroupVersion::V1 => Self::V1,
+            CgroupVersion::V2 => Self::V2,
+        }
+    }
 }
 
 /// What a reclaim did.
@@ -240,7 +250,9 @@ impl<'a, K: Kernel + ?Sized> Reclaim<'a, K> {
         } else {
             self.fruitless = 0;
         }
-        Ok(step.at_floor || self.fruitless >= FRUITLESS_STEPS)
+        // Where something runs, what is pushed out may come in again for ever: each byte is worth two tries.
+        let enough = self.report.steps > 32 + self.report.before / (SLICE / 16);
+        Ok(step.at_floor || self.fruitless >= FRUITLESS_STEPS || enough)
     }
 }
 

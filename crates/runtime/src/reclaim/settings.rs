@@ -44,6 +44,13 @@ pub fn swap_limits_of<K: Kernel + ?Sized>(kernel: &K, dir: &Path) -> Result<Vec<
     Ok(changes)
 }
 
+/// Whether a change is meant for as long as the pod sleeps, and not only for the time of a reclaim:
+/// `memory.swap.max` stays raised, the others do not stand a moment longer than they must.
+#[must_use]
+pub fn lasts_over_sleep(change: &LoweredLimit) -> bool {
+    change.path.file_name().is_some_and(|n| n == "memory.swap.max")
+}
+
 /// Makes these changes, each noted beforehand. Where one fails, those before it are taken back.
 ///
 /// # Errors

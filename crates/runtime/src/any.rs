@@ -1,0 +1,73 @@
+//! One driver for whatever runtime a pod has.
+
+use crate::driver::{
+    Cancel, Capabilities, DozeReport, Driver, DriverError, FreezeReport, Guest, PrefetchReport, Probe, Resident,
+    RuntimeKind, WakeReport,
+};
+use crate::gvisor::Gvisor;
+use crate::kata::Kata;
+use crate::runc::Runc;
+
+/// The driver of one runtime, chosen by the pod's runtime type.
+#[derive(Debug, Clone)]
+pub enum AnyDriver {
+    /// gVisor.
+    Gvisor(Gvisor),
+    /// Kata Containers.
+    Kata(Kata),
+    /// runc.
+    Runc(Runc),
+}
+
+/// Passes a verb on to the driver inside.
+macro_rules! pass_on {
+    ($self:ident, $driver:ident => $call:expr) => {
+        match $self {
+            AnyDriver::Gvisor($driver) => $call,
+            AnyDriver::Kata($driver) => $call,
+            AnyDriver::Runc($driver) => $call,
+        }
+    };
+}
+
+impl Driver for AnyDriver {
+    fn kind(&self) -> RuntimeKind {
+        pass_on!(self, d => d.kind())
+    }
+
+    async fn capabilities(&self, guest: &Guest) -> Capabilities {
+        pass_on!(self, d => d.capabilities(guest).await)
+    }
+
+    async fn freeze(&self, guest: &Guest) -> Result<FreezeReport, DriverError> {
+        pass_on!(self, d => d.freeze(guest).await)
+    }
+
+    async fn doze(&self, guest: &Guest, cancel: &Cancel) -> Result<DozeReport, DriverError> {
+        pass_on!(self, d => d.doze(guest, cancel).await)
+    }
+
+    async fn wake(&self, guest: &Guest) -> Result<WakeReport, DriverError> {
+        pass_on!(self, d => d.wake(guest).await)
+    }
+
+    async fn prefetch(&self, guest: &Guest, cancel: &Cancel) -> Result<PrefetchReport, DriverError> {
+        pass_on!(self, d => d.prefetch(guest, cancel).await)
+    }
+
+    async fn housekeeping_thaw(&self, guest: &Guest) -> Result<(), DriverError> {
+        pass_on!(self, d => d.housekeeping_thaw(guest).await)
+    }
+
+    async fn housekeeping_freeze(&self, guest: &Guest, cancel: &Cancel) -> Result<(), DriverError> {
+        pass_on!(self, d => d.housekeeping_freeze(guest, cancel).await)
+    }
+
+    async fn probe(&self, guest: &Guest) -> Result<Probe, DriverError> {
+        pass_on!(self, d => d.probe(guest).await)
+    }
+
+    async fn resident(&self, guest: &Guest) -> Result<Resident, DriverError> {
+        pass_on!(self, d => d.resident(guest).await)
+    }
+}

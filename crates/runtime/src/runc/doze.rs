@@ -1,0 +1,83 @@
+//! Frozen -> Dozing: page-out and reclaim of a pod whose cgroup is frozen.
+
+use std::time::Duration;
+
+use dormouse_core::Reason;
+use dormouse_sentry::PodCgroup;
+use dormouse_sentry::record::CgroupState;
+
+use super::{Parts, pod, stop_state};
+use crate::brake::{Stop, not_cancelled, swap_has_room};
+use crate::driver::{Cancel, DozeReport, DriverError, Guest, StopState};
+use crate::failure::Verb;
+use crate::limit_file::LimitFile;
+use crate::pageout::processes;
+use crate::push_out::{Desk, Job, Method, PushOutError, PushOutReport, Work, push_out};
+use crate::reclaim::ReclaimError;
+
+pub(super) fn doze(parts: &Parts, guest: &Guest, verb: Verb<'_>, cancel: &Cancel) -> Result<DozeReport, DriverError> {
+    let (_, cgroup) = pod(guest, verb)?;
+    let state = stop_state(&cgroup, verb)?;
+    if state != StopState::CgroupFrozen {
+        return Err(verb.refused(Reason::WakeWon, Some(state), "the pod's cgroup is not frozen; it was woken meanwhile"));
+    }
+    let mut limits = parts.limits(guest, verb)?;
+    fail::fail_point!("runc::doze::before");
+    let resident = || cgroup.memory().map_or(0, |m| m.current);
+    let resident_before = resident();
+    match push(parts, &cgroup, &mut limits, cancel) {
+        Ok(report) => Ok(DozeReport {
+            cgroup_freeze: Duration::ZERO,
+            page_out: report.page_out,
+            reclaim: report.reclaim,
+            resident_before,
+            resident_after: resident(),
+        }),
+        Err(error) => {
+            // Frozen again, which here is the same freezer; only settings go back.
+            if let Err(error) = limits.restore(&*parts.kernel) {
+                tracing::warn!(sandbox = verb.sandbox_id, %error, "a setting of the pod's cgroup was not put back");
+            }
+            Err(verb.failed(error.reason(), stop_state(&cgroup, verb).ok(), error))
+        }
+    }
+}
+
+fn push(
+    parts: &Parts,
+    cgroup: &PodCgroup,
+    limits: &mut LimitFile,
+    cancel: &Cancel,
+) -> Result<PushOutReport, PushOutError> {
+    let kernel = &*parts.kernel;
+    let processes = processes(kernel, cgroup.memory_dir())?;
+    let method = Method::of_stopped(cgroup.version());
+    let job = Job { processes: &processes, cgroup: Some((cgroup.memory_dir(), method)), passes: 1 };
+    let mut brake = || -> Result<(), Stop> {
+        not_cancelled(cancel)?;
+        still_frozen(cgroup)?;
+        swap_has_room(kernel)
+    };
+    push_out(kernel, job, &mut FrozenDesk { cgroup, limits }, &parts.guard, &mut brake)
+}
+
+fn still_frozen(cgroup: &PodCgroup) -> Result<(), Stop> {
+    match cgroup.state() {
+        Ok(CgroupState::Frozen) => Ok(()),
+        Ok(CgroupState::Thawed) => Err(Stop::Woken),
+        Err(e) => Err(Stop::Look(std::io::Error::other(e))),
+    }
+}
+
+/// No wrapper wakes a runc pod, and the agent's actor does one thing after the other: nobody thaws meanwhile.
+struct FrozenDesk<'a> {
+    cgroup: &'a PodCgroup,
+    limits: &'a mut LimitFile,
+}
+
+impl Desk for FrozenDesk<'_> {
+    fn sit(&mut self, work: &mut Work<'_>) -> Result<bool, ReclaimError> {
+        still_frozen(self.cgroup)?;
+        work(self.limits)
+    }
+}
