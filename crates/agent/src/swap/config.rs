@@ -17,7 +17,7 @@ pub const MAX_PRIORITY: u16 = 32767;
 ///
 /// Without `zram` and `file` the agent brings no swap of its own and only looks at what is there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default, rename_all = "camelCase")]
+#[serde(deny_unknown_fields, default)]
 pub struct SwapConfig {
     /// Swap in compressed RAM; `None` = do not bring any.
     pub zram: Option<ZramConfig>,
@@ -55,7 +55,7 @@ impl Default for SwapConfig {
 
 /// Swap in compressed RAM: where the small and compressible part of a sleeper goes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default, rename_all = "camelCase")]
+#[serde(deny_unknown_fields, default)]
 pub struct ZramConfig {
     /// Size of the device before compression, in percent of the node's RAM (1 to 100).
     pub percent_of_ram: u8,
@@ -80,7 +80,7 @@ impl Default for ZramConfig {
 
 /// A swap file of fixed size, for the bulk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[serde(deny_unknown_fields)]
 pub struct FileConfig {
     /// Size in MiB.
     pub size_mib: u64,
@@ -119,7 +119,7 @@ pub enum ConfigError {
         max: u64,
     },
     /// `min_mib` is above `max_mib`.
-    #[error("swap.zram.minMib ({min}) is above swap.zram.maxMib ({max})")]
+    #[error("swap.zram.min_mib ({min}) is above swap.zram.max_mib ({max})")]
     MinAboveMax {
         /// Lower bound, MiB.
         min: u64,
@@ -172,9 +172,9 @@ impl SwapConfig {
             }
         };
         if let Some(z) = &self.zram {
-            within("zram.percentOfRam", u64::from(z.percent_of_ram), 1, 100)?;
-            within("zram.minMib", z.min_mib, 1, TIB_IN_MIB)?;
-            within("zram.maxMib", z.max_mib, 1, TIB_IN_MIB)?;
+            within("zram.percent_of_ram", u64::from(z.percent_of_ram), 1, 100)?;
+            within("zram.min_mib", z.min_mib, 1, TIB_IN_MIB)?;
+            within("zram.max_mib", z.max_mib, 1, TIB_IN_MIB)?;
             within("zram.priority", u64::from(z.priority), 0, u64::from(MAX_PRIORITY))?;
             if z.min_mib > z.max_mib {
                 return Err(ConfigError::MinAboveMax {
@@ -184,9 +184,9 @@ impl SwapConfig {
             }
         }
         if let Some(f) = &self.file {
-            within("file.sizeMib", f.size_mib, 16, 16 * TIB_IN_MIB)?;
+            within("file.size_mib", f.size_mib, 16, 16 * TIB_IN_MIB)?;
             within("file.priority", u64::from(f.priority), 0, u64::from(MAX_PRIORITY))?;
-            within("file.keepFreePercent", u64::from(f.keep_free_percent), 0, 90)?;
+            within("file.keep_free_percent", u64::from(f.keep_free_percent), 0, 90)?;
             absolute("file.directory", &f.directory)?;
         }
         if let (Some(z), Some(f)) = (&self.zram, &self.file)
@@ -198,13 +198,13 @@ impl SwapConfig {
             });
         }
         if let Some(p) = &self.kubelet_config {
-            absolute("kubeletConfig", p)?;
+            absolute("kubelet_config", p)?;
         }
         if let Some(p) = &self.kubelet_config_dir {
-            absolute("kubeletConfigDir", p)?;
+            absolute("kubelet_config_dir", p)?;
         }
-        within("takeDownReserveMib", self.take_down_reserve_mib, 0, TIB_IN_MIB)?;
-        within("fullBelowMib", self.full_below_mib, 0, TIB_IN_MIB)
+        within("take_down_reserve_mib", self.take_down_reserve_mib, 0, TIB_IN_MIB)?;
+        within("full_below_mib", self.full_below_mib, 0, TIB_IN_MIB)
     }
 }
 
@@ -255,7 +255,7 @@ mod tests {
         assert!(matches!(
             c.check(),
             Err(ConfigError::OutOfBounds {
-                field: "zram.percentOfRam",
+                field: "zram.percent_of_ram",
                 ..
             })
         ));
@@ -286,10 +286,10 @@ mod tests {
 
     #[test]
     fn unknown_keys_are_refused() {
-        let text = r#"{"zram":{"percentOfRam":10,"colour":"red"}}"#;
+        let text = r#"{"zram":{"percent_of_ram":10,"colour":"red"}}"#;
         assert!(serde_json::from_str::<SwapConfig>(text).is_err());
         let text =
-            r#"{"zram":{"percentOfRam":10},"file":{"sizeMib":64,"directory":"/x"},"allowPlainSwap":true}"#;
+            r#"{"zram":{"percent_of_ram":10},"file":{"size_mib":64,"directory":"/x"},"allow_plain_swap":true}"#;
         let c: SwapConfig = serde_json::from_str(text).unwrap();
         assert!(c.wants_own() && c.allow_plain_swap);
         assert_eq!(c.file.unwrap().priority, 100);

@@ -152,7 +152,7 @@ pub fn read_kubelet(config: &SwapConfig, kubelet_runs: impl FnOnce() -> bool) ->
             }
             return KubeletFacts::Unreadable {
                 path,
-                why: "a kubelet runs, but its configuration is not there; name it with swap.kubeletConfig"
+                why: "a kubelet runs, but its configuration is not there; name it with swap.kubelet_config"
                     .to_owned(),
             };
         }

@@ -48,7 +48,7 @@ pub enum Skip {
     #[error("mkswap cannot be used: {0}")]
     NoMkswap(String),
     /// The file cannot be encrypted, and plain is not allowed.
-    #[error("the swap file cannot be encrypted: {0}; install what is missing or set swap.allowPlainSwap")]
+    #[error("the swap file cannot be encrypted: {0}; install what is missing or set swap.allow_plain_swap")]
     NoEncryption(EncryptionLack),
     /// The directory cannot be used.
     #[error("swap.file.directory {path} cannot be used: {why}")]
@@ -60,7 +60,7 @@ pub enum Skip {
     },
     /// The disk is too full.
     #[error(
-        "a swap file of {want} MiB in {path} would leave {left} MiB free, and {keep} MiB have to stay free (swap.file.keepFreePercent)"
+        "a swap file of {want} MiB in {path} would leave {left} MiB free, and {keep} MiB have to stay free (swap.file.keep_free_percent)"
     )]
     DiskTooFull {
         /// The directory.
@@ -98,7 +98,7 @@ pub enum Refusal {
     KubeletForbids(String),
     /// Plain swap is active.
     #[error(
-        "the active swap {0} is not encrypted, so a guest's memory would lie readable on the disk; encrypt it, turn it off, or set swap.allowPlainSwap"
+        "the active swap {0} is not encrypted, so a guest's memory would lie readable on the disk; encrypt it, turn it off, or set swap.allow_plain_swap"
     )]
     PlainForeign(PathBuf),
     /// Everything that is configured cannot be brought.
