@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use dormouse_core::Reason;
 
 /// The most addresses that one pod's wire looks for. Kubernetes gives a pod two.
-pub const MAX_ADDRESSES: usize = 16;
+pub const MAX_ADDRESSES: usize = 8;
 
 /// The most ports of one protocol that one pod's wire looks for.
 pub const MAX_PORTS: usize = 64;
@@ -203,10 +203,10 @@ mod tests {
                 Err(InterestError::NotUnicast(bad.parse().unwrap()))
             );
         }
-        let many: Vec<IpAddr> = (0..=16).map(|n| IpAddr::from([10, 0, 0, n])).collect();
+        let many: Vec<IpAddr> = (0..=8).map(|n| IpAddr::from([10, 0, 0, n])).collect();
         assert_eq!(
             Interest::new(&many, Ports::default()),
-            Err(InterestError::TooManyAddresses(17))
+            Err(InterestError::TooManyAddresses(9))
         );
         let ports = Ports {
             udp: (1..=65).collect(),

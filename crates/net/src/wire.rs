@@ -167,8 +167,10 @@ impl Wire {
     pub(crate) fn on_frame(&mut self, verdict: &Verdict, around: &mut Surroundings<'_>) -> Option<Resolve> {
         around.counters.frames.one();
         if !self.frames.try_take(around.pace.frames, around.now) {
+            if self.breather_until.is_none() {
+                around.counters.breathers.one();
+            }
             self.breather_until = around.until_after(around.pace.breather);
-            around.counters.breathers.one();
         }
         match (self.mode, verdict) {
             (WireMode::Mute, _) | (_, Verdict::Ignore(_)) => around.counters.ignored.one(),

@@ -15,6 +15,10 @@ use crate::wire::WireMode;
 /// no room for much of anybody's data.
 pub const SNAP_LENGTH: u32 = 256;
 
+/// The most ports of one protocol that are compared in the kernel; with more, the loop compares. Older
+/// kernels allow a socket no more than 20 KiB for its filter, the old and the new one together.
+const MAX_FILTERED_PORTS: usize = 24;
+
 const ETHER_TYPE: u32 = 12;
 const IP: u32 = 14;
 const ARP_OPERATION: u32 = IP + 6;
@@ -170,11 +174,7 @@ impl Writer<'_> {
         self.asm.place(tcp);
         self.tcp();
         self.asm.place(udp);
-        self.asm.load16_x(DESTINATION_PORT);
-        for port in &self.interest.ports().udp {
-            self.asm.if_equal(u32::from(*port), pass);
-        }
-        self.asm.jump(drop);
+        self.udp();
     }
 
     /// The guest's own TCP segments; the solicitations have been written already, so jumps go forward.
@@ -288,10 +288,23 @@ impl Writer<'_> {
         self.asm.jump(pass);
     }
 
+    fn udp(&mut self) {
+        let ports = &self.interest.ports().udp;
+        if ports.len() > MAX_FILTERED_PORTS {
+            return self.asm.jump(self.pass);
+        }
+        self.asm.load16_x(DESTINATION_PORT);
+        for port in ports {
+            self.asm.if_equal(u32::from(*port), self.pass);
+        }
+        self.asm.jump(self.drop);
+    }
+
     /// Jumps if the segment's port may wake; goes on behind otherwise.
     fn if_tcp_port(&mut self, to: Label) {
         match &self.interest.ports().tcp {
             TcpPorts::Any => self.asm.jump(to),
+            TcpPorts::Only(ports) if ports.len() > MAX_FILTERED_PORTS => self.asm.jump(to),
             TcpPorts::Only(ports) => {
                 self.asm.load16_x(DESTINATION_PORT);
                 for port in ports {
