@@ -17,6 +17,7 @@ pub mod pod;
 pub mod rig;
 mod stack;
 pub mod swap;
+pub mod vm;
 
 pub use agent::{Agent, AgentOptions, AgentPaths};
 pub use built::Built;
