@@ -21,9 +21,10 @@ pub(super) struct Slot {
     _lock: File,
 }
 
-/// Parent of all stacks' directories: `DORMOUSE_TESTKIT_HOME`, else `/var/tmp/dmk`.
+/// Parent of all stacks' directories. Not to be chosen: cgroups, bridges and addresses follow from a stack's number
+/// alone, so all stacks of a machine must draw their numbers from one place.
 pub(crate) fn home() -> PathBuf {
-    std::env::var_os("DORMOUSE_TESTKIT_HOME").map_or_else(|| PathBuf::from("/var/tmp/dmk"), PathBuf::from)
+    PathBuf::from("/var/tmp/dmk")
 }
 
 impl Slot {
