@@ -1,0 +1,102 @@
+//! gVisor on an emulated CPU and on cgroup v2.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use dormouse_core::Rung;
+use dormouse_testkit::guest::AgentGuest;
+use dormouse_testkit::host::cgroup;
+use dormouse_testkit::host::command::capture;
+use dormouse_testkit::rig::{Rig, RigOptions};
+use dormouse_testkit::{Built, DORMOUSE_GVISOR, http};
+
+/// Everything is an order of magnitude slower under emulation.
+const LIMIT: Duration = Duration::from_secs(90);
+const MIB: u64 = 1 << 20;
+
+/// runsc by itself, so that a failure of the next suite can be told from an emulator that gVisor cannot run on.
+pub(super) fn runs() {
+    let runsc = Built::find().unwrap().part("runsc");
+    let said = capture(
+        Command::new(&runsc).args(["--ignore-cgroups", "--network=none", "--platform=systrap", "do", "echo", "alive"]),
+    )
+    .unwrap();
+    assert_eq!(said.trim(), "alive");
+}
+
+/// One pod of the real stack (containerd, stock shim, our wrapper, our agent with its own encrypted swap) asleep and
+/// awake on cgroup v2.
+pub(super) fn sleeps_and_wakes() {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap().block_on(async {
+        let directory = "/var/lib/dormouse-swap";
+        let swap = format!(
+            "[swap]\n[swap.zram]\nmin_mib = 64\nmax_mib = 64\n[swap.file]\nsize_mib = 256\ndirectory = {directory:?}\n"
+        );
+        let rig = Rig::start(RigOptions { config: swap, ..RigOptions::default() }).await.unwrap();
+        let swaps = fs::read_to_string("/proc/swaps").unwrap();
+        println!("{swaps}");
+        assert_eq!(swaps.lines().count(), 3, "the agent brings zram and the encrypted file");
+
+        let pod = rig.run_pod(AgentGuest::mib(64).pod("sleeper").handler(DORMOUSE_GVISOR)).await.unwrap();
+        let address = (pod.ip, 8080).into();
+        pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
+        let hash = http::get(address, "/hash", LIMIT).await.unwrap().json().unwrap();
+
+        let limits = swap_limits(&pod.cgroup);
+        // As kubelet leaves pods unless it is told otherwise.
+        for file in &limits {
+            fs::write(file, "0").unwrap();
+        }
+        let before = cgroup::memory_usage(&pod.cgroup).unwrap();
+        let outcome = rig.doze(&pod).await.unwrap();
+        let after = cgroup::memory_usage(&pod.cgroup).unwrap();
+        println!("doze: {outcome:?}; {} MiB -> {} MiB", before / MIB, after / MIB);
+        assert_eq!(rig.rung(&pod).await.unwrap(), Rung::Dozing);
+        assert!(before > 64 * MIB && after < 24 * MIB, "{before} -> {after}");
+        let events = cgroup::dir("freezer", &pod.cgroup).unwrap().join("cgroup.events");
+        assert!(fs::read_to_string(&events).unwrap().contains("frozen 1"));
+
+        // Its own packet.
+        let answer = http::get(address, "/answer", LIMIT).await.unwrap();
+        println!("woken by a packet: connected after {:?}, first byte after {:?}", answer.connected, answer.first_byte);
+        let view = rig.wait_rung(&pod, Rung::Running, LIMIT).await.unwrap();
+        assert_eq!(view.last_wake.unwrap().source, "Packet");
+        for file in &limits {
+            assert_eq!(fs::read_to_string(file).unwrap().trim(), "0", "{} was not put back", file.display());
+        }
+        let now = http::get(address, "/hash", LIMIT).await.unwrap().json().unwrap();
+        assert_eq!(now, hash);
+
+        // An order, from Frozen and from Dozing.
+        rig.freeze(&pod).await.unwrap();
+        assert_eq!(rig.rung(&pod).await.unwrap(), Rung::Frozen);
+        rig.wake(&pod).await.unwrap();
+        rig.doze(&pod).await.unwrap();
+        let woken = rig.wake(&pod).await.unwrap();
+        println!("woken by an order: {woken:?}");
+        let now = http::get(address, "/hash", LIMIT).await.unwrap().json().unwrap();
+        assert_eq!(now, hash);
+
+        // Deleted while it sleeps: gone within the normal time.
+        rig.doze(&pod).await.unwrap();
+        rig.stop().await.unwrap();
+        assert!(!Path::new("/sys/fs/cgroup").join(pod.cgroup.trim_start_matches('/')).exists());
+    });
+}
+
+/// `memory.swap.max` of the pod's cgroup and of every one below it.
+fn swap_limits(cgroup: &str) -> Vec<std::path::PathBuf> {
+    let mut open = vec![cgroup::dir("memory", cgroup).unwrap()];
+    let mut found = Vec::new();
+    while let Some(dir) = open.pop() {
+        for entry in fs::read_dir(&dir).unwrap().flatten() {
+            if entry.file_type().unwrap().is_dir() {
+                open.push(entry.path());
+            }
+        }
+        found.push(dir.join("memory.swap.max"));
+    }
+    found
+}

@@ -1,0 +1,83 @@
+//! What this machine's kernel lacks, in a QEMU guest: cgroup v2 with controllers, device mapper, ipvlan.
+//!
+//! The same binary is both sides. On the host each test below is the verdict on one suite of a single boot (a boot
+//! costs seconds under emulation). In the guest the suites are the ignored tests of module `guest`, run one by one.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod guest;
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use dormouse_testkit::Built;
+use dormouse_testkit::vm::{self, Payload, Report, Suite, VmOptions};
+
+/// Declares for each suite the host's verdict and where it is in the guest.
+macro_rules! suites {
+    ($($(#[$attribute:meta])* $name:ident: $limit:literal;)+) => {
+        /// Name and limit in seconds of every suite, in the order in which they run.
+        const SUITES: &[(&str, u64)] = &[$((stringify!($name), $limit)),+];
+
+        $(
+            $(#[$attribute])*
+            #[test]
+            fn $name() {
+                verdict(stringify!($name));
+            }
+        )+
+    };
+}
+
+suites! {
+    kernel_is_as_promised: 30;
+    no_swap_and_plain_swap_and_kubelet: 60;
+    encrypted_swap_comes_holds_and_goes: 120;
+    swap_survives_a_restart_and_a_torn_start: 60;
+    full_swap_is_said: 60;
+    cgroup_v2_reclaim_and_freeze: 60;
+    gvisor_runs_on_this_cpu: 60;
+    gvisor_pod_sleeps_and_wakes: 180;
+}
+
+fn report() -> &'static Report {
+    static REPORT: OnceLock<Result<Report, String>> = OnceLock::new();
+    let report = REPORT.get_or_init(|| {
+        let built = Built::find().map_err(|error| format!("{error:#}"))?;
+        let me = std::env::current_exe().map_err(|error| error.to_string())?;
+        let payload = Payload::new().stack(&built).with(me, "vm");
+        let suites: Vec<Suite> = SUITES.iter().map(|(name, limit)| suite(name, *limit)).collect();
+        vm::run(&payload, &suites, VmOptions::default()).map_err(|error| format!("{error:#}"))
+    });
+    match report {
+        Ok(report) => report,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn suite(name: &str, limit: u64) -> Suite {
+    // A filter that matches nothing is a success for the test harness, so its count is looked at.
+    let command = format!(
+        "/payload/vm --exact guest::{name} --ignored --nocapture --test-threads=1 >/tmp/suite 2>&1; \
+         status=$?; cat /tmp/suite; [ $status = 0 ] && grep -q '1 passed; 0 failed' /tmp/suite"
+    );
+    Suite { name: name.to_owned(), command, limit: Duration::from_secs(limit) }
+}
+
+fn verdict(name: &str) {
+    let report = report();
+    let outcome = &report.outcomes[name];
+    println!("{name}: {:.1} s in the guest, which was up after {:.1} s", outcome.seconds, report.booted.as_secs_f64());
+    assert!(
+        outcome.passed,
+        "{name}: {}\n{}\n(the whole console: {})",
+        outcome.detail,
+        outcome.log,
+        report.console.display()
+    );
+}
+
+#[test]
+fn the_whole_run_is_short() {
+    let report = report();
+    assert!(report.took < Duration::from_secs(360), "{:?}", report.took);
+}
