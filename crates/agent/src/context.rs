@@ -3,11 +3,10 @@
 use std::sync::Arc;
 
 use dormouse_net::WireLoop;
-use dormouse_runtime::{Driver as _, RuntimeKind};
+use dormouse_runtime::{AnyDriver, Driver as _, RuntimeKind};
 use tokio::sync::broadcast;
 
 use crate::config::Config;
-use crate::drivers::AnyDriver;
 use crate::gate::Gate;
 use crate::journal::Journal;
 use crate::journal_writer::JournalWriter;

@@ -1,4 +1,19 @@
 //! The drivers of this node.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use dormouse_runtime::{AnyDriver, Gvisor, Kata, Runc};
 use dormouse_sentry::RunDir;
-pub type AnyDriver = dormouse_runtime::Gvisor;
-pub fn all(run_dir: &RunDir) -> Vec<AnyDriver> { vec![AnyDriver::new(run_dir.clone())] }
+
+/// One driver for each runtime that this agent serves; `containerd` is containerd's socket.
+#[must_use]
+pub fn all(run_dir: &RunDir, containerd: &Path) -> Vec<Arc<AnyDriver>> {
+    [
+        AnyDriver::Gvisor(Gvisor::new(run_dir.clone())),
+        AnyDriver::Kata(Kata::new(containerd, run_dir.path())),
+        AnyDriver::Runc(Runc::new(run_dir.path())),
+    ]
+    .map(Arc::new)
+    .into()
+}

@@ -27,7 +27,7 @@ use crate::metrics::Metrics;
 use crate::pods::{Pods, WireSink};
 use crate::swap::SwapManager;
 use crate::swap_handle::SwapHandle;
-use crate::{memory, notes};
+use crate::{drivers, memory, notes};
 
 /// How long what is in flight may take to end or roll back at shutdown.
 const SHUTDOWN: Duration = Duration::from_secs(10);
@@ -58,7 +58,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let pods = Pods::default();
     let wires = WireLoop::start(WireSink(pods.clone()), wire_config(&config.packets))
         .context("cannot start the packet loop")?;
-    let drivers = crate::drivers::all(&run_dir).into_iter().map(Arc::new).collect();
+    let drivers = drivers::all(&run_dir, runtime.socket());
     let http_address = config.http_address()?;
     let socket = config.api.socket.clone();
     let callers = AllowedCallers::new(&config.api.allowed_uids);

@@ -4,11 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_core::{ClaimKind, Input, Reason, Rung, StepEnd, Transition};
-use dormouse_runtime::{Cancel, Driver as _, DriverError, Guest, StopState};
+use dormouse_runtime::{AnyDriver, Cancel, Driver as _, DriverError, Guest, StopState};
 
 use super::{Actor, Message, unix_ms};
 use crate::clock;
-use crate::drivers::AnyDriver;
 use crate::gate::Gate;
 use crate::journal::WakeEntry;
 

@@ -1,0 +1,83 @@
+//! Up and down the ladder by order, and what survives.
+
+use dormouse_core::Rung;
+use dormouse_testkit::guest::AgentGuest;
+use dormouse_testkit::host::cgroup;
+use dormouse_testkit::rig::Rig;
+use dormouse_testkit::{DORMOUSE_GVISOR, RUNC, http};
+
+use crate::support::{LIMIT, address, ask, swap};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gvisor_pod_freezes_dozes_and_wakes() {
+    let _swap = swap();
+    let rig = Rig::plain().await.unwrap();
+    let pod = rig.run_pod(AgentGuest::mib(64).pod("sleeper").handler(DORMOUSE_GVISOR)).await.unwrap();
+    pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
+    let hash = ask(&pod, "/hash").await;
+    http::post(address(&pod), "/history", "before", LIMIT).await.unwrap();
+
+    assert!(rig.freeze(&pod).await.unwrap().moved);
+    assert_eq!(rig.rung(&pod).await.unwrap(), Rung::Frozen);
+    assert!(!rig.freeze(&pod).await.unwrap().moved, "once is enough");
+    let before = cgroup::memory_usage(&pod.cgroup).unwrap();
+    let outcome = rig.doze(&pod).await.unwrap();
+    println!("doze: {outcome:?}");
+    let after = cgroup::memory_usage(&pod.cgroup).unwrap();
+    println!("resident: {} -> {} KiB", before >> 10, after >> 10);
+    assert!(before > 64 << 20 && after < 24 << 20, "{before} -> {after}");
+
+    let woken = rig.wake(&pod).await.unwrap();
+    println!("wake: {woken:?}");
+    assert_eq!(rig.rung(&pod).await.unwrap(), Rung::Running);
+    assert_eq!(ask(&pod, "/hash").await, hash);
+    assert_eq!(ask(&pod, "/history").await[0], "before");
+    rig.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_packet_wakes_a_sleeper() {
+    let _swap = swap();
+    let rig = Rig::plain().await.unwrap();
+    let pod = rig.run_pod(AgentGuest::mib(8).pod("sleeper").handler(DORMOUSE_GVISOR)).await.unwrap();
+    pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
+    for rung in [Rung::Frozen, Rung::Dozing] {
+        match rung {
+            Rung::Frozen => rig.freeze(&pod).await.unwrap(),
+            _ => rig.doze(&pod).await.unwrap(),
+        };
+        let answer = http::get(address(&pod), "/answer", LIMIT).await.unwrap();
+        println!("{rung}: connected {:?}, first byte {:?}", answer.connected, answer.first_byte);
+        let view = rig.get(&pod).await.unwrap();
+        assert_eq!(view.rung().to_core(), Some(Rung::Running));
+        assert_eq!(view.last_wake.unwrap().source, "Packet");
+    }
+    rig.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_runc_pod_freezes_dozes_and_wakes() {
+    let _swap = swap();
+    let rig = Rig::plain().await.unwrap();
+    let pod = rig.run_pod(AgentGuest::mib(32).pod("plain").handler(RUNC)).await.unwrap();
+    pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
+    let hash = ask(&pod, "/hash").await;
+    rig.doze(&pod).await.unwrap();
+    assert_eq!(rig.rung(&pod).await.unwrap(), Rung::Dozing);
+    let view = rig.get(&pod).await.unwrap();
+    assert!(view.resident_bytes < 16 << 20, "{view:?}");
+    assert_eq!(ask(&pod, "/hash").await, hash, "woken by its packet");
+    assert_eq!(rig.get(&pod).await.unwrap().last_wake.unwrap().source, "Packet");
+
+    rig.freeze(&pod).await.unwrap();
+    let out = pod.exec(&["echo", "up"], LIMIT).await.unwrap();
+    assert_eq!(out.stdout.trim(), "up");
+    assert_eq!(rig.rung(&pod).await.unwrap(), Rung::Running);
+
+    rig.doze(&pod).await.unwrap();
+    let began = std::time::Instant::now();
+    pod.stop().await.unwrap();
+    println!("stop of a sleeping runc pod: {:?}", began.elapsed());
+    pod.remove().await.unwrap();
+    rig.stop().await.unwrap();
+}

@@ -1,0 +1,35 @@
+//! What the tests share.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use dormouse_testkit::swap::TestSwap;
+use dormouse_testkit::{Pod, http};
+use serde_json::Value;
+
+/// Nothing here takes longer unless it hangs.
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+
+static SWAP: Mutex<Weak<TestSwap>> = Mutex::new(Weak::new());
+
+/// Swap for as long as a test holds it; tests that run at once share it.
+pub(crate) fn swap() -> Arc<TestSwap> {
+    let mut shared = SWAP.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if let Some(swap) = shared.upgrade() {
+        return swap;
+    }
+    let swap = Arc::new(TestSwap::zram(4 << 30, "lz4", 100).unwrap());
+    *shared = Arc::downgrade(&swap);
+    swap
+}
+
+/// Where a pod's guest listens.
+pub(crate) fn address(pod: &Pod) -> SocketAddr {
+    (pod.ip, 8080).into()
+}
+
+/// Asks the guest.
+pub(crate) async fn ask(pod: &Pod, path: &str) -> Value {
+    http::get(address(pod), path, LIMIT).await.unwrap().json().unwrap()
+}
