@@ -20,7 +20,7 @@ pub mod stacks;
 pub mod switch;
 mod wake_note;
 
-pub use cgroup::{CgroupError, CgroupVersion, PodCgroup};
+pub use cgroup::{CgroupError, CgroupVersion, PodCgroup, SLEEPER};
 pub use control::{ControlError, ControlSocket, ContainerRuntimeState};
 pub use file::FileError;
 pub use ids::{ContainerId, InvalidId, PodUid, SandboxId};

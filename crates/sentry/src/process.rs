@@ -60,6 +60,13 @@ impl ProcessId {
     }
 }
 
+/// The parent of a process; `None` where there is no such process.
+pub(crate) fn parent_of(pid: i32) -> Option<i32> {
+    let stat = read_bounded(Path::new(&format!("/proc/{pid}/stat")), STAT_LIMIT).ok()?;
+    let end = stat.iter().rposition(|&b| b == b')')?;
+    std::str::from_utf8(stat.get(end + 1..)?).ok()?.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
 /// State letter and start time out of the text of `/proc/PID/stat`.
 fn parse_stat(stat: &[u8]) -> Option<(u8, u64)> {
     // The command name may hold spaces and brackets: the fields are counted from the last bracket.

@@ -2,7 +2,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use super::{CgroupError, CgroupVersion, PodCgroup};
+use super::{CgroupError, CgroupVersion, PodCgroup, SLEEPER};
 use crate::file::{FileError, read_bounded};
 use crate::ids::PodUid;
 
@@ -58,15 +58,22 @@ impl PodCgroup {
                 (CgroupVersion::V2, unified.clone(), unified.clone(), Some(unified.whole()))
             }
         };
-        Ok(Self { version, freezer: freezer.pod(pid, uid)?, memory: memory.pod(pid, uid)?, cpu })
+        freezer.clone().pod(pid, uid)?;
+        let freezer = freezer.whole().join(SLEEPER);
+        Ok(Self { version, freezer, memory: memory.pod(pid, uid)?, cpu })
     }
 
-    /// Whether a path from a record is this pod's cgroup: ends in a component named after it.
+    /// Whether a path, perhaps from a record, is the level that may be frozen: our own, below one that is
+    /// named after the pod.
     pub(super) fn check(path: &Path, uid: &PodUid) -> Result<(), CgroupError> {
         let plain = path.is_absolute()
             && path.components().all(|c| matches!(c, Component::RootDir | Component::Normal(_)));
-        let named = path.file_name().and_then(|n| n.to_str()).is_some_and(|n| is_pod_component(n, uid));
-        if plain && named {
+        let below = path
+            .parent()
+            .into_iter()
+            .flat_map(Path::iter)
+            .any(|part| part.to_str().is_some_and(|p| is_pod_component(p, uid)));
+        if plain && below && path.ends_with(SLEEPER) {
             Ok(())
         } else {
             Err(CgroupError::Foreign { path: path.to_owned(), uid: uid.to_string() })
@@ -147,6 +154,8 @@ fn place_in(mount: &Mount, path: &Path) -> Option<Place> {
         return None;
     }
     let below = path.strip_prefix(&mount.root).ok()?;
+    // A sentry that has been frozen before sits on the level of our own: its place is the one above.
+    let below = if below.ends_with(SLEEPER) { below.parent()? } else { below };
     Some(Place { point: mount.point.clone(), below: below.to_owned() })
 }
 
@@ -238,7 +247,7 @@ mod tests {
         );
         let found = PodCgroup::find_in(1, &uid(), &cgroups, &parse_mounts(V1)).unwrap();
         assert_eq!(found.version, CgroupVersion::V1);
-        assert_eq!(found.freezer, PathBuf::from(format!("/cg x/freezer/kubepods/burstable/pod{UID}")));
+        assert_eq!(found.freezer, PathBuf::from(format!("/cg x/freezer/kubepods/burstable/pod{UID}/abc/dormouse")));
         assert_eq!(found.memory, PathBuf::from(format!("/sys/fs/cgroup/memory/kubepods/burstable/pod{UID}")));
         assert_eq!(found.cpu.unwrap(), PathBuf::from(format!("/sys/fs/cgroup/cpu,cpuacct/kubepods/burstable/pod{UID}")));
         PodCgroup::check(&found.freezer, &uid()).unwrap();
@@ -251,9 +260,12 @@ mod tests {
         let cgroups = format!("0::/machine.slice/kubepods.slice/{slice}/cri-containerd-x.scope\n");
         let found = PodCgroup::find_in(1, &uid(), &cgroups, &mounts).unwrap();
         assert_eq!(found.version, CgroupVersion::V2);
-        assert_eq!(found.freezer, PathBuf::from(format!("/sys/fs/cgroup/kubepods.slice/{slice}")));
-        assert_eq!(found.freezer, found.memory);
-        PodCgroup::check(&found.memory, &uid()).unwrap();
+        assert_eq!(found.freezer, PathBuf::from(format!("/sys/fs/cgroup/kubepods.slice/{slice}/cri-containerd-x.scope/dormouse")));
+        assert_eq!(found.memory, PathBuf::from(format!("/sys/fs/cgroup/kubepods.slice/{slice}")));
+        PodCgroup::check(&found.freezer, &uid()).unwrap();
+        // The same once the sentry has been put on the level of our own.
+        let again = cgroups.trim_end().to_owned() + "/dormouse\n";
+        assert_eq!(PodCgroup::find_in(1, &uid(), &again, &mounts).unwrap(), found);
     }
 
     #[test]
@@ -274,7 +286,14 @@ mod tests {
         ] {
             assert!(PodCgroup::find_in(1, &uid(), &format!("0::{path}\n"), &mounts).is_err(), "{path}");
         }
-        for path in ["/sys/fs/cgroup", &format!("pod{UID}"), &format!("/x/../pod{UID}"), &format!("/pod{UID}/x")] {
+        for path in [
+            "/sys/fs/cgroup",
+            "/sys/fs/cgroup/dormouse",
+            &format!("/pod{UID}"),
+            &format!("pod{UID}/dormouse"),
+            &format!("/pod{UID}/../dormouse"),
+            &format!("/pod{UID}/x"),
+        ] {
             assert!(PodCgroup::check(Path::new(path), &uid()).is_err(), "{path}");
         }
     }

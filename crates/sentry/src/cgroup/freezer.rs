@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -13,23 +13,26 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::find::holds_caller;
 use super::{CgroupError, CgroupVersion, PodCgroup, io_error};
 use crate::ids::PodUid;
+use crate::process::ProcessId;
 use crate::record::CgroupState;
 
 /// The longest wait before the v1 freezer is looked at again: it tells nobody when it is done.
 const LONGEST_WAIT: Duration = Duration::from_millis(1);
 
 impl PodCgroup {
-    /// Stops every process of the pod and of the levels below. Idempotent.
+    /// Stops the sentry and the gofers. Idempotent. The guest must be paused.
     ///
-    /// A pod that is not all stopped at the deadline is thawed again.
+    /// What is not all stopped at the deadline is thawed again.
     ///
     /// # Errors
     /// [`CgroupError`]
-    pub fn freeze(&self, uid: &PodUid, deadline: Instant) -> Result<(), CgroupError> {
+    pub fn freeze(&self, uid: &PodUid, sentry: ProcessId, deadline: Instant) -> Result<(), CgroupError> {
         Self::check(&self.freezer, uid)?;
-        if holds_caller(&self.freezer)? {
+        // Everything beside the sentry is moved and frozen with it: that must never be this process.
+        if holds_caller(self.freezer.parent().unwrap_or(&self.freezer))? {
             return Err(CgroupError::HoldsCaller { path: self.freezer.clone() });
         }
+        self.gather(sentry)?;
         let frozen = match self.version {
             CgroupVersion::V1 => self.freeze_v1(deadline),
             CgroupVersion::V2 => self.freeze_v2(deadline),
@@ -48,12 +51,15 @@ impl PodCgroup {
         }
     }
 
-    /// Lets the processes of the pod run. Idempotent.
+    /// Lets the sentry and the gofers run. Idempotent; what was never frozen is left alone.
     ///
     /// # Errors
     /// [`CgroupError`]
     pub fn thaw(&self, uid: &PodUid) -> Result<(), CgroupError> {
         Self::check(&self.freezer, uid)?;
+        if !self.freezer.is_dir() {
+            return Ok(());
+        }
         let (file, value) = match self.version {
             CgroupVersion::V1 => ("freezer.state", "THAWED"),
             CgroupVersion::V2 => ("cgroup.freeze", "0"),
@@ -70,6 +76,10 @@ impl PodCgroup {
     /// # Errors
     /// [`CgroupError`]
     pub fn state(&self) -> Result<CgroupState, CgroupError> {
+        if !self.freezer.is_dir() {
+            // Never frozen.
+            return Ok(CgroupState::Thawed);
+        }
         match self.version {
             CgroupVersion::V1 => {
                 let path = self.freezer.join("freezer.state");
@@ -154,6 +164,6 @@ pub(super) fn read(path: &Path) -> Result<String, CgroupError> {
     Ok(text)
 }
 
-fn write(path: &PathBuf, value: &str) -> Result<(), CgroupError> {
+pub(super) fn write(path: &Path, value: &str) -> Result<(), CgroupError> {
     open(path, true)?.write_all(value.as_bytes()).map_err(|e| io_error("write", path, e))
 }

@@ -23,7 +23,7 @@ impl Held {
         Ok(cgroup)
     }
 
-    /// Freezes the pod's cgroup, with the guest's last answers kept for those who ask meanwhile. The guest
+    /// Freezes the sentry and the gofers by their cgroup, with the guest's last answers kept for those who ask meanwhile. The guest
     /// must be paused and the pod must run under the wrapper. Idempotent.
     ///
     /// # Errors
@@ -41,12 +41,13 @@ impl Held {
         if self.record.switch.cgroup == CgroupState::Frozen {
             return Ok(());
         }
+        let (sentry, _) = self.locate()?;
         let cgroup = self.find_cgroup()?;
         self.capture()?;
         fail_point!("switch::freeze_cgroup::before_intent");
         self.intend(IntentKind::CgroupFreeze)?;
         fail_point!("switch::freeze_cgroup::before_freeze");
-        let frozen = cgroup.freeze(&self.record.pod.uid, Instant::now() + self.switch.timeouts.freeze);
+        let frozen = cgroup.freeze(&self.record.pod.uid, sentry, Instant::now() + self.switch.timeouts.freeze);
         fail_point!("switch::freeze_cgroup::after_freeze");
         let state = if frozen.is_ok() { CgroupState::Frozen } else { cgroup.state()? };
         self.conclude(|r| r.switch.cgroup = state)?;

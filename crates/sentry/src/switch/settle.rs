@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use super::{Held, SwitchError};
 use crate::control::ControlError;
+use crate::ids::ContainerId;
 use crate::record::{CgroupState, IntentKind};
+use crate::runsc_state::{RunscState, Status};
 use crate::stacks::StopState;
 
 /// How long a connection that is open but makes no call is watched before it counts as idle. A request that
@@ -54,7 +56,12 @@ impl Held {
                     StopState::Running | StopState::Paused
                         if !seen.connection_open || started.elapsed() >= IDLE_CONNECTION =>
                     {
-                        return Ok(seen.state == StopState::Paused);
+                        let paused = seen.state == StopState::Paused;
+                        if paused && self.paused_by_runsc() {
+                            why = "it is paused by `runsc pause` too; resume it with `runsc resume`";
+                            return Err(SwitchError::StopStateUnknown { sandbox: self.switch.id.clone(), why });
+                        }
+                        return Ok(paused);
                     }
                     StopState::Running | StopState::Paused => why = "a connection has just been opened",
                     StopState::Moving => why = "it is being stopped or continued",
@@ -73,6 +80,17 @@ impl Held {
             }
             std::thread::sleep(LOOK_AGAIN);
         }
+    }
+
+    /// Whether somebody has paused the pod by runsc's own verb. That is a count of its own, which the dump
+    /// cannot tell from ours; runsc notes it in the state files.
+    fn paused_by_runsc(&self) -> bool {
+        let record = &self.record;
+        let root_container = ContainerId::from(&self.switch.id);
+        record.containers.iter().map(|c| &c.id).chain([&root_container]).any(|id| {
+            RunscState::read(&record.runtime_root, &self.switch.id, id)
+                .is_ok_and(|state| state.status == Status::Paused)
+        })
     }
 
     fn thaw_for_probe(&mut self) -> Result<(), SwitchError> {
