@@ -946,7 +946,8 @@ fn a_hundred_pods_on_one_loop() {
 }
 
 /// ipvlan finds the interface by the address on it, so the address stays here and the kernel's own stack
-/// answers for it, as in a runc pod.
+/// answers for it, as in a runc pod. (Mode l3s hands packets over above the packet sockets, so there neither
+/// this crate nor a guest with a stack of its own sees any.)
 #[test]
 fn on_ipvlan() {
     if !is_root() {
@@ -961,7 +962,7 @@ fn on_ipvlan() {
     client.ip("link set eth0 up");
     client.ip(&format!("addr add {PEER4}/24 dev eth0"));
     client.ip(&format!("-6 addr add {PEER6}/64 dev eth0 nodad"));
-    for mode in ["l2", "l3", "l3s"] {
+    for mode in ["l2", "l3"] {
         let pod = Netns::new("pod");
         let made = try_ip(&format!(
             "-n {} link add link uplink name ipvl0 type ipvlan mode {mode}",
