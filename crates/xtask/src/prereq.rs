@@ -107,7 +107,6 @@ const NEEDS: &[Need] = &[
     },
     Need {
         group: Group::Vm,
-        what: Probe::Tool("cpio"),
         package: "cpio",
     },
 ];
