@@ -1,4 +1,5 @@
-//! Pages a cgroup's processes out and brings them back, by hand: `memory out|in|swapped CGROUP [FIRST-PID]`.
+//! Pages a cgroup's processes out and brings them back, by hand: `memory out|reclaim|in CGROUP [FIRST-PID]`.
+//! `memory hold CGROUP` lowers the limit to the usage, under a guard, and waits to be killed.
 //!
 //! It freezes and thaws nothing: that is the caller's part.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
@@ -47,7 +48,19 @@ fn main() {
             prefetch(&Linux, first, &processes, rate, &mut || Ok(()), &mut report).unwrap();
             println!("prefetch {report:?}");
         }
-        _ => panic!("out, reclaim or in"),
+        "hold" => {
+            let path = dir.join("memory.limit_in_bytes");
+            let original = std::fs::read_to_string(&path).unwrap().trim().to_owned();
+            let current = (64 << 20).to_string();
+            let mut guard = Guard::spawn().unwrap();
+            guard.note(&LoweredLimit { path: path.clone(), original, current: current.clone() }).unwrap();
+            std::fs::write(&path, current).unwrap();
+            println!("lowered");
+            std::io::stdin().read_line(&mut String::new()).unwrap();
+            guard.dismiss().unwrap();
+            return;
+        }
+        _ => panic!("out, reclaim, in or hold"),
     }
     println!("usage {} KiB", reclaim::usage(&Linux, &dir, Version::V1).unwrap() >> 10);
 }

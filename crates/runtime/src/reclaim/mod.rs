@@ -13,6 +13,8 @@ mod restore;
 mod settings;
 mod v1;
 mod v2;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use dormouse_core::Reason;
 use dormouse_sentry::PodCgroup;
-use dormouse_sentry::record::CgroupState;
 
-use super::{Parts, pod, stop_state};
+use super::freezer::Freezer;
+use super::{Parts, freezer, pod, stop_state};
 use crate::brake::{Stop, not_cancelled, swap_has_room};
 use crate::driver::{Cancel, DozeReport, DriverError, Guest, StopState};
 use crate::failure::Verb;
+use crate::kernel::Kernel;
 use crate::limit_file::LimitFile;
 use crate::pageout::processes;
 use crate::push_out::{Desk, Job, Method, PushOutError, PushOutReport, Work, push_out};
@@ -17,7 +18,8 @@ use crate::reclaim::ReclaimError;
 
 pub(super) fn doze(parts: &Parts, guest: &Guest, verb: Verb<'_>, cancel: &Cancel) -> Result<DozeReport, DriverError> {
     let (_, cgroup) = pod(guest, verb)?;
-    let state = stop_state(&cgroup, verb)?;
+    let freezer = freezer(&cgroup, verb)?;
+    let state = stop_state(parts, &freezer, verb)?;
     if state != StopState::CgroupFrozen {
         return Err(verb.refused(Reason::WakeWon, Some(state), "the pod's cgroup is not frozen; it was woken meanwhile"));
     }
@@ -25,7 +27,7 @@ pub(super) fn doze(parts: &Parts, guest: &Guest, verb: Verb<'_>, cancel: &Cancel
     fail::fail_point!("runc::doze::before");
     let resident = || cgroup.memory().map_or(0, |m| m.current);
     let resident_before = resident();
-    match push(parts, &cgroup, &mut limits, cancel) {
+    match push(parts, &cgroup, &freezer, &mut limits, cancel) {
         Ok(report) => Ok(DozeReport {
             cgroup_freeze: Duration::ZERO,
             page_out: report.page_out,
@@ -38,7 +40,7 @@ pub(super) fn doze(parts: &Parts, guest: &Guest, verb: Verb<'_>, cancel: &Cancel
             if let Err(error) = limits.restore(&*parts.kernel) {
                 tracing::warn!(sandbox = verb.sandbox_id, %error, "a setting of the pod's cgroup was not put back");
             }
-            Err(verb.failed(error.reason(), stop_state(&cgroup, verb).ok(), error))
+            Err(verb.failed(error.reason(), stop_state(parts, &freezer, verb).ok(), error))
         }
     }
 }
@@ -46,6 +48,7 @@ pub(super) fn doze(parts: &Parts, guest: &Guest, verb: Verb<'_>, cancel: &Cancel
 fn push(
     parts: &Parts,
     cgroup: &PodCgroup,
+    freezer: &Freezer,
     limits: &mut LimitFile,
     cancel: &Cancel,
 ) -> Result<PushOutReport, PushOutError> {
@@ -55,29 +58,30 @@ fn push(
     let job = Job { processes: &processes, cgroup: Some((cgroup.memory_dir(), method)), passes: 1 };
     let mut brake = || -> Result<(), Stop> {
         not_cancelled(cancel)?;
-        still_frozen(cgroup)?;
+        still_frozen(kernel, freezer)?;
         swap_has_room(kernel)
     };
-    push_out(kernel, job, &mut FrozenDesk { cgroup, limits }, &parts.guard, &mut brake)
+    push_out(kernel, job, &mut FrozenDesk { kernel, freezer, limits }, &parts.guard, &mut brake)
 }
 
-fn still_frozen(cgroup: &PodCgroup) -> Result<(), Stop> {
-    match cgroup.state() {
-        Ok(CgroupState::Frozen) => Ok(()),
-        Ok(CgroupState::Thawed) => Err(Stop::Woken),
+fn still_frozen(kernel: &dyn Kernel, freezer: &Freezer) -> Result<(), Stop> {
+    match freezer.state(kernel) {
+        Ok(StopState::Running) => Err(Stop::Woken),
+        Ok(_) => Ok(()),
         Err(e) => Err(Stop::Look(std::io::Error::other(e))),
     }
 }
 
 /// No wrapper wakes a runc pod, and the agent's actor does one thing after the other: nobody thaws meanwhile.
 struct FrozenDesk<'a> {
-    cgroup: &'a PodCgroup,
+    kernel: &'a dyn Kernel,
+    freezer: &'a Freezer,
     limits: &'a mut LimitFile,
 }
 
 impl Desk for FrozenDesk<'_> {
     fn sit(&mut self, work: &mut Work<'_>) -> Result<bool, ReclaimError> {
-        still_frozen(self.cgroup)?;
+        still_frozen(self.kernel, self.freezer)?;
         work(self.limits)
     }
 }

@@ -2,15 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use super::{FREEZE, Parts, pod};
+use super::{FREEZE, Parts, freezer, pod};
 use crate::driver::{DriverError, FreezeReport, Guest, StopState};
 use crate::failure::Verb;
 
-pub(super) fn freeze(_parts: &Parts, guest: &Guest, verb: Verb<'_>) -> Result<FreezeReport, DriverError> {
+pub(super) fn freeze(parts: &Parts, guest: &Guest, verb: Verb<'_>) -> Result<FreezeReport, DriverError> {
     let (uid, cgroup) = pod(guest, verb)?;
     let began = Instant::now();
-    cgroup
-        .freeze(&uid, began + FREEZE)
+    freezer(&cgroup, verb)?
+        .freeze(&*parts.kernel, &uid, began + FREEZE)
         .map_err(|e| verb.failed(e.reason(), Some(StopState::Running), e))?;
     fail::fail_point!("runc::freeze::frozen");
     Ok(FreezeReport { lock: Duration::ZERO, stop: began.elapsed() })

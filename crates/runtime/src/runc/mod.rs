@@ -10,6 +10,7 @@
 
 mod doze;
 mod freeze;
+mod freezer;
 mod prefetch;
 mod probe;
 mod wake;
@@ -19,7 +20,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_core::Reason;
-use dormouse_sentry::record::CgroupState;
 use dormouse_sentry::{PodCgroup, PodUid, SandboxId};
 
 use crate::driver::{
@@ -31,6 +31,7 @@ use crate::kernel::{Kernel, Linux};
 use crate::limit_file::LimitFile;
 use crate::prefetch::PrefetchLimits;
 use crate::push_out::GuardProgram;
+use freezer::Freezer;
 
 /// How long the kernel may take to stop all processes of a pod.
 const FREEZE: Duration = Duration::from_secs(2);
@@ -182,11 +183,12 @@ impl Parts {
     }
 }
 
+/// The pod's freezer.
+fn freezer(cgroup: &PodCgroup, verb: Verb<'_>) -> Result<Freezer, DriverError> {
+    Freezer::of(cgroup).map_err(|e| verb.failed(e.reason(), None, e))
+}
+
 /// Where the pod stands, as the kernel says: the freezer is the whole truth here.
-fn stop_state(cgroup: &PodCgroup, verb: Verb<'_>) -> Result<StopState, DriverError> {
-    match cgroup.state() {
-        Ok(CgroupState::Frozen) => Ok(StopState::CgroupFrozen),
-        Ok(CgroupState::Thawed) => Ok(StopState::Running),
-        Err(e) => Err(verb.failed(e.reason(), None, e)),
-    }
+fn stop_state(parts: &Parts, freezer: &Freezer, verb: Verb<'_>) -> Result<StopState, DriverError> {
+    freezer.state(&*parts.kernel).map_err(|e| verb.failed(e.reason(), None, e))
 }

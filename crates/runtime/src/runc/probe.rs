@@ -2,13 +2,13 @@
 
 use dormouse_core::Reason;
 
-use super::{Parts, pod, stop_state};
+use super::{Parts, freezer, pod, stop_state};
 use crate::driver::{DriverError, Guest, Probe, StopState};
 use crate::failure::Verb;
 
 pub(super) fn probe(parts: &Parts, guest: &Guest, verb: Verb<'_>) -> Result<Probe, DriverError> {
     let (_, cgroup) = pod(guest, verb)?;
-    let stop = stop_state(&cgroup, verb)?;
+    let stop = stop_state(parts, &freezer(&cgroup, verb)?, verb)?;
     let mut limits = parts.limits(guest, verb)?;
     let restored = limits.restore_lowered(&*parts.kernel, stop == StopState::Running);
     let put_back = restored.map_err(|e| verb.failed(Reason::ReclaimFailed, Some(stop), e))?;
