@@ -105,10 +105,6 @@ const NEEDS: &[Need] = &[
         what: Probe::Tool("qemu-system-x86_64"),
         package: "qemu-system-x86",
     },
-    Need {
-        group: Group::Vm,
-        package: "cpio",
-    },
 ];
 
 /// Makes sure that everything in these groups is present, installing Debian packages where it is not.
