@@ -2,7 +2,12 @@
 //!
 //! The same binary is both sides. On the host each test below is the verdict on one suite of a single boot (a boot
 //! costs seconds under emulation). In the guest the suites are the ignored tests of module `guest`, run one by one.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 mod guest;
 
@@ -55,18 +60,31 @@ fn report() -> &'static Report {
 }
 
 fn suite(name: &str, limit: u64) -> Suite {
-    // A filter that matches nothing is a success for the test harness, so its count is looked at.
+    // A filter that matches nothing is a success for the test harness, so its count is looked at. What a failed
+    // suite leaves is cleared away, so that it does not take the others down with it.
     let command = format!(
-        "/payload/vm --exact guest::{name} --ignored --nocapture --test-threads=1 >/tmp/suite 2>&1; \
-         status=$?; cat /tmp/suite; [ $status = 0 ] && grep -q '1 passed; 0 failed' /tmp/suite"
+        "/payload/vm --exact guest::{name} --ignored --nocapture --test-threads=1 >/tmp/suite 2>&1; status=$?; \
+         cat /tmp/suite; [ $status = 0 ] && grep -q '1 passed; 0 failed' /tmp/suite && exit 0; \
+         for area in $(awk 'NR > 1 {{ print $1 }}' /proc/swaps); do swapoff $area; done; \
+         dmsetup remove_all; for loop in $(losetup -a | cut -d: -f1); do losetup -d $loop; done; rm -rf {scratch}/dormouse-swap; \
+         grep -A1 panicked /tmp/suite | tail -n 1; exit 1",
+        scratch = vm::SCRATCH,
     );
-    Suite { name: name.to_owned(), command, limit: Duration::from_secs(limit) }
+    Suite {
+        name: name.to_owned(),
+        command,
+        limit: Duration::from_secs(limit),
+    }
 }
 
 fn verdict(name: &str) {
     let report = report();
     let outcome = &report.outcomes[name];
-    println!("{name}: {:.1} s in the guest, which was up after {:.1} s", outcome.seconds, report.booted.as_secs_f64());
+    println!(
+        "{name}: {:.1} s in the guest, which was up after {:.1} s",
+        outcome.seconds,
+        report.booted.as_secs_f64()
+    );
     assert!(
         outcome.passed,
         "{name}: {}\n{}\n(the whole console: {})",

@@ -28,6 +28,8 @@ pub use result::{Outcome, Report};
 
 /// Where the payload is in the guest.
 pub const PAYLOAD: &str = "/payload";
+/// An empty ext4 disk of 512 MiB in the guest; its device is `/dev/vdc`.
+pub const SCRATCH: &str = "/scratch";
 /// Set to `1` for everything that runs in the guest.
 pub const GUEST_VARIABLE: &str = "DORMOUSE_VM_GUEST";
 

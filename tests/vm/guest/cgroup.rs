@@ -24,7 +24,11 @@ pub(super) fn reclaim_and_freeze() {
     for _ in 0..10 {
         let _ = pages.reclaim(48 * MIB);
     }
-    println!("{} MiB charged, {} MiB in swap", pages.charged() / MIB, pages.swapped() / MIB);
+    println!(
+        "{} MiB charged, {} MiB in swap",
+        pages.charged() / MIB,
+        pages.swapped() / MIB
+    );
     assert!(pages.swapped() > 40 * MIB && pages.charged() < 24 * MIB);
     // Put back while pages are out: they stay out and come back by faults.
     fs::write(&limit, "0").unwrap();
@@ -33,16 +37,27 @@ pub(super) fn reclaim_and_freeze() {
 
     let frozen = pages.cgroup.join("frozen");
     fs::create_dir(&frozen).unwrap();
-    let mut child = Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn().unwrap();
+    let mut child = Command::new("sleep")
+        .arg("1000")
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
     fs::write(frozen.join("cgroup.procs"), child.id().to_string()).unwrap();
     fs::write(pages.cgroup.join("cgroup.freeze"), "1").unwrap();
     let events = || fs::read_to_string(frozen.join("cgroup.events")).unwrap();
-    assert!(wait::until_true(Duration::from_secs(5), || events().contains("frozen 1")), "{}", events());
+    assert!(
+        wait::until_true(Duration::from_secs(5), || events().contains("frozen 1")),
+        "{}",
+        events()
+    );
     // Unlike v1, v2 kills the frozen.
     child.kill().unwrap();
     child.wait().unwrap();
     fs::write(pages.cgroup.join("cgroup.freeze"), "0").unwrap();
-    assert!(wait::until_true(Duration::from_secs(5), || fs::remove_dir(&frozen).is_ok()));
+    assert!(wait::until_true(Duration::from_secs(5), || fs::remove_dir(
+        &frozen
+    )
+    .is_ok()));
 }
 
 fn capture_modules() {

@@ -10,6 +10,7 @@ use dormouse_testkit::guest::AgentGuest;
 use dormouse_testkit::host::cgroup;
 use dormouse_testkit::host::command::capture;
 use dormouse_testkit::rig::{Rig, RigOptions};
+use dormouse_testkit::vm::SCRATCH;
 use dormouse_testkit::{Built, DORMOUSE_GVISOR, http};
 
 /// Everything is an order of magnitude slower under emulation.
@@ -19,9 +20,14 @@ const MIB: u64 = 1 << 20;
 /// runsc by itself, so that a failure of the next suite can be told from an emulator that gVisor cannot run on.
 pub(super) fn runs() {
     let runsc = Built::find().unwrap().part("runsc");
-    let said = capture(
-        Command::new(&runsc).args(["--ignore-cgroups", "--network=none", "--platform=systrap", "do", "echo", "alive"]),
-    )
+    let said = capture(Command::new(&runsc).args([
+        "--ignore-cgroups",
+        "--network=none",
+        "--platform=systrap",
+        "do",
+        "echo",
+        "alive",
+    ]))
     .unwrap();
     assert_eq!(said.trim(), "alive");
 }
@@ -30,7 +36,7 @@ pub(super) fn runs() {
 /// awake on cgroup v2.
 pub(super) fn sleeps_and_wakes() {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap().block_on(async {
-        let directory = "/var/lib/dormouse-swap";
+        let directory = format!("{SCRATCH}/dormouse-swap");
         let swap = format!(
             "[swap]\n[swap.zram]\nmin_mib = 64\nmax_mib = 64\n[swap.file]\nsize_mib = 256\ndirectory = {directory:?}\n"
         );

@@ -10,7 +10,10 @@ use dormouse_testkit::vm;
 
 /// Refuses to do anything on a machine that is not the guest: these tests turn swap on and off for everyone.
 fn only_in_guest() {
-    assert!(vm::in_guest(), "this runs in the VM only: cargo test -p dormouse-tests --test vm");
+    assert!(
+        vm::in_guest(),
+        "this runs in the VM only: cargo test -p dormouse-tests --test vm"
+    );
 }
 
 macro_rules! guest {

@@ -21,15 +21,36 @@ impl Pages {
         fs::create_dir(&cgroup).unwrap();
         let mount = PathBuf::from(format!("/tmp/{name}"));
         fs::create_dir(&mount).unwrap();
-        capture(Command::new("mount").args(["-t", "tmpfs", "-o", "size=2G", "tmpfs"]).arg(&mount)).unwrap();
-        let mut content = vec![0_u8; mib << 20];
-        fs::File::open("/dev/urandom").unwrap().read_exact(&mut content[..mib << 19]).unwrap();
-        let marker = MARKER.repeat((mib << 19) / MARKER.len() + 1);
-        content[mib << 19..].copy_from_slice(&marker.as_bytes()[..mib << 19]);
-        let pages = Self { cgroup, mount, content };
+        capture(
+            Command::new("mount")
+                .args(["-t", "tmpfs", "-o", "size=2G", "tmpfs"])
+                .arg(&mount),
+        )
+        .unwrap();
+        let mut random = vec![0_u8; 4 << 20];
+        fs::File::open("/dev/urandom")
+            .unwrap()
+            .read_exact(&mut random)
+            .unwrap();
+        let half = mib << 19;
+        let mut content: Vec<u8> = random.iter().copied().cycle().take(half).collect();
+        content.extend_from_slice(MARKER.repeat(half / MARKER.len()).as_bytes());
+        let pages = Self {
+            cgroup,
+            mount,
+            content,
+        };
         // Who touches a page first pays for it: a child that is in the cgroup before it writes.
-        let source = PathBuf::from(format!("/var/tmp/{name}"));
-        OpenOptions::new().write(true).create(true).truncate(true).open(&source).unwrap().write_all(&pages.content).unwrap();
+        // Never on a disk, where the marker is looked for later.
+        let source = PathBuf::from(format!("/dev/shm/{name}"));
+        OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&source)
+            .unwrap()
+            .write_all(&pages.content)
+            .unwrap();
         let line = format!(
             "echo 0 >{}/cgroup.procs && cat {} >{}",
             pages.cgroup.display(),
@@ -54,7 +75,11 @@ impl Pages {
     }
 
     fn number(&self, file: &str) -> u64 {
-        fs::read_to_string(self.cgroup.join(file)).unwrap().trim().parse().unwrap()
+        fs::read_to_string(self.cgroup.join(file))
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap()
     }
 
     /// Asks the kernel to reclaim; it may give up early with EAGAIN.
@@ -64,7 +89,10 @@ impl Pages {
 
     /// Reads everything back and compares.
     pub(super) fn assert_intact(&self) {
-        assert!(fs::read(self.file()).unwrap() == self.content, "the pages came back different");
+        assert!(
+            fs::read(self.file()).unwrap() == self.content,
+            "the pages came back different"
+        );
     }
 }
 
@@ -76,5 +104,5 @@ impl Drop for Pages {
     }
 }
 
-/// What is looked for on the disk.
-pub(super) const MARKER: &str = "DORMOUSE-SECRET-0123456789abcdef;";
+/// What is looked for on the disk. Its length divides a page's, so that every page of it begins with it.
+pub(super) const MARKER: &str = "DORMOUSE-SECRET-0123456789abcdef";

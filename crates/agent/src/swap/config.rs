@@ -288,8 +288,7 @@ mod tests {
     fn unknown_keys_are_refused() {
         let text = r#"{"zram":{"percent_of_ram":10,"colour":"red"}}"#;
         assert!(serde_json::from_str::<SwapConfig>(text).is_err());
-        let text =
-            r#"{"zram":{"percent_of_ram":10},"file":{"size_mib":64,"directory":"/x"},"allow_plain_swap":true}"#;
+        let text = r#"{"zram":{"percent_of_ram":10},"file":{"size_mib":64,"directory":"/x"},"allow_plain_swap":true}"#;
         let c: SwapConfig = serde_json::from_str(text).unwrap();
         assert!(c.wants_own() && c.allow_plain_swap);
         assert_eq!(c.file.unwrap().priority, 100);

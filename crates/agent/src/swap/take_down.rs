@@ -16,13 +16,13 @@ use super::record::{Part, RecordError, RecordStore};
 pub enum TakeDownError {
     /// Sleepers' pages would not fit in RAM.
     #[error(
-        "{} stays on: it holds {} MiB, and of {} MiB available RAM {} MiB have to stay free; wake or delete sleepers first",
-        .path.display(), .used / MIB, .available / MIB, .reserve / MIB
+        "the agent's swap ({}) stays on: it holds {} MiB, and of {} MiB available RAM {} MiB have to stay free; wake or delete sleepers first",
+        list(.areas), .used / MIB, .available / MIB, .reserve / MIB
     )]
     DoesNotFit {
-        /// The area.
-        path: PathBuf,
-        /// What it holds, in bytes.
+        /// The areas.
+        areas: Vec<PathBuf>,
+        /// What they hold, in bytes.
         used: u64,
         /// `MemAvailable`, in bytes.
         available: u64,
@@ -50,6 +50,14 @@ impl TakeDownError {
             Self::Record(e) => e.reason(),
         }
     }
+}
+
+fn list(areas: &[PathBuf]) -> String {
+    areas
+        .iter()
+        .map(|a| a.display().to_string())
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// What was taken down.
@@ -80,13 +88,13 @@ pub(super) fn take_down(
     let fits = used.saturating_add(reserve) <= facts.ram_available;
     // All or nothing where it can be known beforehand: half a take-down helps nobody.
     if used > 0 && !fits {
-        let path = parts
+        let areas = parts
             .iter()
-            .find_map(face)
+            .filter_map(face)
             .map(|s| s.line.path.clone())
-            .unwrap_or_default();
+            .collect();
         return Err(TakeDownError::DoesNotFit {
-            path,
+            areas,
             used,
             available: facts.ram_available,
             reserve,
@@ -133,7 +141,7 @@ fn off(
     let used = active.line.used;
     if used > 0 && used.saturating_add(reserve) > available {
         return Err(TakeDownError::DoesNotFit {
-            path: active.line.path.clone(),
+            areas: vec![active.line.path.clone()],
             used,
             available,
             reserve,

@@ -16,6 +16,9 @@ use super::image::Guest;
 /// The most of the console that is kept, in bytes.
 const MAX_CONSOLE: usize = 16 << 20;
 
+/// Size of the empty disk at `/scratch` (`/dev/vdc`), which tests may read raw.
+const BLANK_BYTES: u64 = 512 << 20;
+
 /// What came out of a run.
 #[derive(Debug)]
 pub(super) struct Raw {
@@ -42,6 +45,10 @@ impl Drop for Running {
 pub(super) fn boot(guest: &Guest, payload: &Path, scratch: &Path, options: VmOptions) -> Result<Raw> {
     let results = scratch.join("results");
     let errors = scratch.join("qemu.err");
+    let blank = scratch.join("blank.ext4");
+    let empty = scratch.join("empty");
+    fs::create_dir(&empty).context("make an empty directory")?;
+    super::image::make_disk(&empty, &blank, BLANK_BYTES)?;
     let drive =
         |path: &Path, more: &str| format!("file={},if=virtio,format=raw,cache=unsafe{more}", path.display());
     let mut qemu = Command::new("qemu-system-x86_64");
@@ -56,6 +63,7 @@ pub(super) fn boot(guest: &Guest, payload: &Path, scratch: &Path, options: VmOpt
         .args(["-append", "console=ttyS0 quiet panic=-1 mitigations=off"])
         .args(["-drive", &drive(&guest.root(), ",snapshot=on")])
         .args(["-drive", &drive(payload, ",readonly=on")])
+        .args(["-drive", &drive(&blank, "")])
         // What the guest writes to its root goes there.
         .env("TMPDIR", scratch)
         .stdin(Stdio::null())

@@ -10,11 +10,11 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::packages::{self, Selection};
-use super::{PAYLOAD, file_name};
+use super::{PAYLOAD, SCRATCH, file_name};
 use crate::host::command::capture;
 
 /// Part of the guest's identity: raised when this file changes what a guest is.
-const RECIPE: u32 = 1;
+const RECIPE: u32 = 2;
 const INIT: &str = include_str!("init.sh");
 const INITRD_INIT: &str = include_str!("initrd.sh");
 /// Modules without which the root disk cannot be read, with what they stand on.
@@ -158,7 +158,7 @@ pub(super) fn make_disk(from: &Path, disk: &Path, bytes: u64) -> Result<()> {
 
 fn furnish(root: &Path, busybox: &Path, version: &str) -> Result<()> {
     for dir in [
-        "dev", "proc", "sys", "run", "tmp", "root", "var/lib", "var/tmp", "var/run", "etc", PAYLOAD,
+        "dev", "proc", "sys", "run", "tmp", "root", "var/lib", "var/tmp", "var/run", "etc", PAYLOAD, SCRATCH,
     ] {
         fs::create_dir_all(root.join(dir.trim_start_matches('/')))
             .with_context(|| format!("create {dir}"))?;
@@ -186,6 +186,8 @@ fn furnish(root: &Path, busybox: &Path, version: &str) -> Result<()> {
     .context("index the modules")?;
     fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n")?;
     fs::write(root.join("etc/group"), "root:x:0:\n")?;
+    // containerd copies it into every pod.
+    fs::write(root.join("etc/resolv.conf"), "")?;
     fs::write(root.join("etc/hosts"), "127.0.0.1 localhost\n")?;
     let init = root.join("init");
     fs::write(&init, INIT)?;

@@ -29,6 +29,7 @@ say() {
 }
 
 mount -t ext4 -o ro /dev/vdb /payload
+mount -t ext4 /dev/vdc /scratch
 read -r up rest </proc/uptime
 say "DORMOUSE-VM-UP $up"
 . /payload/suites.sh

@@ -95,6 +95,7 @@ impl Payload {
             writeln!(
                 script,
                 r#"echo "== suite {name}"
+dmesg -c >/dev/null
 read -r began rest </proc/uptime
 {{ timeout -k 5 {limit} sh -c {command} 2>&1; echo $? >/tmp/status; }} </dev/null | tee /tmp/said
 status=$(cat /tmp/status)
@@ -105,7 +106,7 @@ if [ "$status" = 0 ]; then
 else
 	say "DORMOUSE-VM-RESULT {name} fail $took status $status: $(tail -n 1 /tmp/said)"
 	echo "== kernel log"
-	dmesg | tail -n 60
+	dmesg | tail -n 40
 fi
 echo "== end {name}""#,
                 name = suite.name,
