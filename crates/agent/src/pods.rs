@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use dormouse_core::{Input, Moment, Reason};
+use dormouse_core::{Input, Moment, Reason, WakeSource};
 use dormouse_cri::{Pod, PodEvent};
 use dormouse_net::{Delivery, Event, EventSink};
 use dormouse_sentry::WakeNote;
@@ -161,6 +161,9 @@ impl Pods {
                     if !self.views().iter().any(|view| view.uid == uid) {
                         ctx.writer.remove(&uid);
                     }
+                }
+                PodEvent::ExecAdded { sandbox_id, .. } => {
+                    self.tell(&sandbox_id, Message::Input(Input::Wake(WakeSource::Exec))).await;
                 }
                 PodEvent::ExecStarted { sandbox_id, .. } => {
                     self.tell(&sandbox_id, Message::Input(Input::ExecStarted)).await;

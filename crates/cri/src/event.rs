@@ -21,6 +21,15 @@ pub enum PodEvent {
         /// The pod's UID.
         uid: String,
     },
+    /// An exec session is about to begin: a frozen guest that no wrapper wakes has to be woken for it now.
+    ExecAdded {
+        /// The pod sandbox's id.
+        sandbox_id: String,
+        /// The container's id.
+        container_id: String,
+        /// The exec's id.
+        exec_id: String,
+    },
     /// An exec session began.
     ExecStarted {
         /// The pod sandbox's id.
@@ -80,6 +89,7 @@ impl PodEvent {
         match self {
             Self::Added(pod) | Self::Changed(pod) => Some(&pod.sandbox_id),
             Self::Removed { sandbox_id, .. }
+            | Self::ExecAdded { sandbox_id, .. }
             | Self::ExecStarted { sandbox_id, .. }
             | Self::ExecEnded { sandbox_id, .. }
             | Self::ContainerExited { sandbox_id, .. }

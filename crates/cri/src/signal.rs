@@ -16,6 +16,8 @@ pub(crate) enum Signal {
     TaskStarted { container_id: String, pid: i32 },
     /// A task ended.
     TaskExited { container_id: String, exit_status: u32 },
+    /// An exec session is about to begin.
+    ExecAdded { container_id: String, exec_id: String },
     /// An exec session began.
     ExecStarted { container_id: String, exec_id: String },
     /// An exec session ended.
@@ -33,6 +35,7 @@ impl Signal {
             Self::Touched { container_id }
             | Self::TaskStarted { container_id, .. }
             | Self::TaskExited { container_id, .. }
+            | Self::ExecAdded { container_id, .. }
             | Self::ExecStarted { container_id, .. }
             | Self::ExecEnded { container_id, .. }
             | Self::OutOfMemory { container_id }
@@ -79,6 +82,13 @@ impl Signal {
                 let event = ev::TaskDelete::decode(value).ok()?;
                 Self::Touched {
                     container_id: event.container_id,
+                }
+            }
+            "/tasks/exec-added" => {
+                let event = ev::TaskExecAdded::decode(value).ok()?;
+                Self::ExecAdded {
+                    container_id: event.container_id,
+                    exec_id: event.exec_id,
                 }
             }
             "/tasks/exec-started" => {

@@ -85,6 +85,14 @@ impl State {
                 container_id,
                 exit_status,
             },
+            Signal::ExecAdded {
+                container_id,
+                exec_id,
+            } => PodEvent::ExecAdded {
+                sandbox_id,
+                container_id,
+                exec_id,
+            },
             Signal::ExecStarted {
                 container_id,
                 exec_id,
