@@ -17,6 +17,8 @@
 //!   wakes or thaws anything.
 //! * A frame with a VLAN tag still in it counts like the frame inside it. (The kernel usually takes the
 //!   outer tag off before any packet socket sees the frame.)
+//! * The loop sees the first 256 bytes of a frame. IPv6 extension headers that reach beyond them hide what is
+//!   behind, and such a frame does not wake.
 //! * A datagram length of 0 (an IPv4 or IPv6 "big TCP" frame that the kernel has put together) means that
 //!   there is payload.
 
