@@ -271,7 +271,7 @@ mod tests {
         assert_eq!(state.sentry().unwrap().pid, 1);
         std::fs::write(&path, STATE.replace("\"c1\"", "\"c2\"")).unwrap();
         assert!(matches!(RunscState::read(dir.path(), &s, &c), Err(RunscStateError::OtherContainer { .. })));
-        std::fs::write(&path, &STATE[..100]).unwrap();
+        std::fs::write(&path, STATE.split_at(100).0).unwrap();
         assert!(matches!(RunscState::read(dir.path(), &s, &c), Err(RunscStateError::Damaged { .. })));
         std::fs::write(&path, STATE.replace("running", "flying")).unwrap();
         assert!(matches!(RunscState::read(dir.path(), &s, &c), Err(RunscStateError::Damaged { .. })));

@@ -1,0 +1,75 @@
+//! `create`: filtered annotations, and a place in the pod's record.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use dormouse_sentry::switch::{RegisterError, Registration};
+use dormouse_sentry::{ContainerId, ContainerKind, ContainerRecord, Record, RunDir, Switch};
+
+use super::{Context, wake};
+use crate::annotations::Bundle;
+use crate::cri::{self, Place};
+use crate::outcome::{Failure, Outcome, log};
+use crate::real;
+
+/// How long the pod's lock is waited for.
+const LOCK: Duration = Duration::from_secs(5);
+
+pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
+    let invocation = context.invocation;
+    let dir = match invocation.flag("bundle").or_else(|| invocation.flag("b")) {
+        Some(dir) if !dir.is_empty() => PathBuf::from(dir),
+        _ => std::env::current_dir().map_err(|e| Failure::from_error(&e))?,
+    };
+    let mut bundle = Bundle::read(&dir).map_err(|e| Failure::from_error(&e))?;
+    let dropped = bundle.filter(&context.config.annotations).map_err(|e| Failure::from_error(&e))?;
+    if !dropped.is_empty() {
+        let text = format!("dormouse-runsc: dropped annotations that pods may not set: {}", dropped.join(", "));
+        log(invocation, "warning", &text);
+    }
+    if let (Some(container), Some(place), Some(run_dir)) =
+        (context.container(), cri::place(&bundle.annotations), context.config.dir())
+    {
+        // A pod that could not be registered runs all the same; it is just never put to sleep deeply.
+        if let Err(error) = register(context, &run_dir, container, place, &dir) {
+            log(invocation, "warning", &format!("dormouse-runsc: pod not registered: {error}"));
+        }
+    }
+    context.exec()
+}
+
+fn register(
+    context: &Context<'_>,
+    dir: &RunDir,
+    container: ContainerId,
+    place: Place,
+    bundle: &Path,
+) -> Result<(), RegisterError> {
+    dir.prepare()?;
+    let switch = Switch::open(dir, &place.sandbox);
+    let how = match place.kind {
+        ContainerKind::Sandbox => Registration::Born,
+        ContainerKind::Container => {
+            // The sentry is about to be told of its new container, and must be able to answer.
+            if switch.record().is_ok_and(|r| r.switch.is_asleep()) {
+                let _ = wake::pod(context, &container, &switch);
+            }
+            Registration::Adopted
+        }
+    };
+    let fresh = Record::new(
+        place.pod,
+        place.sandbox,
+        context.invocation.root().into(),
+        real::describe(context.config, dir),
+        true,
+    );
+    let mut held = switch.register(fresh, how, LOCK)?;
+    held.put_container(ContainerRecord {
+        id: container,
+        name: place.name,
+        kind: place.kind,
+        bundle: bundle.to_owned(),
+        last_known: None,
+    })
+}

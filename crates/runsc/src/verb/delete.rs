@@ -1,0 +1,84 @@
+//! `delete`: runsc as a child, then the container is forgotten.
+
+use std::process::{Child, ExitStatus};
+use std::time::Duration;
+
+use dormouse_sentry::{PodCgroup, Record};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::Context;
+use super::pod::{Pod, find};
+use super::wake;
+use crate::args::with_force;
+use crate::outcome::{Failure, Outcome, log};
+use crate::real;
+
+/// How long the pod's lock is waited for when it is to be forgotten.
+const LOCK: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether runsc is done.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
+pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
+    let (container, switch, record) = match find(context) {
+        Pod::Known { container, switch, record } => (container, switch, record),
+        Pod::Unreadable { .. } => {
+            wake::before(context);
+            return context.exec();
+        }
+        Pod::Unknown => return context.exec(),
+    };
+    let woken = wake::pod(context, &container, &switch);
+    // The record may have been completed by the wake.
+    let record = switch.record().unwrap_or(*record);
+    if woken.is_err() {
+        end_guest(&record);
+    }
+    let cgroup = record.cgroup.as_ref().filter(|_| container.as_str() == switch.id().as_str());
+    let mut status = wait(real::spawn(context.config, context.argv)?, cgroup)?;
+    if !status.success() && !context.invocation.is_set("force") && guest_is_gone(&record) {
+        // runsc does not delete a container that its file calls running or paused, also of a dead sandbox.
+        let argv = with_force(context.argv, &context.invocation.verb);
+        status = wait(real::spawn(context.config, &argv)?, cgroup)?;
+    }
+    if status.success() {
+        let forgotten = switch.lock(LOCK).map(|held| held.remove_container(&container));
+        if let Ok(Err(error)) = forgotten {
+            log(context.invocation, "warning", &format!("dormouse-runsc: cannot forget {container}: {error}"));
+        }
+    }
+    Ok(Outcome::Exited(real::exit_code(status)))
+}
+
+/// Waits for runsc. The level of our own below the sandbox's cgroup is removed as soon as its processes have
+/// ended, because runsc can only then remove the one above.
+fn wait(mut child: Child, cgroup: Option<&PodCgroup>) -> Result<ExitStatus, Failure> {
+    let mut cgroup = cgroup;
+    loop {
+        let Some(level) = cgroup else { return child.wait().map_err(|e| Failure::from_error(&e)) };
+        if level.remove_sleeper() {
+            cgroup = None;
+        }
+        if let Some(status) = child.try_wait().map_err(|e| Failure::from_error(&e))? {
+            let _ = level.remove_sleeper();
+            return Ok(status);
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    }
+}
+
+/// Kills a guest that cannot be woken: runsc's delete of a stopped guest never returns. It is about to be
+/// deleted anyway.
+fn end_guest(record: &Record) {
+    if let Some(cgroup) = &record.cgroup {
+        let _ = cgroup.thaw(&record.pod.uid);
+    }
+    if let Some(sentry) = record.sentry.filter(|s| s.is_alive()) {
+        let _ = kill(Pid::from_raw(sentry.pid), Signal::SIGKILL);
+    }
+}
+
+fn guest_is_gone(record: &Record) -> bool {
+    record.sentry.is_none_or(|sentry| !sentry.is_alive())
+}

@@ -1,0 +1,65 @@
+//! `update` of a sleeping pod: new limits, without waking the application.
+//!
+//! runsc asks the sentry whether the container runs before it sets the cgroup's limits, so the sentry has to
+//! be thawed for it; the application stays stopped. All under the pod's lock, which a wake waits for: some
+//! 15 ms, in the rare case.
+
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+use dormouse_sentry::CgroupState;
+
+use super::pod::{Pod, find};
+use super::{Context, wake};
+use crate::outcome::{Failure, Outcome, log};
+use crate::real;
+
+/// How long the pod's lock is waited for.
+const LOCK: Duration = Duration::from_secs(5);
+
+/// How long runsc may take before the lock is let go, with the sentry left thawed.
+const CHILD: Duration = Duration::from_secs(2);
+
+/// How often it is looked whether runsc is done.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
+pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
+    let switch = match find(context) {
+        Pod::Unknown => return context.exec(),
+        Pod::Unreadable { .. } => {
+            wake::before(context);
+            return context.exec();
+        }
+        Pod::Known { switch, record, .. } if record.switch.is_asleep() => switch,
+        Pod::Known { .. } => return context.exec(),
+    };
+    let Ok(mut held) = switch.lock(LOCK) else {
+        wake::before(context);
+        return context.exec();
+    };
+    let frozen = held.record().switch.cgroup == CgroupState::Frozen;
+    if let Err(error) = held.thaw_cgroup() {
+        return Err(Failure::from_error(&error));
+    }
+    let mut child = real::spawn(context.config, context.argv)?;
+    let done = wait_until(&mut child, Instant::now() + CHILD).map_err(|e| Failure::from_error(&e))?;
+    if frozen && done {
+        // It stays thawed otherwise; the agent freezes it again in time.
+        if let Err(error) = held.freeze_cgroup() {
+            log(context.invocation, "warning", &format!("dormouse-runsc: not frozen again: {error}"));
+        }
+    }
+    drop(held);
+    let status = child.wait().map_err(|e| Failure::from_error(&e))?;
+    Ok(Outcome::Exited(real::exit_code(status)))
+}
+
+fn wait_until(child: &mut Child, deadline: Instant) -> std::io::Result<bool> {
+    while child.try_wait()?.is_none() {
+        if Instant::now() >= deadline {
+            return Ok(false);
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    }
+    Ok(true)
+}

@@ -1,0 +1,145 @@
+//! Waking the pod before a verb that needs its guest.
+
+use std::time::{Duration, Instant};
+
+use dormouse_core::WakeSource;
+use dormouse_sentry::runsc_state::RunscState;
+use dormouse_sentry::switch::{Registration, WakeReport};
+use dormouse_sentry::{
+    ContainerId, LockError, PodCgroup, Record, RunDir, SandboxId, Switch, SwitchError, WakeNote,
+};
+
+use super::Context;
+use super::pod::{Pod, find};
+use crate::outcome::log;
+use crate::{cri, real};
+
+/// How long a verb waits for the pod's lock. Its holders are done in milliseconds; one that was stopped in
+/// the middle of a step must not keep a pod from being killed.
+const LOCK: Duration = Duration::from_secs(5);
+
+/// A wake that did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum WakeError {
+    /// The lock, or the record.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The guest.
+    #[error(transparent)]
+    Switch(#[from] SwitchError),
+    /// The record could not be made anew.
+    #[error(transparent)]
+    Register(#[from] dormouse_sentry::switch::RegisterError),
+    /// runsc knows no such pod.
+    #[error(transparent)]
+    Runsc(#[from] dormouse_sentry::RunscStateError),
+    /// The pod is not a CRI pod.
+    #[error("pod sandbox {0} carries none of containerd's annotations")]
+    NoIdentity(SandboxId),
+}
+
+/// Wakes the pod of the verb's container, if it is one of ours, and tells the agent. Whatever goes wrong is
+/// logged and the verb goes on: the real runsc then says what it can.
+pub(super) fn before(context: &Context<'_>) {
+    match find(context) {
+        Pod::Unknown => {}
+        Pod::Known { container, switch, .. } => {
+            let _ = pod(context, &container, &switch);
+        }
+        Pod::Unreadable { container, sandbox, dir, error } => {
+            log(context.invocation, "warning", &format!("dormouse-runsc: {error}"));
+            if let Err(error) = without_record(context, &container, &sandbox, &dir) {
+                log(context.invocation, "warning", &format!("dormouse-runsc: cannot wake {sandbox}: {error}"));
+            }
+        }
+    }
+}
+
+/// Wakes a pod with a record.
+pub(super) fn pod(
+    context: &Context<'_>,
+    container: &ContainerId,
+    switch: &Switch,
+) -> Result<WakeReport, WakeError> {
+    let started = Instant::now();
+    let woken = match switch.lock(LOCK) {
+        Ok(mut held) => held.wake().map_err(WakeError::from),
+        Err(e) => Err(e.into()),
+    };
+    match &woken {
+        Ok(report) => tell(context, container, switch.id(), report, started.elapsed()),
+        Err(error) => {
+            // A thaw is safe without the lock and lets at least signals through.
+            if let Some(cgroup) = switch.record().ok().and_then(|r| r.cgroup.zip(Some(r.pod.uid))) {
+                let (cgroup, uid) = cgroup;
+                let _ = cgroup.thaw(&uid);
+            }
+            // A guest that has ended needs no wake.
+            if !matches!(error, WakeError::Switch(SwitchError::GuestGone { .. } | SwitchError::Runsc(_))) {
+                let text = format!("dormouse-runsc: cannot wake {}: {error}", switch.id());
+                log(context.invocation, "warning", &text);
+            }
+        }
+    }
+    woken
+}
+
+/// Wakes a pod whose record cannot be read: makes a new one out of what runsc itself keeps. Whether the
+/// guest is stopped is then looked up in the guest.
+pub(super) fn without_record(
+    context: &Context<'_>,
+    container: &ContainerId,
+    sandbox: &SandboxId,
+    dir: &RunDir,
+) -> Result<WakeReport, WakeError> {
+    let started = Instant::now();
+    let root = std::path::PathBuf::from(context.invocation.root());
+    let state = RunscState::read(&root, sandbox, &sandbox.into())?;
+    let place = state
+        .annotations()
+        .and_then(cri::place)
+        .ok_or_else(|| WakeError::NoIdentity(sandbox.clone()))?;
+    // The sentry may be frozen, and its answer is needed.
+    if let Ok(cgroup) = PodCgroup::find(state.sentry()?.pid, &place.pod.uid) {
+        let _ = cgroup.thaw(&place.pod.uid);
+    }
+    let fresh =
+        Record::new(place.pod, sandbox.clone(), root, real::describe(context.config, dir), true);
+    let switch = Switch::open(dir, sandbox);
+    let mut held = switch.register(fresh, Registration::Adopted, LOCK)?;
+    let report = held.wake()?;
+    drop(held);
+    tell(context, container, sandbox, &report, started.elapsed());
+    Ok(report)
+}
+
+/// Tells the agent, which may not be there.
+fn tell(
+    context: &Context<'_>,
+    container: &ContainerId,
+    sandbox: &SandboxId,
+    report: &WakeReport,
+    took: Duration,
+) {
+    if report.woken {
+        context.trace.woken();
+    }
+    let source = match context.invocation.verb.as_str() {
+        "exec" => WakeSource::Exec,
+        "kill" | "delete" => WakeSource::Kill,
+        _ => WakeSource::Api,
+    };
+    let note = WakeNote {
+        sandbox_id: sandbox.clone(),
+        container_id: container.clone(),
+        source,
+        verb: context.invocation.verb.chars().take(32).collect(),
+        woken: report.woken,
+        wake_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+        wakes: report.wakes,
+    };
+    if let Some(dir) = context.config.dir() {
+        // The agent finds out from the record, too; with nobody there the wake stands.
+        let _ = note.send(&dir);
+    }
+}
