@@ -1,2 +1,7 @@
-//! placeholder
-fn main() {}
+//! The `dormouse` command line.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    dormouse_cli::main()
+}

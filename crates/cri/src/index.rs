@@ -290,7 +290,7 @@ impl Keeper {
     async fn heed(&self, session: &mut Session, signal: Signal) -> Result<(), Over> {
         match &signal {
             Signal::TaskStarted { container_id, pid } if *pid != 0 => {
-                session.remember_pid(container_id, *pid)
+                session.remember_pid(container_id, *pid);
             }
             Signal::TaskExited { container_id, .. } => session.forget_pid(container_id),
             _ => {}

@@ -98,6 +98,31 @@ pub struct RunningPod {
     pub log_directory: PathBuf,
 }
 
+/// A pod as containerd lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedPod {
+    /// The pod's UID.
+    pub uid: String,
+    /// The pod's name.
+    pub name: String,
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The pod sandbox's id.
+    pub sandbox_id: String,
+    /// The pod's labels.
+    pub labels: BTreeMap<String, String>,
+    /// Whether the sandbox is ready.
+    pub ready: bool,
+}
+
+impl ListedPod {
+    /// `namespace/name`.
+    #[must_use]
+    pub fn full_name(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+}
+
 /// What a command in a container said.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExecOutput {
@@ -331,11 +356,29 @@ impl Runtime {
         match self.start_all(request, &cgroup_parent).await {
             Ok(pod) => Ok(pod),
             Err(error) => {
-                self.roll_back(&request.uid).await;
-                tidy(&log_directory, &cgroup_parent).await;
+                self.roll_back(request).await;
                 Err(error.into())
             }
         }
+    }
+
+    /// The pods of the node as containerd lists them, without asking any shim.
+    ///
+    /// # Errors
+    /// containerd fails.
+    pub async fn list_pods(&self) -> Result<Vec<ListedPod>, CallError> {
+        let listed = self.sandboxes().await?.into_iter().map(|sandbox| {
+            let metadata = sandbox.metadata.unwrap_or_default();
+            ListedPod {
+                uid: metadata.uid,
+                name: metadata.name,
+                namespace: metadata.namespace,
+                sandbox_id: sandbox.id,
+                labels: sandbox.labels.into_iter().collect(),
+                ready: sandbox.state == i32::from(cri::PodSandboxState::SandboxReady),
+            }
+        });
+        Ok(listed.collect())
     }
 
     async fn start_all(&self, request: &PodRequest, cgroup_parent: &str) -> Result<RunningPod, CallError> {
@@ -384,9 +427,18 @@ impl Runtime {
         })
     }
 
-    /// Removes whatever exists of a pod that could not be started. By UID: after a deadline the sandbox's id
-    /// is not known.
-    async fn roll_back(&self, uid: &str) {
+    /// Removes whatever exists of a pod that could not be started, or whose start was called off. By UID: the
+    /// sandbox's id is not known then. What cannot be removed is logged.
+    pub async fn roll_back(&self, request: &PodRequest) {
+        self.remove_by_uid(&request.uid).await;
+        tidy(
+            &request.log_directory(),
+            &pod_cgroup_parent(CgroupDriver::Cgroupfs, &request.uid),
+        )
+        .await;
+    }
+
+    async fn remove_by_uid(&self, uid: &str) {
         let sandboxes = match self.sandboxes().await {
             Ok(sandboxes) => sandboxes,
             Err(error) => {

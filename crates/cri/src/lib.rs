@@ -25,6 +25,8 @@ mod state;
 pub use error::{AnswerError, CallError, ConnectError, RunError};
 pub use event::PodEvent;
 pub use index::Index;
-pub use launch::{ContainerRequest, ExecOutput, MountRequest, PodRequest, RunningPod, pod_cgroup_parent};
+pub use launch::{
+    ContainerRequest, ExecOutput, ListedPod, MountRequest, PodRequest, RunningPod, pod_cgroup_parent,
+};
 pub use pod::{Container, ContainerState, Pod};
 pub use runtime::{CgroupDriver, DEFAULT_ENDPOINT, NAMESPACE, Runtime, RuntimeVersion, namespaced};

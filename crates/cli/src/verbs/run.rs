@@ -1,0 +1,181 @@
+//! `dormouse run`.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+
+use dormouse_core::{
+    ANNOTATION_DOZE_AFTER, ANNOTATION_FREEZE_AFTER, ANNOTATION_IDLE_TIMEOUT, ANNOTATION_MANAGED,
+    ANNOTATION_RESUME_POLICY, ANNOTATION_WAKE_UDP_PORTS, Policy, ResumePolicy, format_duration,
+};
+use dormouse_cri::{ContainerRequest, PodRequest, RunningPod, Runtime};
+use serde::Serialize;
+
+use super::policy::from_flags;
+use crate::args::{Global, PolicyFlags, RunArgs};
+use crate::error::CliError;
+use crate::output::print;
+
+/// The label that says that a pod is ours to remove.
+pub(super) const RUN_LABEL: &str = "dormouse.dev/run";
+
+/// Lets a saved guest keep its connections. It has to be there from the pod's birth; freeze and doze do without.
+const KEEP_CONNECTIONS: &str = "dev.gvisor.flag.allow-connected-on-save";
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Started {
+    namespace: String,
+    name: String,
+    uid: String,
+    sandbox_id: String,
+    container_id: String,
+    addresses: Vec<String>,
+    log: String,
+}
+
+/// Runs a pod through the CRI. Works with the agent down: it finds the pod when it comes up.
+pub(super) async fn run(global: &Global, args: &RunArgs) -> Result<ExitCode, CliError> {
+    let uid = uuid::Uuid::now_v7().to_string();
+    let request = request(global, args, uid)?;
+    let runtime = Runtime::connect(&args.runtime.runtime_endpoint).await?;
+    let pod = tokio::select! {
+        pod = runtime.run_pod(&request) => pod?,
+        _ = tokio::signal::ctrl_c() => {
+            // Whatever was made so far goes again.
+            runtime.roll_back(&request).await;
+            return Ok(ExitCode::from(130));
+        }
+    };
+    let started = started(&request, pod);
+    print(global.output, &started, |_| {
+        let address = started.addresses.first().map_or("-", String::as_str);
+        format!("{}/{}  {address}", started.namespace, started.name)
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn started(request: &PodRequest, pod: RunningPod) -> Started {
+    let (container, container_id) = pod.containers.into_iter().next().unwrap_or_default();
+    Started {
+        namespace: request.namespace.clone(),
+        name: request.name.clone(),
+        uid: pod.uid,
+        sandbox_id: pod.sandbox_id,
+        container_id,
+        addresses: pod.addresses.iter().map(ToString::to_string).collect(),
+        log: pod
+            .log_directory
+            .join(container)
+            .join("0.log")
+            .display()
+            .to_string(),
+    }
+}
+
+fn request(global: &Global, args: &RunArgs, uid: String) -> Result<PodRequest, CliError> {
+    let mut annotations: BTreeMap<String, String> = policy_annotations(&args.policy, !args.unmanaged)?;
+    annotations.insert(KEEP_CONNECTIONS.to_owned(), "true".to_owned());
+    annotations.extend(args.annotation.iter().cloned());
+    // What the flags and annotations say together is what the agent will read.
+    Policy::from_annotations(&annotations)?;
+    let mut labels: BTreeMap<String, String> = args.label.iter().cloned().collect();
+    labels.insert(RUN_LABEL.to_owned(), "true".to_owned());
+    let name = args.name.clone().unwrap_or_else(|| {
+        // The end of a version 7 UUID is its random part.
+        let tail: String = uid.chars().rev().take(8).collect();
+        format!("pod-{tail}")
+    });
+    Ok(PodRequest {
+        name,
+        namespace: global.namespace.clone().unwrap_or_else(|| "default".to_owned()),
+        uid,
+        handler: args.runtime_handler.clone(),
+        labels,
+        annotations,
+        log_root: args.log_root.clone(),
+        memory_limit: args.memory,
+        containers: vec![ContainerRequest {
+            name: "main".to_owned(),
+            image: args.image.clone(),
+            command: args.command.clone(),
+            env: args.env.clone(),
+            mounts: args.volume.clone(),
+            ..ContainerRequest::default()
+        }],
+        ..PodRequest::default()
+    })
+}
+
+/// The annotations that say what the flags say.
+fn policy_annotations(flags: &PolicyFlags, managed: bool) -> Result<BTreeMap<String, String>, CliError> {
+    let policy = from_flags(flags)?;
+    if !managed {
+        return Ok(BTreeMap::new());
+    }
+    let mut annotations = BTreeMap::from([(ANNOTATION_MANAGED.to_owned(), "true".to_owned())]);
+    for (key, value) in [
+        (ANNOTATION_IDLE_TIMEOUT, policy.idle_timeout),
+        (ANNOTATION_FREEZE_AFTER, policy.freeze_after),
+        (ANNOTATION_DOZE_AFTER, policy.doze_after),
+    ] {
+        if let Some(value) = value {
+            annotations.insert(key.to_owned(), format_duration(value));
+        }
+    }
+    if policy.resume_policy == ResumePolicy::Manual {
+        annotations.insert(ANNOTATION_RESUME_POLICY.to_owned(), "Manual".to_owned());
+    }
+    if !policy.wake_udp_ports.is_empty() {
+        let ports: Vec<String> = policy.wake_udp_ports.iter().map(u16::to_string).collect();
+        annotations.insert(ANNOTATION_WAKE_UDP_PORTS.to_owned(), ports.join(","));
+    }
+    Ok(annotations)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::args::{Cli, Verb};
+
+    fn parsed(line: &str) -> Result<PodRequest, CliError> {
+        let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+        let Verb::Run(args) = cli.verb else {
+            panic!("not run")
+        };
+        request(&cli.global, &args, "0192f4a0-0000-7000-8000-0000deadbeef".into())
+    }
+
+    #[test]
+    fn flags_become_annotations() {
+        let request = parsed(
+            "dormouse run --image x:1 -n agents --idle-timeout 90s --doze-after 5m --resume-policy Manual \
+             --wake-udp-ports 53,5353 -e A=b=c --memory 256Mi -- /bin/sh -c true",
+        )
+        .unwrap();
+        assert_eq!(request.namespace, "agents");
+        assert_eq!(request.name, "pod-feebdaed");
+        assert_eq!(request.memory_limit, Some(256 << 20));
+        let (managed, policy) = Policy::from_annotations(&request.annotations).unwrap();
+        assert_eq!(managed, Some(true));
+        assert_eq!(policy.idle_timeout.unwrap().as_secs(), 90);
+        assert_eq!(policy.wake_udp_ports, [53, 5353]);
+        assert_eq!(policy.resume_policy, ResumePolicy::Manual);
+        let main = &request.containers[0];
+        assert_eq!(main.command, ["/bin/sh", "-c", "true"]);
+        assert_eq!(main.env, [("A".to_owned(), "b=c".to_owned())]);
+    }
+
+    #[test]
+    fn what_contradicts_itself_is_refused() {
+        for line in [
+            "dormouse run --image x --doze-after 5m",
+            "dormouse run --image x --idle-timeout 5m --doze-after 1m",
+            "dormouse run --image x --annotation dormouse.dev/idle-timeout=soon",
+        ] {
+            let error = parsed(line).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{line}: {error}");
+        }
+    }
+}

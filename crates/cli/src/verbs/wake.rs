@@ -1,0 +1,29 @@
+//! `dormouse wake`.
+
+use std::process::ExitCode;
+
+use dormouse_rpc::v1;
+
+use super::orders::{Answer, to_all};
+use crate::args::{Global, OrderArgs};
+use crate::error::CliError;
+
+pub(super) async fn wake(global: &Global, args: OrderArgs) -> Result<ExitCode, CliError> {
+    to_all(global, args, |agent, pod, operation_id| async move {
+        let request = v1::WakeRequest {
+            pod: Some(pod),
+            operation_id,
+            source: dormouse_core::WakeSource::Api.as_str().to_owned(),
+        };
+        let answer = agent
+            .order(request, |mut client, request| async move {
+                client.wake(request).await
+            })
+            .await?;
+        Ok(Answer {
+            pod: answer.pod,
+            outcome: answer.outcome,
+        })
+    })
+    .await
+}
