@@ -177,7 +177,20 @@ impl Rig {
         if !status.success() {
             bail!("the agent ended with {status}; its log:\n{}", self.agent.log());
         }
-        self.stack.stop().await
+        self.stack.close().await
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        // A test that fails says what the agent saw; it is gone with the stack in a moment.
+        if std::thread::panicking() {
+            let log = self.agent.log();
+            let from = log.lines().count().saturating_sub(60);
+            for line in log.lines().skip(from) {
+                eprintln!("agent: {line}");
+            }
+        }
     }
 }
 

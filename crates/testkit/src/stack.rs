@@ -259,7 +259,15 @@ impl Stack {
     /// # Errors
     /// Names everything that is left over.
     pub async fn stop(mut self) -> Result<()> {
-        let pods = crate::pod::remove_all(&self).await;
+        self.close().await
+    }
+
+    /// The same for whoever holds the stack inside something else; nothing works on it afterwards.
+    ///
+    /// # Errors
+    /// As [`Self::stop`].
+    pub async fn close(&mut self) -> Result<()> {
+        let pods = crate::pod::remove_all(self).await;
         self.removed = true;
         teardown::remove(&self.record)?;
         pods.context("the pods could not be removed through the CRI (they were removed the hard way)")

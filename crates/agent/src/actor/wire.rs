@@ -8,6 +8,9 @@ use super::Actor;
 use crate::context::Context;
 use crate::view::NewsKind;
 
+/// The runtime type whose network stack lives in the guest's own, frozen process.
+const GVISOR: &str = "io.containerd.runsc.v1";
+
 /// A pod's end of the wire loop.
 #[derive(Debug)]
 pub(super) struct Wire {
@@ -35,16 +38,21 @@ impl Wire {
             self.attached = Err(Reason::NetworkUnsupported);
             return;
         };
+        // The right mode from the first frame on: a sleeper found at the agent's start may be wanted already.
+        let mode = mode_for(state, pod.runtime_type == GVISOR).unwrap_or(WireMode::Mute);
         let spec = WireSpec {
             netns,
             interface: None,
             addresses: pod.addresses.clone(),
-            mode: WireMode::Mute,
+            mode,
             ports: Ports { udp: state.policy.wake_udp_ports.iter().copied().collect(), ..Ports::default() },
         };
         self.mode = None;
         self.attached = match ctx.wires.add(&self.key, &spec) {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                self.mode = Some(mode);
+                Ok(())
+            }
             Err(error) => {
                 tracing::warn!(
                     pod = %pod.full_name(), reason = %error.reason(),
@@ -66,7 +74,11 @@ impl Wire {
 }
 
 /// Which frames matter in this state; `None` = leave it as it is.
-fn mode_for(state: &PodState) -> Option<WireMode> {
+///
+/// A guest whose network stack sleeps with it (gVisor's, in the frozen sentry) has its neighbours answered
+/// for it while it dozes; any other stack (the host kernel's for runc, the VM's for Kata) answers for itself.
+fn mode_for(state: &PodState, stack_sleeps: bool) -> Option<WireMode> {
+    let dozing = if stack_sleeps { WireMode::Dozing } else { WireMode::Frozen };
     let asleep_mode = |mode| match state.policy.resume_policy {
         ResumePolicy::OnDemand => mode,
         ResumePolicy::Manual => WireMode::Mute,
@@ -75,13 +87,13 @@ fn mode_for(state: &PodState) -> Option<WireMode> {
         // Until the guest runs, frames still count as asleep; the loop reports no second wake meanwhile.
         (Some(Transition::Wake(_)), _) => None,
         (Some(Transition::Freeze), _) => Some(asleep_mode(WireMode::Frozen)),
-        (Some(Transition::Doze | Transition::HousekeepingFreeze), _) => Some(asleep_mode(WireMode::Dozing)),
+        (Some(Transition::Doze | Transition::HousekeepingFreeze), _) => Some(asleep_mode(dozing)),
         (Some(Transition::HousekeepingThaw), _) => Some(asleep_mode(WireMode::Housekeeping)),
         (None, Rung::Frozen) => Some(asleep_mode(WireMode::Frozen)),
         (None, Rung::Dozing) if state.housekeeping_until.is_some() => {
             Some(asleep_mode(WireMode::Housekeeping))
         }
-        (None, Rung::Dozing) => Some(asleep_mode(WireMode::Dozing)),
+        (None, Rung::Dozing) => Some(asleep_mode(dozing)),
         (None, _) if state.managed && state.policy.idle_timeout.is_some() => Some(WireMode::Watch),
         (None, _) => Some(WireMode::Mute),
     }
@@ -93,7 +105,7 @@ impl Actor {
         if self.wire.attached.is_err() {
             return;
         }
-        let Some(mode) = mode_for(&self.state) else { return };
+        let Some(mode) = mode_for(&self.state, self.pod.runtime_type == GVISOR) else { return };
         if self.wire.mode == Some(mode) {
             return;
         }
@@ -144,12 +156,13 @@ mod tests {
 
     #[test]
     fn the_wire_goes_ahead_of_the_guest() {
-        assert_eq!(mode_for(&state(Rung::Running, None)), Some(WireMode::Watch));
-        assert_eq!(mode_for(&state(Rung::Running, Some(Transition::Freeze))), Some(WireMode::Frozen));
-        assert_eq!(mode_for(&state(Rung::Frozen, Some(Transition::Doze))), Some(WireMode::Dozing));
-        assert_eq!(mode_for(&state(Rung::Dozing, Some(Transition::Wake(WakeSource::Api)))), None);
+        assert_eq!(mode_for(&state(Rung::Running, None), true), Some(WireMode::Watch));
+        assert_eq!(mode_for(&state(Rung::Running, Some(Transition::Freeze)), true), Some(WireMode::Frozen));
+        assert_eq!(mode_for(&state(Rung::Frozen, Some(Transition::Doze)), true), Some(WireMode::Dozing));
+        assert_eq!(mode_for(&state(Rung::Dozing, Some(Transition::Wake(WakeSource::Api))), true), None);
+        assert_eq!(mode_for(&state(Rung::Dozing, None), false), Some(WireMode::Frozen), "runc's stack is awake");
         let mut manual = state(Rung::Dozing, None);
         manual.policy.resume_policy = ResumePolicy::Manual;
-        assert_eq!(mode_for(&manual), Some(WireMode::Mute));
+        assert_eq!(mode_for(&manual, true), Some(WireMode::Mute));
     }
 }
