@@ -45,7 +45,10 @@ pub(super) fn sleeps_and_wakes() {
         println!("{swaps}");
         assert_eq!(swaps.lines().count(), 3, "the agent brings zram and the encrypted file");
 
-        let pod = rig.run_pod(AgentGuest::mib(64).pod("sleeper").handler(DORMOUSE_GVISOR)).await.unwrap();
+        let pod = match rig.run_pod(AgentGuest::mib(64).pod("sleeper").handler(DORMOUSE_GVISOR)).await {
+            Ok(pod) => pod,
+            Err(error) => panic!("{error:#}\ncontainerd:\n{}\nagent:\n{}", rig.stack.containerd_log(), rig.agent.log()),
+        };
         let address = (pod.ip, 8080).into();
         pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
         let hash = http::get(address, "/hash", LIMIT).await.unwrap().json().unwrap();
