@@ -234,7 +234,11 @@ fn reclaim_all<K: Kernel + ?Sized>(
         let step = desk.sit(&mut |ledger| reclaim.step(&mut Both { ledger, guard: guard.as_mut() }, brake));
         match step {
             Ok(true) => break Ok(()),
-            Ok(false) => {}
+            Ok(false) => {
+                if let Err(e) = reclaim.await_writeback(brake) {
+                    break Err(e);
+                }
+            }
             Err(e) => break Err(e),
         }
     };

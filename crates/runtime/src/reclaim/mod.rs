@@ -33,8 +33,14 @@ pub use settings::{lasts_over_sleep, raise, swap_limits_of, swappiness_of};
 
 /// A pod's cgroup is not reclaimed below this: what its kernel memory and page tables take anyhow.
 pub const FLOOR: u64 = 4 << 20;
-/// How many steps in a row may gain nothing before the reclaim ends.
-const FRUITLESS_STEPS: u32 = 2;
+/// How many steps in a row may gain nothing before the reclaim ends: the first ones may only have aged pages.
+const FRUITLESS_STEPS: u32 = 4;
+/// Pages on their way to the swap are waited for while there are more than so many bytes of them.
+const WRITEBACK: u64 = 1 << 20;
+/// And no longer than this at a time: a disk that gets nothing done in that time is not waited for.
+const WRITEBACK_WAIT: Duration = Duration::from_millis(200);
+/// How long after one look at them the next one comes.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 /// A step that gains less than this gains nothing.
 const GAIN: u64 = 64 << 10;
 /// Steps grow up to this while they are quick.
@@ -222,6 +228,27 @@ impl<'a, K: Kernel + ?Sized> Reclaim<'a, K> {
         self.report
     }
 
+    /// Waits for pages that the last step sent to the swap and that are not written yet, if it gained nothing because
+    /// of them. To be called without the pod's lock.
+    ///
+    /// The kernel writes them behind the reclaim's back and says meanwhile that nothing more is to be had.
+    ///
+    /// # Errors
+    /// [`ReclaimError::Stopped`], [`ReclaimError::Read`].
+    pub fn await_writeback(&mut self, brake: &mut dyn Brake) -> Result<(), ReclaimError> {
+        if self.fruitless == 0 {
+            return Ok(());
+        }
+        let began = Instant::now();
+        while began.elapsed() < WRITEBACK_WAIT && writeback(self.kernel, self.dir)? > WRITEBACK {
+            brake.check()?;
+            // It was the disk and not the end: such a step does not count.
+            self.fruitless = 0;
+            std::thread::sleep(LOOK_AGAIN);
+        }
+        Ok(())
+    }
+
     /// Makes one step; `true` if there is nothing more to gain.
     ///
     /// On return no limit is lowered any more, error or not, except as [`ReclaimError::NotRestored`] says.
@@ -288,6 +315,17 @@ pub fn headroom<K: Kernel + ?Sized>(kernel: &K, dir: &Path, version: Version) ->
         return Ok(None);
     }
     Ok(Some(limit.saturating_sub(usage(kernel, dir, version)?)))
+}
+
+/// What of a memory cgroup, all levels, is on its way to the swap or to files, in bytes; 0 where the kernel does not
+/// say.
+fn writeback<K: Kernel + ?Sized>(kernel: &K, dir: &Path) -> Result<u64, ReclaimError> {
+    // cgroup v1 counts levels below under `total_`; cgroup v2 calls all of it `file_writeback`, swap too.
+    let stat = text(kernel, &dir.join("memory.stat"))?;
+    let value = |name: &str| {
+        stat.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' ')?.parse::<u64>().ok())
+    };
+    Ok(value("total_writeback").or_else(|| value("file_writeback")).unwrap_or(0))
 }
 
 fn text<K: Kernel + ?Sized>(kernel: &K, path: &Path) -> Result<String, ReclaimError> {

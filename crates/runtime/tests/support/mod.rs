@@ -128,6 +128,7 @@ pub struct Hog {
     child: Child,
     ask: ChildStdin,
     answers: BufReader<ChildStdout>,
+    freezer: PathBuf,
 }
 
 impl Hog {
@@ -138,7 +139,7 @@ impl Hog {
         let mut line = String::new();
         answers.read_line(&mut line).unwrap();
         assert_eq!(line, "ready\n");
-        Self { child, ask, answers }
+        Self { child, ask, answers, freezer: pod.dirs[1].join("freezer.state") }
     }
 
     pub fn pid(&self) -> u32 {
@@ -157,6 +158,8 @@ impl Hog {
 
 impl Drop for Hog {
     fn drop(&mut self) {
+        // A frozen process cannot die on cgroup v1.
+        let _ = fs::write(&self.freezer, "THAWED");
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
