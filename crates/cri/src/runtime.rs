@@ -366,6 +366,7 @@ impl Runtime {
             "/tasks/start",
             "/tasks/exit",
             "/tasks/delete",
+            "/tasks/exec-added",
             "/tasks/exec-started",
             "/tasks/oom",
             "/tasks/paused",
