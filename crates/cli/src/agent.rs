@@ -105,7 +105,8 @@ where
         dormouse_rpc::status(
             Reason::DeadlineExceeded,
             format!(
-                "no answer within {limit:?}; the order may still be carried out (--timeout gives it longer)"
+                "no answer within {}; the order may still be carried out (--timeout gives it longer)",
+                format_duration(Duration::from_secs_f64((limit.as_secs_f64() * 1e3).round() / 1e3)),
             ),
         )
     };

@@ -72,9 +72,28 @@ impl CliError {
         matches!(self, Self::Print(error) if error.kind() == std::io::ErrorKind::BrokenPipe)
     }
 
-    /// The error and what lies below it, in one line.
+    /// The stable reason code of errors whose text does not begin with it.
+    fn reason_prefix(&self) -> Option<String> {
+        match self {
+            Self::Agent(_) => Some(AGENT_UNREACHABLE.to_owned()),
+            Self::Runtime(error) => Some(error.reason().to_string()),
+            Self::Call(error) => Some(error.reason().to_string()),
+            Self::Run(error) => Some(error.reason().to_string()),
+            Self::Refused { .. }
+            | Self::Select(_)
+            | Self::Policy(_)
+            | Self::Empty { .. }
+            | Self::Print(_)
+            | Self::Format { .. } => None,
+        }
+    }
+
+    /// The error and what lies below it, in one line that begins with the reason code.
     pub(crate) fn full_text(&self) -> String {
-        let mut text = self.to_string();
+        let mut text = match self.reason_prefix() {
+            Some(reason) => format!("{reason}: {self}"),
+            None => self.to_string(),
+        };
         let mut source = std::error::Error::source(self);
         while let Some(error) = source {
             let below = error.to_string();
@@ -89,6 +108,9 @@ impl CliError {
     }
 }
 
+/// What stands for a reason code where no agent was there to give one.
+pub(crate) const AGENT_UNREACHABLE: &str = "AgentUnreachable";
+
 /// Whether the answer did not come from the agent but from the broken connection to it.
 fn is_unreachable(status: &Status) -> bool {
     status.code() == Code::Unavailable && reason_of(status).is_none()
@@ -98,7 +120,7 @@ fn is_unreachable(status: &Status) -> bool {
 pub(crate) fn reason_text(status: &Status) -> String {
     match reason_of(status) {
         Some(reason) => reason.to_string(),
-        None if is_unreachable(status) => "AgentUnreachable".to_owned(),
+        None if is_unreachable(status) => AGENT_UNREACHABLE.to_owned(),
         None => format!("{:?}", status.code()),
     }
 }

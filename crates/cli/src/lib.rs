@@ -3,7 +3,7 @@
 //! One file per verb under `verbs`, what they print under `view`, and the agent's client in `agent`.
 //!
 //! Exit codes: 0 = done; 1 = failed, or failed for some pods; 2 = wrong usage; 3 = the agent, or containerd,
-//! cannot be reached. `doctor`: 0 = all well, 1 = warnings, 2 = something is missing.
+//! cannot be reached; 130 = `run` was interrupted and undone. `doctor`: 0 = all well, 1 = warnings, 2 = something is missing.
 
 mod agent;
 mod args;

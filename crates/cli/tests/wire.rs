@@ -518,6 +518,11 @@ async fn without_an_agent() {
     for line in ["ps", "wake x", "top --once", "events", "node", "get x"] {
         let output = dormouse(&socket, line).await;
         assert_eq!(code(&output), 3, "{line}: {}", err(&output));
+        assert!(
+            err(&output).starts_with("dormouse: AgentUnreachable: "),
+            "{line}: {}",
+            err(&output)
+        );
         assert!(err(&output).contains("none.sock"), "{line}: {}", err(&output));
         assert_eq!(err(&output).lines().count(), 1, "{line}: {}", err(&output));
     }
@@ -554,6 +559,11 @@ async fn without_an_agent() {
     }
     let output = dormouse(&socket, "run --image x --runtime-endpoint /nowhere/c.sock").await;
     assert_eq!(code(&output), 3, "{}", err(&output));
+    assert!(
+        err(&output).starts_with("dormouse: RuntimeUnavailable: "),
+        "{}",
+        err(&output)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

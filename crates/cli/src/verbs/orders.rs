@@ -11,7 +11,7 @@ use tonic::Status;
 
 use crate::agent::Agent;
 use crate::args::{Format, Global, OrderArgs};
-use crate::error::{CliError, message_text, reason_text};
+use crate::error::{AGENT_UNREACHABLE, CliError, message_text, reason_text};
 use crate::output::{complain, json, line, yaml};
 use crate::select::{find, reference};
 use crate::view::units::{duration, millis, millis_number};
@@ -160,7 +160,7 @@ impl Outcome {
         match answer {
             Err(status) => {
                 let reason = reason_text(&status);
-                let unreachable = reason == "AgentUnreachable";
+                let unreachable = reason == AGENT_UNREACHABLE;
                 Self {
                     unreachable,
                     ..Self::failure(pod, reason, message_text(&status))
