@@ -41,7 +41,7 @@ suites! {
     full_swap_is_said: 60;
     cgroup_v2_reclaim_and_freeze: 60;
     gvisor_runs_on_this_cpu: 60;
-    gvisor_pod_sleeps_and_wakes: 180;
+    gvisor_pod_sleeps_and_wakes: 240;
 }
 
 fn report() -> &'static Report {

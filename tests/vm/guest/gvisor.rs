@@ -1,7 +1,7 @@
 //! gVisor on an emulated CPU and on cgroup v2.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -45,7 +45,7 @@ pub(super) fn sleeps_and_wakes() {
         println!("{swaps}");
         assert_eq!(swaps.lines().count(), 3, "the agent brings zram and the encrypted file");
 
-        let pod = match rig.run_pod(AgentGuest::mib(64).pod("sleeper").handler(DORMOUSE_GVISOR)).await {
+        let pod = match rig.run_pod(AgentGuest::mib(16).pod("sleeper").handler(DORMOUSE_GVISOR)).await {
             Ok(pod) => pod,
             Err(error) => panic!("{error:#}\ncontainerd:\n{}\nagent:\n{}", rig.stack.containerd_log(), rig.agent.log()),
         };
@@ -63,9 +63,14 @@ pub(super) fn sleeps_and_wakes() {
         let after = cgroup::memory_usage(&pod.cgroup).unwrap();
         println!("doze: {outcome:?}; {} MiB -> {} MiB", before / MIB, after / MIB);
         assert_eq!(rig.rung(&pod).await.unwrap(), Rung::Dozing);
-        assert!(before > 64 * MIB && after < 24 * MIB, "{before} -> {after}");
-        let events = cgroup::dir("freezer", &pod.cgroup).unwrap().join("cgroup.events");
-        assert!(fs::read_to_string(&events).unwrap().contains("frozen 1"));
+        assert!(before > 32 * MIB && after < 16 * MIB, "{before} -> {after}");
+        // The sentry and its gofers, in a level of their own (decision 0006).
+        let frozen = tree(&pod.cgroup).into_iter().filter(|dir| {
+            fs::read_to_string(dir.join("cgroup.events")).is_ok_and(|events| events.contains("frozen 1"))
+        });
+        let frozen: Vec<_> = frozen.filter(|dir| dir.ends_with("dormouse")).collect();
+        assert_eq!(frozen.len(), 1, "{frozen:?}");
+        assert_ne!(fs::read_to_string(frozen[0].join("cgroup.procs")).unwrap(), "");
 
         // Its own packet.
         let answer = http::get(address, "/answer", LIMIT).await.unwrap();
@@ -96,16 +101,27 @@ pub(super) fn sleeps_and_wakes() {
 }
 
 /// `memory.swap.max` of the pod's cgroup and of every one below it.
-fn swap_limits(cgroup: &str) -> Vec<std::path::PathBuf> {
+fn swap_limits(cgroup: &str) -> Vec<PathBuf> {
+    tree(cgroup)
+        .into_iter()
+        .map(|dir| dir.join("memory.swap.max"))
+        .filter(|file| file.exists())
+        .collect()
+}
+
+/// A cgroup's directory and all below it.
+fn tree(cgroup: &str) -> Vec<PathBuf> {
     let mut open = vec![cgroup::dir("memory", cgroup).unwrap()];
     let mut found = Vec::new();
     while let Some(dir) = open.pop() {
-        for entry in fs::read_dir(&dir).unwrap().flatten() {
-            if entry.file_type().unwrap().is_dir() {
-                open.push(entry.path());
-            }
-        }
-        found.push(dir.join("memory.swap.max"));
+        open.extend(
+            fs::read_dir(&dir)
+                .unwrap()
+                .flatten()
+                .filter(|entry| entry.file_type().unwrap().is_dir())
+                .map(|e| e.path()),
+        );
+        found.push(dir);
     }
     found
 }
