@@ -204,6 +204,8 @@ fn look_into(text: &[u8]) -> Result<(BTreeMap<String, String>, String), serde_js
         #[serde(default)]
         linux: Option<Linux>,
     }
+    // Through the object's own type first: a derived one would also take an array.
+    let Members(_) = serde_json::from_slice(text)?;
     let config: Config = serde_json::from_slice(text)?;
     let cgroup = config.linux.and_then(|l| l.cgroups_path).unwrap_or_default();
     Ok((config.annotations.unwrap_or_default(), cgroup))

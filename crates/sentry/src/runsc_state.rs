@@ -204,6 +204,22 @@ impl RunscState {
         Err(RunscStateError::NotFound { container: container.to_string(), root: root.to_owned() })
     }
 
+    /// The containers of a sandbox that runsc has state of, the sandbox's own among them.
+    ///
+    /// # Errors
+    /// [`RunscStateError::File`]
+    pub fn containers(root: &Path, sandbox: &SandboxId) -> Result<Vec<ContainerId>, RunscStateError> {
+        let entries = std::fs::read_dir(root).map_err(|e| FileError::io("list", root, e))?;
+        let suffix = format!("_sandbox:{sandbox}.state");
+        let mut found = Vec::new();
+        for entry in entries.take(SEARCH_LIMIT) {
+            let entry = entry.map_err(|e| FileError::io("list", root, e))?;
+            let name = entry.file_name();
+            found.extend(name.to_str().and_then(|n| n.strip_suffix(&suffix)).and_then(|n| n.parse().ok()));
+        }
+        Ok(found)
+    }
+
     /// The annotations of the container's spec.
     #[must_use]
     pub fn annotations(&self) -> Option<&BTreeMap<String, String>> {

@@ -1,7 +1,8 @@
 //! `delete`: runsc as a child, then the container is forgotten.
 
 use std::process::{Child, ExitStatus};
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use dormouse_sentry::{PodCgroup, Record};
 use nix::sys::signal::{Signal, kill};
@@ -17,7 +18,10 @@ use crate::real;
 /// How long the pod's lock is waited for when it is to be forgotten.
 const LOCK: Duration = Duration::from_secs(5);
 
-/// How often it is looked whether runsc is done.
+/// How long a killed sentry may take to be gone.
+const REAPED: Duration = Duration::from_secs(2);
+
+/// How often it is looked whether runsc, or a killed sentry, is done.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
@@ -74,8 +78,15 @@ fn end_guest(record: &Record) {
     if let Some(cgroup) = &record.cgroup {
         let _ = cgroup.thaw(&record.pod.uid);
     }
-    if let Some(sentry) = record.sentry.filter(|s| s.is_alive()) {
+    let Some(sentry) = record.sentry else { return };
+    if sentry.is_alive() {
         let _ = kill(Pid::from_raw(sentry.pid), Signal::SIGKILL);
+    }
+    // To runsc a process that has ended and was not waited for still runs; the shim waits for it.
+    let entry = format!("/proc/{}", sentry.pid);
+    let deadline = Instant::now() + REAPED;
+    while Path::new(&entry).exists() && Instant::now() < deadline {
+        std::thread::sleep(LOOK_AGAIN);
     }
 }
 

@@ -2,11 +2,12 @@
 
 use std::io::Write;
 
-use dormouse_sentry::CgroupState;
+use dormouse_sentry::{CgroupState, PodCgroup};
 use serde_json::Value;
 
 use super::Context;
 use super::asleep::{Sleeper, sleeper};
+use crate::EXIT_FAILURE;
 use crate::json::go_line;
 use crate::outcome::{Failure, Outcome};
 
@@ -17,7 +18,7 @@ pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
             "dormouse-runsc: cannot get events for container \"{}\" in state stopped",
             sleeper.container
         );
-        return Err(Failure::new(text, 1));
+        return Err(Failure::new(text, EXIT_FAILURE));
     }
     let Some(text) = answer(&sleeper) else {
         let text = format!("dormouse-runsc: the guest had no statistics of {} before it slept", sleeper.container);
@@ -30,7 +31,13 @@ pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
 
 fn answer(sleeper: &Sleeper) -> Option<String> {
     let mut event: Value = serde_json::from_str(sleeper.known.event.as_ref()?.get()).ok()?;
-    let cgroup = sleeper.record.cgroup.as_ref();
+    // Noted with the first cgroup freeze; before that it is looked for.
+    let found = match (&sleeper.record.cgroup, sleeper.record.sentry) {
+        (Some(cgroup), _) => Some(cgroup.clone()),
+        (None, Some(sentry)) => PodCgroup::find(sentry.pid, &sleeper.record.pod.uid).ok(),
+        (None, None) => None,
+    };
+    let cgroup = found.as_ref();
     let cgroup_cpu = cgroup.and_then(|c| c.cpu_ns().ok().flatten());
     let cpu = cpu_ns(&sleeper.known.cpu_usage, sleeper.container.as_str(), cgroup_cpu);
     if cpu > 0 {

@@ -7,8 +7,12 @@ use dormouse_core::Reason;
 use super::{Held, LockError, Switch};
 use crate::ids::ContainerId;
 use crate::process::ProcessId;
-use crate::record::{ContainerRecord, Intent, IntentKind, Record, RecordError};
+use crate::record::{ContainerKind, ContainerRecord, Intent, IntentKind, Record, RecordError};
 use crate::run_dir::RunDirError;
+use crate::runsc_state::RunscState;
+
+/// containerd's annotation with a container's name.
+const NAME_ANNOTATION: &str = "io.kubernetes.cri.container-name";
 
 /// A pod could not be registered.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +80,7 @@ impl Switch {
         let mut held = Held { switch: self.clone(), record, _lock: lock };
         if is_new {
             if how == Registration::Adopted {
+                held.adopt_containers();
                 held.record.switch.intent = Some(Intent { kind: IntentKind::Pause, by: ProcessId::own()? });
             }
             held.store()?;
@@ -85,6 +90,26 @@ impl Switch {
 }
 
 impl Held {
+    /// Enters the containers that runsc has state of, for a record that was lost. Those that cannot be read
+    /// are left to the next `create`.
+    fn adopt_containers(&mut self) {
+        let (root, sandbox) = (self.record.runtime_root.clone(), self.switch.id.clone());
+        for id in RunscState::containers(&root, &sandbox).unwrap_or_default() {
+            let Ok(state) = RunscState::read(&root, &sandbox, &id) else { continue };
+            let is_sandbox = id.as_str() == sandbox.as_str();
+            let name = state.annotations().and_then(|a| a.get(NAME_ANNOTATION)).cloned().unwrap_or_default();
+            if self.switch.dir.link(&id, &sandbox).is_ok() {
+                self.record.put_container(ContainerRecord {
+                    id,
+                    name: if is_sandbox { String::new() } else { name },
+                    kind: if is_sandbox { ContainerKind::Sandbox } else { ContainerKind::Container },
+                    bundle: state.bundle_dir,
+                    last_known: None,
+                });
+            }
+        }
+    }
+
     /// Enters a container of the pod.
     ///
     /// # Errors

@@ -94,6 +94,7 @@ impl Sandbox {
                 "io.kubernetes.cri.container-name": if kind == "sandbox" { "" } else { "app" },
             },
             "linux": {
+                "resources": {"memory": {}, "cpu": {"shares": 1024}, "pids": {"limit": 0}, "blockIO": {}},
                 "cgroupsPath": format!("/{}/pod{}", self.top, self.uid),
                 "namespaces": [{"type": "pid"}, {"type": "network"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}]
             }
