@@ -100,9 +100,9 @@ fn frame(summary: &str, table: &str, lines: Option<u16>) -> String {
         usize::from(lines).saturating_sub(FURNITURE).max(1)
     });
     let total = table.lines().count().saturating_sub(1);
-    let mut text = format!("\x1b[H{summary}\x1b[K\r\n\x1b[K\r\n");
+    let mut text = format!("\x1b[H{summary}\x1b[K\n\x1b[K\n");
     for line in table.lines().take(room.saturating_add(1)) {
-        text.push_str(&format!("{line}\x1b[K\r\n"));
+        text.push_str(&format!("{line}\x1b[K\n"));
     }
     let hidden = total.saturating_sub(room);
     if hidden > 0 {
@@ -193,11 +193,11 @@ mod tests {
     fn a_frame_fits_the_screen() {
         let table = "HEAD\na\nb\nc";
         let whole = frame("sum", table, Some(24));
-        assert_eq!(whole.matches("\r\n").count(), 6);
+        assert_eq!(whole.matches("\n").count(), 6);
         assert!(!whole.contains("more"));
         let cut = frame("sum", table, Some(6));
-        assert!(cut.contains("\r\nb\u{1b}[K"), "{cut:?}");
-        assert!(!cut.contains("\r\nc\u{1b}[K"));
+        assert!(cut.contains("\nb\u{1b}[K"), "{cut:?}");
+        assert!(!cut.contains("\nc\u{1b}[K"));
         assert!(cut.ends_with("and 1 more; q to quit\x1b[K\x1b[J"));
         assert!(frame("sum", table, Some(1)).contains("and 2 more"));
         assert!(!frame("sum", table, None).contains("more"));
