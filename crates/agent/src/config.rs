@@ -49,6 +49,9 @@ pub enum ConfigError {
         /// The version found.
         found: u32,
     },
+    /// The swap settings cannot be used.
+    #[error("configuration: swap: {0}")]
+    Swap(#[from] crate::swap::ConfigError),
     /// A value cannot be used.
     #[error("configuration: {field} {problem}")]
     Value {
@@ -363,6 +366,7 @@ impl Config {
             return value("packets", "must allow at least one wake a minute; use resume-policy Manual instead");
         }
         self.http_address()?;
+        self.swap.check()?;
         Ok(())
     }
 

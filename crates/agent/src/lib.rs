@@ -12,6 +12,8 @@ pub mod config;
 pub mod context;
 pub mod drivers;
 pub mod facts;
+#[cfg(feature = "failpoints")]
+pub mod failpoints;
 pub mod gate;
 pub mod http;
 pub mod journal;

@@ -9,6 +9,8 @@ use dormouse_agent::config::Config;
 fn main() -> ExitCode {
     // The guard of a reclaim is this same binary, started anew.
     dormouse_runtime::reclaim::guard::main_if_requested();
+    #[cfg(feature = "failpoints")]
+    let _failpoints = dormouse_agent::failpoints::start();
     match start(&Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -25,9 +27,6 @@ fn start(args: &Args) -> anyhow::Result<()> {
         return Ok(());
     }
     dormouse_agent::log::start(&config.log)?;
-    if args.thaw_all {
-        return dormouse_agent::thaw_all(&config);
-    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .max_blocking_threads(64)
@@ -35,5 +34,8 @@ fn start(args: &Args) -> anyhow::Result<()> {
         .thread_stack_size(512 << 10)
         .enable_all()
         .build()?;
+    if args.thaw_all {
+        return runtime.block_on(dormouse_agent::thaw_all(&config));
+    }
     runtime.block_on(dormouse_agent::run(config))
 }

@@ -243,7 +243,7 @@ impl EventSink for WireSink {
     fn emit(&self, event: Event) -> Delivery {
         let Some(handle) = self.0.get(event.pod().as_str()) else { return Delivery::Taken };
         let message = match event {
-            Event::Wake { at, .. } => Message::Packet(at),
+            Event::Wake { at, frame, .. } => Message::Packet { at, frame },
             Event::Activity { .. } => Message::Input(Input::Activity),
             Event::Housekeeping { .. } => Message::Input(Input::Keepalive),
             Event::Answered { .. } => Message::Input(Input::Answered),

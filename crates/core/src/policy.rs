@@ -35,7 +35,7 @@ pub enum ResumePolicy {
     /// Whatever wakes, wakes: a packet, a request, an exec, an order.
     #[default]
     OnDemand,
-    /// Only an order through the API; the pod's frames are not answered.
+    /// Only an order through the API, an exec or a kill; the pod's frames are not answered.
     Manual,
 }
 

@@ -16,6 +16,7 @@ use dormouse_core::{
     WakeSource, next,
 };
 use dormouse_cri::Pod;
+use dormouse_net::FrameSummary;
 use dormouse_runtime::{Cancel, Capabilities, Driver as _, Guest, GuestContainer, PodIdentity, RuntimeKind, StopState};
 use dormouse_sentry::WakeNote;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -44,8 +45,13 @@ pub enum Message {
         /// Where the answer goes.
         answer: Answer,
     },
-    /// A frame asks for a wake; it was seen at this moment.
-    Packet(Moment),
+    /// A frame asks for a wake.
+    Packet {
+        /// When it was seen.
+        at: Moment,
+        /// What it was.
+        frame: FrameSummary,
+    },
     /// Something happened.
     Input(Input),
     /// The wire was lost: packets cannot wake the pod any more.
@@ -203,7 +209,8 @@ pub fn spawn(ctx: Arc<Context>, pod: Arc<Pod>, ready: oneshot::Sender<()>) -> Ha
     Handle { sender, view }
 }
 
-fn guest_of(pod: &Pod) -> Guest {
+/// What a driver needs to know of a pod.
+pub(crate) fn guest_of(pod: &Pod) -> Guest {
     Guest {
         pod: PodIdentity { uid: pod.uid.clone(), name: pod.name.clone(), namespace: pod.namespace.clone() },
         sandbox_id: pod.sandbox_id.clone(),
@@ -277,8 +284,11 @@ impl Actor {
     async fn handle(&mut self, message: Message) {
         match message {
             Message::Order { order, operation_id, answer } => self.order(order, operation_id, answer),
-            Message::Packet(at) => {
+            Message::Packet { at, frame } => {
                 self.wake_asked.get_or_insert(at);
+                if self.state.rung.is_asleep() || self.state.transition.is_some() {
+                    tracing::info!(pod = %self.pod.full_name(), %frame, "a packet asks for a wake");
+                }
                 self.apply(Input::Wake(WakeSource::Packet));
             }
             Message::Input(input) => self.apply(input),
@@ -472,6 +482,11 @@ impl Actor {
         if abilities.doze.is_ok() {
             abilities.doze = self.ctx.swap.usable();
         }
+        if self.kind == Some(RuntimeKind::Gvisor) && !capabilities.wrapper && abilities.freeze.is_ok() {
+            // Without the wrapper nothing wakes the guest for a kill: a deletion would hang to its deadline.
+            let ability = Err(Reason::WrapperMissing);
+            abilities = Abilities { freeze: ability, doze: ability };
+        }
         if self.guest.netns.is_none() && abilities.freeze.is_ok() {
             abilities = Abilities { freeze: Err(Reason::NetworkUnsupported), doze: Err(Reason::NetworkUnsupported) };
         }
@@ -543,6 +558,13 @@ impl Actor {
             self.ctx.metrics.woken(note.source, true, Duration::from_micros(note.wake_us), self.runtime());
         }
         self.apply(Input::FoundRunning(note.source));
+        if note.woken
+            && let Some(driver) = self.kind.and_then(|kind| self.ctx.driver(kind))
+            && let Err(error) = driver.wake(&self.guest).await
+        {
+            // The guest runs already; this puts back what the agent changed of its cgroup while it slept.
+            tracing::warn!(pod = %self.pod.full_name(), reason = %error.reason, "{error}");
+        }
         self.look_at_memory().await;
         self.publish();
     }

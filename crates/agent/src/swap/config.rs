@@ -48,7 +48,8 @@ impl Default for SwapConfig {
             kubelet_config: None,
             kubelet_config_dir: None,
             take_down_reserve_mib: 256,
-            full_below_mib: 16,
+            // The same that a page-out leaves alone (`dormouse_runtime::brake`).
+            full_below_mib: 32,
         }
     }
 }
