@@ -120,15 +120,28 @@ impl Bundle {
     /// [`BundleError`]
     pub fn read(dir: &Path) -> Result<Self, BundleError> {
         let path = dir.join("config.json");
-        let io = |source| BundleError::Io { verb: "read", path: path.clone(), source };
+        let io = |source| BundleError::Io {
+            verb: "read",
+            path: path.clone(),
+            source,
+        };
         let mut text = Vec::new();
-        File::open(&path).and_then(|f| f.take(SIZE_LIMIT + 1).read_to_end(&mut text)).map_err(io)?;
+        File::open(&path)
+            .and_then(|f| f.take(SIZE_LIMIT + 1).read_to_end(&mut text))
+            .map_err(io)?;
         if text.len() as u64 > SIZE_LIMIT {
             return Err(BundleError::TooLarge { path });
         }
-        let (annotations, cgroup) =
-            look_into(&text).map_err(|source| BundleError::Invalid { path: path.clone(), source })?;
-        Ok(Self { path, text, cgroup, annotations })
+        let (annotations, cgroup) = look_into(&text).map_err(|source| BundleError::Invalid {
+            path: path.clone(),
+            source,
+        })?;
+        Ok(Self {
+            path,
+            text,
+            cgroup,
+            annotations,
+        })
     }
 
     /// Drops the annotations that are not allowed, and rewrites the file if there were any. Returns their
@@ -151,8 +164,11 @@ impl Bundle {
         for key in &dropped {
             self.annotations.remove(key);
         }
-        let text = replace_annotations(&self.text, &self.annotations)
-            .map_err(|source| BundleError::Invalid { path: self.path.clone(), source })?;
+        let text =
+            replace_annotations(&self.text, &self.annotations).map_err(|source| BundleError::Invalid {
+                path: self.path.clone(),
+                source,
+            })?;
         self.write(&text)?;
         self.text = text;
         Ok(dropped)
@@ -162,7 +178,13 @@ impl Bundle {
         let mut name = self.path.clone().into_os_string();
         name.push(".dormouse");
         let temporary = PathBuf::from(name);
-        let io = |verb| move |source| BundleError::Io { verb, path: self.path.clone(), source };
+        let io = |verb| {
+            move |source| BundleError::Io {
+                verb,
+                path: self.path.clone(),
+                source,
+            }
+        };
         let meta = std::fs::metadata(&self.path).map_err(io("stat"))?;
         let mut file = OpenOptions::new()
             .write(true)
@@ -183,9 +205,12 @@ impl Bundle {
 fn is_pod_level(level: &str, cgroup: &str) -> bool {
     let level = Path::new(level);
     let named = level.file_name().and_then(|n| n.to_str()).is_some_and(|n| {
-        n.strip_prefix("pod").is_some_and(|uid| !uid.is_empty()) || (n.contains("-pod") && n.ends_with(".slice"))
+        n.strip_prefix("pod").is_some_and(|uid| !uid.is_empty())
+            || (n.contains("-pod") && n.ends_with(".slice"))
     });
-    let plain = level.components().all(|c| matches!(c, Component::RootDir | Component::Normal(_)));
+    let plain = level
+        .components()
+        .all(|c| matches!(c, Component::RootDir | Component::Normal(_)));
     named && plain && level.is_absolute() && Path::new(cgroup).starts_with(level)
 }
 
@@ -264,15 +289,26 @@ mod tests {
         ] {
             assert!(!is_allowed(bad, &[]), "{bad}");
         }
-        assert!(is_allowed("dev.gvisor.internal.nvproxy", &["dev.gvisor.internal.nvproxy".to_owned()]));
+        assert!(is_allowed(
+            "dev.gvisor.internal.nvproxy",
+            &["dev.gvisor.internal.nvproxy".to_owned()]
+        ));
     }
 
     #[test]
     fn a_cgroup_parent_must_be_the_pods_own() {
         let cgroup = "/kubepods/burstable/pod1/c1";
         assert!(is_pod_level("/kubepods/burstable/pod1", cgroup));
-        for bad in ["/", "", "/kubepods", "/kubepods/burstable", "/kubepods/burstable/pod2", "kubepods/burstable/pod1",
-            "/kubepods/../kubepods/burstable/pod1", "/kubepods/burstable/pod"] {
+        for bad in [
+            "/",
+            "",
+            "/kubepods",
+            "/kubepods/burstable",
+            "/kubepods/burstable/pod2",
+            "kubepods/burstable/pod1",
+            "/kubepods/../kubepods/burstable/pod1",
+            "/kubepods/burstable/pod",
+        ] {
             assert!(!is_pod_level(bad, cgroup), "{bad}");
         }
     }
@@ -287,7 +323,10 @@ mod tests {
         assert_eq!(bundle.filter(&[]).unwrap(), ["dev.gvisor.flag.debug"]);
         let new = std::fs::read_to_string(dir.path().join("config.json")).unwrap();
         for part in [
-            r#""z":18446744073709551615"#, r#""f":1.10e5"#, r#"{"y":-0.0,"b":9007199254740993}"#, r#""annotations":{"k":"v<"}"#,
+            r#""z":18446744073709551615"#,
+            r#""f":1.10e5"#,
+            r#"{"y":-0.0,"b":9007199254740993}"#,
+            r#""annotations":{"k":"v<"}"#,
             r#""ab":[1e400]"#,
         ] {
             assert!(new.contains(part), "{part} in {new}");
@@ -296,16 +335,29 @@ mod tests {
         // A second time there is nothing to do, and the file is left alone.
         let before = std::fs::metadata(dir.path().join("config.json")).unwrap().ino();
         assert!(Bundle::read(dir.path()).unwrap().filter(&[]).unwrap().is_empty());
-        assert_eq!(std::fs::metadata(dir.path().join("config.json")).unwrap().ino(), before);
+        assert_eq!(
+            std::fs::metadata(dir.path().join("config.json")).unwrap().ino(),
+            before
+        );
     }
 
     #[test]
     fn what_is_no_configuration_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         assert!(matches!(Bundle::read(dir.path()), Err(BundleError::Io { .. })));
-        for bad in ["", "[]", "{", r#"{"annotations":[]}"#, r#"{"annotations":{"a":1}}"#, "{}x"] {
+        for bad in [
+            "",
+            "[]",
+            "{",
+            r#"{"annotations":[]}"#,
+            r#"{"annotations":{"a":1}}"#,
+            "{}x",
+        ] {
             std::fs::write(dir.path().join("config.json"), bad).unwrap();
-            assert!(matches!(Bundle::read(dir.path()), Err(BundleError::Invalid { .. })), "{bad}");
+            assert!(
+                matches!(Bundle::read(dir.path()), Err(BundleError::Invalid { .. })),
+                "{bad}"
+            );
         }
         std::fs::write(dir.path().join("config.json"), "{}").unwrap();
         assert!(Bundle::read(dir.path()).unwrap().annotations.is_empty());

@@ -4,22 +4,88 @@ use std::ffi::{OsStr, OsString};
 
 /// runsc's global flags that take a value; the shim writes them as `--k=v`, people also as `--k v`.
 const GLOBAL_VALUES: [&str; 16] = [
-    "root", "log", "log-format", "panic-log", "debug-log", "debug-log-fd", "debug-log-format", "debug-command",
-    "log-fd", "panic-log-fd", "platform", "network", "file-access", "overlay2", "watchdog-action", "pod-init-config",
+    "root",
+    "log",
+    "log-format",
+    "panic-log",
+    "debug-log",
+    "debug-log-fd",
+    "debug-log-format",
+    "debug-command",
+    "log-fd",
+    "panic-log-fd",
+    "platform",
+    "network",
+    "file-access",
+    "overlay2",
+    "watchdog-action",
+    "pod-init-config",
 ];
 
 /// Flags of runsc's verbs that take a value.
 const VERB_VALUES: [&str; 28] = [
-    "bundle", "b", "pid-file", "console-socket", "user-log", "process", "internal-pid-file", "cwd", "env", "user",
-    "u", "cap", "additional-gids", "process-label", "apparmor", "exec-fd", "pass-fd", "pid", "pgid", "rootpid",
-    "interval", "format", "resources", "r", "image-path", "work-path", "fs-restore-image-path", "compression",
+    "bundle",
+    "b",
+    "pid-file",
+    "console-socket",
+    "user-log",
+    "process",
+    "internal-pid-file",
+    "cwd",
+    "env",
+    "user",
+    "u",
+    "cap",
+    "additional-gids",
+    "process-label",
+    "apparmor",
+    "exec-fd",
+    "pass-fd",
+    "pid",
+    "pgid",
+    "rootpid",
+    "interval",
+    "format",
+    "resources",
+    "r",
+    "image-path",
+    "work-path",
+    "fs-restore-image-path",
+    "compression",
 ];
 
 /// runsc's verbs, to tell a flag's value from the verb after a flag that is not known.
 const VERBS: [&str; 30] = [
-    "checkpoint", "create", "delete", "do", "events", "exec", "fscheckpoint", "kill", "list", "pause",
-    "port-forward", "ps", "restore", "resume", "run", "spec", "start", "state", "update", "wait", "flags", "help",
-    "tar", "usage", "debug", "read-control", "write-control", "install", "uninstall", "mitigate",
+    "checkpoint",
+    "create",
+    "delete",
+    "do",
+    "events",
+    "exec",
+    "fscheckpoint",
+    "kill",
+    "list",
+    "pause",
+    "port-forward",
+    "ps",
+    "restore",
+    "resume",
+    "run",
+    "spec",
+    "start",
+    "state",
+    "update",
+    "wait",
+    "flags",
+    "help",
+    "tar",
+    "usage",
+    "debug",
+    "read-control",
+    "write-control",
+    "install",
+    "uninstall",
+    "mitigate",
 ];
 
 /// One call of the wrapper.
@@ -44,8 +110,14 @@ impl Invocation {
             if let Some((name, value)) = split_flag(&arg) {
                 let value = value.unwrap_or_else(|| {
                     let takes = GLOBAL_VALUES.contains(&name.as_str())
-                        || rest.peek().is_some_and(|next| !is_flag(next) && !VERBS.contains(&next.as_str()));
-                    if takes && !is_known_bool(&name) { rest.next().unwrap_or_default() } else { "true".to_owned() }
+                        || rest
+                            .peek()
+                            .is_some_and(|next| !is_flag(next) && !VERBS.contains(&next.as_str()));
+                    if takes && !is_known_bool(&name) {
+                        rest.next().unwrap_or_default()
+                    } else {
+                        "true".to_owned()
+                    }
                 });
                 parsed.globals.push((name, value));
             } else {
@@ -92,7 +164,8 @@ impl Invocation {
     /// Whether a boolean flag of the verb is set.
     #[must_use]
     pub fn is_set(&self, name: &str) -> bool {
-        self.flag(name).is_some_and(|v| matches!(v, "true" | "t" | "T" | "TRUE" | "True" | "1"))
+        self.flag(name)
+            .is_some_and(|v| matches!(v, "true" | "t" | "T" | "TRUE" | "True" | "1"))
     }
 
     /// The container that the verb is for, as it was written.
@@ -105,12 +178,18 @@ impl Invocation {
     #[must_use]
     pub fn root(&self) -> &str {
         // runsc's own default for root.
-        self.global("root").filter(|r| !r.is_empty()).unwrap_or("/var/run/runsc")
+        self.global("root")
+            .filter(|r| !r.is_empty())
+            .unwrap_or("/var/run/runsc")
     }
 }
 
 fn last<'a>(flags: &'a [(String, String)], name: &str) -> Option<&'a str> {
-    flags.iter().rev().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
+    flags
+        .iter()
+        .rev()
+        .find(|(n, _)| n == name)
+        .map(|(_, v)| v.as_str())
 }
 
 fn is_flag(arg: &str) -> bool {
@@ -121,8 +200,17 @@ fn is_flag(arg: &str) -> bool {
 fn is_known_bool(name: &str) -> bool {
     matches!(
         name,
-        "debug" | "strace" | "ignore-cgroups" | "rootless" | "systemd-cgroup" | "alsologtostderr" | "version"
-            | "allow-packet-socket-write" | "directfs" | "help" | "h"
+        "debug"
+            | "strace"
+            | "ignore-cgroups"
+            | "rootless"
+            | "systemd-cgroup"
+            | "alsologtostderr"
+            | "version"
+            | "allow-packet-socket-write"
+            | "directfs"
+            | "help"
+            | "h"
     )
 }
 
@@ -165,14 +253,29 @@ mod tests {
     #[test]
     fn reads_what_the_shim_writes() {
         let i = parse(&[
-            "--platform=systrap", "--root=/r", "--log=/b/log.json", "--log-format=json", "exec", "--process", "/tmp/p",
-            "--detach", "--pid-file", "/b/x.pid", "abc",
+            "--platform=systrap",
+            "--root=/r",
+            "--log=/b/log.json",
+            "--log-format=json",
+            "exec",
+            "--process",
+            "/tmp/p",
+            "--detach",
+            "--pid-file",
+            "/b/x.pid",
+            "abc",
         ]);
-        assert_eq!((i.verb.as_str(), i.container(), i.root()), ("exec", Some("abc"), "/r"));
+        assert_eq!(
+            (i.verb.as_str(), i.container(), i.root()),
+            ("exec", Some("abc"), "/r")
+        );
         assert_eq!(i.flag("process"), Some("/tmp/p"));
         assert!(i.is_set("detach"));
         let i = parse(&["--root", "/r", "-debug", "kill", "--all", "abc", "9"]);
-        assert_eq!((i.verb.as_str(), i.root(), i.positional.as_slice()), ("kill", "/r", &["abc".to_owned(), "9".to_owned()][..]));
+        assert_eq!(
+            (i.verb.as_str(), i.root(), i.positional.as_slice()),
+            ("kill", "/r", &["abc".to_owned(), "9".to_owned()][..])
+        );
         assert!(i.is_set("all") && !i.is_set("pid"));
         let i = parse(&["exec", "abc", "sh", "-c", "--root=x"]);
         assert_eq!((i.container(), i.root()), (Some("abc"), "/var/run/runsc"));
@@ -186,7 +289,10 @@ mod tests {
     #[test]
     fn force_goes_after_the_verb() {
         let argv: Vec<OsString> = ["--root=/r", "delete", "c"].iter().map(OsString::from).collect();
-        assert_eq!(with_force(&argv, "delete"), ["--root=/r", "delete", "--force", "c"]);
+        assert_eq!(
+            with_force(&argv, "delete"),
+            ["--root=/r", "delete", "--force", "c"]
+        );
     }
 
     proptest! {

@@ -92,8 +92,10 @@ impl Config {
     /// # Errors
     /// [`ConfigError`]
     pub fn load() -> Result<Self, ConfigError> {
-        let own = std::env::current_exe()
-            .map_err(|source| ConfigError::Io { path: "/proc/self/exe".into(), source })?;
+        let own = std::env::current_exe().map_err(|source| ConfigError::Io {
+            path: "/proc/self/exe".into(),
+            source,
+        })?;
         let mut beside = own.clone().into_os_string();
         beside.push(".json");
         let beside = PathBuf::from(beside);
@@ -107,17 +109,25 @@ impl Config {
     }
 
     fn read(path: &Path, own: &Path) -> Result<Self, ConfigError> {
-        let io = |source| ConfigError::Io { path: path.to_owned(), source };
+        let io = |source| ConfigError::Io {
+            path: path.to_owned(),
+            source,
+        };
         check_owner(path)?;
         if std::fs::metadata(path).map_err(io)?.len() > SIZE_LIMIT {
             return Err(io(io::Error::from(io::ErrorKind::FileTooLarge)));
         }
         let text = std::fs::read(path).map_err(io)?;
-        let config: Self = serde_json::from_slice(&text)
-            .map_err(|source| ConfigError::Invalid { path: path.to_owned(), source })?;
+        let config: Self = serde_json::from_slice(&text).map_err(|source| ConfigError::Invalid {
+            path: path.to_owned(),
+            source,
+        })?;
         for (key, value) in [("runsc", &config.runsc), ("run_dir", &config.run_dir)] {
             if !value.is_absolute() {
-                return Err(ConfigError::NotAbsolute { key, path: value.clone() });
+                return Err(ConfigError::NotAbsolute {
+                    key,
+                    path: value.clone(),
+                });
             }
         }
         check_owner(&config.runsc)?;
@@ -139,10 +149,17 @@ impl Config {
 
 /// Whether only root can change what is at `path`.
 fn check_owner(path: &Path) -> Result<(), ConfigError> {
-    let meta = std::fs::metadata(path).map_err(|source| ConfigError::Io { path: path.to_owned(), source })?;
+    let meta = std::fs::metadata(path).map_err(|source| ConfigError::Io {
+        path: path.to_owned(),
+        source,
+    })?;
     let mode = meta.mode() & 0o7777;
     if meta.uid() != 0 || mode & 0o022 != 0 {
-        return Err(ConfigError::Unsafe { path: path.to_owned(), uid: meta.uid(), mode });
+        return Err(ConfigError::Unsafe {
+            path: path.to_owned(),
+            uid: meta.uid(),
+            mode,
+        });
     }
     Ok(())
 }

@@ -16,7 +16,11 @@ pub(crate) struct Place {
 
 /// Reads the annotations; `None` for a container that is not a CRI pod's, or whose UID cannot be a path.
 pub(crate) fn place(annotations: &BTreeMap<String, String>) -> Option<Place> {
-    let get = |key: &str| annotations.get(&format!("io.kubernetes.cri.{key}")).map(String::as_str);
+    let get = |key: &str| {
+        annotations
+            .get(&format!("io.kubernetes.cri.{key}"))
+            .map(String::as_str)
+    };
     let kind = match get("container-type")? {
         "sandbox" => ContainerKind::Sandbox,
         "container" => ContainerKind::Container,

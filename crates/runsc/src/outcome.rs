@@ -27,7 +27,10 @@ pub(crate) struct Failure {
 
 impl Failure {
     pub(crate) fn new(message: impl Into<String>, code: u8) -> Self {
-        Self { message: message.into(), code }
+        Self {
+            message: message.into(),
+            code,
+        }
     }
 
     pub(crate) fn from_error(error: &dyn std::error::Error) -> Self {
@@ -45,16 +48,25 @@ impl Failure {
 /// Appends a line to the log that the caller named with `--log`; without one, or if it cannot be written,
 /// there is nobody to tell.
 pub(crate) fn log(invocation: &Invocation, level: &str, message: &str) {
-    let Some(path) = invocation.global("log").filter(|p| !p.is_empty()) else { return };
+    let Some(path) = invocation.global("log").filter(|p| !p.is_empty()) else {
+        return;
+    };
     let line = serde_json::json!({ "msg": message, "level": level, "time": rfc3339(now()) });
-    let file = OpenOptions::new().create(true).append(true).mode(0o644).custom_flags(libc::O_CLOEXEC).open(path);
+    let file = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o644)
+        .custom_flags(libc::O_CLOEXEC)
+        .open(path);
     if let Ok(mut file) = file {
         let _ = writeln!(file, "{line}");
     }
 }
 
 fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs())
 }
 
 /// Seconds since 1970 in the form that Go's `time.Time` reads.
@@ -70,7 +82,12 @@ fn rfc3339(seconds: u64) -> String {
     let day = day_of_year - (153 * month + 2) / 5 + 1;
     let month = if month < 10 { month + 3 } else { month - 9 };
     let year = year_of_era + era * 400 + u64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest / 60 % 60, rest % 60)
+    format!(
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z",
+        rest / 3600,
+        rest / 60 % 60,
+        rest % 60
+    )
 }
 
 #[cfg(test)]

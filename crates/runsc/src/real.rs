@@ -27,7 +27,10 @@ pub(crate) fn exec(config: &Config, argv: &[OsString], trace: &Trace<'_>) -> Res
     }
     let Err(errno) = nix::unistd::execv(&path, &args);
     Err(Failure::new(
-        format!("dormouse-runsc: cannot execute {}: {errno}; is the real runsc installed?", config.runsc.display()),
+        format!(
+            "dormouse-runsc: cannot execute {}: {errno}; is the real runsc installed?",
+            config.runsc.display()
+        ),
         EXIT_FAILURE,
     ))
 }
@@ -36,7 +39,10 @@ pub(crate) fn exec(config: &Config, argv: &[OsString], trace: &Trace<'_>) -> Res
 pub(crate) fn spawn(config: &Config, argv: &[OsString]) -> Result<Child, Failure> {
     Command::new(&config.runsc).args(argv).spawn().map_err(|e| {
         Failure::new(
-            format!("dormouse-runsc: cannot start {}: {e}; is the real runsc installed?", config.runsc.display()),
+            format!(
+                "dormouse-runsc: cannot start {}: {e}; is the real runsc installed?",
+                config.runsc.display()
+            ),
             EXIT_FAILURE,
         )
     })
@@ -44,7 +50,10 @@ pub(crate) fn spawn(config: &Config, argv: &[OsString]) -> Result<Child, Failure
 
 /// The code to exit with for a child's end.
 pub(crate) fn exit_code(status: ExitStatus) -> u8 {
-    let code = status.code().or_else(|| status.signal().map(|s| s.saturating_add(128))).unwrap_or(1);
+    let code = status
+        .code()
+        .or_else(|| status.signal().map(|s| s.saturating_add(128)))
+        .unwrap_or(1);
     u8::try_from(code).unwrap_or(EXIT_FAILURE)
 }
 
@@ -73,8 +82,10 @@ fn known(runsc: &Path, dir: &RunDir) -> Option<Known> {
     let meta = std::fs::metadata(runsc).ok()?;
     let modified_ns = i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec());
     let cache = dir.path().join("runsc-version.json");
-    let stored: Option<Known> =
-        std::fs::read(&cache).ok().filter(|t| t.len() < 4096).and_then(|t| serde_json::from_slice(&t).ok());
+    let stored: Option<Known> = std::fs::read(&cache)
+        .ok()
+        .filter(|t| t.len() < 4096)
+        .and_then(|t| serde_json::from_slice(&t).ok());
     if let Some(known) = stored
         && (known.device, known.inode, known.size, known.modified_ns)
             == (meta.dev(), meta.ino(), meta.size(), modified_ns)
@@ -82,12 +93,23 @@ fn known(runsc: &Path, dir: &RunDir) -> Option<Known> {
         return Some(known);
     }
     let (version, oci_version) = ask(runsc)?;
-    let known =
-        Known { device: meta.dev(), inode: meta.ino(), size: meta.size(), modified_ns, version, oci_version };
+    let known = Known {
+        device: meta.dev(),
+        inode: meta.ino(),
+        size: meta.size(),
+        modified_ns,
+        version,
+        oci_version,
+    };
     // Two that write at once write the same; a half of it would not parse and be asked for again.
     let text = serde_json::to_vec(&known).ok()?;
-    let temporary = dir.path().join(format!("runsc-version.json.{}", std::process::id()));
-    if std::fs::write(&temporary, text).and_then(|()| std::fs::rename(&temporary, &cache)).is_err() {
+    let temporary = dir
+        .path()
+        .join(format!("runsc-version.json.{}", std::process::id()));
+    if std::fs::write(&temporary, text)
+        .and_then(|()| std::fs::rename(&temporary, &cache))
+        .is_err()
+    {
         let _ = std::fs::remove_file(&temporary);
     }
     Some(known)
@@ -103,9 +125,16 @@ fn ask(runsc: &Path) -> Option<(String, String)> {
         .spawn()
         .ok()?;
     let mut text = String::new();
-    let read = child.stdout.take().map(|out| out.take(4096).read_to_string(&mut text));
+    let read = child
+        .stdout
+        .take()
+        .map(|out| out.take(4096).read_to_string(&mut text));
     child.wait().ok()?;
     read?.ok()?;
-    let find = |prefix: &str| text.lines().find_map(|l| l.strip_prefix(prefix)).map(|v| v.trim().to_owned());
+    let find = |prefix: &str| {
+        text.lines()
+            .find_map(|l| l.strip_prefix(prefix))
+            .map(|v| v.trim().to_owned())
+    };
     Some((find("runsc version ")?, find("spec: ")?))
 }

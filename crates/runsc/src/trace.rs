@@ -20,7 +20,12 @@ pub(crate) struct Trace<'a> {
 
 impl<'a> Trace<'a> {
     pub(crate) const fn new(path: Option<&'a Path>, invocation: &'a Invocation, started: Instant) -> Self {
-        Self { path, invocation, started, woken: Cell::new(false) }
+        Self {
+            path,
+            invocation,
+            started,
+            woken: Cell::new(false),
+        }
     }
 
     /// Notes that the guest had to be woken.
@@ -31,7 +36,9 @@ impl<'a> Trace<'a> {
     /// Appends the line. A trace that cannot be written is no reason to fail a verb.
     pub(crate) fn write(&self, outcome: &str) {
         let Some(path) = self.path else { return };
-        let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());
+        let at = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0.0, |d| d.as_secs_f64());
         let line = serde_json::json!({
             "at": at,
             "verb": self.invocation.verb,

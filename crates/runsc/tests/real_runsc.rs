@@ -1,5 +1,10 @@
 //! The wrapper around the real runsc, on sandboxes that run, sleep and end.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 #[path = "../../sentry/tests/support/mod.rs"]
 mod support;
@@ -60,7 +65,11 @@ fn is_awake(sandbox: &Sandbox) -> bool {
 fn quick(sandbox: &Sandbox, binary: &Path, args: &[&str]) -> String {
     let started = Instant::now();
     let text = sandbox.ok(binary, args);
-    assert!(started.elapsed() < Duration::from_secs(3), "{args:?} took {:?}", started.elapsed());
+    assert!(
+        started.elapsed() < Duration::from_secs(3),
+        "{args:?} took {:?}",
+        started.elapsed()
+    );
     text
 }
 
@@ -88,7 +97,12 @@ fn answers_as_the_real_one_does() {
         assert!(Instant::now() < deadline);
     }
     let trace = std::fs::read_to_string(sandbox.dir.path().join("trace")).unwrap();
-    assert!(trace.lines().any(|l| l.contains("\"state\"") && l.contains("answered")), "{trace}");
+    assert!(
+        trace
+            .lines()
+            .any(|l| l.contains("\"state\"") && l.contains("answered")),
+        "{trace}"
+    );
 
     // Asleep: the same answers, from the record.
     let running: Vec<_> = [&id, &app].map(|c| sandbox.ok(&runsc, &["state", c])).into();
@@ -105,9 +119,17 @@ fn answers_as_the_real_one_does() {
         }
         drop(held);
         for (container, expected) in [(&id, &running[0]), (&app, &running[1]), (&ended, &stopped)] {
-            assert_eq!(&quick(&sandbox, &wrapper, &["state", container]), expected, "{depth} {container}");
+            assert_eq!(
+                &quick(&sandbox, &wrapper, &["state", container]),
+                expected,
+                "{depth} {container}"
+            );
         }
-        assert_eq!(quick(&sandbox, &wrapper, &["ps", "--format", "json", &app]), ps, "{depth}");
+        assert_eq!(
+            quick(&sandbox, &wrapper, &["ps", "--format", "json", &app]),
+            ps,
+            "{depth}"
+        );
         let ours = quick(&sandbox, &wrapper, &["ps", &app]);
         // STIME and TIME aside, which move on.
         assert_eq!(ours.lines().count(), table.lines().count(), "{ours}{table}");
@@ -115,7 +137,10 @@ fn answers_as_the_real_one_does() {
         let mut asleep = json(&quick(&sandbox, &wrapper, &["events", "--stats", &app]));
         let cpu = |v: &Value| v["data"]["cpu"]["usage"]["total"].as_u64().unwrap();
         assert!(cpu(&asleep) > 0 && cpu(&events) > 0);
-        assert!(cpu(&asleep).abs_diff(cpu(&events)) < 500_000_000, "{asleep} {events}");
+        assert!(
+            cpu(&asleep).abs_diff(cpu(&events)) < 500_000_000,
+            "{asleep} {events}"
+        );
         assert!(asleep["data"]["memory"]["usage"]["usage"].as_u64().unwrap() > 0);
         for v in [&mut asleep, &mut events] {
             v["data"]["cpu"]["usage"]["total"] = 1.into();
@@ -137,10 +162,16 @@ fn verbs_that_need_the_guest_wake_it() {
     let (sandbox, wrapper, app) = pod(&runsc);
     let agent = WakeListener::bind(&sandbox.run).unwrap();
     doze(&sandbox);
-    assert_eq!(quick(&sandbox, &wrapper, &["exec", &app, "/bin/echo", "hello"]), "hello\n");
+    assert_eq!(
+        quick(&sandbox, &wrapper, &["exec", &app, "/bin/echo", "hello"]),
+        "hello\n"
+    );
     assert!(is_awake(&sandbox));
     let note = agent.receive().unwrap().unwrap();
-    assert_eq!((note.source, note.woken, note.verb.as_str()), (WakeSource::Exec, true, "exec"));
+    assert_eq!(
+        (note.source, note.woken, note.verb.as_str()),
+        (WakeSource::Exec, true, "exec")
+    );
     assert_eq!(note.container_id.as_str(), app);
     quick(&sandbox, &wrapper, &["exec", &app, "/bin/true"]);
     assert!(!agent.receive().unwrap().unwrap().woken);
@@ -149,18 +180,28 @@ fn verbs_that_need_the_guest_wake_it() {
     // The agent is down from here on.
     doze(&sandbox);
     quick(&sandbox, &wrapper, &["pause", sandbox.id.as_str()]);
-    assert_eq!(json(&quick(&sandbox, &wrapper, &["state", sandbox.id.as_str()]))["status"], "paused");
+    assert_eq!(
+        json(&quick(&sandbox, &wrapper, &["state", sandbox.id.as_str()]))["status"],
+        "paused"
+    );
     quick(&sandbox, &wrapper, &["resume", sandbox.id.as_str()]);
     quick(&sandbox, &wrapper, &["exec", &app, "/bin/true"]);
 
     // update: new limits, still asleep.
     doze(&sandbox);
     let resources = sandbox.dir.path().join("resources.json");
-    std::fs::write(&resources, r#"{"memory":{},"cpu":{"shares":512},"blockIO":{},"pids":{}}"#).unwrap();
+    std::fs::write(
+        &resources,
+        r#"{"memory":{},"cpu":{"shares":512},"blockIO":{},"pids":{}}"#,
+    )
+    .unwrap();
     let flag = format!("--resources={}", resources.display());
     quick(&sandbox, &wrapper, &["update", &flag, &app]);
     assert!(!is_awake(&sandbox));
-    assert_eq!(sandbox.switch().record().unwrap().switch.cgroup, CgroupState::Frozen);
+    assert_eq!(
+        sandbox.switch().record().unwrap().switch.cgroup,
+        CgroupState::Frozen
+    );
 
     // A new container in a sleeping pod.
     let mut sandbox = sandbox;
@@ -199,7 +240,11 @@ fn bad_days() {
 
     // Garbage in the record of a frozen pod: every verb comes back, and the pod runs.
     for garbage in ["", "{}", "garbage", r#"{"version":99}"#] {
-        for verb in [&["state", &app][..], &["exec", &app, "/bin/true"], &["events", "--stats", &app]] {
+        for verb in [
+            &["state", &app][..],
+            &["exec", &app, "/bin/true"],
+            &["events", "--stats", &app],
+        ] {
             doze(&sandbox);
             std::fs::write(&record, garbage).unwrap();
             quick(&sandbox, &wrapper, verb);
@@ -209,17 +254,29 @@ fn bad_days() {
     }
 
     // Left in the middle of a step.
-    let dead = ProcessId { pid: 1, start: u64::MAX };
+    let dead = ProcessId {
+        pid: 1,
+        start: u64::MAX,
+    };
     doze(&sandbox);
     hold(&sandbox.switch())
-        .update(|r| r.switch.intent = Some(Intent { kind: IntentKind::Resume, by: dead }))
+        .update(|r| {
+            r.switch.intent = Some(Intent {
+                kind: IntentKind::Resume,
+                by: dead,
+            })
+        })
         .unwrap();
     quick(&sandbox, &wrapper, &["exec", &app, "/bin/true"]);
 
     // The guest is killed in its sleep: told as stopped, and deleted.
     doze(&sandbox);
     let sentry = sandbox.switch().record().unwrap().sentry.unwrap();
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(sentry.pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(sentry.pid),
+        nix::sys::signal::Signal::SIGKILL,
+    )
+    .unwrap();
     // v1: dies when thawed, which the wrapper does.
     let _ = sandbox.out(&wrapper, &["kill", "--all", &app, "9"]);
     for container in [&app, sandbox.id.as_str()] {
@@ -234,7 +291,11 @@ fn a_killed_guest_is_deleted() {
     let (sandbox, wrapper, app) = pod(&runsc);
     doze(&sandbox);
     let sentry = sandbox.switch().record().unwrap().sentry.unwrap();
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(sentry.pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(sentry.pid),
+        nix::sys::signal::Signal::SIGKILL,
+    )
+    .unwrap();
     for container in [&app, sandbox.id.as_str()] {
         quick(&sandbox, &wrapper, &["delete", container]);
     }
@@ -252,13 +313,19 @@ fn a_control_socket_that_is_missing_or_hangs() {
     let refused = sandbox.out(&wrapper, &["exec", &app, "/bin/true"]);
     assert!(!refused.status.success());
     // The real one's state falls back to asking whether the process lives.
-    assert_eq!(json(&quick(&sandbox, &wrapper, &["state", &app]))["status"], "running");
+    assert_eq!(
+        json(&quick(&sandbox, &wrapper, &["state", &app]))["status"],
+        "running"
+    );
     // Hanging: one that listens and never answers. What is asleep is still told from the record.
     std::fs::rename(&away, &socket).unwrap();
     doze(&sandbox);
     std::fs::rename(&socket, &away).unwrap();
     let _mute = std::os::unix::net::UnixListener::bind(&socket).unwrap();
-    assert_eq!(json(&quick(&sandbox, &wrapper, &["state", &app]))["status"], "running");
+    assert_eq!(
+        json(&quick(&sandbox, &wrapper, &["state", &app]))["status"],
+        "running"
+    );
     quick(&sandbox, &wrapper, &["events", "--stats", &app]);
     std::fs::remove_file(&socket).unwrap();
     std::fs::rename(&away, &socket).unwrap();
@@ -278,7 +345,10 @@ fn a_configuration_that_is_missing_or_unsafe_is_said_clearly() {
         assert!(text.contains(what), "{text}");
         let log = std::fs::read_to_string(sandbox.dir.path().join("log.json")).unwrap();
         let last = json(log.lines().last().unwrap());
-        assert!(last["msg"].as_str().unwrap().contains(what) && last["level"] == "error", "{log}");
+        assert!(
+            last["msg"].as_str().unwrap().contains(what) && last["level"] == "error",
+            "{log}"
+        );
     };
     let good = std::fs::read_to_string(&config).unwrap();
     std::fs::set_permissions(&config, std::fs::Permissions::from_mode(0o666)).unwrap();
@@ -296,8 +366,15 @@ fn a_configuration_that_is_missing_or_unsafe_is_said_clearly() {
     }
     std::fs::write(&config, good).unwrap();
     assert!(sandbox.ok(&wrapper, &["--version"]).contains("runsc version"));
-    let own = std::process::Command::new(&wrapper).arg("--dormouse-version").output().unwrap();
-    assert!(String::from_utf8(own.stdout).unwrap().starts_with("dormouse-runsc "));
+    let own = std::process::Command::new(&wrapper)
+        .arg("--dormouse-version")
+        .output()
+        .unwrap();
+    assert!(
+        String::from_utf8(own.stdout)
+            .unwrap()
+            .starts_with("dormouse-runsc ")
+    );
 }
 
 #[test]

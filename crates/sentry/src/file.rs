@@ -45,9 +45,15 @@ pub enum FileError {
 impl FileError {
     pub(crate) fn io(verb: &'static str, path: &Path, source: io::Error) -> Self {
         if source.kind() == io::ErrorKind::NotFound {
-            Self::Missing { path: path.to_owned() }
+            Self::Missing {
+                path: path.to_owned(),
+            }
         } else {
-            Self::Io { verb, path: path.to_owned(), source }
+            Self::Io {
+                verb,
+                path: path.to_owned(),
+                source,
+            }
         }
     }
 
@@ -67,7 +73,9 @@ pub(crate) fn read_bounded(path: &Path, limit: usize) -> Result<Vec<u8>, FileErr
         .map_err(|e| FileError::io("open", path, e))?;
     let meta = file.metadata().map_err(|e| FileError::io("stat", path, e))?;
     if !meta.is_file() {
-        return Err(FileError::NotAFile { path: path.to_owned() });
+        return Err(FileError::NotAFile {
+            path: path.to_owned(),
+        });
     }
     read_open(&file, path, limit)
 }
@@ -76,9 +84,14 @@ pub(crate) fn read_bounded(path: &Path, limit: usize) -> Result<Vec<u8>, FileErr
 pub(crate) fn read_open(file: &File, path: &Path, limit: usize) -> Result<Vec<u8>, FileError> {
     let mut data = Vec::new();
     let most = u64::try_from(limit).unwrap_or(u64::MAX).saturating_add(1);
-    file.take(most).read_to_end(&mut data).map_err(|e| FileError::io("read", path, e))?;
+    file.take(most)
+        .read_to_end(&mut data)
+        .map_err(|e| FileError::io("read", path, e))?;
     if data.len() > limit {
-        return Err(FileError::TooLarge { path: path.to_owned(), limit });
+        return Err(FileError::TooLarge {
+            path: path.to_owned(),
+            limit,
+        });
     }
     Ok(data)
 }
@@ -100,7 +113,8 @@ pub(crate) fn write_atomic(path: &Path, data: &[u8], mode: u32) -> Result<(), Fi
         .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).bits())
         .open(&temporary)
         .map_err(|e| FileError::io("create", &temporary, e))?;
-    file.write_all(data).map_err(|e| FileError::io("write", &temporary, e))?;
+    file.write_all(data)
+        .map_err(|e| FileError::io("write", &temporary, e))?;
     drop(file);
     std::fs::rename(&temporary, path).map_err(|e| FileError::io("rename", &temporary, e))
 }
@@ -115,7 +129,10 @@ mod tests {
         let path = dir.path().join("f");
         write_atomic(&path, b"0123456789", 0o600).unwrap();
         assert_eq!(read_bounded(&path, 10).unwrap(), b"0123456789");
-        assert!(matches!(read_bounded(&path, 9), Err(FileError::TooLarge { limit: 9, .. })));
+        assert!(matches!(
+            read_bounded(&path, 9),
+            Err(FileError::TooLarge { limit: 9, .. })
+        ));
         assert!(read_bounded(&dir.path().join("g"), 9).unwrap_err().is_missing());
         let link = dir.path().join("l");
         std::os::unix::fs::symlink(&path, &link).unwrap();
@@ -123,6 +140,9 @@ mod tests {
         let fifo = dir.path().join("p");
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR).unwrap();
         assert!(matches!(read_bounded(&fifo, 10), Err(FileError::NotAFile { .. })));
-        assert!(matches!(read_bounded(dir.path(), 10), Err(FileError::NotAFile { .. })));
+        assert!(matches!(
+            read_bounded(dir.path(), 10),
+            Err(FileError::NotAFile { .. })
+        ));
     }
 }

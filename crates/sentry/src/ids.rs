@@ -10,7 +10,9 @@ const MAX_ID: usize = 100;
 
 /// The text cannot be an id: empty, too long, or with a character that no id has.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("invalid {what}: 1 to {MAX_ID} characters out of A-Z a-z 0-9 . _ - are allowed, the first a letter or digit")]
+#[error(
+    "invalid {what}: 1 to {MAX_ID} characters out of A-Z a-z 0-9 . _ - are allowed, the first a letter or digit"
+)]
 pub struct InvalidId {
     /// Which kind of id was read.
     what: &'static str,
@@ -20,7 +22,9 @@ pub struct InvalidId {
 fn is_component(text: &str) -> bool {
     text.len() <= MAX_ID
         && text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric())
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
 macro_rules! id {
@@ -100,7 +104,21 @@ mod tests {
 
     #[test]
     fn refuses_what_leaves_its_directory() {
-        for bad in ["", ".", "..", "../x", "a/b", "/a", "a\0b", "a b", "-a", ".a", "ä", "a\n", &"a".repeat(101)] {
+        for bad in [
+            "",
+            ".",
+            "..",
+            "../x",
+            "a/b",
+            "/a",
+            "a\0b",
+            "a b",
+            "-a",
+            ".a",
+            "ä",
+            "a\n",
+            &"a".repeat(101),
+        ] {
             assert!(bad.parse::<SandboxId>().is_err(), "{bad:?}");
         }
         for good in ["0", "a-b_c.d", &"f".repeat(64), &"f".repeat(100)] {

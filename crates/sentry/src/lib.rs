@@ -21,7 +21,7 @@ pub mod switch;
 mod wake_note;
 
 pub use cgroup::{CgroupError, CgroupVersion, PodCgroup, SLEEPER};
-pub use control::{ControlError, ControlSocket, ContainerRuntimeState};
+pub use control::{ContainerRuntimeState, ControlError, ControlSocket};
 pub use file::FileError;
 pub use ids::{ContainerId, InvalidId, PodUid, SandboxId};
 pub use process::ProcessId;

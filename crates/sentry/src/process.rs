@@ -50,7 +50,11 @@ impl ProcessId {
         let path = Path::new("/proc/self/stat");
         let stat = read_bounded(path, STAT_LIMIT)?;
         let pid = i32::try_from(std::process::id()).unwrap_or(0);
-        parse_stat(&stat).map(|(_, start)| Self { pid, start }).ok_or_else(|| FileError::NotAFile { path: path.to_owned() })
+        parse_stat(&stat)
+            .map(|(_, start)| Self { pid, start })
+            .ok_or_else(|| FileError::NotAFile {
+                path: path.to_owned(),
+            })
     }
 
     /// Whether the process still lives. A process that cannot be looked at counts as alive.
@@ -64,7 +68,12 @@ impl ProcessId {
 pub(crate) fn parent_of(pid: i32) -> Option<i32> {
     let stat = read_bounded(Path::new(&format!("/proc/{pid}/stat")), STAT_LIMIT).ok()?;
     let end = stat.iter().rposition(|&b| b == b')')?;
-    std::str::from_utf8(stat.get(end + 1..)?).ok()?.split_ascii_whitespace().nth(1)?.parse().ok()
+    std::str::from_utf8(stat.get(end + 1..)?)
+        .ok()?
+        .split_ascii_whitespace()
+        .nth(1)?
+        .parse()
+        .ok()
 }
 
 /// State letter and start time out of the text of `/proc/PID/stat`.
@@ -87,7 +96,13 @@ mod tests {
         let me = ProcessId::own().unwrap();
         assert_eq!(ProcessId::of(me.pid).unwrap(), Some(me));
         assert!(me.is_alive());
-        assert!(!ProcessId { start: me.start + 1, ..me }.is_alive());
+        assert!(
+            !ProcessId {
+                start: me.start + 1,
+                ..me
+            }
+            .is_alive()
+        );
         assert_eq!(ProcessId::of(0).unwrap(), None);
         assert_eq!(ProcessId::of(-1).unwrap(), None);
     }

@@ -321,14 +321,23 @@ impl Record {
     /// Reads the record of a pod sandbox.
     pub(crate) fn read(path: &Path, sandbox_id: &SandboxId) -> Result<Self, RecordError> {
         let data = read_bounded(path, SIZE_LIMIT)?;
-        let damaged = |source| RecordError::Damaged { path: path.to_owned(), source };
+        let damaged = |source| RecordError::Damaged {
+            path: path.to_owned(),
+            source,
+        };
         let VersionOnly { version } = serde_json::from_slice(&data).map_err(damaged)?;
         if version != VERSION {
-            return Err(RecordError::Version { path: path.to_owned(), found: version });
+            return Err(RecordError::Version {
+                path: path.to_owned(),
+                found: version,
+            });
         }
         let record: Self = serde_json::from_slice(&data).map_err(damaged)?;
         if &record.sandbox_id != sandbox_id {
-            return Err(RecordError::OtherPod { path: path.to_owned(), found: record.sandbox_id.to_string() });
+            return Err(RecordError::OtherPod {
+                path: path.to_owned(),
+                found: record.sandbox_id.to_string(),
+            });
         }
         if record.containers.len() > MAX_CONTAINERS {
             return Err(RecordError::TooLarge);
@@ -349,5 +358,7 @@ impl Record {
 
 /// The wall clock, in ms since 1970.
 pub(crate) fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
 }

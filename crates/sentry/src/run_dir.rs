@@ -76,7 +76,11 @@ impl RunDir {
     /// [`RunDirError::NotAbsolute`]
     pub fn new(root: impl Into<PathBuf>) -> Result<Self, RunDirError> {
         let root = root.into();
-        if root.is_absolute() { Ok(Self { root }) } else { Err(RunDirError::NotAbsolute { path: root }) }
+        if root.is_absolute() {
+            Ok(Self { root })
+        } else {
+            Err(RunDirError::NotAbsolute { path: root })
+        }
     }
 
     /// The directory itself.
@@ -105,7 +109,11 @@ impl RunDir {
         let meta = std::fs::symlink_metadata(&self.root).map_err(|e| FileError::io("stat", &self.root, e))?;
         let mode = meta.permissions().mode() & 0o7777;
         if !meta.is_dir() || meta.uid() != nix::unistd::geteuid().as_raw() || mode & 0o022 != 0 {
-            return Err(RunDirError::Unsafe { path: self.root.clone(), uid: meta.uid(), mode });
+            return Err(RunDirError::Unsafe {
+                path: self.root.clone(),
+                uid: meta.uid(),
+                mode,
+            });
         }
         for part in [self.pods_dir(), self.containers_dir()] {
             make_dir(&part)?;
@@ -273,11 +281,21 @@ mod tests {
         let run = RunDir::new(dir.path().join("run")).unwrap();
         run.prepare().unwrap();
         let c: ContainerId = "c1".parse().unwrap();
-        for target in ["/etc", "../pods", "../pods/a/b", "../pods/..", "../../x", "pods/a"] {
+        for target in [
+            "/etc",
+            "../pods",
+            "../pods/a/b",
+            "../pods/..",
+            "../../x",
+            "pods/a",
+        ] {
             let link = dir.path().join("run/containers/c1");
             let _ = std::fs::remove_file(&link);
             symlink(target, &link).unwrap();
-            assert!(matches!(run.find(&c), Err(RunDirError::BadLink { .. })), "{target}");
+            assert!(
+                matches!(run.find(&c), Err(RunDirError::BadLink { .. })),
+                "{target}"
+            );
         }
     }
 
@@ -287,7 +305,13 @@ mod tests {
         let root = dir.path().join("run");
         std::fs::create_dir(&root).unwrap();
         std::fs::set_permissions(&root, std::fs::Permissions::from_mode(0o777)).unwrap();
-        assert!(matches!(RunDir::new(&root).unwrap().prepare(), Err(RunDirError::Unsafe { .. })));
-        assert!(matches!(RunDir::new("relative"), Err(RunDirError::NotAbsolute { .. })));
+        assert!(matches!(
+            RunDir::new(&root).unwrap().prepare(),
+            Err(RunDirError::Unsafe { .. })
+        ));
+        assert!(matches!(
+            RunDir::new("relative"),
+            Err(RunDirError::NotAbsolute { .. })
+        ));
     }
 }

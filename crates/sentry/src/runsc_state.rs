@@ -161,7 +161,10 @@ impl RunscState {
         let state: Self = loop {
             let data = match read_bounded(&path, SIZE_LIMIT) {
                 Err(FileError::Missing { .. }) => {
-                    return Err(RunscStateError::NotFound { container: container.to_string(), root: root.to_owned() });
+                    return Err(RunscStateError::NotFound {
+                        container: container.to_string(),
+                        root: root.to_owned(),
+                    });
                 }
                 other => other?,
             };
@@ -176,7 +179,10 @@ impl RunscState {
             }
         };
         if state.id != container.as_str() {
-            return Err(RunscStateError::OtherContainer { path, found: state.id });
+            return Err(RunscStateError::OtherContainer {
+                path,
+                found: state.id,
+            });
         }
         Ok(state)
     }
@@ -201,7 +207,10 @@ impl RunscState {
                 return Ok((sandbox, state));
             }
         }
-        Err(RunscStateError::NotFound { container: container.to_string(), root: root.to_owned() })
+        Err(RunscStateError::NotFound {
+            container: container.to_string(),
+            root: root.to_owned(),
+        })
     }
 
     /// The containers of a sandbox that runsc has state of, the sandbox's own among them.
@@ -215,7 +224,11 @@ impl RunscState {
         for entry in entries.take(SEARCH_LIMIT) {
             let entry = entry.map_err(|e| FileError::io("list", root, e))?;
             let name = entry.file_name();
-            found.extend(name.to_str().and_then(|n| n.strip_suffix(&suffix)).and_then(|n| n.parse().ok()));
+            found.extend(
+                name.to_str()
+                    .and_then(|n| n.strip_suffix(&suffix))
+                    .and_then(|n| n.parse().ok()),
+            );
         }
         Ok(found)
     }
@@ -229,7 +242,12 @@ impl RunscState {
     /// The version of the runsc that made the sandbox, as in `release-20260905.0`.
     #[must_use]
     pub fn runsc_version(&self) -> Option<&str> {
-        self.sandbox.as_ref()?.metric_metadata.as_ref()?.get("version").map(String::as_str)
+        self.sandbox
+            .as_ref()?
+            .metric_metadata
+            .as_ref()?
+            .get("version")
+            .map(String::as_str)
     }
 
     /// The sandbox's process.
@@ -276,7 +294,10 @@ mod tests {
     fn reads_what_runsc_writes() {
         let dir = tempfile::tempdir().unwrap();
         let (s, c): (SandboxId, ContainerId) = ("s1".parse().unwrap(), "c1".parse().unwrap());
-        assert!(matches!(RunscState::read(dir.path(), &s, &c), Err(RunscStateError::NotFound { .. })));
+        assert!(matches!(
+            RunscState::read(dir.path(), &s, &c),
+            Err(RunscStateError::NotFound { .. })
+        ));
         let path = dir.path().join("c1_sandbox:s1.state");
         std::fs::write(&path, STATE).unwrap();
         let (found, state) = RunscState::find(dir.path(), &c).unwrap();
@@ -286,10 +307,19 @@ mod tests {
         assert_eq!(state.runsc_version(), Some("release-1"));
         assert_eq!(state.sentry().unwrap().pid, 1);
         std::fs::write(&path, STATE.replace("\"c1\"", "\"c2\"")).unwrap();
-        assert!(matches!(RunscState::read(dir.path(), &s, &c), Err(RunscStateError::OtherContainer { .. })));
+        assert!(matches!(
+            RunscState::read(dir.path(), &s, &c),
+            Err(RunscStateError::OtherContainer { .. })
+        ));
         std::fs::write(&path, STATE.split_at(100).0).unwrap();
-        assert!(matches!(RunscState::read(dir.path(), &s, &c), Err(RunscStateError::Damaged { .. })));
+        assert!(matches!(
+            RunscState::read(dir.path(), &s, &c),
+            Err(RunscStateError::Damaged { .. })
+        ));
         std::fs::write(&path, STATE.replace("running", "flying")).unwrap();
-        assert!(matches!(RunscState::read(dir.path(), &s, &c), Err(RunscStateError::Damaged { .. })));
+        assert!(matches!(
+            RunscState::read(dir.path(), &s, &c),
+            Err(RunscStateError::Damaged { .. })
+        ));
     }
 }

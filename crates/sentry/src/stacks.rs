@@ -54,8 +54,14 @@ pub fn read(dump: &str) -> Picture {
     let mut moving = false;
     let mut connection_open = false;
     for goroutine in dump.split("\n\n") {
-        let Some((head, frames)) = goroutine.trim_start().split_once('\n') else { continue };
-        let Some(state) = head.strip_prefix("goroutine ").and_then(|h| h.split_once('[')).map(|(_, s)| s) else {
+        let Some((head, frames)) = goroutine.trim_start().split_once('\n') else {
+            continue;
+        };
+        let Some(state) = head
+            .strip_prefix("goroutine ")
+            .and_then(|h| h.split_once('['))
+            .map(|(_, s)| s)
+        else {
             continue;
         };
         if frames.contains(TASK_RUN) {
@@ -92,7 +98,10 @@ pub fn read(dump: &str) -> Picture {
     } else {
         StopState::Running
     };
-    Picture { state, connection_open }
+    Picture {
+        state,
+        connection_open,
+    }
 }
 
 #[cfg(test)]
@@ -108,7 +117,10 @@ mod tests {
     }
 
     fn task(state: &str, stopped: bool) -> String {
-        format!("goroutine 7 [{state}]:\n{}{RUN}\n", if stopped { STOP } else { "" })
+        format!(
+            "goroutine 7 [{state}]:\n{}{RUN}\n",
+            if stopped { STOP } else { "" }
+        )
     }
 
     #[test]
@@ -126,7 +138,10 @@ mod tests {
     #[test]
     fn a_request_on_its_way_is_waited_for() {
         let s = task("sync.Cond.Wait", true);
-        let paused = |connection_open| Picture { state: StopState::Paused, connection_open };
+        let paused = |connection_open| Picture {
+            state: StopState::Paused,
+            connection_open,
+        };
         let connection = "gvisor.dev/gvisor/pkg/urpc.(*Server).StartHandling.func1()\n\tx.go:1\n";
         let reading = format!("goroutine 8 [syscall]:\n{connection}\n");
         assert_eq!(read_all(&format!("{s}{reading}")), paused(true));
@@ -141,7 +156,10 @@ mod tests {
     #[test]
     fn a_pause_that_waits_counts_already() {
         let stuck = "goroutine 8 [sync.WaitGroup.Wait]:\nsync.(*WaitGroup).Wait(0x1)\n\tx\ngvisor.dev/gvisor/pkg/sentry/kernel.(*Kernel).Pause(0x1)\n\tx\ngvisor.dev/gvisor/runsc/boot.(*containerManager).Pause(0x1)\n\tx\n\n";
-        assert_eq!(read(&format!("{stuck}{}", task("select", false))), StopState::Paused);
+        assert_eq!(
+            read(&format!("{stuck}{}", task("select", false))),
+            StopState::Paused
+        );
     }
 
     proptest! {

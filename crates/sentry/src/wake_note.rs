@@ -70,7 +70,9 @@ impl WakeNote {
         let io = |verb| {
             let path = path.clone();
             move |source: io::Error| match source.kind() {
-                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => WakeNoteError::NobodyListens { path },
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                    WakeNoteError::NobodyListens { path }
+                }
                 _ => WakeNoteError::Io { verb, path, source },
             }
         };
@@ -106,7 +108,8 @@ impl WakeListener {
         }
         let socket = UnixDatagram::bind(&path).map_err(io("bind"))?;
         // The directory is 0700 already; this is for a directory that somebody opened up.
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(io("set the mode of"))?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
+            .map_err(io("set the mode of"))?;
         socket.set_nonblocking(true).map_err(io("set up"))?;
         Ok(Self { socket, path })
     }
@@ -118,11 +121,15 @@ impl WakeListener {
     pub fn receive(&self) -> Result<Option<WakeNote>, WakeNoteError> {
         let mut buffer = [0_u8; NOTE_LIMIT];
         match self.socket.recv(&mut buffer) {
-            Ok(n) => {
-                serde_json::from_slice(buffer.get(..n).unwrap_or_default()).map(Some).map_err(WakeNoteError::Garbage)
-            }
+            Ok(n) => serde_json::from_slice(buffer.get(..n).unwrap_or_default())
+                .map(Some)
+                .map_err(WakeNoteError::Garbage),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            Err(source) => Err(WakeNoteError::Io { verb: "read", path: self.path.clone(), source }),
+            Err(source) => Err(WakeNoteError::Io {
+                verb: "read",
+                path: self.path.clone(),
+                source,
+            }),
         }
     }
 }

@@ -1,5 +1,10 @@
 //! The control socket's client against servers that do not behave.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -48,7 +53,10 @@ fn answer(text: &'static [u8]) -> Result<ContainerRuntimeState, ControlError> {
 fn good_answers_are_understood() {
     let (_dir, path) = serve(|mut s| {
         let request = request(&mut s);
-        assert_eq!(request, r#"{"method":"containerManager.ContainerRuntimeState","arg":"c1"}"#);
+        assert_eq!(
+            request,
+            r#"{"method":"containerManager.ContainerRuntimeState","arg":"c1"}"#
+        );
         // In pieces.
         for byte in br#"{"success":true,"err":"","result":2}"# {
             s.write_all(&[*byte]).unwrap();
@@ -98,7 +106,10 @@ fn silence_ends_at_the_deadline() {
         let _ = s.read(&mut [0]);
     });
     let started = Instant::now();
-    assert_eq!(ask(&path, 100).unwrap_err().reason(), Reason::ControlSocketTimeout);
+    assert_eq!(
+        ask(&path, 100).unwrap_err().reason(),
+        Reason::ControlSocketTimeout
+    );
     assert!(started.elapsed() >= Duration::from_millis(100) && started.elapsed() < Duration::from_secs(2));
     // A slow one, byte by byte, does not stretch it.
     let (_dir, path) = serve(|mut s| {
@@ -108,7 +119,10 @@ fn silence_ends_at_the_deadline() {
         }
     });
     let started = Instant::now();
-    assert_eq!(ask(&path, 100).unwrap_err().reason(), Reason::ControlSocketTimeout);
+    assert_eq!(
+        ask(&path, 100).unwrap_err().reason(),
+        Reason::ControlSocketTimeout
+    );
     assert!(started.elapsed() < Duration::from_secs(2));
 }
 
@@ -127,12 +141,21 @@ fn an_early_end_is_noticed() {
 fn nobody_there() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.sock");
-    assert_eq!(ask(&path, 100).unwrap_err().reason(), Reason::ControlSocketMissing);
+    assert_eq!(
+        ask(&path, 100).unwrap_err().reason(),
+        Reason::ControlSocketMissing
+    );
     drop(UnixListener::bind(&path).unwrap());
-    assert_eq!(ask(&path, 100).unwrap_err().reason(), Reason::ControlSocketMissing);
+    assert_eq!(
+        ask(&path, 100).unwrap_err().reason(),
+        Reason::ControlSocketMissing
+    );
     let file = dir.path().join("file");
     std::fs::write(&file, "").unwrap();
-    assert_eq!(ask(&file, 100).unwrap_err().reason(), Reason::ControlSocketMissing);
+    assert_eq!(
+        ask(&file, 100).unwrap_err().reason(),
+        Reason::ControlSocketMissing
+    );
 }
 
 #[test]
@@ -144,6 +167,9 @@ fn a_full_backlog_does_not_hang() {
     nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(0).unwrap()).unwrap();
     let _first = UnixStream::connect(&path).unwrap();
     let started = Instant::now();
-    assert_eq!(ask(&path, 100).unwrap_err().reason(), Reason::ControlSocketTimeout);
+    assert_eq!(
+        ask(&path, 100).unwrap_err().reason(),
+        Reason::ControlSocketTimeout
+    );
     assert!(started.elapsed() < Duration::from_secs(2));
 }

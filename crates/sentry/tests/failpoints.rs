@@ -1,6 +1,11 @@
 //! The switch, interrupted at every fail point. A file of its own: fail points are the whole process's.
 #![cfg(feature = "failpoints")]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 mod support;
 
@@ -14,10 +19,19 @@ fn killed_at_every_step_the_guest_wakes() {
     let switch = sandbox.register();
     let scenario = fail::FailScenario::setup();
     let steps = [
-        ("switch::pause", &["before_intent", "before_call", "after_call", "after_outcome"][..]),
-        ("switch::freeze_cgroup", &["before_intent", "before_freeze", "after_freeze", "after_outcome"]),
+        (
+            "switch::pause",
+            &["before_intent", "before_call", "after_call", "after_outcome"][..],
+        ),
+        (
+            "switch::freeze_cgroup",
+            &["before_intent", "before_freeze", "after_freeze", "after_outcome"],
+        ),
         ("switch::thaw_cgroup", &["before_thaw", "after_thaw"]),
-        ("switch::resume", &["before_intent", "before_call", "after_call", "after_outcome"]),
+        (
+            "switch::resume",
+            &["before_intent", "before_call", "after_call", "after_outcome"],
+        ),
     ];
     for (step, points) in steps {
         for point in points {
@@ -39,7 +53,11 @@ fn killed_at_every_step_the_guest_wakes() {
             fail::remove(&name);
             hold(&switch).wake().unwrap();
             assert!(!hold(&switch).probe().unwrap(), "{name}");
-            assert_eq!(hold(&switch).find_cgroup().unwrap().state().unwrap(), CgroupState::Thawed, "{name}");
+            assert_eq!(
+                hold(&switch).find_cgroup().unwrap().state().unwrap(),
+                CgroupState::Thawed,
+                "{name}"
+            );
         }
     }
     scenario.teardown();

@@ -1,5 +1,10 @@
 //! The switch against a sandbox of the real runsc.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 mod support;
 
@@ -62,8 +67,16 @@ fn pauses_freezes_and_wakes() {
         hold(&switch).wake().unwrap();
         wakes.push(started.elapsed());
     }
-    for (name, values) in [("pause", pauses), ("capture + freeze cgroup", freezes), ("thaw + resume", wakes)] {
-        println!("{name}: p50 {:?} p95 {:?}", percentile(values.clone(), 50), percentile(values, 95));
+    for (name, values) in [
+        ("pause", pauses),
+        ("capture + freeze cgroup", freezes),
+        ("thaw + resume", wakes),
+    ] {
+        println!(
+            "{name}: p50 {:?} p95 {:?}",
+            percentile(values.clone(), 50),
+            percentile(values, 95)
+        );
     }
 }
 
@@ -152,7 +165,9 @@ fn wakes_from_two_processes_at_once() {
 #[test]
 #[ignore = "started by wakes_from_two_processes_at_once"]
 fn wake_worker() {
-    let Some(dir) = std::env::var_os("WAKE_RUN_DIR") else { return };
+    let Some(dir) = std::env::var_os("WAKE_RUN_DIR") else {
+        return;
+    };
     let dir = RunDir::new(dir).unwrap();
     let switch = Switch::open(&dir, &std::env::var("WAKE_ID").unwrap().parse().unwrap());
     let mut woken = 0;
@@ -170,7 +185,10 @@ fn the_truth_is_found_after_every_kind_of_crash() {
     let Some(runsc) = runsc() else { return };
     let sandbox = Sandbox::start(&runsc);
     let switch = sandbox.register();
-    let dead = ProcessId { pid: 1, start: u64::MAX };
+    let dead = ProcessId {
+        pid: 1,
+        start: u64::MAX,
+    };
     for kind in [IntentKind::Pause, IntentKind::Resume] {
         for paused in [false, true] {
             for frozen in [false, true] {
@@ -202,7 +220,10 @@ fn the_truth_is_found_after_every_kind_of_crash() {
     held.pause().unwrap();
     held.freeze_cgroup().unwrap();
     held.update(|r| {
-        r.switch.intent = Some(Intent { kind: IntentKind::CgroupFreeze, by: dead });
+        r.switch.intent = Some(Intent {
+            kind: IntentKind::CgroupFreeze,
+            by: dead,
+        });
         r.switch.cgroup = CgroupState::Thawed;
     })
     .unwrap();
@@ -220,7 +241,11 @@ fn a_dead_guest_is_said_to_be_dead() {
     held.pause().unwrap();
     held.freeze_cgroup().unwrap();
     let (sentry, _) = held.locate().unwrap();
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(sentry.pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(sentry.pid),
+        nix::sys::signal::Signal::SIGKILL,
+    )
+    .unwrap();
     // A frozen process dies only once it is thawed (v1).
     std::fs::write(sandbox.freezer_dir().join("freezer.state"), "THAWED").unwrap();
     let deadline = Instant::now() + Duration::from_secs(5);
@@ -241,12 +266,20 @@ fn a_wake_puts_a_lowered_limit_back() {
     let switch = sandbox.register();
     let mut held = hold(&switch);
     held.pause().unwrap();
-    let limit = held.find_cgroup().unwrap().memory_dir().join("memory.limit_in_bytes");
+    let limit = held
+        .find_cgroup()
+        .unwrap()
+        .memory_dir()
+        .join("memory.limit_in_bytes");
     let read = || std::fs::read_to_string(&limit).unwrap().trim().to_owned();
     let original = read();
     let lowered = (256_u64 << 20).to_string();
     held.update(|r| {
-        r.put_limit(LoweredLimit { path: limit.clone(), original: original.clone(), current: lowered.clone() });
+        r.put_limit(LoweredLimit {
+            path: limit.clone(),
+            original: original.clone(),
+            current: lowered.clone(),
+        });
     })
     .unwrap();
     std::fs::write(&limit, &lowered).unwrap();
@@ -255,7 +288,11 @@ fn a_wake_puts_a_lowered_limit_back() {
     assert!(switch.record().unwrap().limits.is_empty());
     // One that somebody else has set meanwhile stays.
     held.update(|r| {
-        r.put_limit(LoweredLimit { path: limit.clone(), original: original.clone(), current: lowered });
+        r.put_limit(LoweredLimit {
+            path: limit.clone(),
+            original: original.clone(),
+            current: lowered,
+        });
     })
     .unwrap();
     let theirs = (512_u64 << 20).to_string();

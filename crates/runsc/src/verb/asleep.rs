@@ -33,7 +33,11 @@ pub(super) fn sleeper(context: &Context<'_>) -> Option<Sleeper> {
             wake::before(context);
             None
         }
-        Pod::Known { container, switch, record } => known(&container, &switch, record),
+        Pod::Known {
+            container,
+            switch,
+            record,
+        } => known(&container, &switch, record),
     }
 }
 
@@ -50,12 +54,20 @@ pub(super) fn known(container: &ContainerId, switch: &Switch, record: Box<Record
         }
         let last = record.container(container).and_then(|c| c.last_known.clone());
         if let Some(known) = last {
-            return Some(Sleeper { container: container.clone(), record, known });
+            return Some(Sleeper {
+                container: container.clone(),
+                record,
+                known,
+            });
         }
         if record.switch.cgroup == CgroupState::Thawed
             && let Ok(known) = ask(&record, container)
         {
-            return Some(Sleeper { container: container.clone(), record, known });
+            return Some(Sleeper {
+                container: container.clone(),
+                record,
+                known,
+            });
         }
         record = Box::new(switch.record().ok()?);
     }
@@ -67,13 +79,19 @@ fn ask(record: &Record, container: &ContainerId) -> Result<LastKnown, ControlErr
     let path = record.control_socket.clone().unwrap_or_default();
     let deadline = Instant::now() + ASK;
     let mut connection = ControlSocket::new(path).connect(deadline)?;
-    let stopped = connection.container_state(container, deadline)?
-        == dormouse_sentry::ContainerRuntimeState::Stopped;
+    let stopped =
+        connection.container_state(container, deadline)? == dormouse_sentry::ContainerRuntimeState::Stopped;
     let event = none_if_refused(connection.event(container, deadline))?;
     let processes: Option<Box<RawValue>> = none_if_refused(connection.processes(container, deadline))?;
-    let (event, cpu_usage) =
-        event.map(|e: ContainerEvent| (e.event, e.cpu_usage.unwrap_or_default())).unzip();
-    Ok(LastKnown { stopped, event, cpu_usage: cpu_usage.unwrap_or_default(), processes })
+    let (event, cpu_usage) = event
+        .map(|e: ContainerEvent| (e.event, e.cpu_usage.unwrap_or_default()))
+        .unzip();
+    Ok(LastKnown {
+        stopped,
+        event,
+        cpu_usage: cpu_usage.unwrap_or_default(),
+        processes,
+    })
 }
 
 fn none_if_refused<T>(answer: Result<T, ControlError>) -> Result<Option<T>, ControlError> {

@@ -22,17 +22,28 @@ pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
         _ => std::env::current_dir().map_err(|e| Failure::from_error(&e))?,
     };
     let mut bundle = Bundle::read(&dir).map_err(|e| Failure::from_error(&e))?;
-    let dropped = bundle.filter(&context.config.annotations).map_err(|e| Failure::from_error(&e))?;
+    let dropped = bundle
+        .filter(&context.config.annotations)
+        .map_err(|e| Failure::from_error(&e))?;
     if !dropped.is_empty() {
-        let text = format!("dormouse-runsc: dropped annotations that pods may not set: {}", dropped.join(", "));
+        let text = format!(
+            "dormouse-runsc: dropped annotations that pods may not set: {}",
+            dropped.join(", ")
+        );
         log(invocation, "warning", &text);
     }
-    if let (Some(container), Some(place), Some(run_dir)) =
-        (context.container(), cri::place(&bundle.annotations), context.config.dir())
-    {
+    if let (Some(container), Some(place), Some(run_dir)) = (
+        context.container(),
+        cri::place(&bundle.annotations),
+        context.config.dir(),
+    ) {
         // A pod that could not be registered runs all the same; it is just never put to sleep deeply.
         if let Err(error) = register(context, &run_dir, container, place, &dir) {
-            log(invocation, "warning", &format!("dormouse-runsc: pod not registered: {error}"));
+            log(
+                invocation,
+                "warning",
+                &format!("dormouse-runsc: pod not registered: {error}"),
+            );
         }
     }
     context.exec()

@@ -1,7 +1,7 @@
 //! `delete`: runsc as a child, then the container is forgotten.
 
-use std::process::{Child, ExitStatus};
 use std::path::Path;
+use std::process::{Child, ExitStatus};
 use std::time::{Duration, Instant};
 
 use dormouse_sentry::{PodCgroup, Record};
@@ -26,7 +26,11 @@ const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
     let (container, switch, record) = match find(context) {
-        Pod::Known { container, switch, record } => (container, switch, record),
+        Pod::Known {
+            container,
+            switch,
+            record,
+        } => (container, switch, record),
         Pod::Unreadable { .. } => {
             wake::before(context);
             return context.exec();
@@ -39,7 +43,10 @@ pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
     if woken.is_err() {
         end_guest(&record);
     }
-    let cgroup = record.cgroup.as_ref().filter(|_| container.as_str() == switch.id().as_str());
+    let cgroup = record
+        .cgroup
+        .as_ref()
+        .filter(|_| container.as_str() == switch.id().as_str());
     let mut status = wait(real::spawn(context.config, context.argv)?, cgroup)?;
     if !status.success() && !context.invocation.is_set("force") && guest_is_gone(&record) {
         // runsc does not delete a container that its file calls running or paused, also of a dead sandbox.
@@ -49,7 +56,11 @@ pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
     if status.success() {
         let forgotten = switch.lock(LOCK).map(|held| held.remove_container(&container));
         if let Ok(Err(error)) = forgotten {
-            log(context.invocation, "warning", &format!("dormouse-runsc: cannot forget {container}: {error}"));
+            log(
+                context.invocation,
+                "warning",
+                &format!("dormouse-runsc: cannot forget {container}: {error}"),
+            );
         }
     }
     Ok(Outcome::Exited(real::exit_code(status)))
@@ -60,7 +71,9 @@ pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
 fn wait(mut child: Child, cgroup: Option<&PodCgroup>) -> Result<ExitStatus, Failure> {
     let mut cgroup = cgroup;
     loop {
-        let Some(level) = cgroup else { return child.wait().map_err(|e| Failure::from_error(&e)) };
+        let Some(level) = cgroup else {
+            return child.wait().map_err(|e| Failure::from_error(&e));
+        };
         if level.remove_sleeper() {
             cgroup = None;
         }

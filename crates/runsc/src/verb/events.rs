@@ -12,7 +12,9 @@ use crate::json::go_line;
 use crate::outcome::{Failure, Outcome};
 
 pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
-    let Some(sleeper) = sleeper(context) else { return context.exec() };
+    let Some(sleeper) = sleeper(context) else {
+        return context.exec();
+    };
     if sleeper.known.stopped {
         let text = format!(
             "dormouse-runsc: cannot get events for container \"{}\" in state stopped",
@@ -21,11 +23,16 @@ pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
         return Err(Failure::new(text, EXIT_FAILURE));
     }
     let Some(text) = answer(&sleeper) else {
-        let text = format!("dormouse-runsc: the guest had no statistics of {} before it slept", sleeper.container);
+        let text = format!(
+            "dormouse-runsc: the guest had no statistics of {} before it slept",
+            sleeper.container
+        );
         return Err(Failure::new(text, 1));
     };
     let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|e| Failure::from_error(&e))?;
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(|e| Failure::from_error(&e))?;
     Ok(Outcome::Answered)
 }
 
@@ -55,7 +62,11 @@ fn answer(sleeper: &Sleeper) -> Option<String> {
 }
 
 /// The container's share of the cgroup's CPU time, the way runsc shares it out.
-#[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+#[allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss
+)]
 fn cpu_ns(usage: &std::collections::BTreeMap<String, u64>, container: &str, cgroup: Option<u64>) -> u64 {
     let containers = usage.len() as u64;
     if containers == 0 {

@@ -61,7 +61,12 @@ pub(crate) fn dispatch(
     argv: &[OsString],
     trace: &Trace<'_>,
 ) -> Result<Outcome, Failure> {
-    let context = Context { config, invocation, argv, trace };
+    let context = Context {
+        config,
+        invocation,
+        argv,
+        trace,
+    };
     match invocation.verb.as_str() {
         "create" | "run" => create::run(&context),
         "state" => state::run(&context),

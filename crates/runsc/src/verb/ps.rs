@@ -29,7 +29,9 @@ pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
     if !matches!(format, "table" | "json") {
         return context.exec();
     }
-    let Some(sleeper) = sleeper(context) else { return context.exec() };
+    let Some(sleeper) = sleeper(context) else {
+        return context.exec();
+    };
     let processes: Vec<Process> = sleeper
         .known
         .processes
@@ -37,9 +39,15 @@ pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
         .and_then(|p| serde_json::from_str::<Option<Vec<Process>>>(p.get()).ok())
         .flatten()
         .unwrap_or_default();
-    let text = if format == "json" { pids(&processes) } else { table(&processes) };
+    let text = if format == "json" {
+        pids(&processes)
+    } else {
+        table(&processes)
+    };
     let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|e| Failure::from_error(&e))?;
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(|e| Failure::from_error(&e))?;
     Ok(Outcome::Answered)
 }
 

@@ -51,14 +51,20 @@ pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
             wake::before(context);
             None
         }
-        Pod::Known { container, switch, record } => {
+        Pod::Known {
+            container,
+            switch,
+            record,
+        } => {
             let root = PathBuf::from(context.invocation.root());
             answer(&root, &container, &switch, record)
         }
     };
     let Some(text) = text else { return context.exec() };
     let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|e| Failure::from_error(&e))?;
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(|e| Failure::from_error(&e))?;
     Ok(Outcome::Answered)
 }
 

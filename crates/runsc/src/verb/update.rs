@@ -46,7 +46,11 @@ pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
     if frozen && done {
         // It stays thawed otherwise; the agent freezes it again in time.
         if let Err(error) = held.freeze_cgroup() {
-            log(context.invocation, "warning", &format!("dormouse-runsc: not frozen again: {error}"));
+            log(
+                context.invocation,
+                "warning",
+                &format!("dormouse-runsc: not frozen again: {error}"),
+            );
         }
     }
     drop(held);

@@ -43,13 +43,24 @@ pub(super) enum WakeError {
 pub(super) fn before(context: &Context<'_>) {
     match find(context) {
         Pod::Unknown => {}
-        Pod::Known { container, switch, .. } => {
+        Pod::Known {
+            container, switch, ..
+        } => {
             let _ = pod(context, &container, &switch);
         }
-        Pod::Unreadable { container, sandbox, dir, error } => {
+        Pod::Unreadable {
+            container,
+            sandbox,
+            dir,
+            error,
+        } => {
             log(context.invocation, "warning", &format!("dormouse-runsc: {error}"));
             if let Err(error) = without_record(context, &container, &sandbox, &dir) {
-                log(context.invocation, "warning", &format!("dormouse-runsc: cannot wake {sandbox}: {error}"));
+                log(
+                    context.invocation,
+                    "warning",
+                    &format!("dormouse-runsc: cannot wake {sandbox}: {error}"),
+                );
             }
         }
     }
@@ -75,7 +86,10 @@ pub(super) fn pod(
                 let _ = cgroup.thaw(&uid);
             }
             // A guest that has ended needs no wake.
-            if !matches!(error, WakeError::Switch(SwitchError::GuestGone { .. } | SwitchError::Runsc(_))) {
+            if !matches!(
+                error,
+                WakeError::Switch(SwitchError::GuestGone { .. } | SwitchError::Runsc(_))
+            ) {
                 let text = format!("dormouse-runsc: cannot wake {}: {error}", switch.id());
                 log(context.invocation, "warning", &text);
             }
@@ -103,8 +117,13 @@ pub(super) fn without_record(
     if let Ok(cgroup) = PodCgroup::find(state.sentry()?.pid, &place.pod.uid) {
         let _ = cgroup.thaw(&place.pod.uid);
     }
-    let fresh =
-        Record::new(place.pod, sandbox.clone(), root, real::describe(context.config, dir), true);
+    let fresh = Record::new(
+        place.pod,
+        sandbox.clone(),
+        root,
+        real::describe(context.config, dir),
+        true,
+    );
     let switch = Switch::open(dir, sandbox);
     let mut held = switch.register(fresh, Registration::Adopted, LOCK)?;
     let report = held.wake()?;

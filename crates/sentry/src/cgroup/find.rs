@@ -49,25 +49,42 @@ impl PodCgroup {
         // every cgroup.
         let v1 = (place("freezer"), place("memory"));
         let (version, freezer, memory, cpu) = match v1 {
-            (Some(freezer), Some(memory)) => {
-                (CgroupVersion::V1, freezer, memory, place("cpuacct").map(Place::whole))
-            }
+            (Some(freezer), Some(memory)) => (
+                CgroupVersion::V1,
+                freezer,
+                memory,
+                place("cpuacct").map(Place::whole),
+            ),
             _ => {
-                let unified = locate_unified(cgroups, mounts)
-                    .ok_or(CgroupError::NotVisible { controller: "freezer and memory", pid })?;
-                (CgroupVersion::V2, unified.clone(), unified.clone(), Some(unified.whole()))
+                let unified = locate_unified(cgroups, mounts).ok_or(CgroupError::NotVisible {
+                    controller: "freezer and memory",
+                    pid,
+                })?;
+                (
+                    CgroupVersion::V2,
+                    unified.clone(),
+                    unified.clone(),
+                    Some(unified.whole()),
+                )
             }
         };
         freezer.clone().pod(pid, uid)?;
         let freezer = freezer.whole().join(SLEEPER);
-        Ok(Self { version, freezer, memory: memory.pod(pid, uid)?, cpu })
+        Ok(Self {
+            version,
+            freezer,
+            memory: memory.pod(pid, uid)?,
+            cpu,
+        })
     }
 
     /// Whether a path, perhaps from a record, is the level that may be frozen: our own, below one that is
     /// named after the pod.
     pub(super) fn check(path: &Path, uid: &PodUid) -> Result<(), CgroupError> {
         let plain = path.is_absolute()
-            && path.components().all(|c| matches!(c, Component::RootDir | Component::Normal(_)));
+            && path
+                .components()
+                .all(|c| matches!(c, Component::RootDir | Component::Normal(_)));
         let below = path
             .parent()
             .into_iter()
@@ -76,7 +93,10 @@ impl PodCgroup {
         if plain && below && path.ends_with(SLEEPER) {
             Ok(())
         } else {
-            Err(CgroupError::Foreign { path: path.to_owned(), uid: uid.to_string() })
+            Err(CgroupError::Foreign {
+                path: path.to_owned(),
+                uid: uid.to_string(),
+            })
         }
     }
 }
@@ -104,7 +124,11 @@ impl Place {
                 return Ok(path);
             }
         }
-        Err(CgroupError::NotThePods { pid, found: self.below.display().to_string(), uid: uid.to_string() })
+        Err(CgroupError::NotThePods {
+            pid,
+            found: self.below.display().to_string(),
+            uid: uid.to_string(),
+        })
     }
 }
 
@@ -113,7 +137,9 @@ fn is_pod_component(name: &str, uid: &PodUid) -> bool {
     if name.strip_prefix("pod") == Some(uid.as_str()) {
         return true;
     }
-    let Some(slice) = name.strip_suffix(".slice") else { return false };
+    let Some(slice) = name.strip_suffix(".slice") else {
+        return false;
+    };
     // A dash stands for a level in systemd's names, so kubelet writes the UID's as underscores; what comes
     // after the last dash is therefore the pod.
     let last = slice.rsplit_once('-').map_or(slice, |(_, last)| last);
@@ -138,7 +164,10 @@ fn locate_unified(cgroups: &str, mounts: &[Mount]) -> Option<Place> {
         let (id, controllers, path) = split_line(line)?;
         (id == "0" && controllers.is_empty()).then_some(path)
     })?;
-    mounts.iter().filter(|m| m.version == CgroupVersion::V2).find_map(|m| place_in(m, path))
+    mounts
+        .iter()
+        .filter(|m| m.version == CgroupVersion::V2)
+        .find_map(|m| place_in(m, path))
 }
 
 /// `ID:CONTROLLERS:PATH`; a path may have colons of its own.
@@ -155,8 +184,15 @@ fn place_in(mount: &Mount, path: &Path) -> Option<Place> {
     }
     let below = path.strip_prefix(&mount.root).ok()?;
     // A sentry that has been frozen before sits on the level of our own: its place is the one above.
-    let below = if below.ends_with(SLEEPER) { below.parent()? } else { below };
-    Some(Place { point: mount.point.clone(), below: below.to_owned() })
+    let below = if below.ends_with(SLEEPER) {
+        below.parent()?
+    } else {
+        below
+    };
+    Some(Place {
+        point: mount.point.clone(),
+        below: below.to_owned(),
+    })
 }
 
 /// The cgroup mounts in the text of `/proc/PID/mountinfo`.
@@ -204,12 +240,17 @@ fn read_text(path: &Path, limit: usize) -> Result<String, CgroupError> {
     let data = match read_bounded(path, limit) {
         // The process went away between the lookup and now.
         Err(FileError::Io { source, .. }) if source.raw_os_error() == Some(libc::ESRCH) => {
-            return Err(CgroupError::Gone { path: path.to_owned() });
+            return Err(CgroupError::Gone {
+                path: path.to_owned(),
+            });
         }
         Err(FileError::Missing { path }) => return Err(CgroupError::Gone { path }),
         other => other?,
     };
-    String::from_utf8(data).map_err(|_| CgroupError::Strange { path: path.to_owned(), what: "text" })
+    String::from_utf8(data).map_err(|_| CgroupError::Strange {
+        path: path.to_owned(),
+        what: "text",
+    })
 }
 
 /// Whether this process is in `dir` or below, by the text of `/proc/self/cgroup`.
@@ -218,7 +259,10 @@ pub(super) fn holds_caller(dir: &Path) -> Result<bool, CgroupError> {
     let mounts = parse_mounts(&read_text(Path::new("/proc/self/mountinfo"), MOUNTS_LIMIT)?);
     let v1 = locate("freezer", &cgroups, &mounts);
     let unified = locate_unified(&cgroups, &mounts);
-    Ok([v1, unified].into_iter().flatten().any(|place| place.whole().starts_with(dir)))
+    Ok([v1, unified]
+        .into_iter()
+        .flatten()
+        .any(|place| place.whole().starts_with(dir)))
 }
 
 #[cfg(test)]
@@ -247,21 +291,39 @@ mod tests {
         );
         let found = PodCgroup::find_in(1, &uid(), &cgroups, &parse_mounts(V1)).unwrap();
         assert_eq!(found.version, CgroupVersion::V1);
-        assert_eq!(found.freezer, PathBuf::from(format!("/cg x/freezer/kubepods/burstable/pod{UID}/abc/dormouse")));
-        assert_eq!(found.memory, PathBuf::from(format!("/sys/fs/cgroup/memory/kubepods/burstable/pod{UID}")));
-        assert_eq!(found.cpu.unwrap(), PathBuf::from(format!("/sys/fs/cgroup/cpu,cpuacct/kubepods/burstable/pod{UID}")));
+        assert_eq!(
+            found.freezer,
+            PathBuf::from(format!("/cg x/freezer/kubepods/burstable/pod{UID}/abc/dormouse"))
+        );
+        assert_eq!(
+            found.memory,
+            PathBuf::from(format!("/sys/fs/cgroup/memory/kubepods/burstable/pod{UID}"))
+        );
+        assert_eq!(
+            found.cpu.unwrap(),
+            PathBuf::from(format!("/sys/fs/cgroup/cpu,cpuacct/kubepods/burstable/pod{UID}"))
+        );
         PodCgroup::check(&found.freezer, &uid()).unwrap();
     }
 
     #[test]
     fn systemd_driver_on_v2_in_a_namespace() {
         let slice = format!("kubepods-burstable-pod{}.slice", UID.replace('-', "_"));
-        let mounts = parse_mounts("30 23 0:26 /machine.slice /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate\n");
+        let mounts =
+            parse_mounts("30 23 0:26 /machine.slice /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate\n");
         let cgroups = format!("0::/machine.slice/kubepods.slice/{slice}/cri-containerd-x.scope\n");
         let found = PodCgroup::find_in(1, &uid(), &cgroups, &mounts).unwrap();
         assert_eq!(found.version, CgroupVersion::V2);
-        assert_eq!(found.freezer, PathBuf::from(format!("/sys/fs/cgroup/kubepods.slice/{slice}/cri-containerd-x.scope/dormouse")));
-        assert_eq!(found.memory, PathBuf::from(format!("/sys/fs/cgroup/kubepods.slice/{slice}")));
+        assert_eq!(
+            found.freezer,
+            PathBuf::from(format!(
+                "/sys/fs/cgroup/kubepods.slice/{slice}/cri-containerd-x.scope/dormouse"
+            ))
+        );
+        assert_eq!(
+            found.memory,
+            PathBuf::from(format!("/sys/fs/cgroup/kubepods.slice/{slice}"))
+        );
         PodCgroup::check(&found.freezer, &uid()).unwrap();
         // The same once the sentry has been put on the level of our own.
         let again = cgroups.trim_end().to_owned() + "/dormouse\n";
@@ -284,7 +346,10 @@ mod tests {
             format!("/kubepods-xpod{}.slice", UID.replace('-', "_")),
             format!("/../pod{UID}"),
         ] {
-            assert!(PodCgroup::find_in(1, &uid(), &format!("0::{path}\n"), &mounts).is_err(), "{path}");
+            assert!(
+                PodCgroup::find_in(1, &uid(), &format!("0::{path}\n"), &mounts).is_err(),
+                "{path}"
+            );
         }
         for path in [
             "/sys/fs/cgroup",

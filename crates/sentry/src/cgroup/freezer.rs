@@ -30,7 +30,9 @@ impl PodCgroup {
         Self::check(&self.freezer, uid)?;
         // Everything beside the sentry is moved and frozen with it: that must never be this process.
         if holds_caller(self.freezer.parent().unwrap_or(&self.freezer))? {
-            return Err(CgroupError::HoldsCaller { path: self.freezer.clone() });
+            return Err(CgroupError::HoldsCaller {
+                path: self.freezer.clone(),
+            });
         }
         self.gather(sentry)?;
         let frozen = match self.version {
@@ -41,7 +43,9 @@ impl PodCgroup {
             Ok(true) => Ok(()),
             Ok(false) => {
                 self.thaw(uid)?;
-                Err(CgroupError::FreezeTimeout { path: self.freezer.clone() })
+                Err(CgroupError::FreezeTimeout {
+                    path: self.freezer.clone(),
+                })
             }
             Err(e) => {
                 // The first error is the one to tell; a cgroup that cannot be thawed either is gone.
@@ -67,7 +71,9 @@ impl PodCgroup {
         write(&self.freezer.join(file), value)?;
         match self.state()? {
             CgroupState::Thawed => Ok(()),
-            CgroupState::Frozen => Err(CgroupError::StaysFrozen { path: self.freezer.clone() }),
+            CgroupState::Frozen => Err(CgroupError::StaysFrozen {
+                path: self.freezer.clone(),
+            }),
         }
     }
 
@@ -86,7 +92,10 @@ impl PodCgroup {
                 match read(&path)?.trim_end() {
                     "THAWED" => Ok(CgroupState::Thawed),
                     "FROZEN" | "FREEZING" => Ok(CgroupState::Frozen),
-                    _ => Err(CgroupError::Strange { path, what: "freezer state" }),
+                    _ => Err(CgroupError::Strange {
+                        path,
+                        what: "freezer state",
+                    }),
                 }
             }
             CgroupVersion::V2 => {
@@ -94,7 +103,10 @@ impl PodCgroup {
                 match read(&path)?.trim_end() {
                     "0" => Ok(CgroupState::Thawed),
                     "1" => Ok(CgroupState::Frozen),
-                    _ => Err(CgroupError::Strange { path, what: "freezer state" }),
+                    _ => Err(CgroupError::Strange {
+                        path,
+                        what: "freezer state",
+                    }),
                 }
             }
         }
@@ -110,7 +122,12 @@ impl PodCgroup {
                 // A process that was forked while the kernel went through the list is caught by asking again.
                 "FREEZING" => write(&path, "FROZEN")?,
                 "THAWED" => return Ok(false),
-                _ => return Err(CgroupError::Strange { path, what: "freezer state" }),
+                _ => {
+                    return Err(CgroupError::Strange {
+                        path,
+                        what: "freezer state",
+                    });
+                }
             }
             if Instant::now() >= deadline {
                 return Ok(false);
@@ -129,7 +146,9 @@ impl PodCgroup {
             if event_is_frozen(&mut events, &path)? {
                 return Ok(true);
             }
-            let Some(left) = deadline.checked_duration_since(Instant::now()) else { return Ok(false) };
+            let Some(left) = deadline.checked_duration_since(Instant::now()) else {
+                return Ok(false);
+            };
             let ms = u16::try_from(left.as_millis().saturating_add(1)).unwrap_or(u16::MAX);
             let mut fds = [PollFd::new(events.as_fd(), PollFlags::POLLPRI)];
             match poll(&mut fds, PollTimeout::from(ms)) {
@@ -160,10 +179,15 @@ fn open(path: &Path, write: bool) -> Result<File, CgroupError> {
 
 pub(super) fn read(path: &Path) -> Result<String, CgroupError> {
     let mut text = String::new();
-    open(path, false)?.take(64 << 10).read_to_string(&mut text).map_err(|e| io_error("read", path, e))?;
+    open(path, false)?
+        .take(64 << 10)
+        .read_to_string(&mut text)
+        .map_err(|e| io_error("read", path, e))?;
     Ok(text)
 }
 
 pub(super) fn write(path: &Path, value: &str) -> Result<(), CgroupError> {
-    open(path, true)?.write_all(value.as_bytes()).map_err(|e| io_error("write", path, e))
+    open(path, true)?
+        .write_all(value.as_bytes())
+        .map_err(|e| io_error("write", path, e))
 }

@@ -17,7 +17,9 @@ impl PodCgroup {
     /// an RCU grace period, so it is done with the first freeze and not with every one.
     pub(super) fn gather(&self, sentry: ProcessId) -> Result<(), CgroupError> {
         let Some(above) = self.freezer.parent() else {
-            return Err(CgroupError::Gone { path: self.freezer.clone() });
+            return Err(CgroupError::Gone {
+                path: self.freezer.clone(),
+            });
         };
         match DirBuilder::new().mode(0o755).create(&self.freezer) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
@@ -51,7 +53,10 @@ impl PodCgroup {
 
 fn pids(dir: &Path) -> Result<Vec<i32>, CgroupError> {
     let path = dir.join("cgroup.procs");
-    Ok(read(&path)?.lines().filter_map(|line| line.parse().ok()).collect())
+    Ok(read(&path)?
+        .lines()
+        .filter_map(|line| line.parse().ok())
+        .collect())
 }
 
 /// Moves a process. One that has ended meanwhile is no error.

@@ -41,23 +41,34 @@ impl PodCgroup {
                 let stat = dir.join("memory.stat");
                 Ok(CgroupMemory {
                     current: number(&dir.join("memory.usage_in_bytes"))?,
-                    swap: read(&stat)?.lines().find_map(|l| l.strip_prefix("total_swap ")?.parse().ok()),
-                    limit: if limit >= V1_UNLIMITED { MemoryLimit::Unlimited } else { MemoryLimit::Bytes(limit) },
+                    swap: read(&stat)?
+                        .lines()
+                        .find_map(|l| l.strip_prefix("total_swap ")?.parse().ok()),
+                    limit: if limit >= V1_UNLIMITED {
+                        MemoryLimit::Unlimited
+                    } else {
+                        MemoryLimit::Bytes(limit)
+                    },
                 })
             }
             CgroupVersion::V2 => {
                 let path = dir.join("memory.max");
                 let limit = match read(&path)?.trim_end() {
                     "max" => MemoryLimit::Unlimited,
-                    n => MemoryLimit::Bytes(
-                        n.parse().map_err(|_| CgroupError::Strange { path, what: "memory limit" })?,
-                    ),
+                    n => MemoryLimit::Bytes(n.parse().map_err(|_| CgroupError::Strange {
+                        path,
+                        what: "memory limit",
+                    })?),
                 };
                 let swap = match number(&dir.join("memory.swap.current")) {
                     Err(CgroupError::Gone { .. }) => None,
                     other => Some(other?),
                 };
-                Ok(CgroupMemory { current: number(&dir.join("memory.current"))?, swap, limit })
+                Ok(CgroupMemory {
+                    current: number(&dir.join("memory.current"))?,
+                    swap,
+                    limit,
+                })
             }
         }
     }
@@ -73,7 +84,9 @@ impl PodCgroup {
             CgroupVersion::V1 => number(&dir.join("cpuacct.usage")).map(Some),
             CgroupVersion::V2 => {
                 let stat = read(&dir.join("cpu.stat"))?;
-                let usec: Option<u64> = stat.lines().find_map(|l| l.strip_prefix("usage_usec ")?.parse().ok());
+                let usec: Option<u64> = stat
+                    .lines()
+                    .find_map(|l| l.strip_prefix("usage_usec ")?.parse().ok());
                 Ok(usec.map(|n| n.saturating_mul(1000)))
             }
         }
@@ -81,8 +94,8 @@ impl PodCgroup {
 }
 
 fn number(path: &Path) -> Result<u64, CgroupError> {
-    read(path)?
-        .trim_end()
-        .parse()
-        .map_err(|_| CgroupError::Strange { path: path.to_owned(), what: "number" })
+    read(path)?.trim_end().parse().map_err(|_| CgroupError::Strange {
+        path: path.to_owned(),
+        what: "number",
+    })
 }

@@ -35,7 +35,9 @@ pub enum CgroupVersion {
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
     /// The sentry's cgroup is not below this pod's.
-    #[error("process {pid} is in cgroup {found}, which is not that of pod {uid}; is the pod's cgroup parent named after it?")]
+    #[error(
+        "process {pid} is in cgroup {found}, which is not that of pod {uid}; is the pod's cgroup parent named after it?"
+    )]
     NotThePods {
         /// The sentry.
         pid: i32,
@@ -45,7 +47,9 @@ pub enum CgroupError {
         uid: String,
     },
     /// No hierarchy with the controller is mounted, or the process is outside of what is mounted here.
-    #[error("no {controller} cgroup of process {pid} is visible here; run the agent in the host's cgroup namespace")]
+    #[error(
+        "no {controller} cgroup of process {pid} is visible here; run the agent in the host's cgroup namespace"
+    )]
     NotVisible {
         /// The controller.
         controller: &'static str,
@@ -102,9 +106,10 @@ impl CgroupError {
     #[must_use]
     pub const fn reason(&self) -> Reason {
         match self {
-            Self::NotThePods { .. } | Self::NotVisible { .. } | Self::HoldsCaller { .. } | Self::Foreign { .. } => {
-                Reason::CgroupMismatch
-            }
+            Self::NotThePods { .. }
+            | Self::NotVisible { .. }
+            | Self::HoldsCaller { .. }
+            | Self::Foreign { .. } => Reason::CgroupMismatch,
             Self::FreezeTimeout { .. } => Reason::CgroupFreezeTimeout,
             Self::Gone { .. } => Reason::GuestGone,
             Self::StaysFrozen { .. } | Self::Strange { .. } | Self::File(_) => Reason::CgroupFreezeFailed,
@@ -156,7 +161,9 @@ impl PodCgroup {
 fn io_error(verb: &'static str, path: &Path, source: io::Error) -> CgroupError {
     match source.raw_os_error() {
         // A cgroup that was removed: its open files answer ENODEV, its path ENOENT.
-        Some(libc::ENODEV | libc::ENOENT) => CgroupError::Gone { path: path.to_owned() },
+        Some(libc::ENODEV | libc::ENOENT) => CgroupError::Gone {
+            path: path.to_owned(),
+        },
         _ => CgroupError::File(FileError::io(verb, path, source)),
     }
 }

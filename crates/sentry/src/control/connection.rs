@@ -11,7 +11,8 @@ use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::sockopt::{PeerCredentials, SendTimeout};
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, getsockopt, recv, send, setsockopt, socket,
+    AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, getsockopt, recv, send, setsockopt,
+    socket,
 };
 use nix::sys::stat::Mode;
 use nix::sys::time::{TimeVal, TimeValLike};
@@ -56,23 +57,43 @@ impl Connection {
     pub(super) fn open(path: &Path, deadline: Instant) -> Result<Self, ControlError> {
         const METHOD: &str = "connect";
         let failed = |verb, errno: Errno| match errno {
-            Errno::ENOENT | Errno::ECONNREFUSED => ControlError::Missing { path: path.to_owned() },
+            Errno::ENOENT | Errno::ECONNREFUSED => ControlError::Missing {
+                path: path.to_owned(),
+            },
             Errno::EAGAIN | Errno::ETIMEDOUT => ControlError::Timeout { method: METHOD },
-            e => ControlError::Io { verb, path: path.to_owned(), source: e.into() },
+            e => ControlError::Io {
+                verb,
+                path: path.to_owned(),
+                source: e.into(),
+            },
         };
         // A socket's address has 108 bytes and runsc's roots are longer than that: the name goes through a
         // descriptor of the socket itself, which also makes sure that it is one.
-        let node = open(path, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
-            .map_err(|e| failed("open", e))?;
+        let node = open(
+            path,
+            OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(|e| failed("open", e))?;
         let node = std::fs::File::from(node);
-        let kind = node.metadata().map_err(|source| io_error("stat", path, source))?.file_type();
+        let kind = node
+            .metadata()
+            .map_err(|source| io_error("stat", path, source))?
+            .file_type();
         if !kind.is_socket() {
-            return Err(ControlError::Missing { path: path.to_owned() });
+            return Err(ControlError::Missing {
+                path: path.to_owned(),
+            });
         }
         let address = UnixAddr::new(format!("/proc/self/fd/{}", node.as_raw_fd()).as_str())
             .map_err(|e| failed("name", e))?;
-        let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
-            .map_err(|e| failed("make a socket for", e))?;
+        let socket = socket(
+            AddressFamily::Unix,
+            SockType::Stream,
+            SockFlag::SOCK_CLOEXEC,
+            None,
+        )
+        .map_err(|e| failed("make a socket for", e))?;
         // A connect to a full backlog waits; this bounds it (and nothing else: sends do not wait).
         let left = remaining(deadline).ok_or(ControlError::Timeout { method: METHOD })?;
         let left = TimeVal::microseconds(i64::try_from(left.as_micros()).unwrap_or(i64::MAX).max(1));
@@ -81,9 +102,15 @@ impl Connection {
         let peer = getsockopt(&socket, PeerCredentials).map_err(|e| failed("look at the peer of", e))?;
         // runsc makes the socket, as root or as the user that runs it, before the sentry drops its rights.
         if peer.uid() != 0 && peer.uid() != nix::unistd::geteuid().as_raw() {
-            return Err(ControlError::Foreign { path: path.to_owned(), uid: peer.uid() });
+            return Err(ControlError::Foreign {
+                path: path.to_owned(),
+                uid: peer.uid(),
+            });
         }
-        Ok(Self { socket, path: path.to_owned() })
+        Ok(Self {
+            socket,
+            path: path.to_owned(),
+        })
     }
 
     /// Makes one call; the answer may have up to `limit` bytes.
@@ -94,14 +121,21 @@ impl Connection {
         limit: usize,
         deadline: Instant,
     ) -> Result<Box<RawValue>, ControlError> {
-        let request = serde_json::to_vec(&Call { method, arg })
-            .map_err(|_| ControlError::Garbage { method, what: "an argument that is no JSON" })?;
+        let request = serde_json::to_vec(&Call { method, arg }).map_err(|_| ControlError::Garbage {
+            method,
+            what: "an argument that is no JSON",
+        })?;
         self.send(method, &request, deadline)?;
         let answer = self.receive(method, limit, deadline)?;
-        let answer: Answer = serde_json::from_slice(&answer)
-            .map_err(|_| ControlError::Garbage { method, what: "no JSON answer" })?;
+        let answer: Answer = serde_json::from_slice(&answer).map_err(|_| ControlError::Garbage {
+            method,
+            what: "no JSON answer",
+        })?;
         if !answer.success {
-            return Err(ControlError::Refused { method, err: answer.err.chars().take(ERR_LIMIT).collect() });
+            return Err(ControlError::Refused {
+                method,
+                err: answer.err.chars().take(ERR_LIMIT).collect(),
+            });
         }
         // An empty Go slice is written as null, which is a result too.
         Ok(answer.result.unwrap_or_else(|| RawValue::NULL.to_owned()))
@@ -109,7 +143,11 @@ impl Connection {
 
     fn send(&self, method: &'static str, mut rest: &[u8], deadline: Instant) -> Result<(), ControlError> {
         while !rest.is_empty() {
-            match send(self.socket.as_raw_fd(), rest, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) {
+            match send(
+                self.socket.as_raw_fd(),
+                rest,
+                MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL,
+            ) {
                 Ok(n) => rest = rest.get(n..).unwrap_or_default(),
                 Err(Errno::EAGAIN) => self.wait(method, PollFlags::POLLOUT, deadline)?,
                 Err(Errno::EINTR) => {}
@@ -119,7 +157,12 @@ impl Connection {
         Ok(())
     }
 
-    fn receive(&self, method: &'static str, limit: usize, deadline: Instant) -> Result<Vec<u8>, ControlError> {
+    fn receive(
+        &self,
+        method: &'static str,
+        limit: usize,
+        deadline: Instant,
+    ) -> Result<Vec<u8>, ControlError> {
         let mut data = Vec::new();
         let mut scan = ObjectEnd::default();
         let mut chunk = vec![0_u8; CHUNK.min(limit.max(1))];
@@ -132,13 +175,22 @@ impl Connection {
                     match scan.feed(bytes) {
                         Scan::End(end) if end == data.len() && end <= limit => return Ok(data),
                         Scan::End(end) if end < data.len() => {
-                            return Err(ControlError::Garbage { method, what: "more than one answer" });
+                            return Err(ControlError::Garbage {
+                                method,
+                                what: "more than one answer",
+                            });
                         }
                         Scan::NoObject => {
-                            return Err(ControlError::Garbage { method, what: "something that is no JSON object" });
+                            return Err(ControlError::Garbage {
+                                method,
+                                what: "something that is no JSON object",
+                            });
                         }
                         Scan::More | Scan::End(_) if data.len() > limit => {
-                            return Err(ControlError::Garbage { method, what: "more than such an answer may have" });
+                            return Err(ControlError::Garbage {
+                                method,
+                                what: "more than such an answer may have",
+                            });
                         }
                         Scan::More | Scan::End(_) => {}
                     }
@@ -174,10 +226,16 @@ impl Connection {
 }
 
 fn io_error(verb: &'static str, path: &Path, source: io::Error) -> ControlError {
-    ControlError::Io { verb, path: path.to_owned(), source }
+    ControlError::Io {
+        verb,
+        path: path.to_owned(),
+        source,
+    }
 }
 
 /// What is left until `deadline`; `None` when it has passed.
 fn remaining(deadline: Instant) -> Option<Duration> {
-    deadline.checked_duration_since(Instant::now()).filter(|d| !d.is_zero())
+    deadline
+        .checked_duration_since(Instant::now())
+        .filter(|d| !d.is_zero())
 }

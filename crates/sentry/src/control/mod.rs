@@ -174,12 +174,16 @@ impl ControlSocket {
     /// Stops the application; returns when every task is stopped. Counted: two of these need two resumes.
     /// To be called only by [`crate::Held`], which keeps the count.
     pub(crate) fn pause(&self, deadline: Instant) -> Result<(), ControlError> {
-        self.connect(deadline)?.call("containerManager.Pause", &Nothing {}, SMALL, deadline).map(drop)
+        self.connect(deadline)?
+            .call("containerManager.Pause", &Nothing {}, SMALL, deadline)
+            .map(drop)
     }
 
     /// Continues the application. One of these too many panics the sentry: only [`crate::Held`] may call it.
     pub(crate) fn resume(&self, deadline: Instant) -> Result<(), ControlError> {
-        self.connect(deadline)?.call("containerManager.Resume", &Nothing {}, SMALL, deadline).map(drop)
+        self.connect(deadline)?
+            .call("containerManager.Resume", &Nothing {}, SMALL, deadline)
+            .map(drop)
     }
 
     /// Whether the application is stopped, by the sentry's stack dump. Changes nothing.
@@ -187,7 +191,9 @@ impl ControlSocket {
     /// # Errors
     /// [`ControlError`]
     pub fn stop_state(&self, deadline: Instant) -> Result<Picture, ControlError> {
-        let raw = self.connect(deadline)?.call("debug.Stacks", &Nothing {}, LARGE, deadline)?;
+        let raw = self
+            .connect(deadline)?
+            .call("debug.Stacks", &Nothing {}, LARGE, deadline)?;
         let dump: String = typed("debug.Stacks", &raw)?;
         Ok(stacks::read(&dump))
     }
@@ -202,7 +208,9 @@ impl ControlSocket {
         struct Options {
             full: bool,
         }
-        let raw = self.connect(deadline)?.call("Usage.Collect", &Options { full: false }, SMALL, deadline)?;
+        let raw = self
+            .connect(deadline)?
+            .call("Usage.Collect", &Options { full: false }, SMALL, deadline)?;
         typed("Usage.Collect", &raw)
     }
 
@@ -235,7 +243,10 @@ impl Connection {
             1 => Ok(ContainerRuntimeState::Creating),
             2 => Ok(ContainerRuntimeState::Running),
             3 => Ok(ContainerRuntimeState::Stopped),
-            _ => Err(ControlError::Garbage { method: METHOD, what: "an unknown container state" }),
+            _ => Err(ControlError::Garbage {
+                method: METHOD,
+                what: "an unknown container state",
+            }),
         }
     }
 
@@ -243,7 +254,11 @@ impl Connection {
     ///
     /// # Errors
     /// [`ControlError`]
-    pub fn event(&mut self, container: &ContainerId, deadline: Instant) -> Result<ContainerEvent, ControlError> {
+    pub fn event(
+        &mut self,
+        container: &ContainerId,
+        deadline: Instant,
+    ) -> Result<ContainerEvent, ControlError> {
         const METHOD: &str = "containerManager.Event";
         let raw = self.call(METHOD, container, MEDIUM, deadline)?;
         typed(METHOD, &raw)
@@ -263,6 +278,8 @@ impl Connection {
 }
 
 fn typed<'a, T: Deserialize<'a>>(method: &'static str, raw: &'a RawValue) -> Result<T, ControlError> {
-    serde_json::from_str(raw.get())
-        .map_err(|_| ControlError::Garbage { method, what: "a result of another type" })
+    serde_json::from_str(raw.get()).map_err(|_| ControlError::Garbage {
+        method,
+        what: "a result of another type",
+    })
 }

@@ -29,7 +29,12 @@ fn ask(
     let event = refused_is_none(connection.event(id, deadline))?;
     let processes = refused_is_none(connection.processes(id, deadline))?;
     let (event, cpu_usage) = event.map(|e| (e.event, e.cpu_usage.unwrap_or_default())).unzip();
-    Ok(LastKnown { stopped, event, cpu_usage: cpu_usage.unwrap_or_default(), processes })
+    Ok(LastKnown {
+        stopped,
+        event,
+        cpu_usage: cpu_usage.unwrap_or_default(),
+        processes,
+    })
 }
 
 fn refused_is_none<T>(answer: Result<T, ControlError>) -> Result<Option<T>, ControlError> {

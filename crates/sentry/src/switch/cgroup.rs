@@ -30,13 +30,17 @@ impl Held {
     /// [`SwitchError::NotPaused`] where a wake came first; after any error the cgroup is thawed.
     pub fn freeze_cgroup(&mut self) -> Result<(), SwitchError> {
         if !self.record.wrapper {
-            return Err(SwitchError::WrapperMissing { sandbox: self.switch.id.clone() });
+            return Err(SwitchError::WrapperMissing {
+                sandbox: self.switch.id.clone(),
+            });
         }
         if self.record.switch.intent.is_some() {
             self.settle()?;
         }
         if !self.record.switch.paused {
-            return Err(SwitchError::NotPaused { sandbox: self.switch.id.clone() });
+            return Err(SwitchError::NotPaused {
+                sandbox: self.switch.id.clone(),
+            });
         }
         if self.record.switch.cgroup == CgroupState::Frozen {
             return Ok(());
@@ -47,9 +51,17 @@ impl Held {
         fail_point!("switch::freeze_cgroup::before_intent");
         self.intend(IntentKind::CgroupFreeze)?;
         fail_point!("switch::freeze_cgroup::before_freeze");
-        let frozen = cgroup.freeze(&self.record.pod.uid, sentry, Instant::now() + self.switch.timeouts.freeze);
+        let frozen = cgroup.freeze(
+            &self.record.pod.uid,
+            sentry,
+            Instant::now() + self.switch.timeouts.freeze,
+        );
         fail_point!("switch::freeze_cgroup::after_freeze");
-        let state = if frozen.is_ok() { CgroupState::Frozen } else { cgroup.state()? };
+        let state = if frozen.is_ok() {
+            CgroupState::Frozen
+        } else {
+            cgroup.state()?
+        };
         self.conclude(|r| r.switch.cgroup = state)?;
         fail_point!("switch::freeze_cgroup::after_outcome");
         Ok(frozen?)

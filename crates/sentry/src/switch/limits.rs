@@ -17,14 +17,20 @@ impl Held {
     /// A limit that cannot be put back stays listed, for the agent to see to.
     pub(super) fn restore_limits(&mut self) {
         let root = self.record.cgroup.as_ref().map(|c| c.memory_dir().to_owned());
-        self.record.limits.retain(|limit| !restored(limit, root.as_deref()));
+        self.record
+            .limits
+            .retain(|limit| !restored(limit, root.as_deref()));
     }
 }
 
 /// Whether nothing is left to be done for this limit.
 fn restored(limit: &LoweredLimit, root: Option<&Path>) -> bool {
     let below = root.is_some_and(|root| limit.path.starts_with(root));
-    let named = limit.path.file_name().and_then(|n| n.to_str()).is_some_and(|n| LIMIT_FILES.contains(&n));
+    let named = limit
+        .path
+        .file_name()
+        .and_then(|n| n.to_str())
+        .is_some_and(|n| LIMIT_FILES.contains(&n));
     if !below || !named {
         return false;
     }

@@ -75,7 +75,11 @@ impl Switch {
     pub fn lock(&self, timeout: Duration) -> Result<Held, LockError> {
         let lock = self.lock_only(timeout, false)?;
         let record = Record::read(&self.dir.record_path(&self.id), &self.id)?;
-        Ok(Held { switch: self.clone(), record, _lock: lock })
+        Ok(Held {
+            switch: self.clone(),
+            record,
+            _lock: lock,
+        })
     }
 
     /// Locks without reading the record; with `create`, makes the lock file where there is none.

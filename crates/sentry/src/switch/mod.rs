@@ -87,7 +87,9 @@ pub enum SwitchError {
         pid: i32,
     },
     /// It could not be established whether the guest is stopped.
-    #[error("it could not be established whether the guest of pod sandbox {sandbox} is stopped ({why}); nothing was done to it")]
+    #[error(
+        "it could not be established whether the guest of pod sandbox {sandbox} is stopped ({why}); nothing was done to it"
+    )]
     StopStateUnknown {
         /// The pod sandbox.
         sandbox: SandboxId,
@@ -95,7 +97,9 @@ pub enum SwitchError {
         why: &'static str,
     },
     /// The pod does not run under the wrapper.
-    #[error("pod sandbox {sandbox} does not run under dormouse-runsc; with its cgroup frozen every verb of its shim would hang")]
+    #[error(
+        "pod sandbox {sandbox} does not run under dormouse-runsc; with its cgroup frozen every verb of its shim would hang"
+    )]
     WrapperMissing {
         /// The pod sandbox.
         sandbox: SandboxId,
@@ -138,7 +142,11 @@ impl Switch {
     /// Names the switch of a pod sandbox; touches nothing.
     #[must_use]
     pub fn open(dir: &RunDir, id: &SandboxId) -> Self {
-        Self { dir: dir.clone(), id: id.clone(), timeouts: Timeouts::default() }
+        Self {
+            dir: dir.clone(),
+            id: id.clone(),
+            timeouts: Timeouts::default(),
+        }
     }
 
     /// The same with other timeouts.
@@ -209,7 +217,11 @@ impl Held {
     pub fn locate(&mut self) -> Result<(ProcessId, ControlSocket), SwitchError> {
         if let (Some(sentry), Some(path)) = (self.record.sentry, &self.record.control_socket) {
             let socket = ControlSocket::new(path);
-            return if sentry.is_alive() { Ok((sentry, socket)) } else { Err(self.guest_gone(sentry)) };
+            return if sentry.is_alive() {
+                Ok((sentry, socket))
+            } else {
+                Err(self.guest_gone(sentry))
+            };
         }
         let id = &self.switch.id;
         let state = RunscState::read(&self.record.runtime_root, id, &id.into())?;
@@ -224,12 +236,18 @@ impl Held {
     /// Where the sentry's control socket is: as runsc noted it, or, like runsc itself looks, below the root.
     fn socket_path(&self, state: &RunscState) -> PathBuf {
         let noted = state.sandbox.as_ref().map(|s| s.control_socket_path.clone());
-        let usual = self.record.runtime_root.join(format!("runsc-{}.sock", self.switch.id));
+        let usual = self
+            .record
+            .runtime_root
+            .join(format!("runsc-{}.sock", self.switch.id));
         noted.filter(|p| p.is_absolute() && p.exists()).unwrap_or(usual)
     }
 
     fn guest_gone(&self, sentry: ProcessId) -> SwitchError {
-        SwitchError::GuestGone { sandbox: self.switch.id.clone(), pid: sentry.pid }
+        SwitchError::GuestGone {
+            sandbox: self.switch.id.clone(),
+            pid: sentry.pid,
+        }
     }
 
     fn store(&self) -> Result<(), RecordError> {
@@ -238,7 +256,10 @@ impl Held {
 
     /// Writes down what is about to be done.
     fn intend(&mut self, kind: IntentKind) -> Result<(), SwitchError> {
-        self.record.switch.intent = Some(Intent { kind, by: ProcessId::own()? });
+        self.record.switch.intent = Some(Intent {
+            kind,
+            by: ProcessId::own()?,
+        });
         // Nothing has been done: the record in memory goes back to what the one on tmpfs says.
         self.store().inspect_err(|_| self.record.switch.intent = None)?;
         Ok(())

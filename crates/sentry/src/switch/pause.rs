@@ -28,7 +28,10 @@ impl Held {
         }
         let (_, socket) = self.locate()?;
         if self.record.switch.paused {
-            return Ok(PauseReport { already: true, took: Duration::ZERO });
+            return Ok(PauseReport {
+                already: true,
+                took: Duration::ZERO,
+            });
         }
         fail_point!("switch::pause::before_intent");
         self.intend(IntentKind::Pause)?;

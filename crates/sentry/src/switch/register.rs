@@ -77,11 +77,18 @@ impl Switch {
             }
             Ok(_) | Err(_) => (fresh, true),
         };
-        let mut held = Held { switch: self.clone(), record, _lock: lock };
+        let mut held = Held {
+            switch: self.clone(),
+            record,
+            _lock: lock,
+        };
         if is_new {
             if how == Registration::Adopted {
                 held.adopt_containers();
-                held.record.switch.intent = Some(Intent { kind: IntentKind::Pause, by: ProcessId::own()? });
+                held.record.switch.intent = Some(Intent {
+                    kind: IntentKind::Pause,
+                    by: ProcessId::own()?,
+                });
             }
             held.store()?;
         }
@@ -95,14 +102,24 @@ impl Held {
     fn adopt_containers(&mut self) {
         let (root, sandbox) = (self.record.runtime_root.clone(), self.switch.id.clone());
         for id in RunscState::containers(&root, &sandbox).unwrap_or_default() {
-            let Ok(state) = RunscState::read(&root, &sandbox, &id) else { continue };
+            let Ok(state) = RunscState::read(&root, &sandbox, &id) else {
+                continue;
+            };
             let is_sandbox = id.as_str() == sandbox.as_str();
-            let name = state.annotations().and_then(|a| a.get(NAME_ANNOTATION)).cloned().unwrap_or_default();
+            let name = state
+                .annotations()
+                .and_then(|a| a.get(NAME_ANNOTATION))
+                .cloned()
+                .unwrap_or_default();
             if self.switch.dir.link(&id, &sandbox).is_ok() {
                 self.record.put_container(ContainerRecord {
                     id,
                     name: if is_sandbox { String::new() } else { name },
-                    kind: if is_sandbox { ContainerKind::Sandbox } else { ContainerKind::Container },
+                    kind: if is_sandbox {
+                        ContainerKind::Sandbox
+                    } else {
+                        ContainerKind::Container
+                    },
                     bundle: state.bundle_dir,
                     last_known: None,
                 });

@@ -25,7 +25,9 @@ impl Held {
     /// # Errors
     /// [`SwitchError::StopStateUnknown`] where it cannot be told; the intent stays, and nothing was done.
     pub fn settle(&mut self) -> Result<bool, SwitchError> {
-        let Some(intent) = self.record.switch.intent else { return Ok(self.record.switch.paused) };
+        let Some(intent) = self.record.switch.intent else {
+            return Ok(self.record.switch.paused);
+        };
         match intent.kind {
             IntentKind::CgroupFreeze | IntentKind::CgroupThaw => {
                 let state = self.find_cgroup()?.state()?;
@@ -59,7 +61,10 @@ impl Held {
                         let paused = seen.state == StopState::Paused;
                         if paused && self.paused_by_runsc() {
                             why = "it is paused by `runsc pause` too; resume it with `runsc resume`";
-                            return Err(SwitchError::StopStateUnknown { sandbox: self.switch.id.clone(), why });
+                            return Err(SwitchError::StopStateUnknown {
+                                sandbox: self.switch.id.clone(),
+                                why,
+                            });
                         }
                         return Ok(paused);
                     }
@@ -72,11 +77,16 @@ impl Held {
                     return Err(self.guest_gone(sentry));
                 }
                 // A sentry that refuses or talks nonsense will not do better the next time.
-                Err(e @ (ControlError::Refused { .. } | ControlError::Garbage { .. })) => return Err(e.into()),
+                Err(e @ (ControlError::Refused { .. } | ControlError::Garbage { .. })) => {
+                    return Err(e.into());
+                }
                 Err(_) => why = "it does not answer",
             }
             if Instant::now() + LOOK_AGAIN >= deadline {
-                return Err(SwitchError::StopStateUnknown { sandbox: self.switch.id.clone(), why });
+                return Err(SwitchError::StopStateUnknown {
+                    sandbox: self.switch.id.clone(),
+                    why,
+                });
             }
             std::thread::sleep(LOOK_AGAIN);
         }
@@ -87,10 +97,15 @@ impl Held {
     fn paused_by_runsc(&self) -> bool {
         let record = &self.record;
         let root_container = ContainerId::from(&self.switch.id);
-        record.containers.iter().map(|c| &c.id).chain([&root_container]).any(|id| {
-            RunscState::read(&record.runtime_root, &self.switch.id, id)
-                .is_ok_and(|state| state.status == Status::Paused)
-        })
+        record
+            .containers
+            .iter()
+            .map(|c| &c.id)
+            .chain([&root_container])
+            .any(|id| {
+                RunscState::read(&record.runtime_root, &self.switch.id, id)
+                    .is_ok_and(|state| state.status == Status::Paused)
+            })
     }
 
     fn thaw_for_probe(&mut self) -> Result<(), SwitchError> {

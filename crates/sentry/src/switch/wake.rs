@@ -34,7 +34,13 @@ impl Held {
         if !asleep && self.record.limits.is_empty() {
             let wakes = self.record.switch.wakes;
             let zero = Duration::ZERO;
-            return Ok(WakeReport { woken: false, was_frozen, thaw: zero, resume: zero, wakes });
+            return Ok(WakeReport {
+                woken: false,
+                was_frozen,
+                thaw: zero,
+                resume: zero,
+                wakes,
+            });
         }
         self.restore_limits();
         let started = Instant::now();

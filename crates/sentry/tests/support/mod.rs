@@ -1,5 +1,12 @@
 //! A sandbox of the real runsc, with a cgroup of its own, without containerd.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, dead_code, unreachable_pub)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    dead_code,
+    unreachable_pub
+)]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -7,7 +14,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use dormouse_sentry::{
-    ContainerId, ContainerKind, ContainerRecord, Held, PodRecordIdentity, Record, RunDir, RunscRecord, SandboxId, Switch,
+    ContainerId, ContainerKind, ContainerRecord, Held, PodRecordIdentity, Record, RunDir, RunscRecord,
+    SandboxId, Switch,
 };
 use serde_json::json;
 
@@ -21,7 +29,10 @@ pub fn runsc() -> Option<PathBuf> {
     );
     let path = std::env::var_os("DORMOUSE_RUNSC").map_or_else(|| stack.join("bin/runsc"), PathBuf::from);
     if !path.exists() || !nix::unistd::geteuid().is_root() {
-        eprintln!("SKIPPED: needs root and a runsc (none at {}); run `cargo xtask stack` first", path.display());
+        eprintln!(
+            "SKIPPED: needs root and a runsc (none at {}); run `cargo xtask stack` first",
+            path.display()
+        );
         return None;
     }
     Some(path.canonicalize().unwrap())
@@ -99,7 +110,11 @@ impl Sandbox {
                 "namespaces": [{"type": "pid"}, {"type": "network"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}]
             }
         });
-        std::fs::write(bundle.join("config.json"), serde_json::to_vec_pretty(&config).unwrap()).unwrap();
+        std::fs::write(
+            bundle.join("config.json"),
+            serde_json::to_vec_pretty(&config).unwrap(),
+        )
+        .unwrap();
     }
 
     /// A verb of the real runsc, or of the wrapper.
@@ -134,12 +149,24 @@ impl Sandbox {
     pub fn create(&self, binary: &Path, id: &str) {
         let err = self.dir.path().join("create.err");
         let status = self
-            .verb(binary, &["create", "--bundle", &self.bundle_dir(id).display().to_string(), id])
+            .verb(
+                binary,
+                &[
+                    "create",
+                    "--bundle",
+                    &self.bundle_dir(id).display().to_string(),
+                    id,
+                ],
+            )
             .stdout(Stdio::null())
             .stderr(std::fs::File::create(&err).unwrap())
             .status()
             .unwrap();
-        assert!(status.success(), "create {id}: {}", std::fs::read_to_string(err).unwrap());
+        assert!(
+            status.success(),
+            "create {id}: {}",
+            std::fs::read_to_string(err).unwrap()
+        );
     }
 
     /// Creates and starts a container in the sandbox.
@@ -169,7 +196,11 @@ impl Sandbox {
             self.identity(),
             self.id.clone(),
             self.root.clone(),
-            RunscRecord { path: self.runsc.clone(), version: String::new(), oci_version: String::new() },
+            RunscRecord {
+                path: self.runsc.clone(),
+                version: String::new(),
+                oci_version: String::new(),
+            },
             true,
         )
     }
@@ -178,7 +209,11 @@ impl Sandbox {
     pub fn register(&self) -> Switch {
         let switch = Switch::open(&self.run, &self.id);
         let mut held = switch
-            .register(self.record(), dormouse_sentry::switch::Registration::Born, Duration::from_secs(1))
+            .register(
+                self.record(),
+                dormouse_sentry::switch::Registration::Born,
+                Duration::from_secs(1),
+            )
             .unwrap();
         held.put_container(ContainerRecord {
             id: (&self.id).into(),
@@ -196,13 +231,18 @@ impl Sandbox {
     }
 
     pub fn freezer_dir(&self) -> PathBuf {
-        Path::new("/sys/fs/cgroup/freezer").join(&self.top).join(format!("pod{}", self.uid)).join("dormouse")
+        Path::new("/sys/fs/cgroup/freezer")
+            .join(&self.top)
+            .join(format!("pod{}", self.uid))
+            .join("dormouse")
     }
 
     pub fn sentry_pid(&self) -> Option<i32> {
         let path = self.root.join(format!("{0}_sandbox:{0}.state", self.id));
         let state: serde_json::Value = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
-        i32::try_from(state["sandbox"]["pid"].as_i64()?).ok().filter(|p| *p > 0)
+        i32::try_from(state["sandbox"]["pid"].as_i64()?)
+            .ok()
+            .filter(|p| *p > 0)
     }
 }
 
@@ -216,16 +256,30 @@ impl Drop for Sandbox {
         if std::thread::panicking() {
             // The sentry's stderr: what it says when it panics.
             let err = std::fs::read_to_string(self.dir.path().join("create.err")).unwrap_or_default();
-            eprintln!("sentry of {}: {}", self.id, err.chars().take(6000).collect::<String>());
+            eprintln!(
+                "sentry of {}: {}",
+                self.id,
+                err.chars().take(6000).collect::<String>()
+            );
         }
         let _ = std::fs::write(self.freezer_dir().join("freezer.state"), "THAWED");
         if let Some(pid) = self.sentry_pid() {
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+            let _ =
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
         }
-        for id in self.subs.iter().map(ContainerId::as_str).chain([self.id.as_str()]) {
+        for id in self
+            .subs
+            .iter()
+            .map(ContainerId::as_str)
+            .chain([self.id.as_str()])
+        {
             let _ = self.out(&self.runsc, &["delete", "--force", id]);
         }
-        for controller in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+        for controller in std::fs::read_dir("/sys/fs/cgroup")
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
             let top = controller.path().join(&self.top);
             let _ = std::fs::remove_dir(top.join(format!("pod{}", self.uid)).join("dormouse"));
             let _ = std::fs::remove_dir(top.join(format!("pod{}", self.uid)));
