@@ -264,7 +264,7 @@ fn bad_days() {
             r.switch.intent = Some(Intent {
                 kind: IntentKind::Resume,
                 by: dead,
-            })
+            });
         })
         .unwrap();
     quick(&sandbox, &wrapper, &["exec", &app, "/bin/true"]);

@@ -275,6 +275,8 @@ impl Drop for Sandbox {
         {
             let _ = self.out(&self.runsc, &["delete", "--force", id]);
         }
+        // runsc binds an empty network namespace there, which would keep the directory from being removed.
+        let _ = nix::mount::umount(&self.root.join("null-netns"));
         for controller in std::fs::read_dir("/sys/fs/cgroup")
             .into_iter()
             .flatten()
