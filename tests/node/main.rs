@@ -1,6 +1,15 @@
 //! The agent, the wrapper and the CLI on the real node stack.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod api;
+mod connections;
 mod cri;
+mod deletion;
 mod ladder;
+mod networks;
+mod orders;
+mod policy;
+mod restarts;
 mod support;
+mod swap;
+mod verbs;

@@ -1,0 +1,97 @@
+//! What containerd, the shim and a kubelet do to a pod while it sleeps.
+
+use std::time::{Duration, Instant};
+
+use dormouse_core::{Rung, WakeSource};
+use dormouse_testkit::DORMOUSE_GVISOR;
+use dormouse_testkit::guest::AgentGuest;
+use dormouse_testkit::host::cgroup;
+use dormouse_testkit::rig::Rig;
+use k8s_cri::v1::{ContainerState, PodSandboxState};
+
+use crate::support::{LIMIT, ask, swap};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exec_wakes_and_stats_do_not() {
+    let _swap = swap();
+    let rig = Rig::plain().await.unwrap();
+    let pod = rig.run_pod(AgentGuest::mib(8).pod("asked").handler(DORMOUSE_GVISOR)).await.unwrap();
+    pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
+    for rung in [Rung::Frozen, Rung::Dozing] {
+        match rung {
+            Rung::Frozen => rig.freeze(&pod).await.unwrap(),
+            _ => rig.doze(&pod).await.unwrap(),
+        };
+        let began = Instant::now();
+        let stats = pod.stats().await.unwrap();
+        println!("{rung}: stats in {:?}", began.elapsed());
+        assert!(stats.cpu.is_some());
+        assert_eq!(pod.status().await.unwrap().state(), PodSandboxState::SandboxReady);
+        assert_eq!(pod.container_status().await.unwrap().state(), ContainerState::ContainerRunning);
+        assert!(pod.logs().unwrap().contains("listening"));
+        assert_eq!(rig.rung(&pod).await.unwrap(), rung, "none of that woke it");
+
+        let began = Instant::now();
+        let out = pod.exec(&["echo", "here"], LIMIT).await.unwrap();
+        println!("{rung}: exec in {:?}", began.elapsed());
+        assert_eq!((out.code, out.stdout.trim()), (0, "here"));
+        let view = rig.wait_rung(&pod, Rung::Running, LIMIT).await.unwrap();
+        assert_eq!(view.last_wake.unwrap().source, WakeSource::Exec.as_str());
+    }
+    rig.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_exec_keeps_the_pod_awake() {
+    let rig = Rig::plain().await.unwrap();
+    let spec = AgentGuest::default()
+        .pod("session")
+        .handler(DORMOUSE_GVISOR)
+        .annotation("dormouse.dev/managed", "true")
+        .annotation("dormouse.dev/idle-timeout", "500ms");
+    let pod = rig.run_pod(spec).await.unwrap();
+    let out = pod.exec(&["sleep", "3"], LIMIT).await.unwrap();
+    assert_eq!(out.code, 0);
+    let log = rig.agent.log();
+    let slept_before_exec = log.matches("to=Frozen").count();
+    rig.wait_rung(&pod, Rung::Frozen, Duration::from_secs(20)).await.unwrap();
+    // At most once before the exec began, and never during its three seconds.
+    assert!(slept_before_exec <= 1, "{log}");
+    rig.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_the_agent_down_an_exec_still_wakes() {
+    let _swap = swap();
+    let mut rig = Rig::plain().await.unwrap();
+    let pod = rig.run_pod(AgentGuest::mib(8).pod("orphan").handler(DORMOUSE_GVISOR)).await.unwrap();
+    pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
+    rig.doze(&pod).await.unwrap();
+    rig.agent.kill().unwrap();
+    assert!(pod.stats().await.unwrap().cpu.is_some(), "the wrapper answers");
+    let out = pod.exec(&["echo", "here"], LIMIT).await.unwrap();
+    assert_eq!(out.stdout.trim(), "here");
+    ask(&pod, "/answer").await;
+    rig.agent.restart(&rig.stack, None).await.unwrap();
+    rig.reconnect().await.unwrap();
+    rig.wait_rung(&pod, Rung::Running, LIMIT).await.unwrap();
+    rig.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dozing_pod_uses_no_cpu() {
+    let _swap = swap();
+    let rig = Rig::plain().await.unwrap();
+    let pod = rig.run_pod(AgentGuest::mib(8).pod("still").handler(DORMOUSE_GVISOR)).await.unwrap();
+    pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
+    let ticks = ask(&pod, "/status").await["ticks"].as_u64().unwrap();
+    rig.doze(&pod).await.unwrap();
+    let before = cgroup::cpu_usage(&pod.cgroup).unwrap();
+    // The time is what is measured over: a pod that runs would use some of it.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let used = cgroup::cpu_usage(&pod.cgroup).unwrap() - before;
+    assert!(used < 1_000_000, "{used} ns in 3 s");
+    let after = ask(&pod, "/status").await["ticks"].as_u64().unwrap();
+    assert!(after >= ticks, "the thread goes on: {ticks} -> {after}");
+    rig.stop().await.unwrap();
+}
