@@ -1,0 +1,44 @@
+//! What the tests share.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use dormouse_testkit::guest::AgentGuest;
+use dormouse_testkit::rig::Rig;
+use dormouse_testkit::swap::TestSwap;
+use dormouse_testkit::{DORMOUSE_GVISOR, Pod, http};
+use serde_json::Value;
+use tokio::sync::{Mutex, MutexGuard};
+
+/// Nothing here takes longer unless it hangs.
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+
+static ALONE: Mutex<()> = Mutex::const_new(());
+
+/// Holds off the other tests of this file's suite.
+pub(crate) async fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().await
+}
+
+/// Swap for as long as a test holds it.
+pub(crate) fn swap() -> TestSwap {
+    TestSwap::zram(2 << 30, "lz4", 100).unwrap()
+}
+
+/// Where a pod's guest listens.
+pub(crate) fn address(pod: &Pod) -> SocketAddr {
+    (pod.ip, 8080).into()
+}
+
+/// Asks the guest.
+pub(crate) async fn ask(pod: &Pod, path: &str) -> Value {
+    http::get(address(pod), path, LIMIT).await.unwrap().json().unwrap()
+}
+
+/// A gVisor pod with a block of memory, that answers.
+pub(crate) async fn pod(rig: &Rig, mib: u32) -> Pod {
+    let spec = AgentGuest::mib(mib).pod("victim").handler(DORMOUSE_GVISOR).memory_limit(512 << 20);
+    let pod = rig.run_pod(spec).await.unwrap();
+    pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
+    pod
+}
