@@ -1,2 +1,99 @@
-//! placeholder
-fn main() {}
+//! `dormouse-bench node`: measures what SPECIFICATION.md promises, all rows in one run, on the real stack.
+//!
+//! Started by `cargo xtask bench node`, which builds everything as shipped and says where it is. Needs root and a
+//! machine that does nothing else.
+
+mod ask;
+mod fleet;
+mod machine;
+mod plan;
+mod progress;
+mod report;
+mod row;
+mod rows;
+mod samples;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+
+use plan::{Plan, Which};
+
+/// Measures Dormouse.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask bench", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// One node: freeze, doze, wake, memory, CPU, density.
+    Node(Args),
+}
+
+/// What to measure, and where to put it.
+#[derive(Debug, clap::Args)]
+struct Args {
+    /// Measure only these rows (may be repeated); results go to target/bench then, not into the repository.
+    #[arg(long, value_enum)]
+    only: Vec<Which>,
+    /// Few samples and short waits: shows that the bench works, not how fast anything is.
+    #[arg(long)]
+    quick: bool,
+    /// Where results go instead.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let Cli { command: Command::Node(args) } = Cli::parse();
+    match start(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(args: &Args) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start tokio")?;
+    runtime.block_on(async {
+        // Dropping the run takes stack, agent and swap away.
+        tokio::select! {
+            outcome = node(args) => outcome,
+            _ = tokio::signal::ctrl_c() => bail!("interrupted; everything that was started is taken down"),
+        }
+    })
+}
+
+async fn node(args: &Args) -> Result<()> {
+    let plan = if args.quick { Plan::quick() } else { Plan::full() };
+    let wanted: Vec<Which> = if args.only.is_empty() { Which::all() } else { args.only.clone() };
+    let whole = args.only.is_empty() && !args.quick;
+    let root = report::root()?;
+    let out = args.out.clone().unwrap_or_else(|| {
+        if whole { root.join("benches/results") } else { root.join("target/bench") }
+    });
+
+    let machine = machine::Machine::look(&plan)?;
+    machine.complain(whole)?;
+    let rows = rows::run(&plan, &wanted).await;
+    let report = report::Report::new(machine, plan, args.quick, rows);
+    report.write(&out)?;
+    println!("\n{}", report.table());
+    println!("written: {}/node.json, node.md, node.svg", out.display());
+    if whole {
+        report.write_specification(&root)?;
+        println!("written: the table in SPECIFICATION.md");
+    }
+    let failed: Vec<&str> = report.failed().collect();
+    if !failed.is_empty() {
+        bail!("these rows could not be measured: {}", failed.join(", "));
+    }
+    Ok(())
+}

@@ -1,0 +1,111 @@
+//! How much of everything is measured.
+
+use std::time::Duration;
+
+use clap::ValueEnum;
+use serde::Serialize;
+
+/// A group of rows that is measured on one stack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Which {
+    /// A running pod's answer, Frozen woken by packet and by order, time until the guest is stopped.
+    Frozen,
+    /// Dozing woken by order, by packet and by a client without neighbour entry; cold starts of the same pods.
+    Dozing,
+    /// Time until a woken guest has touched all its memory.
+    Residency,
+    /// Memory and CPU of sleepers over five minutes, and keepalives meanwhile.
+    Sleepers,
+    /// Cycles of freeze, doze and wake in random order; is everything as it was?
+    Cycles,
+    /// What the wrapper adds to cold starts and verbs.
+    Wrapper,
+    /// 100 sleeping pods: the agent's cost, its restart, and density.
+    Fleet,
+}
+
+impl Which {
+    pub(crate) fn all() -> Vec<Self> {
+        Self::value_variants().to_vec()
+    }
+}
+
+/// Sample sizes and waits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Plan {
+    /// Samples of most things.
+    pub(crate) n: u32,
+    /// Samples per way of waking at 512 MiB.
+    pub(crate) n_large: u32,
+    /// Answers of a running pod.
+    pub(crate) n_running: u32,
+    /// Cold starts per size.
+    pub(crate) n_cold: u32,
+    /// Wakes until full residency, per kind of swap.
+    pub(crate) n_residency: u32,
+    /// Agent restarts.
+    pub(crate) n_restart: u32,
+    /// Sizes of guests' memory blocks, MiB.
+    pub(crate) sizes: Vec<u32>,
+    /// How long sleepers are watched.
+    #[serde(skip)]
+    pub(crate) watch: Duration,
+    /// How long the node without pods, and the agent with all pods asleep, are watched.
+    #[serde(skip)]
+    pub(crate) watch_idle: Duration,
+    /// Sleepers of 8 MiB and of 512 MiB.
+    pub(crate) sleepers: (u32, u32),
+    /// Cycles.
+    pub(crate) cycles: u32,
+    /// gVisor pods of 64 MiB in the fleet.
+    pub(crate) fleet: u32,
+    /// runc pods beside them.
+    pub(crate) fleet_runc: u32,
+    /// Pods started or put to sleep at once.
+    pub(crate) parallel: usize,
+    /// Seed of everything random.
+    pub(crate) seed: u64,
+}
+
+impl Plan {
+    pub(crate) fn full() -> Self {
+        Self {
+            n: 30,
+            n_large: 30,
+            n_running: 100,
+            n_cold: 5,
+            n_residency: 30,
+            n_restart: 10,
+            sizes: vec![8, 64, 512],
+            watch: Duration::from_secs(300),
+            watch_idle: Duration::from_secs(30),
+            sleepers: (8, 4),
+            cycles: 200,
+            fleet: 50,
+            fleet_runc: 50,
+            parallel: 4,
+            seed: 3,
+        }
+    }
+
+    pub(crate) fn quick() -> Self {
+        Self {
+            n: 4,
+            n_large: 3,
+            n_running: 10,
+            n_cold: 1,
+            n_residency: 2,
+            n_restart: 2,
+            sizes: vec![8, 64, 512],
+            watch: Duration::from_secs(40),
+            watch_idle: Duration::from_secs(10),
+            sleepers: (3, 1),
+            cycles: 12,
+            fleet: 4,
+            fleet_runc: 4,
+            parallel: 4,
+            seed: 3,
+        }
+    }
+}

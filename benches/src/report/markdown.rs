@@ -1,0 +1,69 @@
+//! Markdown.
+
+use crate::plan::Which;
+use crate::row::Row;
+use crate::samples::{Series, digits};
+
+pub(super) fn title(which: Which) -> &'static str {
+    match which {
+        Which::Frozen => "Running and Frozen",
+        Which::Dozing => "Dozing and cold starts",
+        Which::Residency => "Full residency",
+        Which::Sleepers => "Sleepers over five minutes",
+        Which::Cycles => "Cycles",
+        Which::Wrapper => "Wrapper",
+        Which::Fleet => "Fleet",
+    }
+}
+
+/// The table of promises.
+pub(super) fn table(rows: &[Row]) -> String {
+    let mut text = "| what | must reach | measured p50 / p95 | n | reached |\n|---|---|---|---|---|\n".to_owned();
+    for row in rows {
+        for line in &row.lines {
+            let cells = [&line.what, &line.must, &line.measured, &line.n, &line.reached()].map(|cell| cell.replace('|', "/"));
+            text.push_str(&format!("| {} |\n", cells.join(" | ")));
+        }
+        if let Some(error) = &row.error {
+            let error = error.replace(['|', '\n'], " ");
+            text.push_str(&format!("| {} | - | could not be measured to the end: {error} | | **missed** |\n", title(row.id)));
+        }
+    }
+    text
+}
+
+/// The whole report.
+pub(super) fn page(machine: &str, quick: bool, rows: &[Row]) -> String {
+    let mut text = format!("# Measured: one node\n\n`cargo xtask bench node`: {machine}.\n\n");
+    if quick {
+        text.push_str("**A quick run: few samples. It shows that the bench works, and no more.**\n\n");
+    }
+    text.push_str(&table(rows));
+    text.push_str("\n![every wait, one dot per sample](node.svg)\n");
+    for row in rows {
+        text.push_str(&format!("\n## {}\n\n", title(row.id)));
+        for note in &row.notes {
+            text.push_str(&format!("* {note}\n"));
+        }
+        text.push_str(&format!("* Took {:.0} s.\n\n", row.seconds));
+        if !row.series.is_empty() {
+            text.push_str("| series | unit | n | min | p50 | p95 | max |\n|---|---|---|---|---|---|---|\n");
+            for one in &row.series {
+                text.push_str(&series(one));
+            }
+        }
+    }
+    text
+}
+
+fn series(one: &Series) -> String {
+    let line = |name: &str, unit: &str, s: &crate::samples::Samples| {
+        let numbers = [s.min(), s.p50(), s.p95(), s.max()].map(digits).join(" | ");
+        format!("| {name} | {unit} | {} | {numbers} |\n", s.n())
+    };
+    let mut text = line(&one.name, one.unit, &one.samples);
+    for phase in &one.phases {
+        text.push_str(&line(&format!("&nbsp;&nbsp;{}", phase.name), one.unit, &phase.samples));
+    }
+    text
+}

@@ -1,0 +1,74 @@
+//! What is written: JSON with every sample, Markdown and a plot for people, the table in SPECIFICATION.md.
+
+mod markdown;
+mod plot;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use crate::machine::Machine;
+use crate::plan::Plan;
+use crate::row::Row;
+
+/// The format of node.json.
+const VERSION: u32 = 1;
+const BEGIN: &str = "<!-- bench:node:begin -->";
+const END: &str = "<!-- bench:node:end -->";
+
+/// A whole run.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    version: u32,
+    command: &'static str,
+    /// Few samples: says nothing about speed.
+    quick: bool,
+    machine: Machine,
+    plan: Plan,
+    rows: Vec<Row>,
+}
+
+/// The repository.
+pub(crate) fn root() -> Result<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    root.canonicalize().with_context(|| format!("find {}", root.display()))
+}
+
+impl Report {
+    pub(crate) fn new(machine: Machine, plan: Plan, quick: bool, rows: Vec<Row>) -> Self {
+        Self { version: VERSION, command: "cargo xtask bench node", quick, machine, plan, rows }
+    }
+
+    /// Names of rows that could not be measured.
+    pub(crate) fn failed(&self) -> impl Iterator<Item = &str> {
+        self.rows.iter().filter(|row| row.error.is_some()).map(|row| markdown::title(row.id))
+    }
+
+    pub(crate) fn table(&self) -> String {
+        markdown::table(&self.rows)
+    }
+
+    pub(crate) fn write(&self, dir: &Path) -> Result<()> {
+        fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
+        let put = |name: &str, text: &str| {
+            let path = dir.join(name);
+            fs::write(&path, text).with_context(|| format!("write {}", path.display()))
+        };
+        put("node.json", &(serde_json::to_string_pretty(self)? + "\n"))?;
+        put("node.md", &markdown::page(&self.machine.sentence(), self.quick, &self.rows))?;
+        put("node.svg", &plot::draw(&self.rows)?)
+    }
+
+    /// Puts the table between the markers.
+    pub(crate) fn write_specification(&self, root: &Path) -> Result<()> {
+        let path = root.join("SPECIFICATION.md");
+        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        let (head, rest) = text.split_once(BEGIN).with_context(|| format!("no {BEGIN} in {}", path.display()))?;
+        let (_, tail) = rest.split_once(END).with_context(|| format!("no {END} in {}", path.display()))?;
+        let text =
+            format!("{head}{BEGIN}\n{}\n{}\n{END}{tail}", self.table(), self.machine.sentence());
+        fs::write(&path, text).with_context(|| format!("write {}", path.display()))
+    }
+}

@@ -1,0 +1,66 @@
+//! The measurements themselves.
+
+mod cycles;
+mod fleet;
+mod latency;
+mod sleepers;
+mod wrapper;
+
+use std::time::Instant;
+
+use anyhow::Result;
+
+use crate::plan::{Plan, Which};
+use crate::progress::say;
+use crate::row::Row;
+
+/// Swap areas in the order in which the kernel is to use them.
+pub(crate) const ZRAM_FIRST: i32 = 2000;
+/// Behind it.
+pub(crate) const DISK: i32 = 1000;
+
+/// Measures one group after the other. One that fails does not keep the others from being measured.
+pub(crate) async fn run(plan: &Plan, wanted: &[Which]) -> Vec<Row> {
+    let has = |which: Which| wanted.contains(&which);
+    let mut rows = Vec::new();
+    let latency: Vec<Which> = [Which::Frozen, Which::Dozing, Which::Residency].into_iter().filter(|w| has(*w)).collect();
+    if !latency.is_empty() {
+        // They share the pods, so that they can be compared.
+        let began = Instant::now();
+        let mut measured: Vec<Row> = latency.iter().map(|which| Row::new(*which)).collect();
+        let outcome = latency::measure(plan, &mut measured).await;
+        finish(&mut measured, began, outcome);
+        rows.extend(measured);
+    }
+    for which in [Which::Sleepers, Which::Cycles, Which::Wrapper, Which::Fleet] {
+        if !has(which) {
+            continue;
+        }
+        let began = Instant::now();
+        let mut row = Row::new(which);
+        let outcome = match which {
+            Which::Sleepers => sleepers::measure(plan, &mut row).await,
+            Which::Cycles => cycles::measure(plan, &mut row).await,
+            Which::Wrapper => wrapper::measure(plan, &mut row).await,
+            Which::Fleet => fleet::measure(plan, &mut row).await,
+            Which::Frozen | Which::Dozing | Which::Residency => Ok(()),
+        };
+        let mut one = [row];
+        finish(&mut one, began, outcome);
+        rows.extend(one);
+    }
+    rows
+}
+
+fn finish(rows: &mut [Row], began: Instant, outcome: Result<()>) {
+    let seconds = began.elapsed().as_secs_f64();
+    for row in &mut *rows {
+        row.seconds = seconds;
+    }
+    if let Err(error) = outcome {
+        say(format!("FAILED: {error:#}"));
+        for row in rows {
+            row.error = Some(format!("{error:#}"));
+        }
+    }
+}
