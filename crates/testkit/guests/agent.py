@@ -7,6 +7,7 @@ TCP connection, and answers about all of it over HTTP. Standard library only.
   GET  /status            counter, connection, file, memory, clocks
   GET  /history           the session so far
   POST /history           append the body to the session and to a file
+  GET  /file              lines and SHA-256 of that file, read back
   GET  /hash              SHA-256 of the whole memory block
   GET  /touch             touch every page of the block; returns the milliseconds that took
   GET  /alloc?mib=N       replace the block: half random, half compressible
@@ -91,7 +92,8 @@ class Agent:
         self.journal = open(os.path.join(options.files, "journal"), "a+", buffering=1)
         self.block = Block(options.mib)
         self.outbound = Outbound(options.connect, options.keepalive) if options.connect else None
-        threading.Thread(target=self.count, daemon=True).start()
+        self.ticker = threading.Thread(target=self.count, daemon=True)
+        self.ticker.start()
 
     def count(self):
         while True:
@@ -107,9 +109,15 @@ class Agent:
         with open(self.journal.name) as file:
             return sum(1 for _ in file)
 
+    def file(self):
+        with open(self.journal.name, "rb") as file:
+            text = file.read()
+        return {"path": self.journal.name, "lines": text.count(b"\n"), "sha256": hashlib.sha256(text).hexdigest()}
+
     def status(self):
         return {
             "ticks": self.ticks,
+            "ticker": {"thread": self.ticker.native_id, "alive": self.ticker.is_alive()},
             "history": len(self.history),
             "file_lines": self.lines_in_file(),
             "file_open": not self.journal.closed,
@@ -146,6 +154,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.reply(agent.status())
             elif url.path == "/history":
                 self.reply(agent.history)
+            elif url.path == "/file":
+                self.reply(agent.file())
             elif url.path == "/hash":
                 self.reply({"sha256": agent.block.hash()})
             elif url.path == "/touch":

@@ -1,42 +1,51 @@
 //! `cargo xtask demo`.
 
-use std::process::Command;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::binaries::{self, Profile};
 use crate::paths::Paths;
 use crate::prereq::{self, Group};
-use crate::{exec, stack};
+use crate::{exec, stack, ui};
 
 /// Arguments of `cargo xtask demo`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Handed to the demo itself.
+    /// Handed to the demo itself; `-- --help` shows what it takes.
     #[arg(last = true)]
     rest: Vec<String>,
 }
 
-/// Prepares everything, then runs the demo program.
+/// Prepares everything, then becomes the demo program.
+///
+/// # Errors
+/// Something cannot be installed or built.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let paths = Paths::discover()?;
     prereq::ensure(&[Group::Rust, Group::Stack, Group::Node])?;
     let stack = stack::build(&paths)?;
     let binaries = binaries::build(&paths, Profile::Release)?;
-    let mut cargo = Command::new("cargo");
-    cargo
-        .current_dir(&paths.root)
-        .args([
-            "run",
+    ui::step("dormouse-demo (release)", || {
+        let mut cargo = Command::new("cargo");
+        cargo.current_dir(&paths.root).args([
+            "build",
             "--quiet",
             "--release",
             "-p",
             "dormouse-testkit",
             "--bin",
             "dormouse-demo",
-            "--",
-        ])
-        .args(&args.rest);
-    binaries.export(&stack, &mut cargo);
-    exec::run(&mut cargo)
+        ]);
+        exec::capture(&mut cargo).map(drop)
+    })?;
+    let program = paths.target.join("release/dormouse-demo");
+    let mut demo = Command::new(&program);
+    demo.current_dir(&paths.root)
+        .args(&args.rest)
+        .stdin(Stdio::null());
+    binaries.export(&stack, &mut demo);
+    // In place of this process: Ctrl-C then ends it once, and the shell waits until everything is removed.
+    Err(demo.exec()).with_context(|| format!("start {}", program.display()))
 }
