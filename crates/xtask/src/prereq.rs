@@ -105,6 +105,11 @@ const NEEDS: &[Need] = &[
         what: Probe::Tool("qemu-system-x86_64"),
         package: "qemu-system-x86",
     },
+    Need {
+        group: Group::Vm,
+        what: Probe::Tool("mkfs.ext4"),
+        package: "e2fsprogs",
+    },
 ];
 
 /// Makes sure that everything in these groups is present, installing Debian packages where it is not.
