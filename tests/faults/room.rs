@@ -7,11 +7,14 @@ use dormouse_testkit::host::cgroup;
 use dormouse_testkit::rig::{Rig, reason};
 use dormouse_testkit::swap::TestSwap;
 
-use crate::support::{LIMIT, alone, ask, pod, swap};
+use crate::support::{LIMIT, alone, ask, has_no_swap, pod, swap};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_swap_a_pod_stays_frozen_and_says_why() {
     let _alone = alone().await;
+    if !has_no_swap() {
+        return;
+    }
     let rig = Rig::plain().await.unwrap();
     let pod = pod(&rig, 8).await;
     rig.freeze(&pod).await.unwrap();
@@ -28,6 +31,9 @@ async fn without_swap_a_pod_stays_frozen_and_says_why() {
 #[tokio::test(flavor = "multi_thread")]
 async fn with_the_swap_full_a_pod_stays_frozen_and_says_why() {
     let _alone = alone().await;
+    if !has_no_swap() {
+        return;
+    }
     // Less than the guest holds, and hardly any of it compressible.
     let _swap = TestSwap::file(96 << 20, 1).unwrap();
     let rig = Rig::plain().await.unwrap();

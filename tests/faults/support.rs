@@ -25,6 +25,17 @@ pub(crate) fn swap() -> TestSwap {
     TestSwap::zram(2 << 30, "lz4", 100).unwrap()
 }
 
+/// Whether the node has no swap but what a test brings. Elsewhere than in CI a person's own swap, or a
+/// neighbour's test, may be in the way of a test about too little of it.
+pub(crate) fn has_no_swap() -> bool {
+    let swaps = dormouse_testkit::memory::swaps().unwrap();
+    if !swaps.is_empty() {
+        assert!(std::env::var_os("CI").is_none(), "{swaps:?}");
+        eprintln!("skipped: this node has swap of its own: {swaps:?}");
+    }
+    swaps.is_empty()
+}
+
 /// Where a pod's guest listens.
 pub(crate) fn address(pod: &Pod) -> SocketAddr {
     (pod.ip, 8080).into()
