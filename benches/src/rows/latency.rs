@@ -135,6 +135,7 @@ impl Bench<'_> {
 
         let mut by_packet = Series::wait("Frozen, own packet", Some(5.0));
         let mut by_order = Series::wait("Frozen, order", None);
+        let mut inside = Series::new("Frozen: frame until guest runs (agent)", "ms");
         let mut freeze = Series::wait("freeze: guest stopped", Some(2.0));
         let mut freeze_call = Series::new("freeze: order answered", "ms");
         for index in 0..self.plan.n * 2 {
@@ -148,7 +149,7 @@ impl Bench<'_> {
             freeze.take(Taken::of(parts.into_iter().take(until + 1).collect()));
             if index % 2 == 0 {
                 by_packet.take(ask::packet(pod, "/answer").await?);
-                self.woken_by(pod, "Packet").await?;
+                inside.push(self.woken_by(pod, "Packet").await?);
             } else {
                 by_order.take(ask::order(self.rig, pod, "/answer").await?);
             }
@@ -170,7 +171,7 @@ impl Bench<'_> {
                 .n(freeze.samples.n())
                 .at_most("p50", freeze.samples.p50(), 2.0),
         );
-        row.series.extend([running, by_packet, by_order, freeze, freeze_call]);
+        row.series.extend([running, by_packet, inside, by_order, freeze, freeze_call]);
         Ok(())
     }
 
@@ -287,7 +288,8 @@ impl Bench<'_> {
 
     /// Makes sure of what woke a pod, and says how long that took inside the agent, ms.
     async fn woken_by(&self, pod: &Pod, source: &str) -> Result<f64> {
-        let view = self.rig.get(pod).await?;
+        // The guest may answer before the agent has written its step down.
+        let view = self.rig.wait_rung(pod, Rung::Running, Duration::from_secs(5)).await?;
         let last = view.last_wake.context("a woken pod without a wake")?;
         ensure!(last.source == source, "pod {} was woken by {}", pod.name, last.source);
         let took = last.took.and_then(|took| Duration::try_from(took).ok()).unwrap_or_default();
