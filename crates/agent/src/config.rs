@@ -225,31 +225,45 @@ impl Default for ApiConfig {
 
 impl Default for HttpConfig {
     fn default() -> Self {
-        Self { listen: "127.0.0.1:9465".to_owned() }
+        Self {
+            listen: "127.0.0.1:9465".to_owned(),
+        }
     }
 }
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { level: "info".to_owned(), format: LogFormat::Text }
+        Self {
+            level: "info".to_owned(),
+            format: LogFormat::Text,
+        }
     }
 }
 
 impl Default for ManageConfig {
     fn default() -> Self {
-        Self { handlers: Vec::new(), doze_after_freeze: PolicyDefaults::default().doze_after_freeze }
+        Self {
+            handlers: Vec::new(),
+            doze_after_freeze: PolicyDefaults::default().doze_after_freeze,
+        }
     }
 }
 
 impl Default for IdleConfig {
     fn default() -> Self {
-        Self { cpu_floor_millicores: 50 }
+        Self {
+            cpu_floor_millicores: 50,
+        }
     }
 }
 
 impl Default for AdmissionConfig {
     fn default() -> Self {
-        Self { concurrent_wakes: 16, concurrent_page_outs: 2, memory_reserve_mib: 256 }
+        Self {
+            concurrent_wakes: 16,
+            concurrent_page_outs: 2,
+            memory_reserve_mib: 256,
+        }
     }
 }
 
@@ -284,12 +298,19 @@ impl Config {
     }
 
     fn read(path: &Path) -> Result<Self, ConfigError> {
-        let read = |source| ConfigError::Read { path: path.to_owned(), source };
+        let read = |source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        };
         let file = std::fs::File::open(path).map_err(read)?;
         let mut text = String::new();
-        file.take(SIZE_LIMIT + 1).read_to_string(&mut text).map_err(read)?;
+        file.take(SIZE_LIMIT + 1)
+            .read_to_string(&mut text)
+            .map_err(read)?;
         if text.len() as u64 > SIZE_LIMIT {
-            return Err(ConfigError::TooLarge { path: path.to_owned() });
+            return Err(ConfigError::TooLarge {
+                path: path.to_owned(),
+            });
         }
         Self::parse(path, &text)
     }
@@ -299,11 +320,16 @@ impl Config {
         struct VersionOnly {
             version: u32,
         }
-        let parse =
-            |source: toml::de::Error| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) };
+        let parse = |source: toml::de::Error| ConfigError::Parse {
+            path: path.to_owned(),
+            source: Box::new(source),
+        };
         let VersionOnly { version } = toml::from_str(text).map_err(parse)?;
         if version != VERSION {
-            return Err(ConfigError::Version { path: path.to_owned(), found: version });
+            return Err(ConfigError::Version {
+                path: path.to_owned(),
+                found: version,
+            });
         }
         toml::from_str(text).map_err(parse)
     }
@@ -348,22 +374,35 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), ConfigError> {
-        let value = |field, problem: &str| Err(ConfigError::Value { field, problem: problem.to_owned() });
-        for (field, path) in
-            [("run_dir", &self.run_dir), ("state_dir", &self.state_dir), ("api.socket", &self.api.socket)]
-        {
+        let value = |field, problem: &str| {
+            Err(ConfigError::Value {
+                field,
+                problem: problem.to_owned(),
+            })
+        };
+        for (field, path) in [
+            ("run_dir", &self.run_dir),
+            ("state_dir", &self.state_dir),
+            ("api.socket", &self.api.socket),
+        ] {
             if !path.is_absolute() {
                 return value(field, "must be an absolute path");
             }
         }
         if self.admission.concurrent_wakes == 0 || self.admission.concurrent_page_outs == 0 {
-            return value("admission", "must allow at least one wake and one page-out at once");
+            return value(
+                "admission",
+                "must allow at least one wake and one page-out at once",
+            );
         }
         if self.api.order_deadline.is_zero() {
             return value("api.order_deadline", "must not be zero");
         }
         if self.packets.wakes_per_node_per_minute == 0 || self.packets.wakes_per_source_per_minute == 0 {
-            return value("packets", "must allow at least one wake a minute; use resume-policy Manual instead");
+            return value(
+                "packets",
+                "must allow at least one wake a minute; use resume-policy Manual instead",
+            );
         }
         self.http_address()?;
         self.swap.check()?;
@@ -378,10 +417,17 @@ impl Config {
         if self.http.listen == "off" {
             return Ok(None);
         }
-        self.http.listen.parse().map(Some).map_err(|_| ConfigError::Value {
-            field: "http.listen",
-            problem: format!("is {:?}; expected an address as in 127.0.0.1:9465, or \"off\"", self.http.listen),
-        })
+        self.http
+            .listen
+            .parse()
+            .map(Some)
+            .map_err(|_| ConfigError::Value {
+                field: "http.listen",
+                problem: format!(
+                    "is {:?}; expected an address as in 127.0.0.1:9465, or \"off\"",
+                    self.http.listen
+                ),
+            })
     }
 
     /// The limits of node-wide admission.
@@ -397,7 +443,9 @@ impl Config {
     /// What the node adds to policies.
     #[must_use]
     pub const fn policy_defaults(&self) -> PolicyDefaults {
-        PolicyDefaults { doze_after_freeze: self.manage.doze_after_freeze }
+        PolicyDefaults {
+            doze_after_freeze: self.manage.doze_after_freeze,
+        }
     }
 }
 
@@ -412,7 +460,9 @@ mod human {
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
         let text = String::deserialize(deserializer)?;
         parse_duration(&text).ok_or_else(|| {
-            serde::de::Error::custom(format!("{text:?} is not a duration; write it like \"90s\" or \"1h30m\""))
+            serde::de::Error::custom(format!(
+                "{text:?} is not a duration; write it like \"90s\" or \"1h30m\""
+            ))
         })
     }
 }
@@ -438,10 +488,22 @@ mod tests {
 
     #[test]
     fn unknown_keys_and_versions_are_refused() {
-        assert!(matches!(parse("version = 1\nfoo = 2"), Err(ConfigError::Parse { .. })));
-        assert!(matches!(parse("version = 1\n[api]\nsokcet = \"/x\""), Err(ConfigError::Parse { .. })));
-        assert!(matches!(parse("version = 2"), Err(ConfigError::Version { found: 2, .. })));
-        assert!(matches!(parse("node_name = \"x\""), Err(ConfigError::Parse { .. })));
+        assert!(matches!(
+            parse("version = 1\nfoo = 2"),
+            Err(ConfigError::Parse { .. })
+        ));
+        assert!(matches!(
+            parse("version = 1\n[api]\nsokcet = \"/x\""),
+            Err(ConfigError::Parse { .. })
+        ));
+        assert!(matches!(
+            parse("version = 2"),
+            Err(ConfigError::Version { found: 2, .. })
+        ));
+        assert!(matches!(
+            parse("node_name = \"x\""),
+            Err(ConfigError::Parse { .. })
+        ));
         assert!(parse("version = 1\n[api]\norder_deadline = \"soon\"").is_err());
     }
 
@@ -453,7 +515,10 @@ mod tests {
         let mut config = Config::default();
         config.http.listen = "here".into();
         assert!(config.check().is_err());
-        let config = Config { run_dir: "relative".into(), ..Config::default() };
+        let config = Config {
+            run_dir: "relative".into(),
+            ..Config::default()
+        };
         assert!(config.check().is_err());
     }
 }

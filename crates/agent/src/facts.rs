@@ -24,7 +24,14 @@ impl NodeFacts {
             ("kata", driver(RuntimeKind::Kata)),
             ("runc", driver(RuntimeKind::Runc)),
             ("swap", ctx.swap.usable()),
-            ("runtime", if self.runtime_version.is_empty() { Err(Reason::RuntimeUnavailable) } else { Ok(()) }),
+            (
+                "runtime",
+                if self.runtime_version.is_empty() {
+                    Err(Reason::RuntimeUnavailable)
+                } else {
+                    Ok(())
+                },
+            ),
         ]
     }
 }

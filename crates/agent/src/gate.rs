@@ -52,14 +52,28 @@ impl Gate {
             let mut inner = self.lock();
             inner.next_id += 1;
             let id = inner.next_id;
-            match inner.admission.ask(Claim { id, kind, bytes }, Memory { available }) {
-                Verdict::Run => return Ok(Permit { gate: self.clone(), id }),
+            match inner
+                .admission
+                .ask(Claim { id, kind, bytes }, Memory { available })
+            {
+                Verdict::Run => {
+                    return Ok(Permit {
+                        gate: self.clone(),
+                        id,
+                    });
+                }
                 Verdict::Refuse(reason) => return Err(reason),
                 Verdict::Wait => {}
             }
             let (sender, receiver) = oneshot::channel();
             inner.waiting.insert(id, sender);
-            (Permit { gate: self.clone(), id }, receiver)
+            (
+                Permit {
+                    gate: self.clone(),
+                    id,
+                },
+                receiver,
+            )
         };
         // The sender lives in the gate until it is used; should it vanish, the step may as well run.
         let _ = turn.await;
@@ -96,7 +110,11 @@ mod tests {
     use super::*;
 
     fn gate() -> Gate {
-        Gate::new(AdmissionLimits { wakes: 1, page_outs: 1, reserve: 0 })
+        Gate::new(AdmissionLimits {
+            wakes: 1,
+            page_outs: 1,
+            reserve: 0,
+        })
     }
 
     #[tokio::test]

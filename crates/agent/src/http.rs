@@ -42,14 +42,19 @@ pub async fn serve(address: SocketAddr, pages: Pages, stop: CancellationToken) -
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
         .with_state(pages);
-    axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
+    axum::serve(listener, router)
+        .with_graceful_shutdown(stop.cancelled_owned())
+        .await
 }
 
 async fn readyz(State(pages): State<Pages>) -> impl IntoResponse {
     if pages.ready.load(Ordering::Acquire) {
         (StatusCode::OK, "ok\n")
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "the pods of this node have not all been looked at yet\n")
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the pods of this node have not all been looked at yet\n",
+        )
     }
 }
 
@@ -68,5 +73,8 @@ async fn metrics(State(pages): State<Pages>) -> impl IntoResponse {
         wakes_suppressed: wires.suppressed_source.saturating_add(wires.suppressed_node),
         events_refused: wires.events_refused,
     };
-    ([(header::CONTENT_TYPE, OPEN_METRICS)], pages.ctx.metrics.render(&figures))
+    (
+        [(header::CONTENT_TYPE, OPEN_METRICS)],
+        pages.ctx.metrics.render(&figures),
+    )
 }

@@ -134,8 +134,9 @@ impl Journal {
     }
 
     fn dir(&self, uid: &str) -> Result<PathBuf, JournalError> {
-        let checked = PodUid::from_str(uid)
-            .map_err(|_| JournalError::BadUid { uid: uid.chars().take(40).collect() })?;
+        let checked = PodUid::from_str(uid).map_err(|_| JournalError::BadUid {
+            uid: uid.chars().take(40).collect(),
+        })?;
         Ok(self.root.join(checked.as_str()))
     }
 
@@ -148,12 +149,22 @@ impl Journal {
         let file = match File::open(&path) {
             Ok(file) => file,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(JournalError::Io { verb: "open", path, source }),
+            Err(source) => {
+                return Err(JournalError::Io {
+                    verb: "open",
+                    path,
+                    source,
+                });
+            }
         };
         let mut data = Vec::new();
         file.take(SIZE_LIMIT + 1)
             .read_to_end(&mut data)
-            .map_err(|source| JournalError::Io { verb: "read", path: path.clone(), source })?;
+            .map_err(|source| JournalError::Io {
+                verb: "read",
+                path: path.clone(),
+                source,
+            })?;
         let entry = serde_json::from_slice::<Entry>(&data)
             .ok()
             .filter(|e| data.len() as u64 <= SIZE_LIMIT && e.version == VERSION && e.uid == uid);
@@ -161,8 +172,11 @@ impl Journal {
             Some(entry) => Ok(Some(entry)),
             None => {
                 let aside = path.with_extension("json.damaged");
-                std::fs::rename(&path, &aside)
-                    .map_err(|source| JournalError::Io { verb: "set aside", path: path.clone(), source })?;
+                std::fs::rename(&path, &aside).map_err(|source| JournalError::Io {
+                    verb: "set aside",
+                    path: path.clone(),
+                    source,
+                })?;
                 Err(JournalError::Damaged { path })
             }
         }
@@ -181,8 +195,11 @@ impl Journal {
             let path = path.to_owned();
             move |source| JournalError::Io { verb, path, source }
         };
-        let data = serde_json::to_vec(entry)
-            .map_err(|e| JournalError::Io { verb: "encode", path: path.clone(), source: e.into() })?;
+        let data = serde_json::to_vec(entry).map_err(|e| JournalError::Io {
+            verb: "encode",
+            path: path.clone(),
+            source: e.into(),
+        })?;
         let mut file = std::fs::OpenOptions::new()
             .write(true)
             .create(true)
@@ -193,7 +210,9 @@ impl Journal {
         file.write_all(&data).map_err(io("write", &temporary))?;
         file.sync_all().map_err(io("sync", &temporary))?;
         std::fs::rename(&temporary, &path).map_err(io("rename to", &path))?;
-        File::open(&dir).and_then(|dir| dir.sync_all()).map_err(io("sync", &dir))
+        File::open(&dir)
+            .and_then(|dir| dir.sync_all())
+            .map_err(io("sync", &dir))
     }
 
     /// Forgets a pod.
@@ -203,9 +222,11 @@ impl Journal {
     pub fn remove(&self, uid: &str) -> Result<(), JournalError> {
         let dir = self.dir(uid)?;
         match std::fs::remove_dir_all(&dir) {
-            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-                Err(JournalError::Io { verb: "remove", path: dir, source })
-            }
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(JournalError::Io {
+                verb: "remove",
+                path: dir,
+                source,
+            }),
             _ => Ok(()),
         }
     }
@@ -215,7 +236,11 @@ impl Journal {
     /// # Errors
     /// The journal cannot be listed.
     pub fn sweep(&self, known: impl Fn(&str) -> bool) -> Result<usize, JournalError> {
-        let list = |source| JournalError::Io { verb: "list", path: self.root.clone(), source };
+        let list = |source| JournalError::Io {
+            verb: "list",
+            path: self.root.clone(),
+            source,
+        };
         let mut forgotten = 0;
         for entry in std::fs::read_dir(&self.root).map_err(list)? {
             let name = entry.map_err(list)?.file_name();
@@ -230,11 +255,15 @@ impl Journal {
 }
 
 fn make_dir(path: &Path) -> Result<(), JournalError> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|source| JournalError::Io {
-        verb: "create",
-        path: path.to_owned(),
-        source,
-    })
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|source| JournalError::Io {
+            verb: "create",
+            path: path.to_owned(),
+            source,
+        })
 }
 
 #[cfg(test)]
@@ -277,7 +306,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let journal = Journal::open(dir.path()).unwrap();
         for uid in ["", "..", "../x", "a/b", "x\0y"] {
-            assert!(matches!(journal.read(uid), Err(JournalError::BadUid { .. })), "{uid:?}");
+            assert!(
+                matches!(journal.read(uid), Err(JournalError::BadUid { .. })),
+                "{uid:?}"
+            );
         }
     }
 }

@@ -46,7 +46,10 @@ impl JournalWriter {
             let shared = Arc::clone(&shared);
             move || work(&shared, &journal)
         })?;
-        Ok(Self { shared, thread: Mutex::new(Some(thread)) })
+        Ok(Self {
+            shared,
+            thread: Mutex::new(Some(thread)),
+        })
     }
 
     /// Writes an entry behind the caller. One that waits still for the same pod is replaced.
@@ -69,14 +72,18 @@ impl JournalWriter {
     /// The entry could not be written; what was there before still is.
     pub async fn store(&self, entry: Entry) -> Result<(), JournalError> {
         let (done, written) = oneshot::channel();
-        lock(&self.shared.queue).jobs.push_back(Job::Write(Box::new(entry), Some(done)));
+        lock(&self.shared.queue)
+            .jobs
+            .push_back(Job::Write(Box::new(entry), Some(done)));
         self.shared.filled.notify_one();
         written.await.unwrap_or_else(|_| Err(JournalError::Stopped))
     }
 
     /// Forgets a pod.
     pub fn remove(&self, uid: &str) {
-        lock(&self.shared.queue).jobs.push_back(Job::Remove(uid.to_owned()));
+        lock(&self.shared.queue)
+            .jobs
+            .push_back(Job::Remove(uid.to_owned()));
         self.shared.filled.notify_one();
     }
 
@@ -139,7 +146,10 @@ mod tests {
         let journal = Journal::open(dir.path()).unwrap();
         let writer = JournalWriter::start(journal.clone()).unwrap();
         for generation in 1..=50 {
-            let entry = Entry { policy_generation: generation, ..Entry::new(UID, "abc") };
+            let entry = Entry {
+                policy_generation: generation,
+                ..Entry::new(UID, "abc")
+            };
             if generation % 10 == 0 {
                 writer.store(entry).await.unwrap();
             } else {

@@ -16,8 +16,9 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::actor::StepReport;
 
 /// From half a millisecond to half a minute.
-const BUCKETS: [f64; 16] =
-    [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0];
+const BUCKETS: [f64; 16] = [
+    0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0,
+];
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StepLabels {
@@ -144,7 +145,12 @@ impl Metrics {
             wake_seconds.clone(),
         );
         registry.register("sandboxes", "Pods by rung", sandboxes.clone());
-        registry.register_with_unit("paged_out", "Memory that sleepers let go of", Unit::Bytes, paged_out.clone());
+        registry.register_with_unit(
+            "paged_out",
+            "Memory that sleepers let go of",
+            Unit::Bytes,
+            paged_out.clone(),
+        );
         registry.register_with_unit(
             "prefetched",
             "Memory that the kernel was asked to bring back behind woken guests",
@@ -158,10 +164,19 @@ impl Metrics {
             saved.clone(),
         );
         registry.register("steps_running", "Steps under way", gauges.steps_running.clone());
-        registry.register("steps_waiting", "Steps that wait for admission", gauges.steps_waiting.clone());
+        registry.register(
+            "steps_waiting",
+            "Steps that wait for admission",
+            gauges.steps_waiting.clone(),
+        );
         registry.register_with_unit("swap_free", "Free swap", Unit::Bytes, gauges.swap_free.clone());
         registry.register_with_unit("swap_size", "All swap", Unit::Bytes, gauges.swap_total.clone());
-        registry.register_with_unit("zram_used", "RAM that zram occupies", Unit::Bytes, gauges.zram_used.clone());
+        registry.register_with_unit(
+            "zram_used",
+            "RAM that zram occupies",
+            Unit::Bytes,
+            gauges.zram_used.clone(),
+        );
         registry.register(
             "packet_frames_seen",
             "Frames that the kernel's filters let through since the agent's start",
@@ -194,11 +209,23 @@ impl Metrics {
     /// A step ended on `to`.
     pub fn step(&self, runtime: &'static str, from: Rung, to: Rung, report: &StepReport) {
         let outcome = if report.failure.is_none() { "ok" } else { "failed" };
-        let to = if report.failure.is_none() { to } else { report.transition.leads_to() };
+        let to = if report.failure.is_none() {
+            to
+        } else {
+            report.transition.leads_to()
+        };
         for phase in &report.phases {
-            let labels =
-                StepLabels { runtime, from: from.as_str(), to: to.as_str(), phase: phase.name, outcome };
-            self.0.transition.get_or_create(&labels).observe(phase.took.as_secs_f64());
+            let labels = StepLabels {
+                runtime,
+                from: from.as_str(),
+                to: to.as_str(),
+                phase: phase.name,
+                outcome,
+            };
+            self.0
+                .transition
+                .get_or_create(&labels)
+                .observe(phase.took.as_secs_f64());
         }
         if let Some(failure) = &report.failure {
             self.failed(runtime, report.transition, failure.reason);
@@ -215,21 +242,38 @@ impl Metrics {
             Transition::Wake(_) => "wake",
             Transition::HousekeepingThaw | Transition::HousekeepingFreeze => "housekeeping",
         };
-        let labels = FailureLabels { runtime, step, reason: reason.as_str() };
+        let labels = FailureLabels {
+            runtime,
+            step,
+            reason: reason.as_str(),
+        };
         self.0.failures.get_or_create(&labels).inc();
     }
 
     /// A wake ended.
     pub fn woken(&self, source: WakeSource, ok: bool, took: Duration, runtime: &'static str) {
         let outcome = if ok { "ok" } else { "failed" };
-        let labels = WakeLabels { runtime, source: source.as_str(), outcome };
+        let labels = WakeLabels {
+            runtime,
+            source: source.as_str(),
+            outcome,
+        };
         self.0.wake.get_or_create(&labels).inc();
-        self.0.wake_seconds.get_or_create(&labels).observe(took.as_secs_f64());
+        self.0
+            .wake_seconds
+            .get_or_create(&labels)
+            .observe(took.as_secs_f64());
     }
 
     /// A pod is new, on `rung`.
     pub fn came(&self, rung: Rung, runtime: &'static str) {
-        self.0.sandboxes.get_or_create(&RungLabels { rung: rung.as_str(), runtime }).inc();
+        self.0
+            .sandboxes
+            .get_or_create(&RungLabels {
+                rung: rung.as_str(),
+                runtime,
+            })
+            .inc();
     }
 
     /// A pod moved.
@@ -242,7 +286,13 @@ impl Metrics {
 
     /// A pod is gone.
     pub fn gone(&self, rung: Rung, runtime: &'static str) {
-        self.0.sandboxes.get_or_create(&RungLabels { rung: rung.as_str(), runtime }).dec();
+        self.0
+            .sandboxes
+            .get_or_create(&RungLabels {
+                rung: rung.as_str(),
+                runtime,
+            })
+            .dec();
     }
 
     /// Pages were brought back.
@@ -285,9 +335,18 @@ mod tests {
         metrics.came(Rung::Running, "gvisor");
         metrics.moved(Rung::Running, Rung::Frozen, "gvisor");
         metrics.woken(WakeSource::Packet, true, Duration::from_millis(3), "gvisor");
-        let text = metrics.render(&NodeFigures { saved: 5, ..NodeFigures::default() });
-        assert!(text.contains(r#"dormouse_sandboxes{rung="Frozen",runtime="gvisor"} 1"#), "{text}");
-        assert!(text.contains(r#"dormouse_wake_total{runtime="gvisor",source="Packet",outcome="ok"} 1"#), "{text}");
+        let text = metrics.render(&NodeFigures {
+            saved: 5,
+            ..NodeFigures::default()
+        });
+        assert!(
+            text.contains(r#"dormouse_sandboxes{rung="Frozen",runtime="gvisor"} 1"#),
+            "{text}"
+        );
+        assert!(
+            text.contains(r#"dormouse_wake_total{runtime="gvisor",source="Packet",outcome="ok"} 1"#),
+            "{text}"
+        );
         assert!(text.contains("dormouse_memory_saved_bytes 5"), "{text}");
         assert!(text.ends_with("# EOF\n"));
     }

@@ -78,7 +78,9 @@ impl Pods {
     #[must_use]
     pub fn views(&self) -> Vec<Arc<PodView>> {
         let mut views: Vec<_> = self.read().values().map(Handle::view).collect();
-        views.sort_by(|a, b| (&a.namespace, &a.name, &a.sandbox_id).cmp(&(&b.namespace, &b.name, &b.sandbox_id)));
+        views.sort_by(|a, b| {
+            (&a.namespace, &a.name, &a.sandbox_id).cmp(&(&b.namespace, &b.name, &b.sandbox_id))
+        });
         views
     }
 
@@ -93,7 +95,8 @@ impl Pods {
     /// # Errors
     /// None matches, or more than one pod does.
     pub fn find(&self, wanted: &Wanted) -> Result<Handle, FindError> {
-        if *wanted == Wanted::default() || (wanted.uid.is_empty() && wanted.name.is_empty() && wanted.sandbox_id.is_empty())
+        if *wanted == Wanted::default()
+            || (wanted.uid.is_empty() && wanted.name.is_empty() && wanted.sandbox_id.is_empty())
         {
             return Err(FindError::NothingGiven);
         }
@@ -116,7 +119,11 @@ impl Pods {
         if uids.len() > 1 {
             return Err(FindError::Ambiguous(shown, uids.len()));
         }
-        let usable = |view: &PodView| view.capabilities.iter().any(|(name, able)| *name == "freeze" && able.is_ok());
+        let usable = |view: &PodView| {
+            view.capabilities
+                .iter()
+                .any(|(name, able)| *name == "freeze" && able.is_ok())
+        };
         found
             .into_iter()
             .max_by_key(|(view, _)| (usable(view), view.since))
@@ -130,7 +137,10 @@ impl Pods {
     }
 
     fn insert(&self, id: String, handle: Handle) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(id, handle);
+        self.0
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(id, handle);
     }
 
     fn take(&self, id: &str) -> Option<Handle> {
@@ -163,7 +173,8 @@ impl Pods {
                     }
                 }
                 PodEvent::ExecAdded { sandbox_id, .. } => {
-                    self.tell(&sandbox_id, Message::Input(Input::Wake(WakeSource::Exec))).await;
+                    self.tell(&sandbox_id, Message::Input(Input::Wake(WakeSource::Exec)))
+                        .await;
                 }
                 PodEvent::ExecStarted { sandbox_id, .. } => {
                     self.tell(&sandbox_id, Message::Input(Input::ExecStarted)).await;
@@ -220,7 +231,8 @@ impl Pods {
 
     /// Forgets what the journal knows of pods that are not there any more.
     fn sweep(&self, ctx: &Context) {
-        let uids: std::collections::HashSet<String> = self.views().iter().map(|view| view.uid.clone()).collect();
+        let uids: std::collections::HashSet<String> =
+            self.views().iter().map(|view| view.uid.clone()).collect();
         match ctx.journal.sweep(|uid| uids.contains(uid)) {
             Ok(0) => {}
             Ok(forgotten) => tracing::info!(forgotten, "forgot pods that are gone"),
@@ -241,7 +253,9 @@ pub struct WireSink(pub Pods);
 
 impl EventSink for WireSink {
     fn emit(&self, event: Event) -> Delivery {
-        let Some(handle) = self.0.get(event.pod().as_str()) else { return Delivery::Taken };
+        let Some(handle) = self.0.get(event.pod().as_str()) else {
+            return Delivery::Taken;
+        };
         let message = match event {
             Event::Wake { at, frame, .. } => Message::Packet { at, frame },
             Event::Activity { .. } => Message::Input(Input::Activity),

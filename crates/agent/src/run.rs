@@ -39,7 +39,9 @@ const SHUTDOWN: Duration = Duration::from_secs(10);
 pub async fn run(config: Config) -> anyhow::Result<()> {
     memory::lock_own();
     let run_dir = RunDir::new(&config.run_dir)?;
-    run_dir.prepare().context("cannot use the run directory (run_dir)")?;
+    run_dir
+        .prepare()
+        .context("cannot use the run directory (run_dir)")?;
     make_state_dir(&config.state_dir)?;
     let journal = Journal::open(&config.state_dir)?;
     let writer = JournalWriter::start(journal.clone()).context("cannot start the journal's writer")?;
@@ -62,7 +64,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let http_address = config.http_address()?;
     let socket = config.api.socket.clone();
     let callers = AllowedCallers::new(&config.api.allowed_uids);
-    let ctx = Arc::new(Context::new(config, journal, writer, Metrics::new(), swap, wires, drivers));
+    let ctx = Arc::new(Context::new(
+        config,
+        journal,
+        writer,
+        Metrics::new(),
+        swap,
+        wires,
+        drivers,
+    ));
 
     let stop = CancellationToken::new();
     let ready = Arc::new(AtomicBool::new(false));
@@ -73,7 +83,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         tasks.spawn(async move { notes::listen(&dir, pods, stop).await.map_err(anyhow::Error::from) });
     }
     if let Some(address) = http_address {
-        let pages = Pages { ctx: Arc::clone(&ctx), pods: pods.clone(), ready: Arc::clone(&ready) };
+        let pages = Pages {
+            ctx: Arc::clone(&ctx),
+            pods: pods.clone(),
+            ready: Arc::clone(&ready),
+        };
         let stop = stop.clone();
         tasks.spawn(async move {
             http::serve(address, pages, stop)
@@ -99,7 +113,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         {
             let (service, stop) = (service.clone(), stop.clone());
             tasks.spawn(async move {
-                api::serve(&socket, callers, service, stop.cancelled_owned()).await.map_err(anyhow::Error::from)
+                api::serve(&socket, callers, service, stop.cancelled_owned())
+                    .await
+                    .map_err(anyhow::Error::from)
             });
         }
         ready.store(true, Ordering::Release);
@@ -145,7 +161,10 @@ async fn shut_down(
     stop.cancel();
     let drained = async { while tasks.join_next().await.is_some() {} };
     // A watcher that does not hang up must not hold the shutdown up.
-    if tokio::time::timeout(Duration::from_secs(2), drained).await.is_err() {
+    if tokio::time::timeout(Duration::from_secs(2), drained)
+        .await
+        .is_err()
+    {
         tasks.abort_all();
     }
     ctx.writer.finish();

@@ -67,12 +67,17 @@ async fn thaw_listed(config: &Config, dir: &RunDir) -> usize {
     let mut failed = 0;
     for pod in index.pods() {
         let kind = RuntimeKind::from_runtime_type(&pod.runtime_type);
-        let Some(driver) = drivers.iter().find(|driver| Some(driver.kind()) == kind) else { continue };
+        let Some(driver) = drivers.iter().find(|driver| Some(driver.kind()) == kind) else {
+            continue;
+        };
         let guest = guest_of(&pod);
         if guest.containers.is_empty() || driver.kind() == RuntimeKind::Gvisor {
             continue;
         }
-        let asleep = driver.probe(&guest).await.is_ok_and(|probe| probe.stop != StopState::Running);
+        let asleep = driver
+            .probe(&guest)
+            .await
+            .is_ok_and(|probe| probe.stop != StopState::Running);
         if asleep {
             match driver.wake(&guest).await {
                 Ok(_) => tracing::info!(pod = %pod.full_name(), "awake"),

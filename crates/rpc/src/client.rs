@@ -35,6 +35,9 @@ pub async fn connect(path: &Path) -> Result<NodeClient, ConnectError> {
             async move { UnixStream::connect(socket).await.map(TokioIo::new) }
         }))
         .await
-        .map_err(|source| ConnectError { path: path.display().to_string(), source })?;
+        .map_err(|source| ConnectError {
+            path: path.display().to_string(),
+            source,
+        })?;
     Ok(NodeClient::new(channel))
 }

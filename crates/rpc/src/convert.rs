@@ -37,8 +37,10 @@ impl v1::Rung {
 
 /// A duration for the wire; one that does not fit becomes the longest that does.
 fn to_wire(duration: Duration) -> prost_types::Duration {
-    prost_types::Duration::try_from(duration)
-        .unwrap_or(prost_types::Duration { seconds: 315_576_000_000, nanos: 0 })
+    prost_types::Duration::try_from(duration).unwrap_or(prost_types::Duration {
+        seconds: 315_576_000_000,
+        nanos: 0,
+    })
 }
 
 fn from_wire(
@@ -77,7 +79,9 @@ impl TryFrom<v1::Policy> for core::Policy {
                 u16::try_from(*port)
                     .ok()
                     .filter(|port| *port != 0)
-                    .ok_or_else(|| core::PolicyError::BadPort { value: port.to_string() })
+                    .ok_or_else(|| core::PolicyError::BadPort {
+                        value: port.to_string(),
+                    })
             })
             .collect::<Result<Vec<_>, _>>()?;
         let policy = Self {
@@ -85,9 +89,15 @@ impl TryFrom<v1::Policy> for core::Policy {
             freeze_after: from_wire("freeze_after", wire.freeze_after)?,
             doze_after: from_wire("doze_after", wire.doze_after)?,
             resume_policy: match v1::ResumePolicy::try_from(wire.resume_policy) {
-                Ok(v1::ResumePolicy::OnDemand | v1::ResumePolicy::Unspecified) => core::ResumePolicy::OnDemand,
+                Ok(v1::ResumePolicy::OnDemand | v1::ResumePolicy::Unspecified) => {
+                    core::ResumePolicy::OnDemand
+                }
                 Ok(v1::ResumePolicy::Manual) => core::ResumePolicy::Manual,
-                Err(_) => return Err(core::PolicyError::UnknownResumePolicy { value: wire.resume_policy.to_string() }),
+                Err(_) => {
+                    return Err(core::PolicyError::UnknownResumePolicy {
+                        value: wire.resume_policy.to_string(),
+                    });
+                }
             },
             wake_udp_ports: ports,
         };
@@ -115,13 +125,22 @@ mod tests {
     #[test]
     fn what_cannot_be_is_refused() {
         let negative = v1::Policy {
-            idle_timeout: Some(prost_types::Duration { seconds: -1, nanos: 0 }),
+            idle_timeout: Some(prost_types::Duration {
+                seconds: -1,
+                nanos: 0,
+            }),
             ..Default::default()
         };
         assert!(core::Policy::try_from(negative).is_err());
-        let port = v1::Policy { wake_udp_ports: vec![70_000], ..Default::default() };
+        let port = v1::Policy {
+            wake_udp_ports: vec![70_000],
+            ..Default::default()
+        };
         assert!(core::Policy::try_from(port).is_err());
-        let resume = v1::Policy { resume_policy: 9, ..Default::default() };
+        let resume = v1::Policy {
+            resume_policy: 9,
+            ..Default::default()
+        };
         assert!(core::Policy::try_from(resume).is_err());
     }
 }

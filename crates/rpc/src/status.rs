@@ -13,14 +13,21 @@ pub const REASON_KEY: &str = "dormouse-reason";
 #[must_use]
 pub fn status(reason: Reason, message: impl Into<String>) -> Status {
     let mut status = Status::new(code(reason), message);
-    status.metadata_mut().insert(REASON_KEY, MetadataValue::from_static(reason.as_str()));
+    status
+        .metadata_mut()
+        .insert(REASON_KEY, MetadataValue::from_static(reason.as_str()));
     status
 }
 
 /// The reason that a status carries; `None` if it carries none that this version knows.
 #[must_use]
 pub fn reason_of(status: &Status) -> Option<Reason> {
-    status.metadata().get(REASON_KEY)?.to_str().ok().and_then(|text| Reason::from_str(text).ok())
+    status
+        .metadata()
+        .get(REASON_KEY)?
+        .to_str()
+        .ok()
+        .and_then(|text| Reason::from_str(text).ok())
 }
 
 /// The gRPC code that says best what a client may do next.

@@ -1,6 +1,11 @@
 //! Holds memory, as a pod would: `hog MIB`. Half is private, half in a memory file. Says `ready`, then answers each
 //! line on its standard input with a hash of all of it and the number of ticks of a thread that never rests.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 use std::fs::File;
 use std::hash::{DefaultHasher, Hasher};
@@ -12,7 +17,10 @@ use std::time::Duration;
 fn main() {
     let mib: usize = std::env::args().nth(1).unwrap().parse().unwrap();
     let mut private = vec![0_u8; mib << 19];
-    File::open("/dev/urandom").unwrap().read_exact(&mut private).unwrap();
+    File::open("/dev/urandom")
+        .unwrap()
+        .read_exact(&mut private)
+        .unwrap();
     let fd = nix::sys::memfd::memfd_create(c"hog", nix::sys::memfd::MFdFlags::empty()).unwrap();
     let mut shared = File::from(fd);
     shared.write_all(&private).unwrap();

@@ -2,17 +2,24 @@
 //! `memory hold CGROUP` lowers the limit to the usage, under a guard, and waits to be killed.
 //!
 //! It freezes and thaws nothing: that is the caller's part.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
-use std::path::{Path, PathBuf};
 use std::num::NonZeroU64;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use dormouse_runtime::brake::{Stop, swap_has_room};
 use dormouse_runtime::kernel::Linux;
 use dormouse_runtime::prefetch::{PrefetchLimits, prefetch};
 use dormouse_runtime::reclaim::guard::{Guard, main_if_requested};
-use dormouse_runtime::reclaim::{Ledger, LoweredLimit, NoteError, Reclaim, Version, raise, restore_all, swappiness_of};
+use dormouse_runtime::reclaim::{
+    Ledger, LoweredLimit, NoteError, Reclaim, Version, raise, restore_all, swappiness_of,
+};
 use dormouse_runtime::{PrefetchReport, pageout, reclaim};
 
 struct Guarded(Guard);
@@ -43,7 +50,11 @@ fn main() {
         }
         "reclaim" => reclaim_all(&dir),
         "in" => {
-            let rate = PrefetchLimits { bytes_per_second: NonZeroU64::new(env("RATE", 0) << 20), head_start: Duration::from_millis(env("HEAD", 80)), in_flight: env("FLIGHT", 512) << 10 };
+            let rate = PrefetchLimits {
+                bytes_per_second: NonZeroU64::new(env("RATE", 0) << 20),
+                head_start: Duration::from_millis(env("HEAD", 80)),
+                in_flight: env("FLIGHT", 512) << 10,
+            };
             let mut report = PrefetchReport::default();
             prefetch(&Linux, first, &processes, rate, &mut || Ok(()), &mut report).unwrap();
             println!("prefetch {report:?}");
@@ -53,7 +64,13 @@ fn main() {
             let original = std::fs::read_to_string(&path).unwrap().trim().to_owned();
             let current = (64 << 20).to_string();
             let mut guard = Guard::spawn().unwrap();
-            guard.note(&LoweredLimit { path: path.clone(), original, current: current.clone() }).unwrap();
+            guard
+                .note(&LoweredLimit {
+                    path: path.clone(),
+                    original,
+                    current: current.clone(),
+                })
+                .unwrap();
             std::fs::write(&path, current).unwrap();
             println!("lowered");
             std::io::stdin().read_line(&mut String::new()).unwrap();
@@ -62,7 +79,10 @@ fn main() {
         }
         _ => panic!("out, reclaim, in or hold"),
     }
-    println!("usage {} KiB", reclaim::usage(&Linux, &dir, Version::V1).unwrap() >> 10);
+    println!(
+        "usage {} KiB",
+        reclaim::usage(&Linux, &dir, Version::V1).unwrap() >> 10
+    );
 }
 
 fn env(name: &str, default: u64) -> u64 {
@@ -79,6 +99,10 @@ fn reclaim_all(dir: &Path) {
     let mut reclaim = Reclaim::new(&Linux, dir, Version::V1);
     while !reclaim.step(&mut ledger, &mut || Ok(())).unwrap() {}
     let (back, failed) = restore_all(&Linux, &changes);
-    println!("reclaim {:?} {:?} put back {back} failed {failed:?}", began.elapsed(), reclaim.report());
+    println!(
+        "reclaim {:?} {:?} put back {back} failed {failed:?}",
+        began.elapsed(),
+        reclaim.report()
+    );
     ledger.0.dismiss().unwrap();
 }

@@ -2,7 +2,12 @@
 //! `sleeper RUN-DIR RUNSC-ROOT SANDBOX-ID POD-UID (adopt|freeze|doze|wake|prefetch|thaw|refreeze|probe|resident)…`.
 //!
 //! `adopt` registers the sandbox as if the wrapper had done so.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -20,10 +25,16 @@ fn main() {
 
 async fn run() {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let [run_dir, root, id, uid, verbs @ ..] = args.as_slice() else { panic!("see the source") };
+    let [run_dir, root, id, uid, verbs @ ..] = args.as_slice() else {
+        panic!("see the source")
+    };
     let run_dir = RunDir::new(run_dir).unwrap();
     let guest = Guest {
-        pod: PodIdentity { uid: uid.clone(), name: "p".into(), namespace: "n".into() },
+        pod: PodIdentity {
+            uid: uid.clone(),
+            name: "p".into(),
+            namespace: "n".into(),
+        },
         sandbox_id: id.clone(),
         sandbox_pid: 0,
         containers: Vec::new(),
@@ -37,9 +48,16 @@ async fn run() {
         let began = Instant::now();
         let said = match verb.as_str() {
             "adopt" => {
-                let pod = PodRecordIdentity { uid: uid.parse().unwrap(), name: "p".into(), namespace: "n".into() };
-                let runsc =
-                    RunscRecord { path: "/usr/bin/runsc".into(), version: String::new(), oci_version: String::new() };
+                let pod = PodRecordIdentity {
+                    uid: uid.parse().unwrap(),
+                    name: "p".into(),
+                    namespace: "n".into(),
+                };
+                let runsc = RunscRecord {
+                    path: "/usr/bin/runsc".into(),
+                    version: String::new(),
+                    oci_version: String::new(),
+                };
                 let record = Record::new(pod, id.parse().unwrap(), root.into(), runsc, true);
                 Switch::open(&run_dir, &id.parse().unwrap())
                     .register(record, Registration::Adopted, Duration::from_secs(1))

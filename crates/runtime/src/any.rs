@@ -1,8 +1,8 @@
 //! One driver for whatever runtime a pod has.
 
 use crate::driver::{
-    Cancel, Capabilities, DozeReport, Driver, DriverError, FreezeReport, Guest, PrefetchReport, Probe, Resident,
-    RuntimeKind, WakeReport,
+    Cancel, Capabilities, DozeReport, Driver, DriverError, FreezeReport, Guest, PrefetchReport, Probe,
+    Resident, RuntimeKind, WakeReport,
 };
 use crate::gvisor::Gvisor;
 use crate::kata::Kata;

@@ -91,5 +91,9 @@ pub fn swap_has_room<K: Kernel + ?Sized>(kernel: &K) -> Result<(), Stop> {
 /// # Errors
 /// [`Stop::Cancelled`].
 pub fn not_cancelled(cancel: &Cancel) -> Result<(), Stop> {
-    if cancel.is_cancelled() { Err(Stop::Cancelled) } else { Ok(()) }
+    if cancel.is_cancelled() {
+        Err(Stop::Cancelled)
+    } else {
+        Ok(())
+    }
 }

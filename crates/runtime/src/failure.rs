@@ -15,7 +15,10 @@ pub(crate) struct Verb<'a> {
 
 impl<'a> Verb<'a> {
     pub(crate) fn new(name: &'static str, guest: &'a Guest) -> Self {
-        Self { name, sandbox_id: &guest.sandbox_id }
+        Self {
+            name,
+            sandbox_id: &guest.sandbox_id,
+        }
     }
 
     /// An error with its cause; the cause's own words are the message.
@@ -36,7 +39,12 @@ impl<'a> Verb<'a> {
     }
 
     /// An error that has no cause below.
-    pub(crate) fn refused(self, reason: Reason, state: Option<StopState>, message: impl Into<String>) -> DriverError {
+    pub(crate) fn refused(
+        self,
+        reason: Reason,
+        state: Option<StopState>,
+        message: impl Into<String>,
+    ) -> DriverError {
         DriverError {
             reason,
             verb: self.name,

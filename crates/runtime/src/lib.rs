@@ -19,8 +19,8 @@ pub mod runc;
 
 pub use any::AnyDriver;
 pub use driver::{
-    Cancel, Capabilities, Capability, DozeReport, DriverError, Driver, FreezeReport, Guest, GuestContainer, PodIdentity,
-    PrefetchReport, Probe, Resident, RuntimeKind, StopState, WakeReport,
+    Cancel, Capabilities, Capability, DozeReport, Driver, DriverError, FreezeReport, Guest, GuestContainer,
+    PodIdentity, PrefetchReport, Probe, Resident, RuntimeKind, StopState, WakeReport,
 };
 pub use gvisor::Gvisor;
 pub use kata::Kata;

@@ -26,7 +26,9 @@ impl LimitFile {
     /// # Errors
     /// The kernel's; `InvalidData` if the file is damaged.
     pub(crate) fn open(run_dir: &Path, sandbox_id: &SandboxId) -> io::Result<Self> {
-        let path = run_dir.join("limits").join(format!("{}.json", sandbox_id.as_str()));
+        let path = run_dir
+            .join("limits")
+            .join(format!("{}.json", sandbox_id.as_str()));
         let limits = match File::open(&path) {
             Ok(file) => {
                 let mut text = Vec::new();
@@ -55,8 +57,9 @@ impl LimitFile {
         if self.limits.is_empty() {
             return Ok(0);
         }
-        let (keep, go): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.limits).into_iter().partition(|l| !awake && lasts_over_sleep(l));
+        let (keep, go): (Vec<_>, Vec<_>) = std::mem::take(&mut self.limits)
+            .into_iter()
+            .partition(|l| !awake && lasts_over_sleep(l));
         self.limits = keep;
         let (put_back, failed) = restore_all(kernel, &go);
         let mut first = Ok(put_back);
@@ -80,7 +83,12 @@ impl LimitFile {
             DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         }
         let new = self.path.with_extension("new");
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&new)?;
         file.write_all(&serde_json::to_vec(&self.limits)?)?;
         fs::rename(&new, &self.path)
     }
@@ -110,7 +118,11 @@ mod tests {
         let id: SandboxId = "abc".parse().unwrap();
         let file = dir.path().join("memory.limit_in_bytes");
         fs::write(&file, "16").unwrap();
-        let limit = LoweredLimit { path: file.clone(), original: "99".into(), current: "16".into() };
+        let limit = LoweredLimit {
+            path: file.clone(),
+            original: "99".into(),
+            current: "16".into(),
+        };
         LimitFile::open(dir.path(), &id).unwrap().note(&limit).unwrap();
         let mut again = LimitFile::open(dir.path(), &id).unwrap();
         assert_eq!(again.restore(&Linux).unwrap(), 1);

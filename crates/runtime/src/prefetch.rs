@@ -125,11 +125,19 @@ pub fn prefetch<K: Kernel + ?Sized>(
     report: &mut PrefetchReport,
 ) -> Result<(), PrefetchError> {
     nap_until(Instant::now() + limits.head_start, brake)?;
-    let mut pace = Pace { began: Instant::now(), report, limits };
+    let mut pace = Pace {
+        began: Instant::now(),
+        report,
+        limits,
+    };
     let is_first = |p: &&Process| Some(p.pid) == first;
     // A guest's memory file is held by several of its processes; once is enough.
     let mut seen = BTreeSet::new();
-    for process in processes.iter().filter(is_first).chain(processes.iter().filter(|p| !is_first(p))) {
+    for process in processes
+        .iter()
+        .filter(is_first)
+        .chain(processes.iter().filter(|p| !is_first(p)))
+    {
         private_memory(kernel, process, &mut pace, brake)?;
         memory_files(kernel, process.pid, &mut seen, &mut pace, brake)?;
     }
@@ -143,14 +151,22 @@ fn private_memory<K: Kernel + ?Sized>(
     brake: &mut dyn Brake,
 ) -> Result<(), PrefetchError> {
     brake.check()?;
-    let Some(mappings) = mappings(kernel, process.pid)? else { return Ok(()) };
+    let Some(mappings) = mappings(kernel, process.pid)? else {
+        return Ok(());
+    };
     let wanted = || mappings.iter().filter(|m| m.can_prefetch());
     // Each batch is a slice at most; the sum of weights is what is really in swap.
     let mut left: u64 = wanted().map(|m| m.swapped).sum();
-    for batch in Slices::new(wanted().map(|m| Weighed { range: m.range, weight: m.swapped })) {
+    for batch in Slices::new(wanted().map(|m| Weighed {
+        range: m.range,
+        weight: m.swapped,
+    })) {
         brake.check()?;
-        let done = advise(kernel, process, &batch, Advice::WillNeed)
-            .map_err(|source| PrefetchError::Advise { pid: process.pid, source })?;
+        let done =
+            advise(kernel, process, &batch, Advice::WillNeed).map_err(|source| PrefetchError::Advise {
+                pid: process.pid,
+                source,
+            })?;
         let step = left.min(SLICE);
         left -= step;
         pace.took(step, brake)?;
@@ -180,13 +196,21 @@ fn memory_files<K: Kernel + ?Sized>(
             continue;
         }
         let piece = (pace.limits.in_flight / PIECES).clamp(64 << 10, SLICE) & !0xffff;
-        let mut ahead = FileSlices { kernel, file: &file, piece, rest: None, at: 0 };
+        let mut ahead = FileSlices {
+            kernel,
+            file: &file,
+            piece,
+            rest: None,
+            at: 0,
+        };
         let mut queue = VecDeque::new();
         let mut in_flight = 0;
         loop {
             // Small stretches of data (and a file full of holes) must not mean few bytes in flight.
             while in_flight < piece * PIECES {
-                let Some(range) = ahead.next().map_err(fail)? else { break };
+                let Some(range) = ahead.next().map_err(fail)? else {
+                    break;
+                };
                 kernel.read_ahead(&file, range).map_err(fail)?;
                 in_flight += range.len;
                 queue.push_back(range);
@@ -219,10 +243,16 @@ impl<K: Kernel + ?Sized> FileSlices<'_, K> {
                 None => return Ok(None),
             },
         };
-        let piece = Range { start: data.start, len: data.len.min(self.piece) };
+        let piece = Range {
+            start: data.start,
+            len: data.len.min(self.piece),
+        };
         self.at = piece.start.saturating_add(piece.len);
         if data.len > piece.len {
-            self.rest = Some(Range { start: self.at, len: data.len - piece.len });
+            self.rest = Some(Range {
+                start: self.at,
+                len: data.len - piece.len,
+            });
         }
         Ok(Some(piece))
     }
@@ -239,7 +269,9 @@ impl Pace<'_> {
     fn took(&mut self, bytes: u64, brake: &mut dyn Brake) -> Result<(), Stop> {
         self.report.bytes = self.report.bytes.saturating_add(bytes);
         self.report.took = self.began.elapsed();
-        let Some(rate) = self.limits.bytes_per_second else { return Ok(()) };
+        let Some(rate) = self.limits.bytes_per_second else {
+            return Ok(());
+        };
         // Nanoseconds that these bytes should have taken by now.
         let due = u128::from(self.report.bytes) * 1_000_000_000 / u128::from(rate.get());
         let due = Duration::from_nanos(u64::try_from(due).unwrap_or(u64::MAX));

@@ -226,12 +226,28 @@ fn reclaim_all<K: Kernel + ?Sized>(
     if method == Method::LoweredLimit {
         desk.sit(&mut |ledger| {
             swappiness = swappiness_of(kernel, dir)?;
-            raise(kernel, &swappiness, &mut Both { ledger, guard: guard.as_mut() }).map(|()| true)
+            raise(
+                kernel,
+                &swappiness,
+                &mut Both {
+                    ledger,
+                    guard: guard.as_mut(),
+                },
+            )
+            .map(|()| true)
         })?;
     }
     let mut reclaim = Reclaim::new(kernel, dir, method.version());
     let result = loop {
-        let step = desk.sit(&mut |ledger| reclaim.step(&mut Both { ledger, guard: guard.as_mut() }, brake));
+        let step = desk.sit(&mut |ledger| {
+            reclaim.step(
+                &mut Both {
+                    ledger,
+                    guard: guard.as_mut(),
+                },
+                brake,
+            )
+        });
         match step {
             Ok(true) => break Ok(()),
             Ok(false) => {
@@ -274,10 +290,21 @@ fn force_empty<K: Kernel + ?Sized>(kernel: &K, dir: &Path) -> Result<ReclaimRepo
     match kernel.write(&path, "0") {
         Ok(()) => {}
         Err(e) if matches!(e.raw_os_error(), Some(libc::EBUSY | libc::EINTR)) => {}
-        Err(source) => return Err(ReclaimError::Write { path, value: "0".to_owned(), source }),
+        Err(source) => {
+            return Err(ReclaimError::Write {
+                path,
+                value: "0".to_owned(),
+                source,
+            });
+        }
     }
     let after = reclaim::usage(kernel, dir, Version::V1)?;
-    Ok(ReclaimReport { before, after, steps: 1, longest_step: began.elapsed() })
+    Ok(ReclaimReport {
+        before,
+        after,
+        steps: 1,
+        longest_step: began.elapsed(),
+    })
 }
 
 /// The record and the guard, both told of everything.

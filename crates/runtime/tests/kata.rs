@@ -1,5 +1,10 @@
 //! The Kata driver on a containerd task API that behaves as the shims were seen to, and its page-out on a real QEMU.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 mod support;
 
@@ -64,12 +69,29 @@ impl Api {
 
     fn get(&self, id: &str) -> Result<GetResponse, Status> {
         let node = self.0.lock().unwrap();
-        let status = *node.tasks.get(id).ok_or_else(|| Status::not_found("process does not exist"))?;
-        let process = Process { container_id: id.into(), pid: node.pid, status: status.into(), ..Process::default() };
-        Ok(GetResponse { process: Some(process) })
+        let status = *node
+            .tasks
+            .get(id)
+            .ok_or_else(|| Status::not_found("process does not exist"))?;
+        let process = Process {
+            container_id: id.into(),
+            pid: node.pid,
+            status: status.into(),
+            ..Process::default()
+        };
+        Ok(GetResponse {
+            process: Some(process),
+        })
     }
 
-    fn change(&self, call: &str, id: &str, from: TaskStatus, to: TaskStatus, words: &str) -> Result<(), Status> {
+    fn change(
+        &self,
+        call: &str,
+        id: &str,
+        from: TaskStatus,
+        to: TaskStatus,
+        words: &str,
+    ) -> Result<(), Status> {
         let mut node = self.0.lock().unwrap();
         node.calls.push(format!("{call} {id}"));
         if call == "pause" && node.broken.as_deref() == Some(id) {
@@ -78,7 +100,10 @@ impl Api {
         if call == "pause" && node.dies.as_deref() == Some(id) {
             node.tasks.insert(id.into(), TaskStatus::Stopped);
         }
-        let now = *node.tasks.get(id).ok_or_else(|| Status::not_found("process does not exist"))?;
+        let now = *node
+            .tasks
+            .get(id)
+            .ok_or_else(|| Status::not_found("process does not exist"))?;
         if now == from {
             node.tasks.insert(id.into(), to);
             return Ok(());
@@ -99,7 +124,10 @@ macro_rules! method {
             fn call(&mut self, request: Request<$request>) -> Self::Future {
                 let $api = self.0.clone();
                 Box::pin(async move {
-                    assert_eq!(request.metadata().get("containerd-namespace").unwrap(), "k8s.io");
+                    assert_eq!(
+                        request.metadata().get("containerd-namespace").unwrap(),
+                        "k8s.io"
+                    );
                     let latency = $api.0.lock().unwrap().latency;
                     tokio::time::sleep(latency).await;
                     let $message = request.into_inner();
@@ -153,7 +181,11 @@ struct World {
 fn world(shim: Shim) -> World {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("containerd.sock");
-    let tasks = [("sb", TaskStatus::Running), ("a", TaskStatus::Running), ("b", TaskStatus::Running)];
+    let tasks = [
+        ("sb", TaskStatus::Running),
+        ("a", TaskStatus::Running),
+        ("b", TaskStatus::Running),
+    ];
     let api = Api(Arc::new(Mutex::new(Node {
         shim,
         tasks: tasks.into_iter().map(|(id, s)| (id.to_owned(), s)).collect(),
@@ -165,10 +197,22 @@ fn world(shim: Shim) -> World {
     })));
     let listener = tokio::net::UnixListener::bind(&socket).unwrap();
     let incoming = tokio_stream::wrappers::UnixListenerStream::new(listener);
-    tokio::spawn(tonic::transport::Server::builder().add_service(api.clone()).serve_with_incoming(incoming));
-    let container = |id: &str| GuestContainer { id: id.into(), name: id.into(), pid: 0 };
+    tokio::spawn(
+        tonic::transport::Server::builder()
+            .add_service(api.clone())
+            .serve_with_incoming(incoming),
+    );
+    let container = |id: &str| GuestContainer {
+        id: id.into(),
+        name: id.into(),
+        pid: 0,
+    };
     let guest = Guest {
-        pod: PodIdentity { uid: "00000000-0000-4000-8000-000000000000".into(), name: "p".into(), namespace: "n".into() },
+        pod: PodIdentity {
+            uid: "00000000-0000-4000-8000-000000000000".into(),
+            name: "p".into(),
+            namespace: "n".into(),
+        },
         sandbox_id: "sb".into(),
         sandbox_pid: 0,
         containers: vec![container("a"), container("b")],
@@ -177,7 +221,12 @@ fn world(shim: Shim) -> World {
         runtime_roots: Vec::new(),
     };
     let driver = Kata::new(&socket, dir.path());
-    World { dir, api, driver, guest }
+    World {
+        dir,
+        api,
+        driver,
+        guest,
+    }
 }
 
 #[tokio::test]
@@ -207,11 +256,20 @@ async fn a_container_that_ends_meanwhile_is_no_failure() {
         let w = world(shim);
         w.api.0.lock().unwrap().dies = Some("a".into());
         w.driver.freeze(&w.guest).await.unwrap();
-        assert_eq!((w.api.status("a"), w.api.status("b")), (TaskStatus::Stopped, TaskStatus::Paused));
+        assert_eq!(
+            (w.api.status("a"), w.api.status("b")),
+            (TaskStatus::Stopped, TaskStatus::Paused)
+        );
         w.driver.wake(&w.guest).await.unwrap();
         w.api.set("b", TaskStatus::Stopped);
-        assert_eq!(w.driver.probe(&w.guest).await.unwrap_err().reason, Reason::GuestGone);
-        assert_eq!(w.driver.freeze(&w.guest).await.unwrap_err().reason, Reason::PodNotReady);
+        assert_eq!(
+            w.driver.probe(&w.guest).await.unwrap_err().reason,
+            Reason::GuestGone
+        );
+        assert_eq!(
+            w.driver.freeze(&w.guest).await.unwrap_err().reason,
+            Reason::PodNotReady
+        );
     }
 }
 
@@ -220,7 +278,11 @@ async fn a_container_that_cannot_be_paused_lets_the_others_run() {
     let w = world(Shim::Go);
     w.api.0.lock().unwrap().broken = Some("b".into());
     let error = w.driver.freeze(&w.guest).await.unwrap_err();
-    assert_eq!((error.reason, error.state), (Reason::RuntimeCallFailed, Some(StopState::Running)), "{error}");
+    assert_eq!(
+        (error.reason, error.state),
+        (Reason::RuntimeCallFailed, Some(StopState::Running)),
+        "{error}"
+    );
     assert_eq!(w.api.status("a"), TaskStatus::Running);
 }
 
@@ -236,9 +298,15 @@ async fn what_a_dead_agent_left_half_asleep_runs_again() {
 #[tokio::test]
 async fn a_running_pod_is_not_paged_out_and_no_containerd_is_an_error() {
     let w = world(Shim::Go);
-    assert_eq!(w.driver.doze(&w.guest, &Cancel::new()).await.unwrap_err().reason, Reason::WakeWon);
+    assert_eq!(
+        w.driver.doze(&w.guest, &Cancel::new()).await.unwrap_err().reason,
+        Reason::WakeWon
+    );
     let nobody = Kata::new(w.dir.path().join("none.sock"), w.dir.path());
-    assert_eq!(nobody.freeze(&w.guest).await.unwrap_err().reason, Reason::RuntimeUnavailable);
+    assert_eq!(
+        nobody.freeze(&w.guest).await.unwrap_err().reason,
+        Reason::RuntimeUnavailable
+    );
 }
 
 /// A QEMU whose guest memory is shared and deleted, as Kata's is.
@@ -254,12 +322,23 @@ const RAM: u64 = 256;
 impl Qemu {
     fn start(id: &str) -> Self {
         let path = PathBuf::from(format!("/dev/shm/qemu_back_mem.{id}"));
-        let memory = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+        let memory = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path)
+            .unwrap();
         let mut random = vec![0_u8; (RAM * MIB) as usize];
         std::io::Read::read_exact(&mut File::open("/dev/urandom").unwrap(), &mut random).unwrap();
         memory.write_all_at(&random, 0).unwrap();
         let child = Command::new(QEMU)
-            .args(["-machine", "q35,accel=tcg,memory-backend=dimm1", "-m", &format!("{RAM}M"), "-nodefaults"])
+            .args([
+                "-machine",
+                "q35,accel=tcg,memory-backend=dimm1",
+                "-m",
+                &format!("{RAM}M"),
+                "-nodefaults",
+            ])
             .args(["-name", &format!("sandbox-{id}"), "-display", "none", "-object"])
             .arg(format!(
                 "memory-backend-file,id=dimm1,mem-path={},size={RAM}M,share=on,prealloc=on",
@@ -269,14 +348,19 @@ impl Qemu {
             .spawn()
             .unwrap();
         let qemu = Self { child, memory };
-        until("all of QEMU's memory resident", || qemu.resident() > (RAM - 1) * MIB);
+        until("all of QEMU's memory resident", || {
+            qemu.resident() > (RAM - 1) * MIB
+        });
         fs::remove_file(&path).unwrap();
         qemu
     }
 
     fn resident(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
-        let line = status.lines().find_map(|l| l.strip_prefix("RssShmem:")).unwrap_or("0 kB");
+        let line = status
+            .lines()
+            .find_map(|l| l.strip_prefix("RssShmem:"))
+            .unwrap_or("0 kB");
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
     }
 
@@ -302,7 +386,9 @@ impl Drop for Qemu {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_monitor_of_a_real_virtual_machine_is_paged_out_and_back() {
     if !PathBuf::from(QEMU).exists() {
-        eprintln!("SKIPPED: {QEMU} is missing; `cargo xtask test` installs it (apt-get install qemu-system-x86)");
+        eprintln!(
+            "SKIPPED: {QEMU} is missing; `cargo xtask test` installs it (apt-get install qemu-system-x86)"
+        );
         return;
     }
     let _swap = Swap::on(1024);
@@ -326,5 +412,8 @@ async fn the_monitor_of_a_real_virtual_machine_is_paged_out_and_back() {
     // A process id that belongs to somebody else by now is left alone.
     w.guest.sandbox_pid = i32::try_from(std::process::id()).unwrap();
     w.driver.freeze(&w.guest).await.unwrap();
-    assert_eq!(w.driver.doze(&w.guest, &Cancel::new()).await.unwrap_err().reason, Reason::GuestGone);
+    assert_eq!(
+        w.driver.doze(&w.guest, &Cancel::new()).await.unwrap_err().reason,
+        Reason::GuestGone
+    );
 }

@@ -1,5 +1,10 @@
 //! The runc driver, page-out, reclaim, prefetch and the guard on the real kernel (cgroup v1, real swap).
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 mod support;
 
@@ -34,7 +39,10 @@ async fn sleeps_and_wakes_with_all_its_memory() {
         assert_eq!(driver.probe(&guest).await.unwrap().stop, StopState::CgroupFrozen);
         let doze = driver.doze(&guest, &Cancel::new()).await.unwrap();
         println!("{doze:?}");
-        assert!(doze.resident_before > 250 << 20 && doze.resident_after < 12 << 20, "{doze:?}");
+        assert!(
+            doze.resident_before > 250 << 20 && doze.resident_after < 12 << 20,
+            "{doze:?}"
+        );
         assert_eq!(pod.read("memory.limit_in_bytes"), limit);
         assert_eq!(pod.read("memory.swappiness"), swappiness);
         let again = driver.doze(&guest, &Cancel::new()).await.unwrap();
@@ -51,7 +59,12 @@ async fn sleeps_and_wakes_with_all_its_memory() {
         assert!(now >= ticks, "its thread does not tick any more");
         ticks = now;
     }
-    assert!(!run.path().join("limits").join(format!("{}.json", guest.sandbox_id)).exists());
+    assert!(
+        !run.path()
+            .join("limits")
+            .join(format!("{}.json", guest.sandbox_id))
+            .exists()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -84,7 +97,10 @@ async fn a_wake_stops_a_page_out_at_once() {
         assert_eq!(hog.hash().0, before);
     }
     println!("from the cancel to the end: {latencies:?}");
-    assert!(latencies.iter().all(|l| *l < Duration::from_millis(250)), "{latencies:?}");
+    assert!(
+        latencies.iter().all(|l| *l < Duration::from_millis(250)),
+        "{latencies:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -167,13 +183,17 @@ fn a_lowered_limit_is_put_back_when_the_agent_is_killed() {
             .spawn()
             .unwrap();
         let mut line = String::new();
-        BufReader::new(agent.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        BufReader::new(agent.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
         assert_eq!(line, "lowered\n");
         assert_eq!(pod.read("memory.limit_in_bytes"), "67108864");
         let began = Instant::now();
         agent.kill().unwrap();
         agent.wait().unwrap();
-        until("the limit put back", || pod.read("memory.limit_in_bytes") == "536870912");
+        until("the limit put back", || {
+            pod.read("memory.limit_in_bytes") == "536870912"
+        });
         println!("put back {:?} after the kill", began.elapsed());
     }
 }

@@ -22,7 +22,11 @@ pub(super) struct CpuMeter {
 
 impl CpuMeter {
     pub(super) const fn new(floor_millicores: u32) -> Self {
-        Self { floor_millicores, last: None, due: None }
+        Self {
+            floor_millicores,
+            last: None,
+            due: None,
+        }
     }
 
     /// When the next look is due; `None` while none is.
@@ -38,7 +42,9 @@ impl CpuMeter {
 
     /// Takes a reading; whether the use since the last one is above the floor.
     fn read(&mut self, now: Moment, cpu_nanos: u64) -> bool {
-        let Some((then, before)) = self.last.replace((now, cpu_nanos)) else { return false };
+        let Some((then, before)) = self.last.replace((now, cpu_nanos)) else {
+            return false;
+        };
         let elapsed = now.since(then).as_nanos();
         if elapsed == 0 {
             return false;
@@ -62,14 +68,20 @@ impl Actor {
         if self.idle.due.is_none() {
             let pause = (after / 4).clamp(SHORTEST, LONGEST);
             // The first look only takes the starting value.
-            let pause = if self.idle.last.is_none() { Duration::ZERO } else { pause };
+            let pause = if self.idle.last.is_none() {
+                Duration::ZERO
+            } else {
+                pause
+            };
             self.idle.due = Some(crate::clock::now().after(pause));
         }
     }
 
     pub(super) async fn measure_cpu(&mut self, now: Moment) {
         self.idle.due = None;
-        let Some(driver) = self.kind.and_then(|kind| self.ctx.driver(kind)) else { return };
+        let Some(driver) = self.kind.and_then(|kind| self.ctx.driver(kind)) else {
+            return;
+        };
         if let Ok(resident) = driver.resident(&self.guest).await {
             self.resident = resident.cgroup;
             if self.idle.read(now, resident.cpu_nanos) {

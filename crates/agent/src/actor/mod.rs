@@ -17,7 +17,9 @@ use dormouse_core::{
 };
 use dormouse_cri::Pod;
 use dormouse_net::FrameSummary;
-use dormouse_runtime::{Cancel, Capabilities, Driver as _, Guest, GuestContainer, PodIdentity, RuntimeKind, StopState};
+use dormouse_runtime::{
+    Cancel, Capabilities, Driver as _, Guest, GuestContainer, PodIdentity, RuntimeKind, StopState,
+};
 use dormouse_sentry::WakeNote;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -169,7 +171,10 @@ pub fn spawn(ctx: Arc<Context>, pod: Arc<Pod>, ready: oneshot::Sender<()>) -> Ha
         false,
         Policy::default(),
         ctx.config.policy_defaults(),
-        Abilities { freeze: Err(Reason::PodNotReady), doze: Err(Reason::PodNotReady) },
+        Abilities {
+            freeze: Err(Reason::PodNotReady),
+            doze: Err(Reason::PodNotReady),
+        },
         now,
     );
     let guest = Arc::new(guest_of(&pod));
@@ -212,12 +217,20 @@ pub fn spawn(ctx: Arc<Context>, pod: Arc<Pod>, ready: oneshot::Sender<()>) -> Ha
 /// What a driver needs to know of a pod.
 pub(crate) fn guest_of(pod: &Pod) -> Guest {
     Guest {
-        pod: PodIdentity { uid: pod.uid.clone(), name: pod.name.clone(), namespace: pod.namespace.clone() },
+        pod: PodIdentity {
+            uid: pod.uid.clone(),
+            name: pod.name.clone(),
+            namespace: pod.namespace.clone(),
+        },
         sandbox_id: pod.sandbox_id.clone(),
         sandbox_pid: pod.sandbox_pid,
         containers: pod
             .running()
-            .map(|c| GuestContainer { id: c.id.clone(), name: c.name.clone(), pid: c.pid })
+            .map(|c| GuestContainer {
+                id: c.id.clone(),
+                name: c.name.clone(),
+                pid: c.pid,
+            })
             .collect(),
         cgroup_parent: pod.cgroup_parent.clone(),
         netns: pod.netns.clone(),
@@ -245,7 +258,10 @@ impl Actor {
     async fn run(mut self, mut messages: mpsc::Receiver<Message>) {
         loop {
             self.arm_cpu_meter();
-            let deadline = [self.state.deadline(), self.idle.due(), self.signals_due()].into_iter().flatten().min();
+            let deadline = [self.state.deadline(), self.idle.due(), self.signals_due()]
+                .into_iter()
+                .flatten()
+                .min();
             let message = tokio::select! {
                 biased;
                 message = messages.recv() => message,
@@ -283,7 +299,11 @@ impl Actor {
 
     async fn handle(&mut self, message: Message) {
         match message {
-            Message::Order { order, operation_id, answer } => self.order(order, operation_id, answer),
+            Message::Order {
+                order,
+                operation_id,
+                answer,
+            } => self.order(order, operation_id, answer),
             Message::Packet { at, frame } => {
                 self.wake_asked.get_or_insert(at);
                 if self.state.rung.is_asleep() || self.state.transition.is_some() {
@@ -295,11 +315,19 @@ impl Actor {
             Message::WireLost(message) => self.wire_lost(message).await,
             Message::Note(note) => self.note(&note).await,
             Message::Updated(pod) => self.updated(pod).await,
-            Message::SetPolicy { policy, generation, answer } => {
+            Message::SetPolicy {
+                policy,
+                generation,
+                answer,
+            } => {
                 let result = self.set_policy(policy, generation).await;
                 let _ = answer.send(result.map(|()| self.view.borrow().clone()));
             }
-            Message::Manage { managed, policy, answer } => {
+            Message::Manage {
+                managed,
+                policy,
+                answer,
+            } => {
                 let result = self.manage(managed, policy).await;
                 let _ = answer.send(result.map(|()| self.view.borrow().clone()));
             }
@@ -339,19 +367,26 @@ impl Actor {
                 Action::Prefetch => self.prefetch(),
                 Action::StopPrefetch => self.prefetch_cancel.cancel(),
                 Action::Moved { from, to, reason } => self.moved(from, to, reason),
-                Action::Failed { transition, reason, rung } => self.failed(transition, reason, rung),
+                Action::Failed {
+                    transition,
+                    reason,
+                    rung,
+                } => self.failed(transition, reason, rung),
             }
         }
         self.publish();
     }
 
     fn order(&mut self, order: Order, operation_id: String, answer: Answer) {
-        let Some(answer) = self.pending.join(order, &operation_id, answer) else { return };
+        let Some(answer) = self.pending.join(order, &operation_id, answer) else {
+            return;
+        };
         if !matches!(order, Order::Wake(_)) {
             if let Some((reason, message)) = &self.left_alone
                 && *reason == Reason::RuntimeUnsupported
             {
-                self.pending.refuse(&operation_id, answer, *reason, message.clone());
+                self.pending
+                    .refuse(&operation_id, answer, *reason, message.clone());
                 return;
             }
             self.refresh_doze_ability();
@@ -371,16 +406,30 @@ impl Actor {
         let result = match result {
             Ok(moved) => Ok(OrderDone {
                 moved,
-                phases: if moved { self.last_report.as_ref().map(|r| r.phases.clone()).unwrap_or_default() } else { Vec::new() },
+                phases: if moved {
+                    self.last_report
+                        .as_ref()
+                        .map(|r| r.phases.clone())
+                        .unwrap_or_default()
+                } else {
+                    Vec::new()
+                },
                 pod: Arc::new(report::of(self)),
             }),
-            Err(Refusal(reason)) => Err(OrderFailed { reason, message: self.explain(reason) }),
+            Err(Refusal(reason)) => Err(OrderFailed {
+                reason,
+                message: self.explain(reason),
+            }),
         };
         self.pending.answer(id, result);
     }
 
     fn explain(&self, reason: Reason) -> String {
-        let detail = self.last_report.as_ref().and_then(|r| r.failure.as_ref()).filter(|f| f.reason == reason);
+        let detail = self
+            .last_report
+            .as_ref()
+            .and_then(|r| r.failure.as_ref())
+            .filter(|f| f.reason == reason);
         let detail = detail.map_or_else(|| reason.meaning().trim().to_owned(), |f| f.message.clone());
         format!("pod {}: {detail}", self.pod.full_name())
     }
@@ -450,7 +499,13 @@ impl Actor {
                         pod = %self.pod.full_name(), reason = %Reason::InvalidAnnotation,
                         "pod is left alone: {message}"
                     );
-                    self.tell_news(NewsKind::Warning, Some(Reason::InvalidAnnotation), message, None, None);
+                    self.tell_news(
+                        NewsKind::Warning,
+                        Some(Reason::InvalidAnnotation),
+                        message,
+                        None,
+                        None,
+                    );
                 }
                 (false, Policy::default())
             }
@@ -461,7 +516,10 @@ impl Actor {
 
     /// Asks the driver what it can do to this guest.
     async fn learn_abilities(&mut self) {
-        let not_ready = Abilities { freeze: Err(Reason::PodNotReady), doze: Err(Reason::PodNotReady) };
+        let not_ready = Abilities {
+            freeze: Err(Reason::PodNotReady),
+            doze: Err(Reason::PodNotReady),
+        };
         let Some(driver) = self.kind.and_then(|kind| self.ctx.driver(kind)) else {
             let message = format!("no driver serves runtime type {:?}", self.pod.runtime_type);
             self.left_alone = Some((Reason::RuntimeUnsupported, message));
@@ -478,17 +536,26 @@ impl Actor {
         }
         let capabilities = driver.capabilities(&self.guest).await;
         self.capabilities = Some(capabilities);
-        let mut abilities = Abilities { freeze: capabilities.freeze, doze: capabilities.freeze.and(capabilities.doze) };
+        let mut abilities = Abilities {
+            freeze: capabilities.freeze,
+            doze: capabilities.freeze.and(capabilities.doze),
+        };
         if abilities.doze.is_ok() {
             abilities.doze = self.ctx.swap.usable();
         }
         if self.kind == Some(RuntimeKind::Gvisor) && !capabilities.wrapper && abilities.freeze.is_ok() {
             // Without the wrapper nothing wakes the guest for a kill: a deletion would hang to its deadline.
             let ability = Err(Reason::WrapperMissing);
-            abilities = Abilities { freeze: ability, doze: ability };
+            abilities = Abilities {
+                freeze: ability,
+                doze: ability,
+            };
         }
         if self.guest.netns.is_none() && abilities.freeze.is_ok() {
-            abilities = Abilities { freeze: Err(Reason::NetworkUnsupported), doze: Err(Reason::NetworkUnsupported) };
+            abilities = Abilities {
+                freeze: Err(Reason::NetworkUnsupported),
+                doze: Err(Reason::NetworkUnsupported),
+            };
         }
         self.set_abilities(abilities);
     }
@@ -501,7 +568,9 @@ impl Actor {
 
     /// Swap comes and goes while pods live.
     fn refresh_doze_ability(&mut self) {
-        let Some(capabilities) = self.capabilities else { return };
+        let Some(capabilities) = self.capabilities else {
+            return;
+        };
         let mut abilities = self.state.abilities;
         if abilities.freeze.is_ok() && capabilities.doze.is_ok() {
             abilities.doze = self.ctx.swap.usable();
@@ -511,7 +580,9 @@ impl Actor {
 
     /// Where the pod really stands, whatever anybody remembers.
     async fn find_rung(&mut self) {
-        let Some(driver) = self.kind.and_then(|kind| self.ctx.driver(kind)) else { return };
+        let Some(driver) = self.kind.and_then(|kind| self.ctx.driver(kind)) else {
+            return;
+        };
         match driver.probe(&self.guest).await {
             Ok(probe) => {
                 self.state.rung = match probe.stop {
@@ -528,7 +599,13 @@ impl Actor {
                 if probe.limit_restored {
                     let message = Reason::LimitRestored.meaning().trim().to_owned();
                     tracing::warn!(pod = %self.pod.full_name(), reason = %Reason::LimitRestored, "{message}");
-                    self.tell_news(NewsKind::Warning, Some(Reason::LimitRestored), message, None, None);
+                    self.tell_news(
+                        NewsKind::Warning,
+                        Some(Reason::LimitRestored),
+                        message,
+                        None,
+                        None,
+                    );
                 }
                 // A doze that was cut short leaves its cgroup frozen with most pages in RAM; the pod is asleep
                 // and wakes like any other.
@@ -538,7 +615,10 @@ impl Actor {
                 tracing::warn!(pod = %self.pod.full_name(), reason = %error.reason, "{error}");
                 self.left_alone = Some((error.reason, error.to_string()));
                 let ability = Err(error.reason);
-                self.set_abilities(Abilities { freeze: ability, doze: ability });
+                self.set_abilities(Abilities {
+                    freeze: ability,
+                    doze: ability,
+                });
             }
         }
     }
@@ -555,7 +635,12 @@ impl Actor {
                 took_us: note.wake_us,
                 at_ms: unix_ms(),
             });
-            self.ctx.metrics.woken(note.source, true, Duration::from_micros(note.wake_us), self.runtime());
+            self.ctx.metrics.woken(
+                note.source,
+                true,
+                Duration::from_micros(note.wake_us),
+                self.runtime(),
+            );
         }
         self.apply(Input::FoundRunning(note.source));
         if note.woken
@@ -606,9 +691,16 @@ impl Actor {
                 ),
             });
         }
-        let entry = Entry { policy: Some(policy.clone()), policy_generation: generation, ..self.entry.clone() };
+        let entry = Entry {
+            policy: Some(policy.clone()),
+            policy_generation: generation,
+            ..self.entry.clone()
+        };
         self.store(entry).await?;
-        self.left_alone = self.left_alone.take().filter(|(reason, _)| *reason != Reason::InvalidAnnotation);
+        self.left_alone = self
+            .left_alone
+            .take()
+            .filter(|(reason, _)| *reason != Reason::InvalidAnnotation);
         self.apply(Input::SetPolicy(policy));
         self.wire.detach(&self.ctx);
         self.wire.attach(&self.ctx, &self.pod, &self.state);
@@ -631,7 +723,10 @@ impl Actor {
                 ),
             });
         }
-        let mut entry = Entry { managed: Some(managed), ..self.entry.clone() };
+        let mut entry = Entry {
+            managed: Some(managed),
+            ..self.entry.clone()
+        };
         if let Some((policy, generation)) = policy {
             entry.policy = Some(policy);
             entry.policy_generation = generation;
@@ -642,14 +737,21 @@ impl Actor {
         self.wire.attach(&self.ctx, &self.pod, &self.state);
         self.follow_wire();
         self.publish();
-        let message = if managed { "pod is managed" } else { "pod is no longer managed" };
+        let message = if managed {
+            "pod is managed"
+        } else {
+            "pod is no longer managed"
+        };
         self.tell_news(NewsKind::Changed, None, message.to_owned(), None, None);
         Ok(())
     }
 
     fn read_policy_again(&mut self) {
         if let Some(policy) = self.entry.policy.clone() {
-            self.left_alone = self.left_alone.take().filter(|(reason, _)| *reason != Reason::InvalidAnnotation);
+            self.left_alone = self
+                .left_alone
+                .take()
+                .filter(|(reason, _)| *reason != Reason::InvalidAnnotation);
             self.apply(Input::SetPolicy(policy));
         }
     }
@@ -661,7 +763,10 @@ impl Actor {
                 self.entry = entry;
                 Ok(())
             }
-            Err(error) => Err(OrderFailed { reason: error.reason(), message: error.to_string() }),
+            Err(error) => Err(OrderFailed {
+                reason: error.reason(),
+                message: error.to_string(),
+            }),
         }
     }
 
@@ -671,7 +776,9 @@ impl Actor {
     }
 
     async fn look_at_memory(&mut self) {
-        let Some(driver) = self.kind.and_then(|kind| self.ctx.driver(kind)) else { return };
+        let Some(driver) = self.kind.and_then(|kind| self.ctx.driver(kind)) else {
+            return;
+        };
         if self.capabilities.is_none() {
             return;
         }

@@ -89,12 +89,26 @@ impl Pending {
         if !operation_id.is_empty() {
             if self.remembered.len() == REMEMBERED {
                 // The oldest that has ended; one under way must still be found.
-                let oldest = self.remembered.iter().position(|r| r.result.is_some()).unwrap_or(0);
+                let oldest = self
+                    .remembered
+                    .iter()
+                    .position(|r| r.result.is_some())
+                    .unwrap_or(0);
                 self.remembered.remove(oldest);
             }
-            self.remembered.push_back(Remembered { operation_id: operation_id.clone(), order, result: None });
+            self.remembered.push_back(Remembered {
+                operation_id: operation_id.clone(),
+                order,
+                result: None,
+            });
         }
-        self.open.insert(id, Open { operation_id, answers: vec![answer] });
+        self.open.insert(
+            id,
+            Open {
+                operation_id,
+                answers: vec![answer],
+            },
+        );
     }
 
     /// Refuses an order that was never entered.
@@ -105,7 +119,10 @@ impl Pending {
     /// Answers an order; failures are not remembered, so that the same operation can be tried again.
     pub(super) fn answer(&mut self, id: OrderId, result: Result<OrderDone, OrderFailed>) {
         let Some(open) = self.open.remove(&id) else { return };
-        let entry = self.remembered.iter().position(|r| r.operation_id == open.operation_id);
+        let entry = self
+            .remembered
+            .iter()
+            .position(|r| r.operation_id == open.operation_id);
         match (entry, &result) {
             (Some(at), Ok(_)) => {
                 if let Some(remembered) = self.remembered.get_mut(at) {

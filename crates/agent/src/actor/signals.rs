@@ -17,7 +17,8 @@ const PAUSE: Duration = Duration::from_millis(250);
 impl Actor {
     /// When the next look is due; `None` where none is needed.
     pub(super) fn signals_due(&self) -> Option<Moment> {
-        let asleep = self.state.rung.is_asleep() && self.state.transition.is_none() && self.state.wake.is_none();
+        let asleep =
+            self.state.rung.is_asleep() && self.state.transition.is_none() && self.state.wake.is_none();
         let blind = self.capabilities.is_some_and(|c| !c.wrapper);
         (asleep && blind).then(|| self.signals_looked.after(PAUSE))
     }
@@ -25,7 +26,12 @@ impl Actor {
     /// Whether a signal waits for one of the guest's first processes.
     pub(super) fn signal_waits(&mut self, now: Moment) -> bool {
         self.signals_looked = now;
-        let first = self.guest.containers.iter().map(|c| c.pid).chain([self.guest.sandbox_pid]);
+        let first = self
+            .guest
+            .containers
+            .iter()
+            .map(|c| c.pid)
+            .chain([self.guest.sandbox_pid]);
         first.filter(|pid| *pid > 0).any(|pid| {
             Process::new(pid)
                 .and_then(|process| process.status())

@@ -55,7 +55,9 @@ impl StepReport {
 impl Actor {
     /// Starts a step; its end comes back as a message.
     pub(super) fn start(&mut self, transition: Transition, reason: Reason) {
-        let Some(driver) = self.kind.and_then(|kind| self.ctx.driver(kind)) else { return };
+        let Some(driver) = self.kind.and_then(|kind| self.ctx.driver(kind)) else {
+            return;
+        };
         self.step_cancel = Cancel::new();
         self.step_began = clock::now();
         self.entry.moving_to = Some(transition.leads_to());
@@ -69,7 +71,11 @@ impl Actor {
             cancel: self.step_cancel.clone(),
             gate: self.ctx.gate.clone(),
             // Only what had left RAM needs room there again.
-            bytes: if self.state.rung == Rung::Dozing { self.entry.resident_before } else { 0 },
+            bytes: if self.state.rung == Rung::Dozing {
+                self.entry.resident_before
+            } else {
+                0
+            },
         };
         let answer = self.self_sender.clone();
         tokio::spawn(async move {
@@ -86,7 +92,10 @@ impl Actor {
         let measured = report.took();
         let total = now.since(began);
         // What no phase claims was spent between the actor, the gate and the driver.
-        report.phases.push(Phase { name: "dispatch", took: total.saturating_sub(measured) });
+        report.phases.push(Phase {
+            name: "dispatch",
+            took: total.saturating_sub(measured),
+        });
         let end = StepEnd {
             transition: report.transition,
             rung: report.rung.unwrap_or(self.state.rung),
@@ -96,11 +105,15 @@ impl Actor {
             self.entry.resident_before = before;
             self.resident = after;
         }
-        self.ctx.metrics.step(self.runtime(), self.state.rung, end.rung, &report);
+        self.ctx
+            .metrics
+            .step(self.runtime(), self.state.rung, end.rung, &report);
         if let Transition::Wake(source) = report.transition {
             let asked = self.wake_asked.take().unwrap_or(began);
             let took = now.since(asked);
-            self.ctx.metrics.woken(source, report.failure.is_none(), took, self.runtime());
+            self.ctx
+                .metrics
+                .woken(source, report.failure.is_none(), took, self.runtime());
             if report.failure.is_none() {
                 self.entry.last_wake = Some(WakeEntry {
                     source,
@@ -111,7 +124,10 @@ impl Actor {
                 self.wake_asked = Some(asked);
             }
         }
-        let gone = report.failure.as_ref().is_some_and(|f| f.reason == Reason::GuestGone);
+        let gone = report
+            .failure
+            .as_ref()
+            .is_some_and(|f| f.reason == Reason::GuestGone);
         self.last_report = Some(report);
         self.apply(Input::Ended(end));
         if self.state.rung == Rung::Running {
@@ -120,7 +136,10 @@ impl Actor {
         if gone {
             // containerd will say the same in a moment; until then nothing more is tried.
             let ability = Err(Reason::GuestGone);
-            self.set_abilities(dormouse_core::Abilities { freeze: ability, doze: ability });
+            self.set_abilities(dormouse_core::Abilities {
+                freeze: ability,
+                doze: ability,
+            });
         }
         if matches!(end.transition, Transition::Freeze) && end.failure.is_none() {
             self.look_at_memory().await;
@@ -130,11 +149,17 @@ impl Actor {
 
     /// Brings the woken guest's pages back behind its back.
     pub(super) fn prefetch(&mut self) {
-        let Some(driver) = self.kind.and_then(|kind| self.ctx.driver(kind)) else { return };
+        let Some(driver) = self.kind.and_then(|kind| self.ctx.driver(kind)) else {
+            return;
+        };
         self.prefetch_cancel.cancel();
         self.prefetch_cancel = Cancel::new();
         let (cancel, guest) = (self.prefetch_cancel.clone(), Arc::clone(&self.guest));
-        let (metrics, pod, actor) = (self.ctx.metrics.clone(), self.pod.full_name(), self.self_sender.clone());
+        let (metrics, pod, actor) = (
+            self.ctx.metrics.clone(),
+            self.pod.full_name(),
+            self.self_sender.clone(),
+        );
         tokio::spawn(async move {
             match driver.prefetch(&guest, &cancel).await {
                 Ok(report) => {
@@ -160,19 +185,30 @@ struct Running {
 
 impl Running {
     async fn run(self, transition: Transition) -> StepReport {
-        let mut report =
-            StepReport { transition, rung: None, failure: None, phases: Vec::new(), resident: None };
+        let mut report = StepReport {
+            transition,
+            rung: None,
+            failure: None,
+            phases: Vec::new(),
+            resident: None,
+        };
         let asked = clock::now();
         let permit = match transition {
             Transition::Wake(_) => Some(self.gate.enter(ClaimKind::Wake, self.bytes).await),
             Transition::Doze => Some(self.gate.enter(ClaimKind::PageOut, 0).await),
             Transition::Freeze | Transition::HousekeepingThaw | Transition::HousekeepingFreeze => None,
         };
-        report.phases.push(Phase { name: "admission", took: clock::now().since(asked) });
+        report.phases.push(Phase {
+            name: "admission",
+            took: clock::now().since(asked),
+        });
         let permit = match permit.transpose() {
             Ok(permit) => permit,
             Err(reason) => {
-                report.failure = Some(Failure { reason, message: reason.meaning().trim().to_owned() });
+                report.failure = Some(Failure {
+                    reason,
+                    message: reason.meaning().trim().to_owned(),
+                });
                 return report;
             }
         };
@@ -187,7 +223,10 @@ impl Running {
                     StopState::CgroupFrozen => Rung::Dozing,
                 });
                 let message = with_sources(&error);
-                report.failure = Some(Failure { reason: error.reason, message });
+                report.failure = Some(Failure {
+                    reason: error.reason,
+                    message,
+                });
             }
         }
         report

@@ -21,7 +21,11 @@ pub(super) struct Wire {
 
 impl Wire {
     pub(super) fn new(sandbox_id: &str) -> Self {
-        Self { key: PodKey::from(sandbox_id), attached: Err(Reason::PodNotReady), mode: None }
+        Self {
+            key: PodKey::from(sandbox_id),
+            attached: Err(Reason::PodNotReady),
+            mode: None,
+        }
     }
 
     /// Whether packets can wake the pod.
@@ -45,7 +49,10 @@ impl Wire {
             interface: None,
             addresses: pod.addresses.clone(),
             mode,
-            ports: Ports { udp: state.policy.wake_udp_ports.iter().copied().collect(), ..Ports::default() },
+            ports: Ports {
+                udp: state.policy.wake_udp_ports.iter().copied().collect(),
+                ..Ports::default()
+            },
         };
         self.mode = None;
         self.attached = match ctx.wires.add(&self.key, &spec) {
@@ -78,7 +85,11 @@ impl Wire {
 /// A guest whose network stack sleeps with it (gVisor's, in the frozen sentry) has its neighbours answered
 /// for it while it dozes; any other stack (the host kernel's for runc, the VM's for Kata) answers for itself.
 fn mode_for(state: &PodState, stack_sleeps: bool) -> Option<WireMode> {
-    let dozing = if stack_sleeps { WireMode::Dozing } else { WireMode::Frozen };
+    let dozing = if stack_sleeps {
+        WireMode::Dozing
+    } else {
+        WireMode::Frozen
+    };
     let asleep_mode = |mode| match state.policy.resume_policy {
         ResumePolicy::OnDemand => mode,
         ResumePolicy::Manual => WireMode::Mute,
@@ -105,7 +116,9 @@ impl Actor {
         if self.wire.attached.is_err() {
             return;
         }
-        let Some(mode) = mode_for(&self.state, self.pod.runtime_type == GVISOR) else { return };
+        let Some(mode) = mode_for(&self.state, self.pod.runtime_type == GVISOR) else {
+            return;
+        };
         if self.wire.mode == Some(mode) {
             return;
         }
@@ -126,7 +139,13 @@ impl Actor {
             pod = %self.pod.full_name(), reason = %Reason::NetworkUnsupported,
             "packets cannot wake this pod any more: {message}"
         );
-        self.tell_news(NewsKind::Warning, Some(Reason::NetworkUnsupported), message, None, None);
+        self.tell_news(
+            NewsKind::Warning,
+            Some(Reason::NetworkUnsupported),
+            message,
+            None,
+            None,
+        );
         if self.state.rung.is_asleep() && self.state.policy.resume_policy == ResumePolicy::OnDemand {
             self.apply(Input::Wake(WakeSource::Packet));
         }
@@ -141,7 +160,10 @@ mod tests {
     use super::*;
 
     fn state(rung: Rung, transition: Option<Transition>) -> PodState {
-        let policy = Policy { idle_timeout: Some(std::time::Duration::from_secs(1)), ..Policy::default() };
+        let policy = Policy {
+            idle_timeout: Some(std::time::Duration::from_secs(1)),
+            ..Policy::default()
+        };
         let mut state = PodState::found(
             rung,
             true,
@@ -157,10 +179,26 @@ mod tests {
     #[test]
     fn the_wire_goes_ahead_of_the_guest() {
         assert_eq!(mode_for(&state(Rung::Running, None), true), Some(WireMode::Watch));
-        assert_eq!(mode_for(&state(Rung::Running, Some(Transition::Freeze)), true), Some(WireMode::Frozen));
-        assert_eq!(mode_for(&state(Rung::Frozen, Some(Transition::Doze)), true), Some(WireMode::Dozing));
-        assert_eq!(mode_for(&state(Rung::Dozing, Some(Transition::Wake(WakeSource::Api))), true), None);
-        assert_eq!(mode_for(&state(Rung::Dozing, None), false), Some(WireMode::Frozen), "runc's stack is awake");
+        assert_eq!(
+            mode_for(&state(Rung::Running, Some(Transition::Freeze)), true),
+            Some(WireMode::Frozen)
+        );
+        assert_eq!(
+            mode_for(&state(Rung::Frozen, Some(Transition::Doze)), true),
+            Some(WireMode::Dozing)
+        );
+        assert_eq!(
+            mode_for(
+                &state(Rung::Dozing, Some(Transition::Wake(WakeSource::Api))),
+                true
+            ),
+            None
+        );
+        assert_eq!(
+            mode_for(&state(Rung::Dozing, None), false),
+            Some(WireMode::Frozen),
+            "runc's stack is awake"
+        );
         let mut manual = state(Rung::Dozing, None);
         manual.policy.resume_policy = ResumePolicy::Manual;
         assert_eq!(mode_for(&manual, true), Some(WireMode::Mute));

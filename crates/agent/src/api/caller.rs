@@ -23,14 +23,21 @@ impl AllowedCallers {
 
 impl Interceptor for AllowedCallers {
     fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
-        let uid = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred).map(|c| c.uid());
+        let uid = request
+            .extensions()
+            .get::<UdsConnectInfo>()
+            .and_then(|info| info.peer_cred)
+            .map(|c| c.uid());
         match uid {
             Some(uid) if self.uids.contains(&uid) => Ok(request),
             Some(uid) => Err(dormouse_rpc::status(
                 Reason::PermissionDenied,
                 format!("uid {uid} may not use this socket; call as root, or add it to api.allowed_uids"),
             )),
-            None => Err(dormouse_rpc::status(Reason::PermissionDenied, "the caller's identity is not known")),
+            None => Err(dormouse_rpc::status(
+                Reason::PermissionDenied,
+                "the caller's identity is not known",
+            )),
         }
     }
 }

@@ -10,8 +10,10 @@ use crate::pods::{FindError, Wanted, ago};
 use crate::view::{NewsKind, PodNews, PodView};
 
 pub(super) fn duration(duration: Duration) -> prost_types::Duration {
-    prost_types::Duration::try_from(duration)
-        .unwrap_or(prost_types::Duration { seconds: 315_576_000_000, nanos: 0 })
+    prost_types::Duration::try_from(duration).unwrap_or(prost_types::Duration {
+        seconds: 315_576_000_000,
+        nanos: 0,
+    })
 }
 
 pub(super) fn capability(name: &str, able: Result<(), Reason>) -> v1::Capability {
@@ -19,7 +21,10 @@ pub(super) fn capability(name: &str, able: Result<(), Reason>) -> v1::Capability
         name: name.to_owned(),
         available: able.is_ok(),
         reason: able.err().map(|r| r.as_str().to_owned()).unwrap_or_default(),
-        message: able.err().map(|r| r.meaning().trim().to_owned()).unwrap_or_default(),
+        message: able
+            .err()
+            .map(|r| r.meaning().trim().to_owned())
+            .unwrap_or_default(),
     }
 }
 
@@ -33,7 +38,10 @@ pub(super) fn pod(view: &PodView) -> v1::Pod {
         handler: view.handler.clone(),
         managed: view.managed,
         rung: v1::Rung::from(view.rung).into(),
-        moving_to: view.moving_to.map_or(v1::Rung::Unspecified, v1::Rung::from).into(),
+        moving_to: view
+            .moving_to
+            .map_or(v1::Rung::Unspecified, v1::Rung::from)
+            .into(),
         policy: Some((&view.policy).into()),
         policy_generation: view.policy_generation,
         resident_bytes: view.resident,
@@ -49,7 +57,11 @@ pub(super) fn pod(view: &PodView) -> v1::Pod {
         }),
         reason: view.reason.map(|r| r.as_str().to_owned()).unwrap_or_default(),
         message: view.message.clone(),
-        capabilities: view.capabilities.iter().map(|(name, able)| capability(name, *able)).collect(),
+        capabilities: view
+            .capabilities
+            .iter()
+            .map(|(name, able)| capability(name, *able))
+            .collect(),
         labels: view.labels.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
         addresses: view.addresses.iter().map(ToString::to_string).collect(),
         since: Some(view.since.into()),
@@ -92,8 +104,18 @@ pub(super) fn news(news: &PodNews) -> v1::WatchResponse {
 }
 
 pub(super) fn wanted(pod: Option<v1::PodRef>) -> Wanted {
-    let v1::PodRef { uid, namespace, name, sandbox_id } = pod.unwrap_or_default();
-    Wanted { uid, namespace, name, sandbox_id }
+    let v1::PodRef {
+        uid,
+        namespace,
+        name,
+        sandbox_id,
+    } = pod.unwrap_or_default();
+    Wanted {
+        uid,
+        namespace,
+        name,
+        sandbox_id,
+    }
 }
 
 pub(super) fn failed(error: &OrderFailed) -> tonic::Status {

@@ -35,7 +35,13 @@ impl NodeService {
     /// A service over these pods.
     #[must_use]
     pub fn new(ctx: Arc<Context>, pods: Pods, facts: Arc<NodeFacts>) -> Self {
-        Self { ctx, pods, facts, closing: Arc::default(), started: SystemTime::now() }
+        Self {
+            ctx,
+            pods,
+            facts,
+            closing: Arc::default(),
+            started: SystemTime::now(),
+        }
     }
 
     /// Takes no new orders from now on.
@@ -44,7 +50,9 @@ impl NodeService {
     }
 
     fn find(&self, pod: Option<v1::PodRef>) -> Result<Handle, Status> {
-        self.pods.find(&messages::wanted(pod)).map_err(|error| messages::not_found(&error))
+        self.pods
+            .find(&messages::wanted(pod))
+            .map_err(|error| messages::not_found(&error))
     }
 
     fn open(&self) -> Result<(), Status> {
@@ -72,8 +80,17 @@ impl NodeService {
         }
         let handle = self.find(pod)?;
         let (answer, answered) = oneshot::channel();
-        let done: OrderDone =
-            self.ask(&handle, Message::Order { order, operation_id, answer }, answered).await?;
+        let done: OrderDone = self
+            .ask(
+                &handle,
+                Message::Order {
+                    order,
+                    operation_id,
+                    answer,
+                },
+                answered,
+            )
+            .await?;
         Ok((messages::pod(&done.pod), messages::outcome(&done)))
     }
 
@@ -88,12 +105,18 @@ impl NodeService {
         let gone = || {
             dormouse_rpc::status(
                 Reason::PodGone,
-                format!("pod {}/{} went away while the order was carried out", pod.namespace, pod.name),
+                format!(
+                    "pod {}/{} went away while the order was carried out",
+                    pod.namespace, pod.name
+                ),
             )
         };
         let asked = async {
             handle.tell(message).await.map_err(|_| gone())?;
-            answer.await.map_err(|_| gone())?.map_err(|error| messages::failed(&error))
+            answer
+                .await
+                .map_err(|_| gone())?
+                .map_err(|error| messages::failed(&error))
         };
         tokio::time::timeout(self.ctx.config.api.order_deadline, asked).await.unwrap_or_else(|_| {
             Err(dormouse_rpc::status(
@@ -174,23 +197,37 @@ impl Node for NodeService {
     }
 
     async fn list(&self, request: Request<v1::ListRequest>) -> Result<Response<v1::ListResponse>, Status> {
-        let v1::ListRequest { managed_only, label_selector, namespace } = request.into_inner();
+        let v1::ListRequest {
+            managed_only,
+            label_selector,
+            namespace,
+        } = request.into_inner();
         let filter = Filter::new(managed_only, namespace, &label_selector)?;
         let views = self.views().await;
-        let pods = views.iter().filter(|view| filter.matches(view)).map(|view| messages::pod(view)).collect();
+        let pods = views
+            .iter()
+            .filter(|view| filter.matches(view))
+            .map(|view| messages::pod(view))
+            .collect();
         Ok(Response::new(v1::ListResponse { pods }))
     }
 
     async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<v1::GetResponse>, Status> {
         let handle = self.find(request.into_inner().pod)?;
         self.refresh(std::slice::from_ref(&handle)).await;
-        Ok(Response::new(v1::GetResponse { pod: Some(messages::pod(&handle.view())) }))
+        Ok(Response::new(v1::GetResponse {
+            pod: Some(messages::pod(&handle.view())),
+        }))
     }
 
     type WatchStream = WatchStream;
 
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<WatchStream>, Status> {
-        let v1::WatchRequest { managed_only, label_selector, namespace } = request.into_inner();
+        let v1::WatchRequest {
+            managed_only,
+            label_selector,
+            namespace,
+        } = request.into_inner();
         let filter = Filter::new(managed_only, namespace, &label_selector)?;
         // First the news, then the pods: what happens in between is told twice and not missed.
         let news = self.ctx.watch();
@@ -206,9 +243,15 @@ impl Node for NodeService {
         let handle = self.find(request.pod)?;
         let policy = policy(request.policy)?.map(|policy| (policy, request.policy_generation));
         let (answer, answered) = oneshot::channel();
-        let message = Message::Manage { managed: request.managed, policy, answer };
+        let message = Message::Manage {
+            managed: request.managed,
+            policy,
+            answer,
+        };
         let view = self.ask(&handle, message, answered).await?;
-        Ok(Response::new(v1::ManageResponse { pod: Some(messages::pod(&view)) }))
+        Ok(Response::new(v1::ManageResponse {
+            pod: Some(messages::pod(&view)),
+        }))
     }
 
     async fn set_policy(
@@ -218,13 +261,22 @@ impl Node for NodeService {
         self.open()?;
         let request = request.into_inner();
         let Some(policy) = policy(request.policy)? else {
-            return Err(dormouse_rpc::status(Reason::InvalidRequest, "the request holds no policy"));
+            return Err(dormouse_rpc::status(
+                Reason::InvalidRequest,
+                "the request holds no policy",
+            ));
         };
         let handle = self.find(request.pod)?;
         let (answer, answered) = oneshot::channel();
-        let message = Message::SetPolicy { policy, generation: request.policy_generation, answer };
+        let message = Message::SetPolicy {
+            policy,
+            generation: request.policy_generation,
+            answer,
+        };
         let view = self.ask(&handle, message, answered).await?;
-        Ok(Response::new(v1::SetPolicyResponse { pod: Some(messages::pod(&view)) }))
+        Ok(Response::new(v1::SetPolicyResponse {
+            pod: Some(messages::pod(&view)),
+        }))
     }
 
     async fn freeze(
@@ -232,14 +284,22 @@ impl Node for NodeService {
         request: Request<v1::FreezeRequest>,
     ) -> Result<Response<v1::FreezeResponse>, Status> {
         let request = request.into_inner();
-        let (pod, outcome) = self.order(request.pod, Order::Freeze, request.operation_id).await?;
-        Ok(Response::new(v1::FreezeResponse { pod: Some(pod), outcome: Some(outcome) }))
+        let (pod, outcome) = self
+            .order(request.pod, Order::Freeze, request.operation_id)
+            .await?;
+        Ok(Response::new(v1::FreezeResponse {
+            pod: Some(pod),
+            outcome: Some(outcome),
+        }))
     }
 
     async fn doze(&self, request: Request<v1::DozeRequest>) -> Result<Response<v1::DozeResponse>, Status> {
         let request = request.into_inner();
         let (pod, outcome) = self.order(request.pod, Order::Doze, request.operation_id).await?;
-        Ok(Response::new(v1::DozeResponse { pod: Some(pod), outcome: Some(outcome) }))
+        Ok(Response::new(v1::DozeResponse {
+            pod: Some(pod),
+            outcome: Some(outcome),
+        }))
     }
 
     async fn wake(&self, request: Request<v1::WakeRequest>) -> Result<Response<v1::WakeResponse>, Status> {
@@ -255,8 +315,13 @@ impl Node for NodeService {
                 ));
             }
         };
-        let (pod, outcome) = self.order(request.pod, Order::Wake(source), request.operation_id).await?;
-        Ok(Response::new(v1::WakeResponse { pod: Some(pod), outcome: Some(outcome) }))
+        let (pod, outcome) = self
+            .order(request.pod, Order::Wake(source), request.operation_id)
+            .await?;
+        Ok(Response::new(v1::WakeResponse {
+            pod: Some(pod),
+            outcome: Some(outcome),
+        }))
     }
 }
 

@@ -48,7 +48,9 @@ impl Selector {
                 | Requirement::Exists(key)
                 | Requirement::Lacks(key) => key,
             };
-            if key.is_empty() || key.contains(|c: char| c.is_whitespace() || matches!(c, '=' | '!' | '(' | ')')) {
+            if key.is_empty()
+                || key.contains(|c: char| c.is_whitespace() || matches!(c, '=' | '!' | '(' | ')'))
+            {
                 return Err(bad("a requirement has no usable key"));
             }
             requirements.push(requirement);
@@ -72,8 +74,9 @@ mod tests {
 
     #[test]
     fn selects_as_kubernetes_does() {
-        let labels: BTreeMap<_, _> =
-            [("app", "web"), ("flag", "")].map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+        let labels: BTreeMap<_, _> = [("app", "web"), ("flag", "")]
+            .map(|(k, v)| (k.to_owned(), v.to_owned()))
+            .into();
         for (text, matches) in [
             ("", true),
             ("app=web", true),

@@ -60,11 +60,15 @@ fn bind(path: &Path) -> Result<UnixListener, ServeError> {
     }
     match std::fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => {
-            return Err(ServeError::InTheWay { path: path.to_owned() });
+            return Err(ServeError::InTheWay {
+                path: path.to_owned(),
+            });
         }
         Ok(_) => {
             if std::os::unix::net::UnixStream::connect(path).is_ok() {
-                return Err(ServeError::AlreadyServed { path: path.to_owned() });
+                return Err(ServeError::AlreadyServed {
+                    path: path.to_owned(),
+                });
             }
             std::fs::remove_file(path).map_err(failed("remove the old"))?;
         }

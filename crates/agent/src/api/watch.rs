@@ -25,7 +25,11 @@ pub(super) struct Filter {
 
 impl Filter {
     pub(super) fn new(managed_only: bool, namespace: String, selector: &str) -> Result<Self, Status> {
-        Ok(Self { managed_only, namespace, selector: Selector::parse(selector)? })
+        Ok(Self {
+            managed_only,
+            namespace,
+            selector: Selector::parse(selector)?,
+        })
     }
 
     pub(super) fn matches(&self, pod: &PodView) -> bool {
@@ -48,9 +52,17 @@ pub(super) fn stream(
 
     let (sender, receiver) = mpsc::channel(QUEUE);
     tokio::spawn(async move {
-        let plain = |kind: Kind, pod| v1::WatchResponse { kind: kind.into(), pod, ..Default::default() };
+        let plain = |kind: Kind, pod| v1::WatchResponse {
+            kind: kind.into(),
+            pod,
+            ..Default::default()
+        };
         for view in existing.iter().filter(|view| filter.matches(view)) {
-            if sender.send(Ok(plain(Kind::Existing, Some(messages::pod(view))))).await.is_err() {
+            if sender
+                .send(Ok(plain(Kind::Existing, Some(messages::pod(view)))))
+                .await
+                .is_err()
+            {
                 return;
             }
         }

@@ -19,10 +19,10 @@ pub(super) struct LockedDesk<'a> {
 
 impl Desk for LockedDesk<'_> {
     fn sit(&mut self, work: &mut Work<'_>) -> Result<bool, ReclaimError> {
-        let mut held = self
-            .switch
-            .lock(LOCK)
-            .map_err(|e| ReclaimError::NotHeld { reason: e.reason(), source: Box::new(e) })?;
+        let mut held = self.switch.lock(LOCK).map_err(|e| ReclaimError::NotHeld {
+            reason: e.reason(),
+            source: Box::new(e),
+        })?;
         if !sleeps_since(&held, self.wakes) {
             return Err(Stop::Woken.into());
         }
@@ -41,10 +41,14 @@ pub(super) struct RecordLedger<'a>(pub(super) &'a mut Held);
 
 impl Ledger for RecordLedger<'_> {
     fn note(&mut self, limit: &LoweredLimit) -> Result<(), NoteError> {
-        self.0.update(|r| r.put_limit(limit.clone())).map_err(|e| NoteError::Record(Box::new(e)))
+        self.0
+            .update(|r| r.put_limit(limit.clone()))
+            .map_err(|e| NoteError::Record(Box::new(e)))
     }
 
     fn cross_out(&mut self, path: &Path) -> Result<(), NoteError> {
-        self.0.update(|r| r.remove_limit(path)).map_err(|e| NoteError::Record(Box::new(e)))
+        self.0
+            .update(|r| r.remove_limit(path))
+            .map_err(|e| NoteError::Record(Box::new(e)))
     }
 }

@@ -37,7 +37,11 @@ pub(super) fn doze(
     let cgroup = held.find_cgroup().map_err(|e| switch_failed(verb, &held, e))?;
     if held.record().switch.rung == Rung::Dozing && held.record().switch.cgroup == CgroupState::Frozen {
         let now = usage(&cgroup);
-        return Ok(DozeReport { resident_before: now, resident_after: now, ..DozeReport::default() });
+        return Ok(DozeReport {
+            resident_before: now,
+            resident_after: now,
+            ..DozeReport::default()
+        });
     }
     held.freeze_cgroup().map_err(|e| switch_failed(verb, &held, e))?;
     fail::fail_point!("gvisor::doze::cgroup_frozen");
@@ -81,7 +85,11 @@ pub(super) fn push(
     let kernel = &*parts.kernel;
     let processes = processes(kernel, cgroup.memory_dir())?;
     let method = Method::of_stopped(cgroup.version());
-    let job = Job { processes: &processes, cgroup: Some((cgroup.memory_dir(), method)), passes: 1 };
+    let job = Job {
+        processes: &processes,
+        cgroup: Some((cgroup.memory_dir(), method)),
+        passes: 1,
+    };
     let mut desk = LockedDesk { switch, wakes };
     let mut brake = || -> Result<(), Stop> {
         not_cancelled(cancel)?;
@@ -118,7 +126,11 @@ pub(super) fn roll_back(
             } else {
                 restore_settings(parts, &mut held, verb);
             }
-            held.record().switch.intent.is_none().then(|| stop_state(held.record()))
+            held.record()
+                .switch
+                .intent
+                .is_none()
+                .then(|| stop_state(held.record()))
         }
         Err(e) => {
             tracing::warn!(sandbox = verb.sandbox_id, error = %e, "the doze could not be rolled back; a wake or probe will");
@@ -133,4 +145,3 @@ pub(super) fn roll_back(
 pub(super) fn usage(cgroup: &PodCgroup) -> u64 {
     cgroup.memory().map_or(0, |m| m.current)
 }
-

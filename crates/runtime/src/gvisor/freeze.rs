@@ -26,5 +26,8 @@ pub(super) fn freeze(parts: &Parts, guest: &Guest, verb: Verb<'_>) -> Result<Fre
             tracing::warn!(sandbox = verb.sandbox_id, %error, "the rung could not be noted in the pod's record");
         }
     }
-    Ok(FreezeReport { lock, stop: paused.took })
+    Ok(FreezeReport {
+        lock,
+        stop: paused.took,
+    })
 }

@@ -16,7 +16,9 @@ const TOLERATED: u64 = 10 << 20;
 pub(super) fn thaw(parts: &Parts, guest: &Guest, verb: Verb<'_>) -> Result<(), DriverError> {
     let mut held = parts.lock(guest, verb)?;
     if !held.record().switch.paused {
-        let error = SwitchError::NotPaused { sandbox: held.record().sandbox_id.clone() };
+        let error = SwitchError::NotPaused {
+            sandbox: held.record().sandbox_id.clone(),
+        };
         return Err(switch_failed(verb, &held, error));
     }
     held.thaw_cgroup().map_err(|e| switch_failed(verb, &held, e))?;
@@ -24,14 +26,20 @@ pub(super) fn thaw(parts: &Parts, guest: &Guest, verb: Verb<'_>) -> Result<(), D
     Ok(())
 }
 
-pub(super) fn freeze(parts: &Parts, guest: &Guest, verb: Verb<'_>, cancel: &Cancel) -> Result<(), DriverError> {
+pub(super) fn freeze(
+    parts: &Parts,
+    guest: &Guest,
+    verb: Verb<'_>,
+    cancel: &Cancel,
+) -> Result<(), DriverError> {
     let mut held = parts.lock(guest, verb)?;
     held.freeze_cgroup().map_err(|e| switch_failed(verb, &held, e))?;
     fail::fail_point!("gvisor::housekeeping::frozen");
     let cgroup = held.find_cgroup().map_err(|e| switch_failed(verb, &held, e))?;
     let wakes = held.record().switch.wakes;
     if held.record().switch.rung != Rung::Dozing || held.record().switch.cgroup != CgroupState::Frozen {
-        held.update(|r| r.switch.rung = Rung::Dozing).map_err(|e| verb.failed(e.reason(), None, e))?;
+        held.update(|r| r.switch.rung = Rung::Dozing)
+            .map_err(|e| verb.failed(e.reason(), None, e))?;
     }
     drop(held);
     if usage(&cgroup) <= TOLERATED {

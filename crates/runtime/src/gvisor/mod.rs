@@ -29,8 +29,8 @@ use dormouse_sentry::switch::Registration;
 use dormouse_sentry::{Held, LockError, PodCgroup, PodUid, RunDir, SandboxId, Switch, SwitchError};
 
 use crate::driver::{
-    Cancel, Capabilities, DozeReport, Driver, DriverError, FreezeReport, Guest, PrefetchReport, Probe, Resident,
-    RuntimeKind, StopState, WakeReport,
+    Cancel, Capabilities, DozeReport, Driver, DriverError, FreezeReport, Guest, PrefetchReport, Probe,
+    Resident, RuntimeKind, StopState, WakeReport,
 };
 use crate::failure::{BadId, Verb, blocking};
 use crate::kernel::{Kernel, Linux};
@@ -98,7 +98,10 @@ impl Gvisor {
     ) -> Result<T, DriverError> {
         let parts = self.parts.clone();
         let owned = guest.clone();
-        blocking(name, &guest.sandbox_id, move || verb(&parts, &owned, Verb::new(name, &owned))).await
+        blocking(name, &guest.sandbox_id, move || {
+            verb(&parts, &owned, Verb::new(name, &owned))
+        })
+        .await
     }
 }
 
@@ -108,7 +111,11 @@ impl Driver for Gvisor {
     }
 
     async fn capabilities(&self, guest: &Guest) -> Capabilities {
-        let found = self.run("inspect", guest, |parts, guest, verb| Ok(parts.capabilities(guest, verb))).await;
+        let found = self
+            .run("inspect", guest, |parts, guest, verb| {
+                Ok(parts.capabilities(guest, verb))
+            })
+            .await;
         found.unwrap_or_else(|e| Capabilities {
             freeze: Err(e.reason),
             doze: Err(e.reason),
@@ -123,7 +130,10 @@ impl Driver for Gvisor {
 
     async fn doze(&self, guest: &Guest, cancel: &Cancel) -> Result<DozeReport, DriverError> {
         let cancel = cancel.clone();
-        self.run("doze", guest, move |parts, guest, verb| doze::doze(parts, guest, verb, &cancel)).await
+        self.run("doze", guest, move |parts, guest, verb| {
+            doze::doze(parts, guest, verb, &cancel)
+        })
+        .await
     }
 
     async fn wake(&self, guest: &Guest) -> Result<WakeReport, DriverError> {
@@ -132,7 +142,10 @@ impl Driver for Gvisor {
 
     async fn prefetch(&self, guest: &Guest, cancel: &Cancel) -> Result<PrefetchReport, DriverError> {
         let cancel = cancel.clone();
-        self.run("prefetch", guest, move |parts, guest, verb| prefetch::prefetch(parts, guest, verb, &cancel)).await
+        self.run("prefetch", guest, move |parts, guest, verb| {
+            prefetch::prefetch(parts, guest, verb, &cancel)
+        })
+        .await
     }
 
     async fn housekeeping_thaw(&self, guest: &Guest) -> Result<(), DriverError> {
@@ -168,8 +181,10 @@ impl Driver for Gvisor {
 
 impl Parts {
     fn switch(&self, guest: &Guest, verb: Verb<'_>) -> Result<Switch, DriverError> {
-        let id: SandboxId =
-            guest.sandbox_id.parse().map_err(|source| verb.failed(Reason::InvalidRequest, None, BadId { source }))?;
+        let id: SandboxId = guest
+            .sandbox_id
+            .parse()
+            .map_err(|source| verb.failed(Reason::InvalidRequest, None, BadId { source }))?;
         Ok(Switch::open(&self.run_dir, &id))
     }
 
@@ -194,11 +209,21 @@ impl Parts {
                 "no runsc state file of this pod was found; is the shim's `root` one that the agent knows?",
             )
         })?;
-        let pod = PodRecordIdentity { uid, name: guest.pod.name.clone(), namespace: guest.pod.namespace.clone() };
+        let pod = PodRecordIdentity {
+            uid,
+            name: guest.pod.name.clone(),
+            namespace: guest.pod.namespace.clone(),
+        };
         // No wrapper has seen this pod, so nobody would answer for it while its cgroup is frozen.
-        let runsc = RunscRecord { path: PathBuf::new(), version: String::new(), oci_version: String::new() };
+        let runsc = RunscRecord {
+            path: PathBuf::new(),
+            version: String::new(),
+            oci_version: String::new(),
+        };
         let record = Record::new(pod, switch.id().clone(), root, runsc, false);
-        switch.register(record, Registration::Adopted, LOCK).map_err(|e| verb.failed(e.reason(), None, e))
+        switch
+            .register(record, Registration::Adopted, LOCK)
+            .map_err(|e| verb.failed(e.reason(), None, e))
     }
 
     /// The pod's cgroup: from the record, else from the sentry's.
@@ -209,7 +234,11 @@ impl Parts {
         }
         let pid = record.and_then(|r| r.sentry).map_or(guest.sandbox_pid, |s| s.pid);
         if pid <= 0 {
-            return Err(verb.refused(Reason::CgroupMismatch, None, "the sandbox's process id is not known"));
+            return Err(verb.refused(
+                Reason::CgroupMismatch,
+                None,
+                "the sandbox's process id is not known",
+            ));
         }
         PodCgroup::find(pid, &pod_uid(guest, verb)?).map_err(|e| verb.failed(e.reason(), None, e))
     }
@@ -234,17 +263,30 @@ impl Parts {
                 _ => Err(Reason::NoSwap),
             }
         };
-        Capabilities { freeze, doze, survives_runtime_restart: true, wrapper }
+        Capabilities {
+            freeze,
+            doze,
+            survives_runtime_restart: true,
+            wrapper,
+        }
     }
 }
 
 fn pod_uid(guest: &Guest, verb: Verb<'_>) -> Result<PodUid, DriverError> {
-    guest.pod.uid.parse().map_err(|source| verb.failed(Reason::InvalidRequest, None, BadId { source }))
+    guest
+        .pod
+        .uid
+        .parse()
+        .map_err(|source| verb.failed(Reason::InvalidRequest, None, BadId { source }))
 }
 
 /// The first of the pod's possible runtime roots that holds a state file of it.
 fn runtime_root(guest: &Guest, id: &SandboxId) -> Option<PathBuf> {
-    guest.runtime_roots.iter().find(|root| RunscState::path(root, id, &id.into()).is_file()).cloned()
+    guest
+        .runtime_roots
+        .iter()
+        .find(|root| RunscState::path(root, id, &id.into()).is_file())
+        .cloned()
 }
 
 /// Where the guest stands, as its record says.
@@ -258,6 +300,11 @@ fn stop_state(record: &Record) -> StopState {
 
 /// A step on the switch that failed, with what the record says of the guest now.
 fn switch_failed(verb: Verb<'_>, held: &Held, error: SwitchError) -> DriverError {
-    let state = held.record().switch.intent.is_none().then(|| stop_state(held.record()));
+    let state = held
+        .record()
+        .switch
+        .intent
+        .is_none()
+        .then(|| stop_state(held.record()));
     verb.failed(error.reason(), state, error)
 }

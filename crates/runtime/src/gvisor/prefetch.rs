@@ -14,7 +14,10 @@ pub(super) fn prefetch(
     cancel: &Cancel,
 ) -> Result<PrefetchReport, DriverError> {
     let cgroup = parts.cgroup(guest, verb)?;
-    let record = parts.switch(guest, verb)?.record().map_err(|e| verb.failed(e.reason(), None, e))?;
+    let record = parts
+        .switch(guest, verb)?
+        .record()
+        .map_err(|e| verb.failed(e.reason(), None, e))?;
     let first = record.sentry.map(|s| s.pid);
     of_cgroup(&*parts.kernel, &cgroup, first, parts.prefetch, cancel)
         .map_err(|e| verb.failed(Reason::Internal, None, e))

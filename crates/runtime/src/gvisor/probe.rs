@@ -13,8 +13,13 @@ pub(super) fn probe(parts: &Parts, guest: &Guest, verb: Verb<'_>) -> Result<Prob
     let mut held = parts.lock(guest, verb)?;
     // A limit is only ever lowered under the lock that is held now, so one that stands was left by the dead. It goes
     // first: nothing may run under it.
-    let lowered: Vec<LoweredLimit> =
-        held.record().limits.iter().filter(|l| !lasts_over_sleep(l)).cloned().collect();
+    let lowered: Vec<LoweredLimit> = held
+        .record()
+        .limits
+        .iter()
+        .filter(|l| !lasts_over_sleep(l))
+        .cloned()
+        .collect();
     let limit_restored = restore_these(parts, &mut held, verb, &lowered) > 0;
     held.locate().map_err(|e| switch_failed(verb, &held, e))?;
     let settled = held.record().switch.intent.is_some();
@@ -32,9 +37,14 @@ pub(super) fn probe(parts: &Parts, guest: &Guest, verb: Verb<'_>) -> Result<Prob
         StopState::CgroupFrozen => Rung::Dozing,
     };
     if held.record().switch.rung != rung {
-        held.update(|r| r.switch.rung = rung).map_err(|e| verb.failed(e.reason(), Some(stop), e))?;
+        held.update(|r| r.switch.rung = rung)
+            .map_err(|e| verb.failed(e.reason(), Some(stop), e))?;
     }
-    Ok(Probe { stop, settled, limit_restored })
+    Ok(Probe {
+        stop,
+        settled,
+        limit_restored,
+    })
 }
 
 /// A thaw is noted after it is done; whoever died in between left a record that says Frozen.
@@ -45,7 +55,8 @@ fn agree_on_cgroup(held: &mut Held, verb: Verb<'_>) -> Result<(), DriverError> {
     let cgroup = held.find_cgroup().map_err(|e| switch_failed(verb, held, e))?;
     let state = cgroup.state().map_err(|e| verb.failed(e.reason(), None, e))?;
     if held.record().switch.cgroup != state {
-        held.update(|r| r.switch.cgroup = state).map_err(|e| verb.failed(e.reason(), None, e))?;
+        held.update(|r| r.switch.cgroup = state)
+            .map_err(|e| verb.failed(e.reason(), None, e))?;
     }
     Ok(())
 }

@@ -18,7 +18,11 @@ pub(super) fn wake(parts: &Parts, guest: &Guest, verb: Verb<'_>) -> Result<WakeR
     let woken = held.wake().map_err(|e| switch_failed(verb, &held, e))?;
     fail::fail_point!("gvisor::wake::resumed");
     restore_settings(parts, &mut held, verb);
-    Ok(WakeReport { lock, cgroup_thaw: woken.thaw, resume: woken.resume })
+    Ok(WakeReport {
+        lock,
+        cgroup_thaw: woken.thaw,
+        resume: woken.resume,
+    })
 }
 
 /// Puts back what the record lists as changed (`memory.swap.max`, `memory.swappiness`, limits), and returns how many
@@ -43,7 +47,8 @@ pub(super) fn restore_these(parts: &Parts, held: &mut Held, verb: Verb<'_>, limi
         );
     }
     let done = held.update(|r| {
-        r.limits.retain(|l| !limits.contains(l) || failed.iter().any(|(f, _)| f.path == l.path));
+        r.limits
+            .retain(|l| !limits.contains(l) || failed.iter().any(|(f, _)| f.path == l.path));
     });
     if let Err(error) = done {
         // They are back, which the next reader finds out by comparison.

@@ -19,7 +19,12 @@ use crate::reclaim::ReclaimError;
 /// The first pass only clears the accessed bits that the hypervisor reports (`facts`: one pass does almost nothing).
 const PASSES: u32 = 2;
 
-pub(super) fn doze(parts: &Parts, guest: &Guest, verb: Verb<'_>, cancel: &Cancel) -> Result<DozeReport, DriverError> {
+pub(super) fn doze(
+    parts: &Parts,
+    guest: &Guest,
+    verb: Verb<'_>,
+    cancel: &Cancel,
+) -> Result<DozeReport, DriverError> {
     let frozen = Some(StopState::Frozen);
     not_cancelled(cancel).map_err(|e| verb.failed(e.reason(), frozen, e))?;
     fail::fail_point!("kata::doze::before");
@@ -31,7 +36,9 @@ pub(super) fn doze(parts: &Parts, guest: &Guest, verb: Verb<'_>, cancel: &Cancel
     let mut limits = limits(parts, guest, verb)?;
     let job = Job {
         processes: &processes,
-        cgroup: cgroup.as_ref().map(|c| (c.memory_dir(), Method::of_running(c.version()))),
+        cgroup: cgroup
+            .as_ref()
+            .map(|c| (c.memory_dir(), Method::of_running(c.version()))),
         passes: PASSES,
     };
     let mut brake = || -> Result<(), Stop> {
@@ -39,7 +46,13 @@ pub(super) fn doze(parts: &Parts, guest: &Guest, verb: Verb<'_>, cancel: &Cancel
         swap_has_room(kernel)
     };
     // No limit is ever lowered here, as the machine runs; so there is nothing to guard.
-    let pushed = push_out(kernel, job, &mut PlainDesk(&mut limits), &GuardProgram::Own, &mut brake);
+    let pushed = push_out(
+        kernel,
+        job,
+        &mut PlainDesk(&mut limits),
+        &GuardProgram::Own,
+        &mut brake,
+    );
     match pushed {
         Ok(report) => Ok(DozeReport {
             cgroup_freeze: Duration::ZERO,
@@ -67,7 +80,14 @@ pub(super) fn prefetch(
     let processes = monitor(parts, guest, verb)?;
     let mut report = PrefetchReport::default();
     let mut brake = || not_cancelled(cancel);
-    match bring_back(&*parts.kernel, None, &processes, parts.prefetch, &mut brake, &mut report) {
+    match bring_back(
+        &*parts.kernel,
+        None,
+        &processes,
+        parts.prefetch,
+        &mut brake,
+        &mut report,
+    ) {
         Ok(()) | Err(PrefetchError::Stopped(Stop::Cancelled)) => Ok(report),
         Err(e) => Err(verb.failed(Reason::Internal, None, e)),
     }
@@ -97,7 +117,10 @@ pub(super) fn restore_stale(
 
 fn monitor(parts: &Parts, guest: &Guest, verb: Verb<'_>) -> Result<Vec<Process>, DriverError> {
     let pid = vmm::find(guest, verb)?;
-    let process = parts.kernel.open_process(pid).map_err(|e: io::Error| verb.failed(Reason::GuestGone, None, e))?;
+    let process = parts
+        .kernel
+        .open_process(pid)
+        .map_err(|e: io::Error| verb.failed(Reason::GuestGone, None, e))?;
     // Looked at again with the pidfd in hand: from now on the number cannot come to mean another process unnoticed.
     vmm::find(guest, verb)?;
     Ok(vec![process])

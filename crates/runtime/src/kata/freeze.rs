@@ -14,7 +14,11 @@ const LOOKS: u32 = 100;
 /// And how long after one look the next one comes.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
-pub(super) async fn freeze(tasks: &Tasks, guest: &Guest, verb: Verb<'_>) -> Result<FreezeReport, DriverError> {
+pub(super) async fn freeze(
+    tasks: &Tasks,
+    guest: &Guest,
+    verb: Verb<'_>,
+) -> Result<FreezeReport, DriverError> {
     let began = Instant::now();
     let mut paused_by_us = Vec::new();
     let mut asleep = 0_usize;
@@ -37,7 +41,10 @@ pub(super) async fn freeze(tasks: &Tasks, guest: &Guest, verb: Verb<'_>) -> Resu
             "no application container of the pod runs, so there is nothing to freeze",
         ));
     }
-    Ok(FreezeReport { lock: Duration::ZERO, stop: began.elapsed() })
+    Ok(FreezeReport {
+        lock: Duration::ZERO,
+        stop: began.elapsed(),
+    })
 }
 
 /// What became of one container.
@@ -82,7 +89,10 @@ pub(super) async fn settled_status(tasks: &Tasks, id: &str) -> Result<Status, Ta
             Err(e) => return Err(e),
         }
     }
-    Err(TaskError::Timeout { call: "Pause", id: id.to_owned() })
+    Err(TaskError::Timeout {
+        call: "Pause",
+        id: id.to_owned(),
+    })
 }
 
 /// Lets the containers run again that were paused before one failed.
@@ -106,12 +116,19 @@ pub(super) async fn must_be_frozen(tasks: &Tasks, guest: &Guest, verb: Verb<'_>)
                 return Err(verb.refused(
                     Reason::WakeWon,
                     Some(StopState::Running),
-                    format!("container {} runs; it was resumed meanwhile, or was never frozen", container.name),
+                    format!(
+                        "container {} runs; it was resumed meanwhile, or was never frozen",
+                        container.name
+                    ),
                 ));
             }
             Ok(status) => asleep |= status == Status::Paused,
             Err(e) => return Err(verb.failed(e.reason(), None, e)),
         }
     }
-    if asleep { Ok(()) } else { Err(verb.refused(Reason::GuestGone, None, "no container of the pod is left")) }
+    if asleep {
+        Ok(())
+    } else {
+        Err(verb.refused(Reason::GuestGone, None, "no container of the pod is left"))
+    }
 }

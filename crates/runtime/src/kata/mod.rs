@@ -24,8 +24,8 @@ use dormouse_core::Reason;
 pub use tasks::{Task, TaskError, Tasks};
 
 use crate::driver::{
-    Cancel, Capabilities, DozeReport, Driver, DriverError, FreezeReport, Guest, PrefetchReport, Probe, Resident,
-    RuntimeKind, WakeReport,
+    Cancel, Capabilities, DozeReport, Driver, DriverError, FreezeReport, Guest, PrefetchReport, Probe,
+    Resident, RuntimeKind, WakeReport,
 };
 use crate::failure::{Verb, blocking};
 use crate::kernel::{Kernel, Linux};
@@ -74,7 +74,10 @@ impl Kata {
     ) -> Result<T, DriverError> {
         let parts = self.parts.clone();
         let owned = guest.clone();
-        blocking(name, &guest.sandbox_id, move || verb(&parts, &owned, Verb::new(name, &owned))).await
+        blocking(name, &guest.sandbox_id, move || {
+            verb(&parts, &owned, Verb::new(name, &owned))
+        })
+        .await
     }
 }
 
@@ -84,13 +87,22 @@ impl Driver for Kata {
     }
 
     async fn capabilities(&self, guest: &Guest) -> Capabilities {
-        let freeze = if guest.containers.is_empty() { Err(Reason::PodNotReady) } else { Ok(()) };
+        let freeze = if guest.containers.is_empty() {
+            Err(Reason::PodNotReady)
+        } else {
+            Ok(())
+        };
         let doze = freeze.and_then(|()| match self.parts.kernel.swap() {
             Ok(swap) if swap.total > 0 => Ok(()),
             _ => Err(Reason::NoSwap),
         });
         // containerd finds the task paused after its restart, and kubelet then kills the container.
-        Capabilities { freeze, doze, survives_runtime_restart: false, wrapper: false }
+        Capabilities {
+            freeze,
+            doze,
+            survives_runtime_restart: false,
+            wrapper: false,
+        }
     }
 
     async fn freeze(&self, guest: &Guest) -> Result<FreezeReport, DriverError> {
@@ -100,7 +112,10 @@ impl Driver for Kata {
     async fn doze(&self, guest: &Guest, cancel: &Cancel) -> Result<DozeReport, DriverError> {
         freeze::must_be_frozen(&self.parts.tasks, guest, Verb::new("doze", guest)).await?;
         let cancel = cancel.clone();
-        self.run("doze", guest, move |parts, guest, verb| doze::doze(parts, guest, verb, &cancel)).await
+        self.run("doze", guest, move |parts, guest, verb| {
+            doze::doze(parts, guest, verb, &cancel)
+        })
+        .await
     }
 
     async fn wake(&self, guest: &Guest) -> Result<WakeReport, DriverError> {
@@ -111,7 +126,10 @@ impl Driver for Kata {
 
     async fn prefetch(&self, guest: &Guest, cancel: &Cancel) -> Result<PrefetchReport, DriverError> {
         let cancel = cancel.clone();
-        self.run("prefetch", guest, move |parts, guest, verb| doze::prefetch(parts, guest, verb, &cancel)).await
+        self.run("prefetch", guest, move |parts, guest, verb| {
+            doze::prefetch(parts, guest, verb, &cancel)
+        })
+        .await
     }
 
     /// Nothing to do: the virtual machine runs on, and its kernel answers keepalives.
@@ -127,12 +145,20 @@ impl Driver for Kata {
     async fn probe(&self, guest: &Guest) -> Result<Probe, DriverError> {
         let verb = Verb::new("probe", guest);
         let (stop, settled) = probe::probe(&self.parts.tasks, guest, verb).await?;
-        let limit_restored =
-            self.run("probe", guest, move |parts, guest, verb| doze::restore_stale(parts, guest, verb, stop)).await?;
-        Ok(Probe { stop, settled, limit_restored })
+        let limit_restored = self
+            .run("probe", guest, move |parts, guest, verb| {
+                doze::restore_stale(parts, guest, verb, stop)
+            })
+            .await?;
+        Ok(Probe {
+            stop,
+            settled,
+            limit_restored,
+        })
     }
 
     async fn resident(&self, guest: &Guest) -> Result<Resident, DriverError> {
-        self.run("measure", guest, |_, guest, verb| vmm::resident(guest, verb)).await
+        self.run("measure", guest, |_, guest, verb| vmm::resident(guest, verb))
+            .await
     }
 }

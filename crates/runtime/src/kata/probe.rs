@@ -32,7 +32,9 @@ pub(super) async fn probe(
         // Half asleep: to run is always safe.
         (false, _) => {
             for id in paused {
-                resume(tasks, id).await.map_err(|e| verb.failed(e.reason(), None, e))?;
+                resume(tasks, id)
+                    .await
+                    .map_err(|e| verb.failed(e.reason(), None, e))?;
             }
             Ok((StopState::Running, true))
         }

@@ -88,7 +88,10 @@ impl Tasks {
     /// A client of the containerd that listens on this socket.
     #[must_use]
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self { socket: socket.into(), channel: OnceCell::new() }
+        Self {
+            socket: socket.into(),
+            channel: OnceCell::new(),
+        }
     }
 
     /// containerd's socket.
@@ -102,7 +105,10 @@ impl Tasks {
             .channel
             .get_or_try_init(|| containerd_client::connect(&self.socket))
             .await
-            .map_err(|source| TaskError::Unreachable { path: self.socket.clone(), source })?;
+            .map_err(|source| TaskError::Unreachable {
+                path: self.socket.clone(),
+                source,
+            })?;
         // The channel connects anew by itself after a restart of containerd.
         Ok(TasksClient::new(channel.clone()))
     }
@@ -113,11 +119,17 @@ impl Tasks {
     /// [`TaskError`]
     pub async fn get(&self, id: &str) -> Result<Task, TaskError> {
         let mut client = self.client().await?;
-        let request = GetRequest { container_id: id.to_owned(), exec_id: String::new() };
+        let request = GetRequest {
+            container_id: id.to_owned(),
+            exec_id: String::new(),
+        };
         let response = call("Get", id, client.get(of_cri(request))).await?;
         let gone = || TaskError::Gone { id: id.to_owned() };
         let process = response.process.ok_or_else(gone)?;
-        Ok(Task { status: process.status(), pid: i32::try_from(process.pid).unwrap_or(0) })
+        Ok(Task {
+            status: process.status(),
+            pid: i32::try_from(process.pid).unwrap_or(0),
+        })
     }
 
     /// Pauses a task. Not idempotent: shims differ in what they say of one that is paused.
@@ -126,7 +138,9 @@ impl Tasks {
     /// [`TaskError`]
     pub async fn pause(&self, id: &str) -> Result<(), TaskError> {
         let mut client = self.client().await?;
-        let request = of_cri(PauseTaskRequest { container_id: id.to_owned() });
+        let request = of_cri(PauseTaskRequest {
+            container_id: id.to_owned(),
+        });
         call("Pause", id, client.pause(request)).await.map(drop)
     }
 
@@ -136,14 +150,18 @@ impl Tasks {
     /// [`TaskError`]
     pub async fn resume(&self, id: &str) -> Result<(), TaskError> {
         let mut client = self.client().await?;
-        let request = of_cri(ResumeTaskRequest { container_id: id.to_owned() });
+        let request = of_cri(ResumeTaskRequest {
+            container_id: id.to_owned(),
+        });
         call("Resume", id, client.resume(request)).await.map(drop)
     }
 }
 
 fn of_cri<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
-    request.metadata_mut().insert("containerd-namespace", MetadataValue::from_static(NAMESPACE));
+    request
+        .metadata_mut()
+        .insert("containerd-namespace", MetadataValue::from_static(NAMESPACE));
     request
 }
 
@@ -155,10 +173,15 @@ async fn call<T>(
     match tokio::time::timeout(CALL, answer).await {
         Ok(Ok(response)) => Ok(response.into_inner()),
         Ok(Err(status)) if status.code() == Code::NotFound => Err(TaskError::Gone { id: id.to_owned() }),
-        Ok(Err(status)) => {
-            Err(TaskError::Refused { call: name, id: id.to_owned(), message: shortened(status.message()) })
-        }
-        Err(_) => Err(TaskError::Timeout { call: name, id: id.to_owned() }),
+        Ok(Err(status)) => Err(TaskError::Refused {
+            call: name,
+            id: id.to_owned(),
+            message: shortened(status.message()),
+        }),
+        Err(_) => Err(TaskError::Timeout {
+            call: name,
+            id: id.to_owned(),
+        }),
     }
 }
 

@@ -10,16 +10,22 @@ use crate::failure::{BadId, Verb};
 /// The monitor's process id: that of every task of the pod. Its command line must name the pod sandbox, so that a
 /// reused process id is never mistaken for it.
 pub(super) fn find(guest: &Guest, verb: Verb<'_>) -> Result<i32, DriverError> {
-    let pids = std::iter::once(guest.sandbox_pid).chain(guest.containers.iter().map(|c| c.pid)).filter(|p| *p > 0);
+    let pids = std::iter::once(guest.sandbox_pid)
+        .chain(guest.containers.iter().map(|c| c.pid))
+        .filter(|p| *p > 0);
     for pid in pids {
-        let names_pod = ProcFs::new(pid)
-            .and_then(|p| p.cmdline())
-            .is_ok_and(|args| !guest.sandbox_id.is_empty() && args.iter().any(|a| a.contains(&guest.sandbox_id)));
+        let names_pod = ProcFs::new(pid).and_then(|p| p.cmdline()).is_ok_and(|args| {
+            !guest.sandbox_id.is_empty() && args.iter().any(|a| a.contains(&guest.sandbox_id))
+        });
         if names_pod {
             return Ok(pid);
         }
     }
-    Err(verb.refused(Reason::GuestGone, None, "no virtual machine monitor of this pod sandbox was found"))
+    Err(verb.refused(
+        Reason::GuestGone,
+        None,
+        "no virtual machine monitor of this pod sandbox was found",
+    ))
 }
 
 /// The pod's cgroup, where the monitor is in it. With `sandbox_cgroup_only=false` it may be elsewhere.
@@ -40,7 +46,11 @@ pub(super) fn resident(guest: &Guest, verb: Verb<'_>) -> Result<Resident, Driver
         .and_then(|p| p.status())
         .map_err(|e| verb.failed(Reason::GuestGone, None, e))?;
     let bytes = |kilobytes: Option<u64>| kilobytes.unwrap_or(0).saturating_mul(1024);
-    let mut resident = Resident { cgroup: bytes(status.vmrss), swapped: bytes(status.vmswap), cpu_nanos: 0 };
+    let mut resident = Resident {
+        cgroup: bytes(status.vmrss),
+        swapped: bytes(status.vmswap),
+        cpu_nanos: 0,
+    };
     if let Some(cgroup) = cgroup(guest, pid, verb)? {
         if let Ok(memory) = cgroup.memory() {
             resident.cgroup = resident.cgroup.max(memory.current);

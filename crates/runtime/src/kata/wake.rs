@@ -21,7 +21,11 @@ pub(super) async fn wake(tasks: &Tasks, guest: &Guest, verb: Verb<'_>) -> Result
     fail::fail_point!("kata::wake::resumed");
     match first_failure {
         Some(error) => Err(verb.failed(error.reason(), Some(StopState::Frozen), error)),
-        None => Ok(WakeReport { lock: Duration::ZERO, cgroup_thaw: Duration::ZERO, resume: began.elapsed() }),
+        None => Ok(WakeReport {
+            lock: Duration::ZERO,
+            cgroup_thaw: Duration::ZERO,
+            resume: began.elapsed(),
+        }),
     }
 }
 

@@ -51,7 +51,13 @@ impl Fake {
     }
 
     pub(crate) fn get(&self, path: &str) -> String {
-        self.0.lock().unwrap().files.get(Path::new(path)).cloned().unwrap_or_default()
+        self.0
+            .lock()
+            .unwrap()
+            .files
+            .get(Path::new(path))
+            .cloned()
+            .unwrap_or_default()
     }
 
     pub(crate) fn swap_is(&self, total: u64, free: u64) {
@@ -75,11 +81,20 @@ impl Kernel for Fake {
         if !self.0.lock().unwrap().smaps.contains_key(&pid) {
             return Err(errno(libc::ESRCH));
         }
-        Ok(Process { pid, fd: File::open("/dev/null")?.into() })
+        Ok(Process {
+            pid,
+            fd: File::open("/dev/null")?.into(),
+        })
     }
 
     fn read_smaps(&self, pid: i32, _limit: u64) -> io::Result<String> {
-        self.0.lock().unwrap().smaps.get(&pid).cloned().ok_or_else(|| errno(libc::ESRCH))
+        self.0
+            .lock()
+            .unwrap()
+            .smaps
+            .get(&pid)
+            .cloned()
+            .ok_or_else(|| errno(libc::ESRCH))
     }
 
     fn advise(&self, process: &Process, ranges: &[Range], advice: Advice) -> io::Result<u64> {
@@ -103,7 +118,13 @@ impl Kernel for Fake {
     }
 
     fn read(&self, path: &Path) -> io::Result<String> {
-        self.0.lock().unwrap().files.get(path).cloned().ok_or_else(|| errno(libc::ENOENT))
+        self.0
+            .lock()
+            .unwrap()
+            .files
+            .get(path)
+            .cloned()
+            .ok_or_else(|| errno(libc::ENOENT))
     }
 
     fn write(&self, path: &Path, value: &str) -> io::Result<()> {

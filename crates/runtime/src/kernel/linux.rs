@@ -25,7 +25,10 @@ pub struct Linux;
 
 impl Kernel for Linux {
     fn open_process(&self, pid: i32) -> io::Result<Process> {
-        Ok(Process { pid, fd: sys::pidfd_open(pid)? })
+        Ok(Process {
+            pid,
+            fd: sys::pidfd_open(pid)?,
+        })
     }
 
     fn read_smaps(&self, pid: i32, limit: u64) -> io::Result<String> {
@@ -48,7 +51,11 @@ impl Kernel for Linux {
         // No O_CREAT, no O_TRUNC: the file is the kernel's, and one write is one request.
         let mut file = OpenOptions::new().write(true).open(path)?;
         let written = file.write(value.as_bytes())?;
-        if written == value.len() { Ok(()) } else { Err(io::Error::from(io::ErrorKind::WriteZero)) }
+        if written == value.len() {
+            Ok(())
+        } else {
+            Err(io::Error::from(io::ErrorKind::WriteZero))
+        }
     }
 
     fn child_dirs(&self, path: &Path) -> io::Result<Vec<PathBuf>> {
@@ -64,7 +71,10 @@ impl Kernel for Linux {
 
     fn swap(&self) -> io::Result<Swap> {
         let info = nix::sys::sysinfo::sysinfo().map_err(io::Error::from)?;
-        Ok(Swap { total: info.swap_total(), free: info.swap_free() })
+        Ok(Swap {
+            total: info.swap_total(),
+            free: info.swap_free(),
+        })
     }
 
     fn open_memory_files(&self, pid: i32) -> io::Result<Vec<File>> {
@@ -73,7 +83,9 @@ impl Kernel for Linux {
         for entry in fs::read_dir(format!("/proc/{pid}/fd"))?.take(DESCRIPTOR_LIMIT) {
             let path = entry?.path();
             // A descriptor may have been closed since; that is no error.
-            let Ok(target) = fs::read_link(&path) else { continue };
+            let Ok(target) = fs::read_link(&path) else {
+                continue;
+            };
             let name = target.as_os_str().as_encoded_bytes();
             if !name.starts_with(b"/memfd:") && !name.starts_with(b"/dev/shm/") {
                 continue;
@@ -99,7 +111,10 @@ impl Kernel for Linux {
             Err(e) => return Err(e.into()),
         };
         let end = seek(file, at, Whence::SeekHole)?;
-        Ok((end > at).then(|| Range { start: at, len: end - at }))
+        Ok((end > at).then(|| Range {
+            start: at,
+            len: end - at,
+        }))
     }
 
     fn read_ahead(&self, file: &File, range: Range) -> io::Result<()> {
@@ -136,20 +151,31 @@ fn seek(file: &File, from: u64, whence: Whence) -> nix::Result<u64> {
 ///
 /// It is looked at through an `O_PATH` descriptor first, so that nothing else (a FIFO, a device) is ever opened.
 fn open_shared_memory(path: &Path) -> io::Result<Option<File>> {
-    let Ok(handle) = OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_CLOEXEC).open(path) else {
+    let Ok(handle) = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_PATH | libc::O_CLOEXEC)
+        .open(path)
+    else {
         return Ok(None);
     };
-    let on_tmpfs = nix::sys::statfs::fstatfs(&handle).is_ok_and(|s| s.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC);
+    let on_tmpfs = nix::sys::statfs::fstatfs(&handle)
+        .is_ok_and(|s| s.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC);
     if !on_tmpfs || !handle.metadata()?.is_file() {
         return Ok(None);
     }
     let again = PathBuf::from(format!("/proc/self/fd/{}", handle.as_raw_fd()));
-    OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(again).map(Some)
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+        .open(again)
+        .map(Some)
 }
 
 fn read_bounded(path: &Path, limit: u64) -> io::Result<String> {
     let mut text = String::new();
-    let read = File::open(path)?.take(limit.saturating_add(1)).read_to_string(&mut text)?;
+    let read = File::open(path)?
+        .take(limit.saturating_add(1))
+        .read_to_string(&mut text)?;
     if u64::try_from(read).unwrap_or(u64::MAX) > limit {
         return Err(io::Error::from_raw_os_error(libc::EFBIG));
     }

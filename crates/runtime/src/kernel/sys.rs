@@ -33,7 +33,14 @@ pub(super) fn process_madvise(pidfd: BorrowedFd<'_>, ranges: &[Range], advice: i
     // them belong to the other process and are never dereferenced here; the advice is one of those that do not
     // change what the memory holds.
     let done = unsafe {
-        libc::syscall(libc::SYS_process_madvise, pidfd.as_raw_fd(), iov.as_ptr(), iov.len(), advice, 0)
+        libc::syscall(
+            libc::SYS_process_madvise,
+            pidfd.as_raw_fd(),
+            iov.as_ptr(),
+            iov.len(),
+            advice,
+            0,
+        )
     };
     u64::try_from(done).map_err(|_| io::Error::last_os_error())
 }
@@ -43,7 +50,12 @@ fn too_large() -> io::Error {
 }
 
 /// `sendfile(2)` from an offset of a file; how many bytes went.
-pub(super) fn sendfile(to: BorrowedFd<'_>, from: BorrowedFd<'_>, offset: u64, count: usize) -> io::Result<u64> {
+pub(super) fn sendfile(
+    to: BorrowedFd<'_>,
+    from: BorrowedFd<'_>,
+    offset: u64,
+    count: usize,
+) -> io::Result<u64> {
     let mut offset = libc::off64_t::try_from(offset).map_err(|_| too_large())?;
     // SAFETY: `offset` is ours and lives over the call; the kernel touches no other memory of ours.
     let sent = unsafe { libc::sendfile64(to.as_raw_fd(), from.as_raw_fd(), &raw mut offset, count) };
@@ -66,19 +78,32 @@ impl Window {
         let offset = libc::off64_t::try_from(offset).map_err(|_| too_large())?;
         // SAFETY: a new mapping at an address of the kernel's choice; it overlaps nothing of ours.
         let at = unsafe {
-            libc::mmap64(std::ptr::null_mut(), len, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), offset)
+            libc::mmap64(
+                std::ptr::null_mut(),
+                len,
+                libc::PROT_READ,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                offset,
+            )
         };
         if at == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        std::ptr::NonNull::new(at).map(|at| Self { at, len }).ok_or_else(too_large)
+        std::ptr::NonNull::new(at)
+            .map(|at| Self { at, len })
+            .ok_or_else(too_large)
     }
 
     /// Begins to read the window's pages from swap, without waiting for them.
     pub(super) fn will_need(&self) -> io::Result<()> {
         // SAFETY: the range is exactly our own mapping; the advice changes nothing that is in it.
         let done = unsafe { libc::madvise(self.at.as_ptr(), self.len, libc::MADV_WILLNEED) };
-        if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+        if done == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
     }
 }
 

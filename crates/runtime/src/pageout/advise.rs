@@ -91,11 +91,19 @@ mod tests {
     use crate::kernel::fake::Fake;
 
     fn ranges(n: u64) -> Vec<Range> {
-        (0..n).map(|i| Range { start: 0x10_0000 + i * 0x10_0000, len: 0x1_0000 }).collect()
+        (0..n)
+            .map(|i| Range {
+                start: 0x10_0000 + i * 0x10_0000,
+                len: 0x1_0000,
+            })
+            .collect()
     }
 
     fn process() -> Process {
-        Process { pid: 7, fd: File::open("/dev/null").unwrap().into() }
+        Process {
+            pid: 7,
+            fd: File::open("/dev/null").unwrap().into(),
+        }
     }
 
     #[test]
@@ -117,7 +125,11 @@ mod tests {
     fn a_process_that_is_gone_is_no_error() {
         let fake = Fake::default();
         fake.refuse(ranges(1)[0], libc::ESRCH);
-        assert!(advise(&fake, &process(), &ranges(3), Advice::PageOut).unwrap().gone);
+        assert!(
+            advise(&fake, &process(), &ranges(3), Advice::PageOut)
+                .unwrap()
+                .gone
+        );
     }
 
     #[test]

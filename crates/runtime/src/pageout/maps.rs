@@ -97,7 +97,11 @@ pub fn parse(text: &str) -> Result<Vec<Mapping>, MapsError> {
         let number = index.saturating_add(1);
         let malformed = || MapsError::Malformed { line: number };
         // Only header lines begin with a lower-case hexadecimal digit; fields begin with a capital.
-        if line.as_bytes().first().is_some_and(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(b)) {
+        if line
+            .as_bytes()
+            .first()
+            .is_some_and(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(b))
+        {
             let mapping = header(line).ok_or_else(malformed)?;
             if mapping.range.start < end {
                 return Err(MapsError::Unordered { line: number });
@@ -136,7 +140,10 @@ fn header(line: &str) -> Option<Mapping> {
         return None;
     }
     Some(Mapping {
-        range: Range { start, len: end - start },
+        range: Range {
+            start,
+            len: end - start,
+        },
         resident: 0,
         anonymous: 0,
         swapped: 0,
@@ -153,7 +160,11 @@ fn kind(path: &str, inode: u64, shared: bool) -> Kind {
         p if p.starts_with("[vvar") => Kind::Special,
         // `[heap]`, `[stack]`, `[anon:…]`, `[anon_shmem:…]` and no name at all.
         p if inode == 0 && (p.is_empty() || p.starts_with('[')) => {
-            if shared { Kind::SharedAnonymous } else { Kind::Anonymous }
+            if shared {
+                Kind::SharedAnonymous
+            } else {
+                Kind::Anonymous
+            }
         }
         p if MEMORY_FILE.iter().any(|s| p.starts_with(s)) => Kind::MemoryFile,
         p if SHARED.iter().any(|s| p.starts_with(s)) => Kind::SharedAnonymous,
@@ -172,7 +183,11 @@ fn field(line: &str, mapping: &mut Mapping) -> Option<()> {
         "Anonymous" => mapping.anonymous = kilobytes(value)?,
         "Swap" => mapping.swapped = kilobytes(value)?,
         // io: device memory; pf: page frames without pages; ht: huge TLB; lo: locked.
-        "VmFlags" => mapping.pinned = value.split_ascii_whitespace().any(|f| matches!(f, "io" | "pf" | "ht" | "lo")),
+        "VmFlags" => {
+            mapping.pinned = value
+                .split_ascii_whitespace()
+                .any(|f| matches!(f, "io" | "pf" | "ht" | "lo"))
+        }
         _ => {}
     }
     Some(())
@@ -229,7 +244,13 @@ VmFlags: rd wr lo
         assert_eq!(m[0].kind, Kind::Anonymous);
         assert_eq!((m[0].resident, m[0].swapped), (3000 << 10, 96 << 10));
         assert_eq!(m[1].kind, Kind::MemoryFile);
-        assert_eq!(m[1].range, Range { start: 0x7f00_0000_0000, len: 1 << 30 });
+        assert_eq!(
+            m[1].range,
+            Range {
+                start: 0x7f00_0000_0000,
+                len: 1 << 30
+            }
+        );
         assert_eq!(m[2].kind, Kind::File);
         let out: Vec<bool> = m.iter().map(Mapping::can_page_out).collect();
         assert_eq!(out, [true, true, false, false, false]);

@@ -79,7 +79,9 @@ pub enum PageOutError {
         source: MapsError,
     },
     /// The kernel refused altogether.
-    #[error("process_madvise on process {pid} failed: {source}; the agent needs CAP_SYS_NICE, CAP_SYS_PTRACE and Linux 5.10")]
+    #[error(
+        "process_madvise on process {pid} failed: {source}; the agent needs CAP_SYS_NICE, CAP_SYS_PTRACE and Linux 5.10"
+    )]
     Advise {
         /// The process.
         pid: i32,
@@ -104,7 +106,10 @@ pub fn levels<K: Kernel + ?Sized>(kernel: &K, cgroup: &Path) -> Result<Vec<PathB
             Err(source) => return Err(PageOutError::List { path: dir, source }),
         }
         if all.len() > MAX_CGROUPS {
-            return Err(PageOutError::TooMany { path: cgroup.into(), limit: MAX_CGROUPS });
+            return Err(PageOutError::TooMany {
+                path: cgroup.into(),
+                limit: MAX_CGROUPS,
+            });
         }
     }
     Ok(all)
@@ -121,15 +126,28 @@ pub fn pids<K: Kernel + ?Sized>(kernel: &K, cgroup: &Path) -> Result<Vec<i32>, P
         let text = match kernel.read(&file) {
             Ok(text) => text,
             // Gone meanwhile, or a threaded cgroup of v2, whose processes stand one level up.
-            Err(e) if dir != cgroup && matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::EOPNOTSUPP)) => {
+            Err(e)
+                if dir != cgroup
+                    && matches!(
+                        e.raw_os_error(),
+                        Some(libc::ENOENT | libc::ENODEV | libc::EOPNOTSUPP)
+                    ) =>
+            {
                 continue;
             }
             Err(source) => return Err(PageOutError::List { path: dir, source }),
         };
         // 0 stands for a process outside our pid namespace.
-        pids.extend(text.lines().filter_map(|l| l.parse::<i32>().ok()).filter(|p| *p > 0));
+        pids.extend(
+            text.lines()
+                .filter_map(|l| l.parse::<i32>().ok())
+                .filter(|p| *p > 0),
+        );
         if pids.len() > MAX_PROCESSES {
-            return Err(PageOutError::TooMany { path: cgroup.into(), limit: MAX_PROCESSES });
+            return Err(PageOutError::TooMany {
+                path: cgroup.into(),
+                limit: MAX_PROCESSES,
+            });
         }
     }
     pids.sort_unstable();
@@ -142,10 +160,16 @@ pub fn pids<K: Kernel + ?Sized>(kernel: &K, cgroup: &Path) -> Result<Vec<i32>, P
 /// # Errors
 /// [`PageOutError::List`], [`PageOutError::TooMany`].
 pub fn processes<K: Kernel + ?Sized>(kernel: &K, cgroup: &Path) -> Result<Vec<Process>, PageOutError> {
-    let opened: Vec<Process> = pids(kernel, cgroup)?.into_iter().filter_map(|p| kernel.open_process(p).ok()).collect();
+    let opened: Vec<Process> = pids(kernel, cgroup)?
+        .into_iter()
+        .filter_map(|p| kernel.open_process(p).ok())
+        .collect();
     // A pid may have been reused between the list and the open: only what is still listed is the pod's.
     let still = pids(kernel, cgroup)?;
-    Ok(opened.into_iter().filter(|p| still.binary_search(&p.pid).is_ok()).collect())
+    Ok(opened
+        .into_iter()
+        .filter(|p| still.binary_search(&p.pid).is_ok())
+        .collect())
 }
 
 /// Pages these processes out, one after the other.
@@ -171,18 +195,27 @@ fn page_out_one<K: Kernel + ?Sized>(
     report: &mut PageOutReport,
 ) -> Result<(), PageOutError> {
     brake.check()?;
-    let Some(mappings) = mappings(kernel, process.pid)? else { return Ok(()) };
+    let Some(mappings) = mappings(kernel, process.pid)? else {
+        return Ok(());
+    };
     report.processes += 1;
-    let ranges = mappings
+    let ranges = mappings.iter().filter(|m| m.can_page_out()).map(|m| Weighed {
+        range: m.range,
+        weight: m.resident,
+    });
+    report.bytes += mappings
         .iter()
         .filter(|m| m.can_page_out())
-        .map(|m| Weighed { range: m.range, weight: m.resident });
-    report.bytes += mappings.iter().filter(|m| m.can_page_out()).map(|m| m.resident).sum::<u64>();
+        .map(|m| m.resident)
+        .sum::<u64>();
     for batch in Slices::new(ranges) {
         brake.check()?;
         let began = Instant::now();
-        let done = advise(kernel, process, &batch, Advice::PageOut)
-            .map_err(|source| PageOutError::Advise { pid: process.pid, source })?;
+        let done =
+            advise(kernel, process, &batch, Advice::PageOut).map_err(|source| PageOutError::Advise {
+                pid: process.pid,
+                source,
+            })?;
         report.longest_slice = report.longest_slice.max(began.elapsed());
         report.calls += done.calls;
         report.refused += done.refused;
@@ -199,7 +232,9 @@ fn page_out_one<K: Kernel + ?Sized>(
 /// [`PageOutError::ReadMap`], [`PageOutError::Map`].
 pub fn mappings<K: Kernel + ?Sized>(kernel: &K, pid: i32) -> Result<Option<Vec<Mapping>>, PageOutError> {
     match kernel.read_smaps(pid, SMAPS_LIMIT) {
-        Ok(text) => parse(&text).map(Some).map_err(|source| PageOutError::Map { pid, source }),
+        Ok(text) => parse(&text)
+            .map(Some)
+            .map_err(|source| PageOutError::Map { pid, source }),
         Err(e) if matches!(e.raw_os_error(), Some(libc::ESRCH | libc::ENOENT)) => Ok(None),
         Err(source) => Err(PageOutError::ReadMap { pid, source }),
     }

@@ -40,12 +40,27 @@ impl<I: Iterator<Item = Weighed>> Slices<I> {
             None => self.source.next()?,
         };
         if next.weight <= SLICE || next.range.len <= SLICE {
-            return Some(Weighed { range: next.range, weight: next.weight.min(next.range.len) });
+            return Some(Weighed {
+                range: next.range,
+                weight: next.weight.min(next.range.len),
+            });
         }
-        let rest = Range { start: next.range.start + SLICE, len: next.range.len - SLICE };
+        let rest = Range {
+            start: next.range.start + SLICE,
+            len: next.range.len - SLICE,
+        };
         // The rest keeps the whole weight: nobody knows how much of it lay in this piece.
-        self.rest = Some(Weighed { range: rest, weight: next.weight });
-        Some(Weighed { range: Range { start: next.range.start, len: SLICE }, weight: SLICE })
+        self.rest = Some(Weighed {
+            range: rest,
+            weight: next.weight,
+        });
+        Some(Weighed {
+            range: Range {
+                start: next.range.start,
+                len: SLICE,
+            },
+            weight: SLICE,
+        })
     }
 }
 
@@ -76,7 +91,10 @@ impl<I: Iterator<Item = Weighed>> Slices<I> {
         self.rest = Some(match self.rest.take() {
             // The piece was cut from the front of what is left: join them again.
             Some(rest) => Weighed {
-                range: Range { start: piece.range.start, len: piece.range.len + rest.range.len },
+                range: Range {
+                    start: piece.range.start,
+                    len: piece.range.len + rest.range.len,
+                },
                 weight: rest.weight,
             },
             None => piece,
@@ -95,9 +113,15 @@ mod tests {
             let mut start = 4096;
             v.into_iter()
                 .map(|(pages, percent)| {
-                    let range = Range { start, len: pages * 4096 };
+                    let range = Range {
+                        start,
+                        len: pages * 4096,
+                    };
                     start += range.len + 4096;
-                    Weighed { range, weight: pages * percent / 100 * 4096 }
+                    Weighed {
+                        range,
+                        weight: pages * percent / 100 * 4096,
+                    }
                 })
                 .collect()
         })

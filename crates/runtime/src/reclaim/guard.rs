@@ -87,7 +87,11 @@ impl Guard {
         }
         let mut byte = [0_u8; 1];
         out.read_exact(&mut byte)?;
-        if byte == *b"r" { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
+        if byte == *b"r" {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::InvalidData.into())
+        }
     }
 
     /// The guard's process id.
@@ -127,7 +131,10 @@ impl Guard {
         line.push(b'\n');
         // One write: the guard never sees half a line of a live agent, and ignores half a line of a dead one. The
         // pipe holds 64 KiB, a guard that does not read is stopped by its memory only.
-        self.pipe.as_mut().ok_or(io::ErrorKind::BrokenPipe)?.write_all(&line)
+        self.pipe
+            .as_mut()
+            .ok_or(io::ErrorKind::BrokenPipe)?
+            .write_all(&line)
     }
 }
 
@@ -140,7 +147,10 @@ impl Drop for Guard {
 }
 
 /// Becomes the guard if this process was started as one; otherwise does nothing.
-#[allow(clippy::exit, reason = "the process is the guard and nothing else; its status says whether all went well")]
+#[allow(
+    clippy::exit,
+    reason = "the process is the guard and nothing else; its status says whether all went well"
+)]
 pub fn main_if_requested() {
     let mut args = std::env::args_os().skip(1);
     if args.next().as_deref() == Some(OsStr::new(ARGUMENT)) && args.next().is_none() {
@@ -159,7 +169,13 @@ pub fn main_if_requested() {
 fn ignore_signals() {
     use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
     let mut set = SigSet::empty();
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGPIPE] {
+    for signal in [
+        Signal::SIGTERM,
+        Signal::SIGINT,
+        Signal::SIGHUP,
+        Signal::SIGQUIT,
+        Signal::SIGPIPE,
+    ] {
         set.add(signal);
     }
     let _ = pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&set), None);
@@ -205,7 +221,11 @@ mod tests {
     }
 
     fn note(path: &Path, original: &str, current: &str) -> String {
-        line(&Message::Note(LoweredLimit { path: path.into(), original: original.into(), current: current.into() }))
+        line(&Message::Note(LoweredLimit {
+            path: path.into(),
+            original: original.into(),
+            current: current.into(),
+        }))
     }
 
     #[test]

@@ -11,10 +11,10 @@
 pub mod guard;
 mod restore;
 mod settings;
-mod v1;
-mod v2;
 #[cfg(test)]
 mod tests;
+mod v1;
+mod v2;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -219,7 +219,14 @@ impl<'a, K: Kernel + ?Sized> Reclaim<'a, K> {
     /// A reclaim of the memory cgroup at `dir`.
     #[must_use]
     pub fn new(kernel: &'a K, dir: &'a Path, version: Version) -> Self {
-        Self { kernel, dir, version, size: SLICE, fruitless: 0, report: ReclaimReport::default() }
+        Self {
+            kernel,
+            dir,
+            version,
+            size: SLICE,
+            fruitless: 0,
+            report: ReclaimReport::default(),
+        }
     }
 
     /// What was done so far.
@@ -290,17 +297,24 @@ impl<'a, K: Kernel + ?Sized> Reclaim<'a, K> {
 /// # Errors
 /// [`ReclaimError::Read`], [`ReclaimError::NotANumber`].
 pub fn usage<K: Kernel + ?Sized>(kernel: &K, dir: &Path, version: Version) -> Result<u64, ReclaimError> {
-    number(kernel, &dir.join(match version {
-        Version::V1 => "memory.usage_in_bytes",
-        Version::V2 => "memory.current",
-    }))
+    number(
+        kernel,
+        &dir.join(match version {
+            Version::V1 => "memory.usage_in_bytes",
+            Version::V2 => "memory.current",
+        }),
+    )
 }
 
 /// What is left between a memory cgroup's charge and its limit, in bytes; `None` without a limit.
 ///
 /// # Errors
 /// [`ReclaimError::Read`], [`ReclaimError::NotANumber`].
-pub fn headroom<K: Kernel + ?Sized>(kernel: &K, dir: &Path, version: Version) -> Result<Option<u64>, ReclaimError> {
+pub fn headroom<K: Kernel + ?Sized>(
+    kernel: &K,
+    dir: &Path,
+    version: Version,
+) -> Result<Option<u64>, ReclaimError> {
     let path = dir.join(match version {
         Version::V1 => "memory.limit_in_bytes",
         Version::V2 => "memory.max",
@@ -323,16 +337,24 @@ fn writeback<K: Kernel + ?Sized>(kernel: &K, dir: &Path) -> Result<u64, ReclaimE
     // cgroup v1 counts levels below under `total_`; cgroup v2 calls all of it `file_writeback`, swap too.
     let stat = text(kernel, &dir.join("memory.stat"))?;
     let value = |name: &str| {
-        stat.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' ')?.parse::<u64>().ok())
+        stat.lines()
+            .find_map(|l| l.strip_prefix(name)?.strip_prefix(' ')?.parse::<u64>().ok())
     };
-    Ok(value("total_writeback").or_else(|| value("file_writeback")).unwrap_or(0))
+    Ok(value("total_writeback")
+        .or_else(|| value("file_writeback"))
+        .unwrap_or(0))
 }
 
 fn text<K: Kernel + ?Sized>(kernel: &K, path: &Path) -> Result<String, ReclaimError> {
-    let text = kernel.read(path).map_err(|source| ReclaimError::Read { path: path.into(), source })?;
+    let text = kernel.read(path).map_err(|source| ReclaimError::Read {
+        path: path.into(),
+        source,
+    })?;
     Ok(text.trim_end().to_owned())
 }
 
 fn number<K: Kernel + ?Sized>(kernel: &K, path: &Path) -> Result<u64, ReclaimError> {
-    text(kernel, path)?.parse().map_err(|_| ReclaimError::NotANumber { path: path.into() })
+    text(kernel, path)?
+        .parse()
+        .map_err(|_| ReclaimError::NotANumber { path: path.into() })
 }

@@ -19,9 +19,15 @@ pub fn swappiness_of<K: Kernel + ?Sized>(kernel: &K, dir: &Path) -> Result<Vec<L
     let mut changes = Vec::new();
     for level in levels(kernel, dir)? {
         let path = level.join("memory.swappiness");
-        let Some(found) = unless_gone(number(kernel, &path))? else { continue };
+        let Some(found) = unless_gone(number(kernel, &path))? else {
+            continue;
+        };
         if found < SWAPPINESS {
-            changes.push(LoweredLimit { path, original: found.to_string(), current: SWAPPINESS.to_string() });
+            changes.push(LoweredLimit {
+                path,
+                original: found.to_string(),
+                current: SWAPPINESS.to_string(),
+            });
         }
     }
     Ok(changes)
@@ -36,9 +42,15 @@ pub fn swap_limits_of<K: Kernel + ?Sized>(kernel: &K, dir: &Path) -> Result<Vec<
     let mut changes = Vec::new();
     for level in levels(kernel, dir)? {
         let path = level.join("memory.swap.max");
-        let Some(found) = unless_gone(text(kernel, &path))? else { continue };
+        let Some(found) = unless_gone(text(kernel, &path))? else {
+            continue;
+        };
         if found == "0" {
-            changes.push(LoweredLimit { path, original: found, current: "max".to_owned() });
+            changes.push(LoweredLimit {
+                path,
+                original: found,
+                current: "max".to_owned(),
+            });
         }
     }
     Ok(changes)
@@ -82,12 +94,19 @@ fn raise_one<K: Kernel + ?Sized>(
     ledger: &mut dyn Ledger,
 ) -> Result<(), ReclaimError> {
     let path: PathBuf = change.path.clone();
-    ledger.note(change).map_err(|source| ReclaimError::Note { path: path.clone(), source })?;
+    ledger.note(change).map_err(|source| ReclaimError::Note {
+        path: path.clone(),
+        source,
+    })?;
     fail::fail_point!("reclaim::raise::noted");
     match kernel.write(&path, &change.current) {
         Ok(()) => Ok(()),
         Err(e) if e.raw_os_error() == Some(libc::ENODEV) => Ok(()),
-        Err(source) => Err(ReclaimError::Write { path, value: change.current.clone(), source }),
+        Err(source) => Err(ReclaimError::Write {
+            path,
+            value: change.current.clone(),
+            source,
+        }),
     }
 }
 

@@ -16,7 +16,10 @@ struct Notes(Arc<Mutex<Vec<String>>>);
 
 impl Ledger for Notes {
     fn note(&mut self, limit: &LoweredLimit) -> Result<(), NoteError> {
-        self.0.lock().unwrap().push(format!("note {} {}", limit.original, limit.current));
+        self.0
+            .lock()
+            .unwrap()
+            .push(format!("note {} {}", limit.original, limit.current));
         Ok(())
     }
 
@@ -72,7 +75,13 @@ fn run(fake: &Fake, ledger: &mut dyn Ledger) -> Result<ReclaimReport, ReclaimErr
 
 #[test]
 fn goes_down_to_what_is_stuck_and_leaves_the_limit_as_it_was() {
-    for (usage, stuck) in [(512 * MIB, 0), (512 * MIB, 37 * MIB), (3 * MIB, 0), (0, 0), (9 * MIB, 9 * MIB)] {
+    for (usage, stuck) in [
+        (512 * MIB, 0),
+        (512 * MIB, 37 * MIB),
+        (3 * MIB, 0),
+        (0, 0),
+        (9 * MIB, 9 * MIB),
+    ] {
         for limit in ["9223372036854771712", "1073741824", "536870912"] {
             let fake = cgroup(usage, limit, stuck);
             let mut notes = Notes::default();
@@ -95,7 +104,10 @@ fn a_limit_that_somebody_else_sets_meanwhile_stays() {
     // The kubelet changes the limit between our write and our look.
     fake.on_write(|path, value, files| {
         let theirs = path == Path::new(LIMIT) && value != "1073741824";
-        files.insert(path.into(), if theirs { "268435456".into() } else { value.into() });
+        files.insert(
+            path.into(),
+            if theirs { "268435456".into() } else { value.into() },
+        );
         files.insert(USAGE.into(), "1048576".into());
         Ok(())
     });
@@ -136,7 +148,9 @@ fn a_limit_that_cannot_be_put_back_is_an_error() {
 fn the_brake_stops_it_before_anything_is_touched() {
     let fake = cgroup(64 * MIB, "1073741824", 0);
     let mut reclaim = Reclaim::new(&fake, Path::new("/cg"), Version::V1);
-    let error = reclaim.step(&mut Notes::default(), &mut || Err(Stop::Cancelled)).unwrap_err();
+    let error = reclaim
+        .step(&mut Notes::default(), &mut || Err(Stop::Cancelled))
+        .unwrap_err();
     assert_eq!(error.reason(), Reason::WakeWon);
     assert!(fake.0.lock().unwrap().writes.is_empty());
 }
@@ -152,7 +166,11 @@ fn v2_takes_eagain_for_the_end_and_not_for_an_error() {
         let used: u64 = files[current].parse().unwrap();
         let left = (used - value.parse::<u64>().unwrap()).max(20 * MIB);
         files.insert(current.into(), left.to_string());
-        if left == 20 * MIB { Err(io::Error::from_raw_os_error(libc::EAGAIN)) } else { Ok(()) }
+        if left == 20 * MIB {
+            Err(io::Error::from_raw_os_error(libc::EAGAIN))
+        } else {
+            Ok(())
+        }
     });
     let mut reclaim = Reclaim::new(&fake, Path::new("/cg"), Version::V2);
     while !reclaim.step(&mut Notes::default(), &mut || Ok(())).unwrap() {}

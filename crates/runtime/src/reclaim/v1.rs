@@ -28,10 +28,21 @@ pub(super) fn step<K: Kernel + ?Sized>(
     let limit = number(kernel, &path)?;
     let target = before.saturating_sub(size).max(FLOOR) / GRANULE * GRANULE;
     if target >= before || target >= limit {
-        return Ok(Step { before, after: before, at_floor: true });
+        return Ok(Step {
+            before,
+            after: before,
+            at_floor: true,
+        });
     }
-    let lowered = LoweredLimit { path: path.clone(), original, current: target.to_string() };
-    ledger.note(&lowered).map_err(|source| ReclaimError::Note { path: path.clone(), source })?;
+    let lowered = LoweredLimit {
+        path: path.clone(),
+        original,
+        current: target.to_string(),
+    };
+    ledger.note(&lowered).map_err(|source| ReclaimError::Note {
+        path: path.clone(),
+        source,
+    })?;
     fail::fail_point!("reclaim::v1::noted");
     let written = kernel.write(&path, &lowered.current);
     fail::fail_point!("reclaim::v1::lowered");
@@ -48,8 +59,18 @@ pub(super) fn step<K: Kernel + ?Sized>(
         Ok(()) => {}
         // Not everything could go; or a signal came.
         Err(e) if matches!(e.raw_os_error(), Some(libc::EBUSY | libc::EINTR | libc::EAGAIN)) => {}
-        Err(source) => return Err(ReclaimError::Write { path, value: lowered.current, source }),
+        Err(source) => {
+            return Err(ReclaimError::Write {
+                path,
+                value: lowered.current,
+                source,
+            });
+        }
     }
     let after = usage(kernel, dir, Version::V1)?;
-    Ok(Step { before, after, at_floor: after <= FLOOR })
+    Ok(Step {
+        before,
+        after,
+        at_floor: after <= FLOOR,
+    })
 }

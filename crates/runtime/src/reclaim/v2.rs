@@ -11,7 +11,11 @@ pub(super) fn step<K: Kernel + ?Sized>(kernel: &K, dir: &Path, size: u64) -> Res
     let before = usage(kernel, dir, Version::V2)?;
     let amount = before.saturating_sub(FLOOR).min(size);
     if amount == 0 {
-        return Ok(Step { before, after: before, at_floor: true });
+        return Ok(Step {
+            before,
+            after: before,
+            at_floor: true,
+        });
     }
     let path = dir.join("memory.reclaim");
     fail::fail_point!("reclaim::v2::before");
@@ -19,8 +23,18 @@ pub(super) fn step<K: Kernel + ?Sized>(kernel: &K, dir: &Path, size: u64) -> Res
         Ok(()) => {}
         // Less than that was to be had.
         Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => {}
-        Err(source) => return Err(ReclaimError::Write { path, value: amount.to_string(), source }),
+        Err(source) => {
+            return Err(ReclaimError::Write {
+                path,
+                value: amount.to_string(),
+                source,
+            });
+        }
     }
     let after = usage(kernel, dir, Version::V2)?;
-    Ok(Step { before, after, at_floor: after <= FLOOR })
+    Ok(Step {
+        before,
+        after,
+        at_floor: after <= FLOOR,
+    })
 }

@@ -16,12 +16,21 @@ use crate::pageout::processes;
 use crate::push_out::{Desk, Job, Method, PushOutError, PushOutReport, Work, push_out};
 use crate::reclaim::ReclaimError;
 
-pub(super) fn doze(parts: &Parts, guest: &Guest, verb: Verb<'_>, cancel: &Cancel) -> Result<DozeReport, DriverError> {
+pub(super) fn doze(
+    parts: &Parts,
+    guest: &Guest,
+    verb: Verb<'_>,
+    cancel: &Cancel,
+) -> Result<DozeReport, DriverError> {
     let (_, cgroup) = pod(guest, verb)?;
     let freezer = freezer(&cgroup, verb)?;
     let state = stop_state(parts, &freezer, verb)?;
     if state != StopState::CgroupFrozen {
-        return Err(verb.refused(Reason::WakeWon, Some(state), "the pod's cgroup is not frozen; it was woken meanwhile"));
+        return Err(verb.refused(
+            Reason::WakeWon,
+            Some(state),
+            "the pod's cgroup is not frozen; it was woken meanwhile",
+        ));
     }
     let mut limits = parts.limits(guest, verb)?;
     fail::fail_point!("runc::doze::before");
@@ -55,13 +64,27 @@ fn push(
     let kernel = &*parts.kernel;
     let processes = processes(kernel, cgroup.memory_dir())?;
     let method = Method::of_stopped(cgroup.version());
-    let job = Job { processes: &processes, cgroup: Some((cgroup.memory_dir(), method)), passes: 1 };
+    let job = Job {
+        processes: &processes,
+        cgroup: Some((cgroup.memory_dir(), method)),
+        passes: 1,
+    };
     let mut brake = || -> Result<(), Stop> {
         not_cancelled(cancel)?;
         still_frozen(kernel, freezer)?;
         swap_has_room(kernel)
     };
-    push_out(kernel, job, &mut FrozenDesk { kernel, freezer, limits }, &parts.guard, &mut brake)
+    push_out(
+        kernel,
+        job,
+        &mut FrozenDesk {
+            kernel,
+            freezer,
+            limits,
+        },
+        &parts.guard,
+        &mut brake,
+    )
 }
 
 fn still_frozen(kernel: &dyn Kernel, freezer: &Freezer) -> Result<(), Stop> {

@@ -13,5 +13,8 @@ pub(super) fn freeze(parts: &Parts, guest: &Guest, verb: Verb<'_>) -> Result<Fre
         .freeze(&*parts.kernel, &uid, began + FREEZE)
         .map_err(|e| verb.failed(e.reason(), Some(StopState::Running), e))?;
     fail::fail_point!("runc::freeze::frozen");
-    Ok(FreezeReport { lock: Duration::ZERO, stop: began.elapsed() })
+    Ok(FreezeReport {
+        lock: Duration::ZERO,
+        stop: began.elapsed(),
+    })
 }

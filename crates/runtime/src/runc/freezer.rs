@@ -53,7 +53,9 @@ impl FreezerError {
         match self {
             Self::NoLevel | Self::HoldsCaller { .. } => Reason::CgroupMismatch,
             Self::Timeout { .. } => Reason::CgroupFreezeTimeout,
-            Self::Kernel { source, .. } if matches!(source.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => {
+            Self::Kernel { source, .. }
+                if matches!(source.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) =>
+            {
                 Reason::GuestGone
             }
             Self::StaysFrozen { .. } | Self::Kernel { .. } => Reason::CgroupFreezeFailed,
@@ -78,7 +80,10 @@ impl Freezer {
             .ancestors()
             .find(|level| level.file_name() == Some(name))
             .ok_or(FreezerError::NoLevel)?;
-        Ok(Self { dir: dir.to_owned(), version: cgroup.version() })
+        Ok(Self {
+            dir: dir.to_owned(),
+            version: cgroup.version(),
+        })
     }
 
     /// Stops every process of the pod. Idempotent; what is not all stopped at the deadline is thawed again.
@@ -90,14 +95,22 @@ impl Freezer {
     ) -> Result<(), FreezerError> {
         let own = i32::try_from(std::process::id()).unwrap_or(0);
         if PodCgroup::find(own, uid).is_ok() {
-            return Err(FreezerError::HoldsCaller { path: self.dir.clone() });
+            return Err(FreezerError::HoldsCaller {
+                path: self.dir.clone(),
+            });
         }
         let frozen = self.freeze_until(kernel, deadline);
         if !matches!(frozen, Ok(true)) {
             // The first error is the one to tell.
             let _ = self.set(kernel, false);
         }
-        if frozen? { Ok(()) } else { Err(FreezerError::Timeout { path: self.dir.clone() }) }
+        if frozen? {
+            Ok(())
+        } else {
+            Err(FreezerError::Timeout {
+                path: self.dir.clone(),
+            })
+        }
     }
 
     fn freeze_until<K: Kernel + ?Sized>(&self, kernel: &K, deadline: Instant) -> Result<bool, FreezerError> {
@@ -106,7 +119,10 @@ impl Freezer {
         loop {
             let done = match self.version {
                 CgroupVersion::V1 => self.read(kernel, "freezer.state")?.trim_end() == "FROZEN",
-                CgroupVersion::V2 => self.read(kernel, "cgroup.events")?.lines().any(|l| l == "frozen 1"),
+                CgroupVersion::V2 => self
+                    .read(kernel, "cgroup.events")?
+                    .lines()
+                    .any(|l| l == "frozen 1"),
             };
             if done {
                 return Ok(true);
@@ -128,7 +144,9 @@ impl Freezer {
         self.set(kernel, false)?;
         match self.state(kernel)? {
             StopState::Running => Ok(()),
-            _ => Err(FreezerError::StaysFrozen { path: self.dir.clone() }),
+            _ => Err(FreezerError::StaysFrozen {
+                path: self.dir.clone(),
+            }),
         }
     }
 
@@ -138,7 +156,11 @@ impl Freezer {
             CgroupVersion::V1 => self.read(kernel, "freezer.state")?.trim_end() == "THAWED",
             CgroupVersion::V2 => self.read(kernel, "cgroup.freeze")?.trim_end() == "0",
         };
-        Ok(if thawed { StopState::Running } else { StopState::CgroupFrozen })
+        Ok(if thawed {
+            StopState::Running
+        } else {
+            StopState::CgroupFrozen
+        })
     }
 
     fn set<K: Kernel + ?Sized>(&self, kernel: &K, frozen: bool) -> Result<(), FreezerError> {
@@ -149,11 +171,15 @@ impl Freezer {
             (CgroupVersion::V2, false) => ("cgroup.freeze", "0"),
         };
         let path = self.dir.join(file);
-        kernel.write(&path, value).map_err(|source| FreezerError::Kernel { path, source })
+        kernel
+            .write(&path, value)
+            .map_err(|source| FreezerError::Kernel { path, source })
     }
 
     fn read<K: Kernel + ?Sized>(&self, kernel: &K, file: &str) -> Result<String, FreezerError> {
         let path: PathBuf = Path::new(&self.dir).join(file);
-        kernel.read(&path).map_err(|source| FreezerError::Kernel { path, source })
+        kernel
+            .read(&path)
+            .map_err(|source| FreezerError::Kernel { path, source })
     }
 }

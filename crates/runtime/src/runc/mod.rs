@@ -23,8 +23,8 @@ use dormouse_core::Reason;
 use dormouse_sentry::{PodCgroup, PodUid, SandboxId};
 
 use crate::driver::{
-    Cancel, Capabilities, DozeReport, Driver, DriverError, FreezeReport, Guest, PrefetchReport, Probe, Resident,
-    RuntimeKind, StopState, WakeReport,
+    Cancel, Capabilities, DozeReport, Driver, DriverError, FreezeReport, Guest, PrefetchReport, Probe,
+    Resident, RuntimeKind, StopState, WakeReport,
 };
 use crate::failure::{BadId, Verb, blocking};
 use crate::kernel::{Kernel, Linux};
@@ -86,7 +86,10 @@ impl Runc {
     ) -> Result<T, DriverError> {
         let parts = self.parts.clone();
         let owned = guest.clone();
-        blocking(name, &guest.sandbox_id, move || verb(&parts, &owned, Verb::new(name, &owned))).await
+        blocking(name, &guest.sandbox_id, move || {
+            verb(&parts, &owned, Verb::new(name, &owned))
+        })
+        .await
     }
 }
 
@@ -96,12 +99,20 @@ impl Driver for Runc {
     }
 
     async fn capabilities(&self, guest: &Guest) -> Capabilities {
-        let freeze = self.run("inspect", guest, |_, guest, verb| pod(guest, verb).map(drop)).await.map_err(|e| e.reason);
+        let freeze = self
+            .run("inspect", guest, |_, guest, verb| pod(guest, verb).map(drop))
+            .await
+            .map_err(|e| e.reason);
         let doze = freeze.and_then(|()| match self.parts.kernel.swap() {
             Ok(swap) if swap.total > 0 => Ok(()),
             _ => Err(Reason::NoSwap),
         });
-        Capabilities { freeze, doze, survives_runtime_restart: true, wrapper: false }
+        Capabilities {
+            freeze,
+            doze,
+            survives_runtime_restart: true,
+            wrapper: false,
+        }
     }
 
     async fn freeze(&self, guest: &Guest) -> Result<FreezeReport, DriverError> {
@@ -110,7 +121,10 @@ impl Driver for Runc {
 
     async fn doze(&self, guest: &Guest, cancel: &Cancel) -> Result<DozeReport, DriverError> {
         let cancel = cancel.clone();
-        self.run("doze", guest, move |parts, guest, verb| doze::doze(parts, guest, verb, &cancel)).await
+        self.run("doze", guest, move |parts, guest, verb| {
+            doze::doze(parts, guest, verb, &cancel)
+        })
+        .await
     }
 
     async fn wake(&self, guest: &Guest) -> Result<WakeReport, DriverError> {
@@ -119,7 +133,10 @@ impl Driver for Runc {
 
     async fn prefetch(&self, guest: &Guest, cancel: &Cancel) -> Result<PrefetchReport, DriverError> {
         let cancel = cancel.clone();
-        self.run("prefetch", guest, move |parts, guest, verb| prefetch::prefetch(parts, guest, verb, &cancel)).await
+        self.run("prefetch", guest, move |parts, guest, verb| {
+            prefetch::prefetch(parts, guest, verb, &cancel)
+        })
+        .await
     }
 
     /// Nothing to do: the kernel answers keepalives by itself, and a thaw would let the application run.
@@ -149,7 +166,11 @@ impl Driver for Runc {
 pub(crate) fn resident(cgroup: &PodCgroup, verb: Verb<'_>) -> Result<Resident, DriverError> {
     let memory = cgroup.memory().map_err(|e| verb.failed(e.reason(), None, e))?;
     let cpu = cgroup.cpu_ns().map_err(|e| verb.failed(e.reason(), None, e))?;
-    Ok(Resident { cgroup: memory.current, swapped: memory.swap.unwrap_or(0), cpu_nanos: cpu.unwrap_or(0) })
+    Ok(Resident {
+        cgroup: memory.current,
+        swapped: memory.swap.unwrap_or(0),
+        cpu_nanos: cpu.unwrap_or(0),
+    })
 }
 
 /// The pod's UID and cgroup, found from the pause process, or else from any container's.
@@ -159,7 +180,9 @@ pub(crate) fn pod(guest: &Guest, verb: Verb<'_>) -> Result<(PodUid, PodCgroup), 
         .uid
         .parse()
         .map_err(|source| verb.failed(Reason::InvalidRequest, None, BadId { source }))?;
-    let pids = std::iter::once(guest.sandbox_pid).chain(guest.containers.iter().map(|c| c.pid)).filter(|p| *p > 0);
+    let pids = std::iter::once(guest.sandbox_pid)
+        .chain(guest.containers.iter().map(|c| c.pid))
+        .filter(|p| *p > 0);
     let mut last = None;
     for pid in pids {
         match PodCgroup::find(pid, &uid) {
@@ -190,5 +213,7 @@ fn freezer(cgroup: &PodCgroup, verb: Verb<'_>) -> Result<Freezer, DriverError> {
 
 /// Where the pod stands, as the kernel says: the freezer is the whole truth here.
 fn stop_state(parts: &Parts, freezer: &Freezer, verb: Verb<'_>) -> Result<StopState, DriverError> {
-    freezer.state(&*parts.kernel).map_err(|e| verb.failed(e.reason(), None, e))
+    freezer
+        .state(&*parts.kernel)
+        .map_err(|e| verb.failed(e.reason(), None, e))
 }

@@ -12,5 +12,9 @@ pub(super) fn probe(parts: &Parts, guest: &Guest, verb: Verb<'_>) -> Result<Prob
     let mut limits = parts.limits(guest, verb)?;
     let restored = limits.restore_lowered(&*parts.kernel, stop == StopState::Running);
     let put_back = restored.map_err(|e| verb.failed(Reason::ReclaimFailed, Some(stop), e))?;
-    Ok(Probe { stop, settled: false, limit_restored: put_back > 0 })
+    Ok(Probe {
+        stop,
+        settled: false,
+        limit_restored: put_back > 0,
+    })
 }

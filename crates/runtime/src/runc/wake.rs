@@ -20,7 +20,13 @@ pub(super) fn wake(parts: &Parts, guest: &Guest, verb: Verb<'_>) -> Result<WakeR
         .map_err(|e| verb.failed(Reason::ReclaimFailed, Some(StopState::CgroupFrozen), e))?;
     fail::fail_point!("runc::wake::restored");
     let thawing = Instant::now();
-    freezer.thaw(&*parts.kernel).map_err(|e| verb.failed(e.reason(), Some(StopState::CgroupFrozen), e))?;
+    freezer
+        .thaw(&*parts.kernel)
+        .map_err(|e| verb.failed(e.reason(), Some(StopState::CgroupFrozen), e))?;
     fail::fail_point!("runc::wake::thawed");
-    Ok(WakeReport { lock, cgroup_thaw: thawing.elapsed(), resume: std::time::Duration::ZERO })
+    Ok(WakeReport {
+        lock,
+        cgroup_thaw: thawing.elapsed(),
+        resume: std::time::Duration::ZERO,
+    })
 }

@@ -1,5 +1,12 @@
 //! What the tests on the real kernel need: a pod's cgroup, a process in it, swap.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, dead_code, unreachable_pub)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    dead_code,
+    unreachable_pub
+)]
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -14,8 +21,17 @@ use nix::fcntl::{Flock, FlockArg};
 /// An example of this crate, built with its tests.
 pub fn example(name: &str) -> PathBuf {
     let own = std::env::current_exe().unwrap();
-    let path = own.parent().and_then(Path::parent).unwrap().join("examples").join(name);
-    assert!(path.exists(), "{} is not built; run `cargo build -p dormouse-runtime --examples`", path.display());
+    let path = own
+        .parent()
+        .and_then(Path::parent)
+        .unwrap()
+        .join("examples")
+        .join(name);
+    assert!(
+        path.exists(),
+        "{} is not built; run `cargo build -p dormouse-runtime --examples`",
+        path.display()
+    );
     path
 }
 
@@ -28,26 +44,47 @@ pub struct Swap {
 
 impl Swap {
     pub fn on(mib: u64) -> Self {
-        let lock = fs::OpenOptions::new().write(true).create(true).truncate(false).open("/tmp/swap.lock").unwrap();
-        let alone = Flock::lock(lock, FlockArg::LockExclusive).map_err(|e| e.1).unwrap();
-        let dir = tempfile::Builder::new().prefix("dormouse-swap").tempdir_in("/var/tmp").unwrap();
+        let lock = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open("/tmp/swap.lock")
+            .unwrap();
+        let alone = Flock::lock(lock, FlockArg::LockExclusive)
+            .map_err(|e| e.1)
+            .unwrap();
+        let dir = tempfile::Builder::new()
+            .prefix("dormouse-swap")
+            .tempdir_in("/var/tmp")
+            .unwrap();
         let file = dir.path().join("swap");
         let run = |program: &str, args: &[&str]| {
             let done = Command::new(program).args(args).arg(&file).output().unwrap();
-            assert!(done.status.success(), "{program}: {}", String::from_utf8_lossy(&done.stderr));
+            assert!(
+                done.status.success(),
+                "{program}: {}",
+                String::from_utf8_lossy(&done.stderr)
+            );
         };
         run("fallocate", &["-l", &format!("{mib}M")]);
         run("chmod", &["600"]);
         run("mkswap", &[]);
         run("swapon", &[]);
-        Self { file, _dir: dir, _alone: alone }
+        Self {
+            file,
+            _dir: dir,
+            _alone: alone,
+        }
     }
 }
 
 impl Drop for Swap {
     fn drop(&mut self) {
         let done = Command::new("swapoff").arg(&self.file).status();
-        assert!(done.is_ok_and(|s| s.success()) || std::thread::panicking(), "swapoff failed");
+        assert!(
+            done.is_ok_and(|s| s.success()) || std::thread::panicking(),
+            "swapoff failed"
+        );
     }
 }
 
@@ -61,7 +98,11 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 
 impl Pod {
     pub fn make() -> Self {
-        let uid = format!("{:08x}-{:04x}-4000-8000-000000000000", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let uid = format!(
+            "{:08x}-{:04x}-4000-8000-000000000000",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
         let dirs: Vec<PathBuf> = ["memory", "freezer", "cpuacct"]
             .iter()
             .map(|c| PathBuf::from(format!("/sys/fs/cgroup/{c}/dormouse-test/pod{uid}")))
@@ -82,7 +123,11 @@ impl Pod {
 
     pub fn guest(&self, pid: u32) -> Guest {
         Guest {
-            pod: PodIdentity { uid: self.uid.clone(), name: "p".into(), namespace: "n".into() },
+            pod: PodIdentity {
+                uid: self.uid.clone(),
+                name: "p".into(),
+                namespace: "n".into(),
+            },
             sandbox_id: format!("s{}", self.uid),
             sandbox_pid: i32::try_from(pid).unwrap(),
             containers: Vec::new(),
@@ -94,7 +139,11 @@ impl Pod {
 
     /// Starts a program inside the container's level.
     pub fn start(&self, program: &Path, args: &[&str]) -> Child {
-        let enter: String = self.dirs.iter().map(|d| format!("echo $$ > {}/main/cgroup.procs; ", d.display())).collect();
+        let enter: String = self
+            .dirs
+            .iter()
+            .map(|d| format!("echo $$ > {}/main/cgroup.procs; ", d.display()))
+            .collect();
         Command::new("sh")
             .arg("-c")
             .arg(format!("{enter} exec \"$@\""))
@@ -139,7 +188,12 @@ impl Hog {
         let mut line = String::new();
         answers.read_line(&mut line).unwrap();
         assert_eq!(line, "ready\n");
-        Self { child, ask, answers, freezer: pod.dirs[1].join("freezer.state") }
+        Self {
+            child,
+            ask,
+            answers,
+            freezer: pod.dirs[1].join("freezer.state"),
+        }
     }
 
     pub fn pid(&self) -> u32 {
