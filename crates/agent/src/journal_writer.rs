@@ -76,7 +76,7 @@ impl JournalWriter {
             .jobs
             .push_back(Job::Write(Box::new(entry), Some(done)));
         self.shared.filled.notify_one();
-        written.await.unwrap_or_else(|_| Err(JournalError::Stopped))
+        written.await.unwrap_or(Err(JournalError::Stopped))
     }
 
     /// Forgets a pod.

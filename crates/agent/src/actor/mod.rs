@@ -421,7 +421,7 @@ impl Actor {
                 message: self.explain(reason),
             }),
         };
-        self.pending.answer(id, result);
+        self.pending.answer(id, &result);
     }
 
     fn explain(&self, reason: Reason) -> String {

@@ -117,13 +117,13 @@ impl Pending {
     }
 
     /// Answers an order; failures are not remembered, so that the same operation can be tried again.
-    pub(super) fn answer(&mut self, id: OrderId, result: Result<OrderDone, OrderFailed>) {
+    pub(super) fn answer(&mut self, id: OrderId, result: &Result<OrderDone, OrderFailed>) {
         let Some(open) = self.open.remove(&id) else { return };
         let entry = self
             .remembered
             .iter()
             .position(|r| r.operation_id == open.operation_id);
-        match (entry, &result) {
+        match (entry, result) {
             (Some(at), Ok(_)) => {
                 if let Some(remembered) = self.remembered.get_mut(at) {
                     remembered.result = Some(result.clone());
