@@ -385,8 +385,11 @@ impl Actor {
             if let Some((reason, message)) = &self.left_alone
                 && *reason == Reason::RuntimeUnsupported
             {
-                self.pending
-                    .refuse(&operation_id, answer, *reason, message.clone());
+                // Whoever asked may have gone meanwhile.
+                let _ = answer.send(Err(OrderFailed {
+                    reason: *reason,
+                    message: message.clone(),
+                }));
                 return;
             }
             self.refresh_doze_ability();

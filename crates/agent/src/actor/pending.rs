@@ -111,11 +111,6 @@ impl Pending {
         );
     }
 
-    /// Refuses an order that was never entered.
-    pub(super) fn refuse(&mut self, _operation_id: &str, answer: Answer, reason: Reason, message: String) {
-        let _ = answer.send(Err(OrderFailed { reason, message }));
-    }
-
     /// Answers an order; failures are not remembered, so that the same operation can be tried again.
     pub(super) fn answer(&mut self, id: OrderId, result: &Result<OrderDone, OrderFailed>) {
         let Some(open) = self.open.remove(&id) else { return };
