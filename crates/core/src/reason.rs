@@ -75,7 +75,7 @@ reasons! {
     RuntimeUnsupported,
     /// The pod's runtime cannot be saved to a snapshot.
     RuntimeCannotSnapshot,
-    /// The pod does not run under the dormouse-runsc wrapper, so its cgroup must not be frozen.
+    /// The pod does not run under the dormouse-runsc wrapper, so nothing would wake it for an exec or a kill.
     WrapperMissing,
     /// The pod is not running yet, or not any more.
     PodNotReady,
