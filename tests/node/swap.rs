@@ -1,10 +1,10 @@
 //! Nodes without room for a sleeper's pages.
 
 use dormouse_core::{Reason, Rung};
-use dormouse_testkit::DORMOUSE_GVISOR;
 use dormouse_testkit::guest::AgentGuest;
 use dormouse_testkit::memory;
 use dormouse_testkit::rig::{Rig, RigOptions, reason};
+use dormouse_testkit::{DORMOUSE_GVISOR, RUNC};
 
 use crate::support::{LIMIT, ask, swap};
 
@@ -30,6 +30,9 @@ async fn the_agent_brings_its_own_swap_and_takes_it_away() {
     let pod = rig.run_pod(AgentGuest::mib(32).pod("one").handler(DORMOUSE_GVISOR)).await.unwrap();
     pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
     let hash = ask(&pod, "/hash").await;
+    let plain = rig.run_pod(AgentGuest::mib(8).pod("plain").handler(RUNC)).await.unwrap();
+    plain.wait_http(8080, "/answer", LIMIT).await.unwrap();
+    rig.doze(&plain).await.unwrap();
     rig.doze(&pod).await.unwrap();
     // A restart keeps it: sleepers' pages are in it.
     rig.crash_and_restart().await.unwrap();
@@ -44,6 +47,7 @@ async fn the_agent_brings_its_own_swap_and_takes_it_away() {
         .unwrap();
     assert!(status.success());
     assert_eq!(own(), 0);
+    ask(&plain, "/answer").await;
     assert_eq!(ask(&pod, "/hash").await, hash, "everybody is awake, and nothing was lost");
     rig.stack.close().await.unwrap();
 }
