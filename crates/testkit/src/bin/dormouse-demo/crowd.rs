@@ -16,6 +16,7 @@ use futures::{StreamExt, TryStreamExt};
 use serde_json::Value;
 
 use crate::sleeper::{ask, say as say_over};
+use crate::words::at;
 use crate::{node, say, words};
 
 const MIB: u64 = 1 << 20;
@@ -52,7 +53,9 @@ struct Wake {
 
 /// Part 6.
 pub(crate) async fn show(rig: &Rig, wanted: u32, mib: u32) -> Result<()> {
-    say::heading(&format!("6. {wanted} such pods of {mib} MiB each, half random, half compressible"));
+    say::heading(&format!(
+        "6. {wanted} such pods of {mib} MiB each, half random, half compressible"
+    ));
     let pods = room(rig, wanted, mib).await?;
     let peer = Peer::listen(IpAddr::from(rig.stack.bridge().1), None).await?;
     let empty = memory::node()?;
@@ -70,8 +73,14 @@ pub(crate) async fn show(rig: &Rig, wanted: u32, mib: u32) -> Result<()> {
     let progress = say::Progress::new("asleep", pods);
     futures::stream::iter(&members)
         .map(|member| async move {
-            rig.doze(&member.pod).await.with_context(|| format!("doze {}", member.pod.name))?;
-            ensure!(rig.rung(&member.pod).await? == Rung::Dozing, "{} does not doze", member.pod.name);
+            rig.doze(&member.pod)
+                .await
+                .with_context(|| format!("doze {}", member.pod.name))?;
+            ensure!(
+                rig.rung(&member.pod).await? == Rung::Dozing,
+                "{} does not doze",
+                member.pod.name
+            );
             anyhow::Ok(())
         })
         .buffer_unordered(ORDERS)
@@ -86,16 +95,27 @@ pub(crate) async fn show(rig: &Rig, wanted: u32, mib: u32) -> Result<()> {
         .collect::<Result<_>>()?;
     occupied(&empty, (&awake, &asleep), &members, &asleep_parts);
 
-    let progress = say::Progress::new("woken by a packet of their own and looked over, one by one", pods);
+    let progress = say::Progress::new("woken by packet, one by one, and looked over", pods);
     let mut wakes = Vec::new();
     for member in &members {
-        wakes.push(wake(rig, member).await.with_context(|| format!("wake {}", member.pod.name))?);
+        wakes.push(
+            wake(rig, member)
+                .await
+                .with_context(|| format!("wake {}", member.pod.name))?,
+        );
         progress.one();
     }
     progress.end();
     table(&members, &asleep_parts, &wakes);
-    ensure!(peer.links().len() == pods, "{} connections were opened, not {pods}", peer.links().len());
-    let wrong = members.iter().zip(&wakes).find(|(_, wake)| !wake.intact || wake.source != "Packet");
+    ensure!(
+        peer.links().len() == pods,
+        "{} connections were opened, not {pods}",
+        peer.links().len()
+    );
+    let wrong = members
+        .iter()
+        .zip(&wakes)
+        .find(|(_, wake)| !wake.intact || wake.source != "Packet");
     if let Some((member, wake)) = wrong {
         anyhow::bail!("{} is not as it was: {wake:?}", member.pod.name);
     }
@@ -104,7 +124,13 @@ pub(crate) async fn show(rig: &Rig, wanted: u32, mib: u32) -> Result<()> {
 
 /// As many as are wanted, or as there is room for.
 async fn room(rig: &Rig, wanted: u32, mib: u32) -> Result<usize> {
-    let node = rig.client.clone().get_node(v1::GetNodeRequest {}).await?.into_inner().node;
+    let node = rig
+        .client
+        .clone()
+        .get_node(v1::GetNodeRequest {})
+        .await?
+        .into_inner()
+        .node;
     let node = node.context("the agent said nothing of the node")?;
     let pages = u64::from(mib) + node::POD_MIB;
     let by_ram = (node.memory_available_bytes / MIB).saturating_sub(SPARE_MIB) / (pages + AROUND_MIB);
@@ -159,8 +185,8 @@ async fn look(address: SocketAddr) -> Result<Value> {
         "history": ask(address, "/history").await?,
         "file": ask(address, "/file").await?,
         "memory": ask(address, "/hash").await?,
-        "thread": status["ticker"],
-        "link": status["connection"]["local"],
+        "thread": at(&status, "/ticker"),
+        "link": at(&status, "/connection/local"),
     }))
 }
 
@@ -168,12 +194,17 @@ async fn look(address: SocketAddr) -> Result<Value> {
 async fn wake(rig: &Rig, member: &Member) -> Result<Wake> {
     let answer = http::get(member.address, "/answer", LIMIT).await?;
     ensure!(answer.status == 200, "{} {}", answer.status, answer.body);
-    let last = rig.get(&member.pod).await?.last_wake.context("the agent knows of no wake")?;
+    // The answer may be here before the agent has written down what it did.
+    let view = rig.wait_rung(&member.pod, Rung::Running, LIMIT).await?;
+    let last = view.last_wake.context("the agent knows of no wake")?;
     let seen = look(member.address).await?;
     say_over(member.address, "after").await?;
     Ok(Wake {
         client: answer.total,
-        agent: last.took.and_then(|took| Duration::try_from(took).ok()).unwrap_or_default(),
+        agent: last
+            .took
+            .and_then(|took| Duration::try_from(took).ok())
+            .unwrap_or_default(),
         source: last.source,
         intact: seen == member.seen,
     })
@@ -205,13 +236,27 @@ fn occupied(empty: &Node, (awake, asleep): (&Node, &Node), members: &[Member], a
     let rows = vec![
         row("RAM of the node (MemAvailable)", node(awake), node(asleep)),
         row("- of that, zram", zram(awake), zram(asleep)),
-        row("- of that, the pods' cgroups", cgroups(&mut before.clone()), cgroups(&mut asleep_parts.iter())),
-        row("- of that, shims and runsc wait", around(&mut before), around(&mut asleep_parts.iter())),
+        row(
+            "- of that, the pods' cgroups",
+            cgroups(&mut before.clone()),
+            cgroups(&mut asleep_parts.iter()),
+        ),
+        row(
+            "- of that, shims and runsc wait",
+            around(&mut before),
+            around(&mut asleep_parts.iter()),
+        ),
         row("pages in swap, zram included", swap(awake), swap(asleep)),
     ];
     say::blank();
     say::block(&say::table(
-        &["what they occupy", ">awake", ">asleep", ">per pod, awake", ">asleep"],
+        &[
+            "what they occupy",
+            ">awake",
+            ">asleep",
+            ">per pod, awake",
+            ">asleep",
+        ],
         rows,
     ));
     say::blank();
@@ -250,7 +295,14 @@ fn table(members: &[Member], asleep: &[Footprint], wakes: &[Wake]) {
     }
     say::blank();
     say::block(&say::table(
-        &["pod", ">cgroup awake", ">asleep", ">client's request", ">agent's part", "memory, file, session, connection"],
+        &[
+            "pod",
+            ">cgroup awake",
+            ">asleep",
+            ">client's request",
+            ">agent's clock",
+            "memory, session, file, link",
+        ],
         rows,
     ));
 }

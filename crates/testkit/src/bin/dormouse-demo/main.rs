@@ -40,7 +40,7 @@ async fn main() -> ExitCode {
     // The losing branch is dropped, and with it everything it made.
     let outcome = tokio::select! {
         outcome = show(&args) => outcome,
-        name = interrupted() => name.and_then(|name| Err(anyhow::anyhow!("stopped by {name}; everything is removed"))),
+        name = interrupted() => name.and_then(|name| Err(anyhow::anyhow!("stopped by {name}"))),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -79,7 +79,10 @@ async fn show(args: &Args) -> Result<()> {
     let rig = node::start(&place, args.pods, args.mib).await?;
     let told = parts(&rig, args).await;
     if told.is_err() {
-        say::complain(&format!("The agent's last words:\n{}", words::tail(&rig.agent.log(), 15)));
+        say::complain(&format!(
+            "The agent's last words:\n{}",
+            words::tail(&rig.agent.log(), 15)
+        ));
     }
 
     say::heading(if told.is_ok() { "7. Clean up" } else { "Clean up" });

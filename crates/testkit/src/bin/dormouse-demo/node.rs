@@ -8,11 +8,12 @@ use anyhow::{Context, Result, ensure};
 use dormouse_rpc::v1;
 use dormouse_testkit::host::command::capture;
 use dormouse_testkit::rig::Rig;
-use dormouse_testkit::{Agent, AgentOptions, AgentPaths, Stack, StackOptions};
+use dormouse_testkit::{Agent, AgentOptions, AgentPaths, Stack, StackOptions, memory};
 use nix::sys::statvfs::statvfs;
 use serde_json::Value;
 
 use crate::place::Place;
+use crate::words::at;
 use crate::{say, words};
 
 const MIB: u64 = 1 << 20;
@@ -64,8 +65,13 @@ fn version(program: &Path, word: usize) -> Result<String> {
 fn bridge(stack: &Stack) -> Result<()> {
     let (name, address) = stack.bridge();
     let address = format!("{address}/24");
+    capture(Command::new("ip").args(["link", "add", "name", &name, "type", "bridge"]))?;
+    // Set to itself, or else it would follow the lowest of its ports, and pods would lose their gateway whenever
+    // another pod comes.
+    let mac =
+        fs::read_to_string(format!("/sys/class/net/{name}/address")).context("read the bridge's address")?;
     for args in [
-        ["link", "add", "name", &name, "type", "bridge"].as_slice(),
+        ["link", "set", &name, "address", mac.trim()].as_slice(),
         &["address", "add", &address, "dev", &name],
         &["link", "set", &name, "up"],
     ] {
@@ -102,8 +108,8 @@ fn base(paths: &AgentPaths, place: &Place) -> String {
     )
 }
 
-/// The agent brings zram and, behind it, a file. Both, whatever others have on this machine, so that the demo shows
-/// the same everywhere.
+/// The agent brings zram and, behind it, a file. Both, and ahead of whatever others have on this machine, so that
+/// the demo shows the same everywhere.
 fn config(place: &Place, pods: u32, need: u64, file: Option<u64>) -> String {
     let zram = if file.is_some() { ZRAM_MIB } else { need + 512 };
     // One client wakes them all.
@@ -115,7 +121,7 @@ fn config(place: &Place, pods: u32, need: u64, file: Option<u64>) -> String {
     );
     if let Some(file) = file {
         text.push_str(&format!(
-            "[swap.file]\nsize_mib = {file}\ndirectory = \"{}\"\npriority = 200\n",
+            "[swap.file]\nsize_mib = {file}\ndirectory = \"{}\"\npriority = 31000\n",
             place.swap_dir().display()
         ));
     }
@@ -124,9 +130,19 @@ fn config(place: &Place, pods: u32, need: u64, file: Option<u64>) -> String {
 
 /// Says which swap there is now, and why not the other.
 async fn swap(rig: &Rig, place: &Place, no_file: Option<&str>) -> Result<()> {
-    let node = rig.client.clone().get_node(v1::GetNodeRequest {}).await?.into_inner().node;
+    let node = rig
+        .client
+        .clone()
+        .get_node(v1::GetNodeRequest {})
+        .await?
+        .into_inner()
+        .node;
     let node = node.context("the agent said nothing of the node")?;
-    if let Some(lack) = node.capabilities.iter().find(|able| able.name == "swap" && !able.available) {
+    if let Some(lack) = node
+        .capabilities
+        .iter()
+        .find(|able| able.name == "swap" && !able.available)
+    {
         anyhow::bail!(
             "pods cannot doze on this machine: {} {}; the agent says:\n{}",
             lack.reason,
@@ -135,14 +151,17 @@ async fn swap(rig: &Rig, place: &Place, no_file: Option<&str>) -> Result<()> {
         );
     }
     let parts = brought(place)?;
-    let of = |kind: &str| parts.iter().find(|part| part["kind"] == kind);
-    let size = |part: &Value| words::bytes(part["bytes"].as_u64().unwrap_or(0));
+    let of = |kind: &str| parts.iter().find(|part| at(part, "/kind") == kind);
+    let size = |part: &Value| words::bytes(at(part, "/bytes").as_u64().unwrap_or(0));
     match of("zram") {
-        Some(zram) => say::block(&format!("swap in RAM, compressed (zram): {}, used first", size(zram))),
+        Some(zram) => say::block(&format!(
+            "swap in RAM, compressed (zram): {}, used first",
+            size(zram)
+        )),
         None => say::block("no zram: this kernel has none (module zram)"),
     }
     match (of("file"), no_file) {
-        (Some(file), _) if file["mapping"].is_string() => say::block(&format!(
+        (Some(file), _) if at(file, "/mapping").is_string() => say::block(&format!(
             "swap file: {}, encrypted with a key that nobody keeps, behind it",
             size(file)
         )),
@@ -157,6 +176,9 @@ async fn swap(rig: &Rig, place: &Place, no_file: Option<&str>) -> Result<()> {
             words::tail(&rig.agent.log(), 5)
         )),
     }
+    if memory::swaps()?.len() > parts.len() {
+        say::block("other swap is active on this machine as well; the figures below count all of it");
+    }
     Ok(())
 }
 
@@ -168,7 +190,7 @@ fn brought(place: &Place) -> Result<Vec<Value>> {
         return Ok(Vec::new());
     };
     let record: Value = serde_json::from_str(&text).with_context(|| format!("parse {}", path.display()))?;
-    Ok(record["parts"].as_array().cloned().unwrap_or_default())
+    Ok(at(&record, "/parts").as_array().cloned().unwrap_or_default())
 }
 
 /// What this machine lacks for an encrypted file.

@@ -70,7 +70,8 @@ pub(crate) async fn step<T>(label: &str, work: impl Future<Output = Result<T>>) 
     let outcome = work.await;
     spinner.finish_and_clear();
     let text = format!("{label} ({})", words::seconds(began.elapsed()));
-    if outcome.is_ok() { good(&text) } else { bad(&text) }
+    let mark = if outcome.is_ok() { good } else { bad };
+    mark(&text);
     outcome
 }
 
@@ -87,7 +88,9 @@ impl Progress {
     pub(crate) fn new(label: &str, all: usize) -> Self {
         let all = u64::try_from(all).unwrap_or(u64::MAX);
         let bar = ProgressBar::new(all).with_message(label.to_owned());
-        if let Ok(style) = ProgressStyle::with_template("  {spinner} {msg} [{bar:30}] {pos}/{len} ({elapsed})") {
+        if let Ok(style) =
+            ProgressStyle::with_template("  {spinner} {msg} [{bar:30}] {pos}/{len} ({elapsed})")
+        {
             bar.set_style(style.progress_chars("=> "));
         }
         bar.enable_steady_tick(TICK);

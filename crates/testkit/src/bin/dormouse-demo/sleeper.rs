@@ -15,6 +15,7 @@ use dormouse_testkit::{Pod, http};
 use serde_json::Value;
 
 use crate::check::Checks;
+use crate::words::at;
 use crate::{node, say, words};
 
 /// Nothing here takes longer unless it hangs.
@@ -39,7 +40,8 @@ struct Seen {
     status: Value,
     /// When the status was asked for.
     at: Instant,
-    started: String,
+    /// The container's start and state, as the CRI has them.
+    container: String,
 }
 
 /// Parts 2 to 5.
@@ -71,9 +73,17 @@ pub(crate) async fn show(rig: &Rig) -> Result<()> {
 
     for text in SESSION {
         let answer = http::post(address, "/history", text, LIMIT).await?;
-        ensure!(answer.status == 200, "the agent refused {text:?}: {}", answer.body);
+        ensure!(
+            answer.status == 200,
+            "the agent refused {text:?}: {}",
+            answer.body
+        );
     }
     say(address, "before").await?;
+    wait::until("the thread to tick", LIMIT, async || {
+        ticked(&ask(address, "/status").await?, 3)
+    })
+    .await?;
     let awake = ask_timed(address, "/history").await?;
     // The watch begins before the last request, so that nothing is missed.
     let mut news = rig
@@ -100,13 +110,22 @@ pub(crate) async fn show(rig: &Rig) -> Result<()> {
         words::millis(awake.total),
         words::seconds(cold)
     ));
+    // The answer may be here before the agent has written down what it did.
+    let view = rig.wait_rung(&pod, Rung::Running, LIMIT).await?;
     ps(rig)?;
-    let woken = rig.get(&pod).await?.last_wake.context("the agent knows of no wake")?;
-    ensure!(woken.source == "Packet", "woken by {}, not by its packet", woken.source);
+    let woken = view.last_wake.context("the agent knows of no wake")?;
+    ensure!(
+        woken.source == "Packet",
+        "woken by {}, not by its packet",
+        woken.source
+    );
 
     say::heading("5. Is all as it was?");
     let after = look(&pod, address).await?;
-    ensure!(answer.json()? == after.history, "the session changed while it was read");
+    ensure!(
+        answer.json()? == after.history,
+        "the session changed while it was read"
+    );
     let slept = Slept {
         asleep: asleep_for,
         awake: frozen_at.saturating_duration_since(before.at) + woken_at.elapsed(),
@@ -124,7 +143,12 @@ struct Slept {
 
 async fn ask_timed(address: SocketAddr, path: &str) -> Result<http::Answer> {
     let answer = http::get(address, path, LIMIT).await?;
-    ensure!(answer.status == 200, "GET {path}: {} {}", answer.status, answer.body);
+    ensure!(
+        answer.status == 200,
+        "GET {path}: {} {}",
+        answer.status,
+        answer.body
+    );
     Ok(answer)
 }
 
@@ -136,7 +160,10 @@ pub(crate) async fn ask(address: SocketAddr, path: &str) -> Result<Value> {
 /// Has the guest send a word over its outbound connection, and expects the echo.
 pub(crate) async fn say(address: SocketAddr, word: &str) -> Result<()> {
     let echo = ask(address, &format!("/say?text={word}")).await?;
-    ensure!(echo["echo"] == word, "the connection's echo of {word:?} was {echo}");
+    ensure!(
+        at(&echo, "/echo") == word,
+        "the connection's echo of {word:?} was {echo}"
+    );
     Ok(())
 }
 
@@ -145,8 +172,8 @@ async fn look(pod: &Pod, address: SocketAddr) -> Result<Seen> {
     Ok(Seen {
         history: ask(address, "/history").await?,
         file: ask(address, "/file").await?,
-        hash: text(&ask(address, "/hash").await?["sha256"]),
-        started: format!("{} ns, {:?}", container.started_at, container.state()),
+        hash: text(at(&ask(address, "/hash").await?, "/sha256")),
+        container: format!("{}, {:?}", container.started_at, container.state()),
         // Last, for the thread's count.
         status: ask(address, "/status").await?,
         at: Instant::now(),
@@ -157,9 +184,18 @@ fn text(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
+/// The thread's count, once it is at least `least`.
+fn ticked(status: &Value, least: u64) -> Result<u64> {
+    let ticks = at(status, "/ticks")
+        .as_u64()
+        .context("the guest counts no ticks")?;
+    ensure!(ticks >= least, "{ticks} ticks");
+    Ok(ticks)
+}
+
 fn link(status: &Value) -> String {
-    let local = &status["connection"]["local"];
-    format!("{}:{}", text(&local[0]), local[1])
+    let local = |index: u8| text(at(status, &format!("/connection/local/{index}")));
+    format!("{}:{}", local(0), local(1))
 }
 
 fn session(history: &Value) -> String {
@@ -175,8 +211,8 @@ fn describe(seen: &Seen, peer: &Peer) {
     ));
     say::block(&format!(
         "{} with {} lines; 32 MiB of data; a thread that ticks every 0.5 s",
-        text(&seen.file["path"]),
-        seen.file["lines"]
+        text(at(&seen.file, "/path")),
+        at(&seen.file, "/lines")
     ));
     say::block(&format!(
         "TCP connection {} -> {}, keepalive every 10 s",
@@ -196,7 +232,9 @@ async fn fall_asleep(
     let follow = async {
         let mut frozen = None;
         while let Some(event) = news.message().await? {
-            let Some(view) = event.pod.as_ref().filter(|view| view.sandbox_id == pod.id) else { continue };
+            let Some(view) = event.pod.as_ref().filter(|view| view.sandbox_id == pod.id) else {
+                continue;
+            };
             let rung = view.rung().to_core();
             if event.kind() == Kind::Warning {
                 anyhow::bail!("{}: {}", event.reason, event.message);
@@ -204,7 +242,10 @@ async fn fall_asleep(
             if event.kind() != Kind::Changed || event.from().to_core() == rung {
                 continue;
             }
-            let took = event.took.and_then(|took| Duration::try_from(took).ok()).unwrap_or_default();
+            let took = event
+                .took
+                .and_then(|took| Duration::try_from(took).ok())
+                .unwrap_or_default();
             let after = idle_since.elapsed();
             match rung {
                 Some(Rung::Frozen) => frozen = Some(Instant::now()),
@@ -249,25 +290,50 @@ async fn compare(
     checks.hold(
         "container, by CRI",
         "Running",
-        if before.started == after.started { "Running, the same start" } else { "started anew" },
-        before.started == after.started,
+        if before.container == after.container {
+            "Running, the same start"
+        } else {
+            "started anew"
+        },
+        before.container == after.container,
     );
     checks.hold(
         "session in memory",
         session(&before.history),
-        if before.history == after.history { "the same" } else { "other" }.to_owned(),
+        if before.history == after.history {
+            "the same"
+        } else {
+            "other"
+        }
+        .to_owned(),
         before.history == after.history,
     );
-    checks.same("32 MiB of data, SHA-256", words::short(&before.hash), words::short(&after.hash));
-    let file = |seen: &Seen| format!("{} lines, {}", seen.file["lines"], words::short(&text(&seen.file["sha256"])));
+    checks.same(
+        "32 MiB of data, SHA-256",
+        words::short(&before.hash),
+        words::short(&after.hash),
+    );
+    let file = |seen: &Seen| {
+        let hash = text(at(&seen.file, "/sha256"));
+        format!("{} lines, {}", at(&seen.file, "/lines"), words::short(&hash))
+    };
     checks.same("file, SHA-256", file(before), file(after));
     // Through the descriptor that was open all the time.
     http::post(address, "/history", "user: I am back", LIMIT).await?;
-    let lines = |file: &Value| file["lines"].as_u64().unwrap_or(0);
+    let lines = |file: &Value| at(file, "/lines").as_u64().unwrap_or(0);
     let (old, new) = (lines(&after.file), lines(&ask(address, "/file").await?));
-    checks.hold("file, still open for writing", format!("{old} lines"), format!("{new} lines"), new == old + 1);
+    checks.hold(
+        "file, still open for writing",
+        format!("{old} lines"),
+        format!("{new} lines"),
+        new == old + 1,
+    );
     thread(&mut checks, before, after, slept, address).await?;
-    checks.same("connection, the guest's end", link(&before.status), link(&after.status));
+    checks.same(
+        "connection, the guest's end",
+        link(&before.status),
+        link(&after.status),
+    );
     say(address, "after").await?;
     let links = peer.links();
     let lines = links.first().map_or(0, |link| link.lines);
@@ -289,9 +355,8 @@ async fn thread(
     slept: &Slept,
     address: SocketAddr,
 ) -> Result<()> {
-    let ticks = |status: &Value| status["ticks"].as_u64().context("no ticks");
-    let (old, new) = (ticks(&before.status)?, ticks(&after.status)?);
-    let id = |seen: &Seen| text(&seen.status["ticker"]["thread"]);
+    let (old, new) = (ticked(&before.status, 0)?, ticked(&after.status, 0)?);
+    let id = |seen: &Seen| text(at(&seen.status, "/ticker/thread"));
     checks.same("thread, its id", id(before), id(after));
     let during = new.saturating_sub(old);
     // One tick may have been under way at each end.
@@ -299,19 +364,23 @@ async fn thread(
     checks.hold(
         "thread, stood still asleep",
         format!("{old} ticks"),
-        format!("{new} ticks, {} of sleep", words::seconds(slept.asleep)),
+        format!(
+            "{new} ticks: {} awake, {} asleep",
+            words::seconds(slept.awake),
+            words::seconds(slept.asleep)
+        ),
         u128::from(during) <= possible,
     );
     let later = wait::until("the thread to tick again", Duration::from_secs(10), async || {
-        let now = ticks(&ask(address, "/status").await?)?;
-        ensure!(now > new + 1, "still {now} ticks");
-        Ok(now)
+        ticked(&ask(address, "/status").await?, new + 2)
     })
     .await;
     checks.hold(
         "thread, ticks again",
         format!("{new} ticks"),
-        later.as_ref().map_or_else(|error| format!("{error:#}"), |now| format!("{now} ticks")),
+        later
+            .as_ref()
+            .map_or_else(|error| format!("{error:#}"), |now| format!("{now} ticks")),
         later.is_ok(),
     );
     Ok(())

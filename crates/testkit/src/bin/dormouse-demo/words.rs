@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use dormouse_testkit::memory;
 use procfs::{Current, Meminfo};
+use serde_json::Value;
 
 /// `1.3 s`
 pub(crate) fn seconds(duration: Duration) -> String {
@@ -30,6 +31,11 @@ pub(crate) fn bytes(bytes: u64) -> String {
     } else {
         format!("{mib:.1} MiB")
     }
+}
+
+/// The part of a JSON value at a pointer (`/a/b/0`); null where there is none.
+pub(crate) fn at<'a>(value: &'a Value, pointer: &str) -> &'a Value {
+    value.pointer(pointer).unwrap_or(&Value::Null)
 }
 
 /// The first digits of a hash.
