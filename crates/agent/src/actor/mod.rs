@@ -705,7 +705,7 @@ impl Actor {
             .take()
             .filter(|(reason, _)| *reason != Reason::InvalidAnnotation);
         self.apply(Input::SetPolicy(policy));
-        self.wire.detach(&self.ctx);
+        self.wire.follow_ports(&self.ctx, &self.state);
         self.wire.attach(&self.ctx, &self.pod, &self.state);
         self.follow_wire();
         self.publish();
@@ -756,6 +756,7 @@ impl Actor {
                 .take()
                 .filter(|(reason, _)| *reason != Reason::InvalidAnnotation);
             self.apply(Input::SetPolicy(policy));
+            self.wire.follow_ports(&self.ctx, &self.state);
         }
     }
 

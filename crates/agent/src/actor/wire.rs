@@ -49,10 +49,7 @@ impl Wire {
             interface: None,
             addresses: pod.addresses.clone(),
             mode,
-            ports: Ports {
-                udp: state.policy.wake_udp_ports.iter().copied().collect(),
-                ..Ports::default()
-            },
+            ports: ports_of(state),
         };
         self.mode = None;
         self.attached = match ctx.wires.add(&self.key, &spec) {
@@ -70,6 +67,15 @@ impl Wire {
         };
     }
 
+    /// Follows a change of the policy's ports without closing the wire.
+    pub(super) fn follow_ports(&self, ctx: &Context, state: &PodState) {
+        if self.attached.is_ok()
+            && let Err(error) = ctx.wires.set_ports(&self.key, ports_of(state))
+        {
+            tracing::warn!(sandbox = %self.key, reason = %error.reason(), "the pod's ports cannot be watched: {error}");
+        }
+    }
+
     pub(super) fn detach(&mut self, ctx: &Context) {
         if self.attached.is_ok() {
             // The wire may have been lost already; then there is nothing to remove.
@@ -77,6 +83,14 @@ impl Wire {
             self.attached = Err(Reason::PodNotReady);
             self.mode = None;
         }
+    }
+}
+
+/// The ports whose traffic wakes the pod.
+fn ports_of(state: &PodState) -> Ports {
+    Ports {
+        udp: state.policy.wake_udp_ports.iter().copied().collect(),
+        ..Ports::default()
     }
 }
 
