@@ -11,6 +11,8 @@
 
 mod guest;
 
+use std::path::PathBuf;
+use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -40,6 +42,7 @@ suites! {
     swap_survives_a_restart_and_a_torn_start: 60;
     full_swap_is_said: 60;
     cgroup_v2_reclaim_and_freeze: 60;
+    packets_wake_on_ipvlan: 60;
     gvisor_runs_on_this_cpu: 60;
     gvisor_pod_sleeps_and_wakes: 240;
 }
@@ -49,13 +52,16 @@ fn report() -> &'static Report {
     let report = REPORT.get_or_init(|| {
         let built = Built::find().map_err(|error| format!("{error:#}"))?;
         let me = std::env::current_exe().map_err(|error| error.to_string())?;
-        let payload = Payload::new().stack(&built).with(me, "vm");
+        let mut payload = Payload::new().stack(&built).with(me, "vm");
         // For a person at work on one suite; the verdicts on the others then fail.
         let only = std::env::var("DORMOUSE_VM_ONLY").ok();
         let wanted = |name: &str| {
             only.as_deref()
                 .is_none_or(|list| list.split(',').any(|one| one == name))
         };
+        if wanted("packets_wake_on_ipvlan") {
+            payload = payload.with(net_tests()?, "net");
+        }
         let suites: Vec<Suite> = SUITES
             .iter()
             .filter(|(name, _)| wanted(name))
@@ -67,6 +73,39 @@ fn report() -> &'static Report {
         Ok(report) => report,
         Err(error) => panic!("{error}"),
     }
+}
+
+/// Builds the tests of packet wake that need namespaces, and says where they are. Cargo is asked, because only it
+/// knows which of the binaries in its directory is the present one.
+fn net_tests() -> Result<PathBuf, String> {
+    // With this package named beside the other, its dependencies are those that were just built for this one.
+    let out = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+        .args(["test", "--quiet", "--no-run", "--message-format=json"])
+        .args([
+            "-p",
+            "dormouse-tests",
+            "-p",
+            "dormouse-net",
+            "--test",
+            "namespaces",
+        ])
+        .output()
+        .map_err(|error| format!("start cargo: {error}"))?;
+    let messages = String::from_utf8_lossy(&out.stdout);
+    messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter(|message| {
+            message["reason"] == "compiler-artifact" && message["target"]["name"] == "namespaces"
+        })
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .ok_or_else(|| {
+            format!(
+                "build the tests of packet wake: {}",
+                String::from_utf8_lossy(&out.stderr)
+            )
+        })
 }
 
 fn suite(name: &str, limit: u64) -> Suite {

@@ -93,6 +93,10 @@ pub(super) fn sleeps_and_wakes() {
         let now = http::get(address, "/hash", LIMIT).await.unwrap().json().unwrap();
         assert_eq!(now, hash);
 
+        super::clock::jumps(&rig, &pod, LIMIT).await;
+        let now = http::get(address, "/hash", LIMIT).await.unwrap().json().unwrap();
+        assert_eq!(now, hash);
+
         // Deleted while it sleeps: gone within the normal time.
         rig.doze(&pod).await.unwrap();
         rig.stop().await.unwrap();

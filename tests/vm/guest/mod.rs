@@ -1,7 +1,9 @@
 //! What runs in the guest. Each is an ignored test, started by name by the host's side.
 
 mod cgroup;
+mod clock;
 mod gvisor;
+mod ipvlan;
 mod kernel;
 mod pages;
 mod swap;
@@ -36,6 +38,7 @@ guest! {
     swap_survives_a_restart_and_a_torn_start => swap::restart;
     full_swap_is_said => swap::full;
     cgroup_v2_reclaim_and_freeze => cgroup::reclaim_and_freeze;
+    packets_wake_on_ipvlan => ipvlan::packets_wake;
     gvisor_runs_on_this_cpu => gvisor::runs;
     gvisor_pod_sleeps_and_wakes => gvisor::sleeps_and_wakes;
 }
