@@ -25,7 +25,13 @@ pub(crate) fn address(pod: &Pod) -> SocketAddr {
 /// Asks the guest; its answer has to be a good one.
 pub(crate) async fn get(pod: &Pod, path: &str) -> Result<Answer> {
     let answer = http::get(address(pod), path, LIMIT).await?;
-    ensure!(answer.status == 200, "{path} of pod {}: status {}: {}", pod.name, answer.status, answer.body);
+    ensure!(
+        answer.status == 200,
+        "{path} of pod {}: status {}: {}",
+        pod.name,
+        answer.status,
+        answer.body
+    );
     Ok(answer)
 }
 
@@ -42,7 +48,10 @@ pub(crate) async fn packet(pod: &Pod, path: &str) -> Result<Taken> {
 /// A wake order, and then an answer.
 pub(crate) async fn order(rig: &Rig, pod: &Pod, path: &str) -> Result<Taken> {
     let began = Instant::now();
-    let outcome = rig.wake(pod).await.with_context(|| format!("wake pod {}", pod.name))?;
+    let outcome = rig
+        .wake(pod)
+        .await
+        .with_context(|| format!("wake pod {}", pod.name))?;
     let replied = ms(began.elapsed());
     ensure!(outcome.moved, "pod {} was awake before it was woken", pod.name);
     let mut parts = outcome_parts(&outcome);
@@ -58,7 +67,10 @@ pub(crate) fn outcome_parts(outcome: &Outcome) -> Vec<(String, f64)> {
         .phases
         .iter()
         .map(|phase| {
-            let took = phase.took.and_then(|took| Duration::try_from(took).ok()).unwrap_or_default();
+            let took = phase
+                .took
+                .and_then(|took| Duration::try_from(took).ok())
+                .unwrap_or_default();
             (phase.name.clone(), ms(took))
         })
         .collect()
@@ -67,7 +79,10 @@ pub(crate) fn outcome_parts(outcome: &Outcome) -> Vec<(String, f64)> {
 fn client_parts(answer: &Answer) -> Vec<(String, f64)> {
     vec![
         ("connect".into(), ms(answer.connected)),
-        ("first byte".into(), ms(answer.first_byte.saturating_sub(answer.connected))),
+        (
+            "first byte".into(),
+            ms(answer.first_byte.saturating_sub(answer.connected)),
+        ),
         ("rest".into(), ms(answer.total.saturating_sub(answer.first_byte))),
     ]
 }

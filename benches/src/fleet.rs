@@ -17,7 +17,9 @@ const CONFIG: &str = "[packets]\nwakes_per_source_per_minute = 1000000\nwakes_pe
 /// A rig as the node would have it, but for the packet budgets.
 pub(crate) async fn rig(options: RigOptions) -> Result<Rig> {
     let config = format!("{CONFIG}{}", options.config);
-    Rig::start(RigOptions { config, ..options }).await.context("start the stack and the agent")
+    Rig::start(RigOptions { config, ..options })
+        .await
+        .context("start the stack and the agent")
 }
 
 /// Runs pods, `parallel` at a time, and waits until the agent may put each to sleep and, if it is to answer, it did.
@@ -50,7 +52,12 @@ pub(crate) async fn run(rig: &Rig, specs: Vec<PodSpec>, parallel: usize, answers
 /// Puts all to sleep.
 pub(crate) async fn doze(rig: &Rig, pods: &[Pod], parallel: usize) -> Result<()> {
     stream::iter(pods)
-        .map(|pod| async move { rig.doze(pod).await.map(drop).with_context(|| format!("doze pod {}", pod.name)) })
+        .map(|pod| async move {
+            rig.doze(pod)
+                .await
+                .map(drop)
+                .with_context(|| format!("doze pod {}", pod.name))
+        })
         .buffer_unordered(parallel)
         .try_collect()
         .await
@@ -59,7 +66,11 @@ pub(crate) async fn doze(rig: &Rig, pods: &[Pod], parallel: usize) -> Result<()>
 /// Removes pods for good.
 pub(crate) async fn remove(pods: &[Pod], parallel: usize) -> Result<()> {
     stream::iter(pods)
-        .map(|pod| async move { pod.remove().await.with_context(|| format!("remove pod {}", pod.name)) })
+        .map(|pod| async move {
+            pod.remove()
+                .await
+                .with_context(|| format!("remove pod {}", pod.name))
+        })
         .buffer_unordered(parallel)
         .try_collect()
         .await

@@ -40,7 +40,10 @@ impl Machine {
         let memory = Meminfo::current().context("read /proc/meminfo")?;
         let available = memory.mem_available.unwrap_or(0);
         Ok(Self {
-            at: jiff::Zoned::now().with_time_zone(jiff::tz::TimeZone::UTC).strftime("%Y-%m-%d %H:%M UTC").to_string(),
+            at: jiff::Zoned::now()
+                .with_time_zone(jiff::tz::TimeZone::UTC)
+                .strftime("%Y-%m-%d %H:%M UTC")
+                .to_string(),
             kernel: uname.release().to_string_lossy().into_owned(),
             cpu: cpus.model_name(0).unwrap_or("unknown").to_owned(),
             cpus: cpus.num_cores(),
@@ -49,7 +52,10 @@ impl Machine {
             commit: commit(),
             runsc: first_line(&built.part("runsc")),
             containerd: first_line(&built.part("containerd")),
-            foreign_swap: memory::swaps()?.iter().map(|swap| swap.path.display().to_string()).collect(),
+            foreign_swap: memory::swaps()?
+                .iter()
+                .map(|swap| swap.path.display().to_string())
+                .collect(),
             // A gVisor pod with a Python guest of 64 MiB takes some 170 MiB awake.
             roomy: mib(available) > f64::from(plan.fleet) * 170.0 + 2048.0,
         })
@@ -63,12 +69,19 @@ impl Machine {
         if !self.foreign_swap.is_empty() {
             let swaps = self.foreign_swap.join(", ");
             if whole {
-                bail!("swap is active already ({swaps}): rows on one kind of swap would be on that; swapoff first");
+                bail!(
+                    "swap is active already ({swaps}): rows on one kind of swap would be on that; swapoff first"
+                );
             }
-            say(format!("warning: swap is active already ({swaps}); the kind of swap is not what the rows say"));
+            say(format!(
+                "warning: swap is active already ({swaps}); the kind of swap is not what the rows say"
+            ));
         }
         if self.load > 1.0 {
-            say(format!("warning: load average {:.1}: other work on this machine makes the figures worse", self.load));
+            say(format!(
+                "warning: load average {:.1}: other work on this machine makes the figures worse",
+                self.load
+            ));
         }
         if !self.roomy {
             say("warning: little free memory: the fleet may not fit");
@@ -79,22 +92,40 @@ impl Machine {
     pub(crate) fn sentence(&self) -> String {
         format!(
             "{} on {} x {}, {:.0} MiB RAM, Linux {}, {}, {}; commit {}; load {:.1} at the start",
-            self.at, self.cpus, self.cpu, self.memory_mib, self.kernel, self.containerd, self.runsc, self.commit, self.load
+            self.at,
+            self.cpus,
+            self.cpu,
+            self.memory_mib,
+            self.kernel,
+            self.containerd,
+            self.runsc,
+            self.commit,
+            self.load
         )
     }
 }
 
 fn commit() -> String {
     let git = |args: &[&str]| command::capture(Command::new("git").args(args)).ok();
-    let Some(head) = git(&["rev-parse", "--short=12", "HEAD"]) else { return "unknown".into() };
+    let Some(head) = git(&["rev-parse", "--short=12", "HEAD"]) else {
+        return "unknown".into();
+    };
     // Only what is measured: results and notes may be on their way.
     let changed = git(&["status", "--porcelain", "--untracked-files=no", "--", "crates"]).unwrap_or_default();
-    let mark = if changed.trim().is_empty() { "" } else { " with changes" };
+    let mark = if changed.trim().is_empty() {
+        ""
+    } else {
+        " with changes"
+    };
     format!("{}{mark}", head.trim())
 }
 
 fn first_line(binary: &Path) -> String {
-    let name = binary.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let name = binary
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
     let text = command::capture(Command::new(binary).arg("--version")).unwrap_or_default();
     // `containerd github.com/... v2.3.7 ...`, `runsc version release-...`
     let version = text

@@ -44,13 +44,21 @@ struct Args {
     /// Few samples and short waits: shows that the bench works, not how fast anything is.
     #[arg(long)]
     quick: bool,
+    /// Measure only guests of these sizes, MiB (may be repeated).
+    #[arg(long, value_name = "MIB")]
+    size: Vec<u32>,
+    /// So many samples instead.
+    #[arg(long, value_name = "N")]
+    samples: Option<u32>,
     /// Where results go instead.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
-    let Cli { command: Command::Node(args) } = Cli::parse();
+    let Cli {
+        command: Command::Node(args),
+    } = Cli::parse();
     match start(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -61,7 +69,10 @@ fn main() -> ExitCode {
 }
 
 fn start(args: &Args) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start tokio")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("start tokio")?;
     runtime.block_on(async {
         // Dropping the run takes stack, agent and swap away.
         tokio::select! {
@@ -72,12 +83,31 @@ fn start(args: &Args) -> Result<()> {
 }
 
 async fn node(args: &Args) -> Result<()> {
-    let plan = if args.quick { Plan::quick() } else { Plan::full() };
-    let wanted: Vec<Which> = if args.only.is_empty() { Which::all() } else { args.only.clone() };
-    let whole = args.only.is_empty() && !args.quick;
+    let mut plan = if args.quick { Plan::quick() } else { Plan::full() };
+    if let Some(n) = args.samples {
+        plan = Plan {
+            n,
+            n_large: n,
+            n_residency: n,
+            ..plan
+        };
+    }
+    if !args.size.is_empty() {
+        plan.sizes.clone_from(&args.size);
+    }
+    let wanted: Vec<Which> = if args.only.is_empty() {
+        Which::all()
+    } else {
+        args.only.clone()
+    };
+    let whole = args.only.is_empty() && !args.quick && args.size.is_empty() && args.samples.is_none();
     let root = report::root()?;
     let out = args.out.clone().unwrap_or_else(|| {
-        if whole { root.join("benches/results") } else { root.join("target/bench") }
+        if whole {
+            root.join("benches/results")
+        } else {
+            root.join("target/bench")
+        }
     });
 
     let machine = machine::Machine::look(&plan)?;

@@ -43,18 +43,30 @@ impl Line {
         self
     }
 
-    pub(crate) fn n(mut self, n: impl ToString) -> Self {
-        self.n = n.to_string();
+    pub(crate) fn n(mut self, n: impl std::fmt::Display) -> Self {
+        self.n = format!("{n}");
         self
     }
 
     pub(crate) fn at_most(mut self, of: impl Into<String>, value: f64, limit: f64) -> Self {
-        self.verdicts.push(Verdict { of: of.into(), value, limit, at_least: false, reached: value <= limit });
+        self.verdicts.push(Verdict {
+            of: of.into(),
+            value,
+            limit,
+            at_least: false,
+            reached: value <= limit,
+        });
         self
     }
 
     pub(crate) fn at_least(mut self, of: impl Into<String>, value: f64, limit: f64) -> Self {
-        self.verdicts.push(Verdict { of: of.into(), value, limit, at_least: true, reached: value >= limit });
+        self.verdicts.push(Verdict {
+            of: of.into(),
+            value,
+            limit,
+            at_least: true,
+            reached: value >= limit,
+        });
         self
     }
 
@@ -69,10 +81,19 @@ impl Line {
             .filter(|verdict| !verdict.reached)
             .map(|verdict| {
                 let sign = if verdict.at_least { '<' } else { '>' };
-                format!("{} {} {sign} {}", verdict.of, digits(verdict.value), digits(verdict.limit))
+                format!(
+                    "{} {} {sign} {}",
+                    verdict.of,
+                    digits(verdict.value),
+                    digits(verdict.limit)
+                )
             })
             .collect();
-        if missed.is_empty() { "reached".to_owned() } else { format!("**missed**: {}", missed.join("; ")) }
+        if missed.is_empty() {
+            "reached".to_owned()
+        } else {
+            format!("**missed**: {}", missed.join("; "))
+        }
     }
 }
 
@@ -92,7 +113,14 @@ pub(crate) struct Row {
 
 impl Row {
     pub(crate) fn new(id: Which) -> Self {
-        Self { id, lines: Vec::new(), series: Vec::new(), notes: Vec::new(), seconds: 0.0, error: None }
+        Self {
+            id,
+            lines: Vec::new(),
+            series: Vec::new(),
+            notes: Vec::new(),
+            seconds: 0.0,
+            error: None,
+        }
     }
 
     pub(crate) fn line(&mut self, line: Line) {

@@ -29,7 +29,10 @@ impl Samples {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
         let rank = (share * sorted.len() as f64).ceil() as usize;
-        sorted.get(rank.saturating_sub(1).min(sorted.len().saturating_sub(1))).copied().unwrap_or(f64::NAN)
+        sorted
+            .get(rank.saturating_sub(1).min(sorted.len().saturating_sub(1)))
+            .copied()
+            .unwrap_or(f64::NAN)
     }
 
     pub(crate) fn p50(&self) -> f64 {
@@ -90,7 +93,10 @@ pub(crate) struct Taken {
 impl Taken {
     /// Parts that are known to add up.
     pub(crate) fn of(parts: Vec<(String, f64)>) -> Self {
-        Self { total: parts.iter().map(|(_, value)| value).sum(), parts }
+        Self {
+            total: parts.iter().map(|(_, value)| value).sum(),
+            parts,
+        }
     }
 }
 
@@ -134,7 +140,11 @@ impl Series {
 
     /// Milliseconds, shown in the plot.
     pub(crate) fn wait(name: impl Into<String>, limit: Option<f64>) -> Self {
-        Self { limit, plotted: true, ..Self::new(name, "ms") }
+        Self {
+            limit,
+            plotted: true,
+            ..Self::new(name, "ms")
+        }
     }
 
     pub(crate) fn push(&mut self, value: f64) {
@@ -146,14 +156,22 @@ impl Series {
         for (name, value) in taken.parts {
             match self.phases.iter_mut().find(|phase| phase.name == name) {
                 Some(phase) => phase.samples.0.push(value),
-                None => self.phases.push(Phase { name, samples: Samples(vec![value]) }),
+                None => self.phases.push(Phase {
+                    name,
+                    samples: Samples(vec![value]),
+                }),
             }
         }
     }
 
     /// `p50 / p95`, to three digits.
     pub(crate) fn halves(&self) -> String {
-        format!("{} / {} {}", digits(self.samples.p50()), digits(self.samples.p95()), self.unit)
+        format!(
+            "{} / {} {}",
+            digits(self.samples.p50()),
+            digits(self.samples.p95()),
+            self.unit
+        )
     }
 }
 

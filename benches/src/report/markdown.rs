@@ -18,15 +18,20 @@ pub(super) fn title(which: Which) -> &'static str {
 
 /// The table of promises.
 pub(super) fn table(rows: &[Row]) -> String {
-    let mut text = "| what | must reach | measured p50 / p95 | n | reached |\n|---|---|---|---|---|\n".to_owned();
+    let mut text =
+        "| what | must reach | measured p50 / p95 | n | reached |\n|---|---|---|---|---|\n".to_owned();
     for row in rows {
         for line in &row.lines {
-            let cells = [&line.what, &line.must, &line.measured, &line.n, &line.reached()].map(|cell| cell.replace('|', "/"));
+            let cells = [&line.what, &line.must, &line.measured, &line.n, &line.reached()]
+                .map(|cell| cell.replace('|', "/"));
             text.push_str(&format!("| {} |\n", cells.join(" | ")));
         }
         if let Some(error) = &row.error {
             let error = error.replace(['|', '\n'], " ");
-            text.push_str(&format!("| {} | - | could not be measured to the end: {error} | | **missed** |\n", title(row.id)));
+            text.push_str(&format!(
+                "| {} | - | could not be measured to the end: {error} | | **missed** |\n",
+                title(row.id)
+            ));
         }
     }
     text
@@ -63,7 +68,11 @@ fn series(one: &Series) -> String {
     };
     let mut text = line(&one.name, one.unit, &one.samples);
     for phase in &one.phases {
-        text.push_str(&line(&format!("&nbsp;&nbsp;{}", phase.name), one.unit, &phase.samples));
+        text.push_str(&line(
+            &format!("&nbsp;&nbsp;{}", phase.name),
+            one.unit,
+            &phase.samples,
+        ));
     }
     text
 }

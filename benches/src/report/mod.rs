@@ -33,17 +33,28 @@ pub(crate) struct Report {
 /// The repository.
 pub(crate) fn root() -> Result<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    root.canonicalize().with_context(|| format!("find {}", root.display()))
+    root.canonicalize()
+        .with_context(|| format!("find {}", root.display()))
 }
 
 impl Report {
     pub(crate) fn new(machine: Machine, plan: Plan, quick: bool, rows: Vec<Row>) -> Self {
-        Self { version: VERSION, command: "cargo xtask bench node", quick, machine, plan, rows }
+        Self {
+            version: VERSION,
+            command: "cargo xtask bench node",
+            quick,
+            machine,
+            plan,
+            rows,
+        }
     }
 
     /// Names of rows that could not be measured.
     pub(crate) fn failed(&self) -> impl Iterator<Item = &str> {
-        self.rows.iter().filter(|row| row.error.is_some()).map(|row| markdown::title(row.id))
+        self.rows
+            .iter()
+            .filter(|row| row.error.is_some())
+            .map(|row| markdown::title(row.id))
     }
 
     pub(crate) fn table(&self) -> String {
@@ -57,7 +68,10 @@ impl Report {
             fs::write(&path, text).with_context(|| format!("write {}", path.display()))
         };
         put("node.json", &(serde_json::to_string_pretty(self)? + "\n"))?;
-        put("node.md", &markdown::page(&self.machine.sentence(), self.quick, &self.rows))?;
+        put(
+            "node.md",
+            &markdown::page(&self.machine.sentence(), self.quick, &self.rows),
+        )?;
         put("node.svg", &plot::draw(&self.rows)?)
     }
 
@@ -65,10 +79,17 @@ impl Report {
     pub(crate) fn write_specification(&self, root: &Path) -> Result<()> {
         let path = root.join("SPECIFICATION.md");
         let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-        let (head, rest) = text.split_once(BEGIN).with_context(|| format!("no {BEGIN} in {}", path.display()))?;
-        let (_, tail) = rest.split_once(END).with_context(|| format!("no {END} in {}", path.display()))?;
-        let text =
-            format!("{head}{BEGIN}\n{}\n{}\n{END}{tail}", self.table(), self.machine.sentence());
+        let (head, rest) = text
+            .split_once(BEGIN)
+            .with_context(|| format!("no {BEGIN} in {}", path.display()))?;
+        let (_, tail) = rest
+            .split_once(END)
+            .with_context(|| format!("no {END} in {}", path.display()))?;
+        let text = format!(
+            "{head}{BEGIN}\n{}\n{}\n{END}{tail}",
+            self.table(),
+            self.machine.sentence()
+        );
         fs::write(&path, text).with_context(|| format!("write {}", path.display()))
     }
 }

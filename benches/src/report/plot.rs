@@ -20,8 +20,11 @@ const GRID: RGBColor = RGBColor(220, 220, 220);
 const INK: RGBColor = RGBColor(40, 40, 40);
 
 pub(super) fn draw(rows: &[Row]) -> Result<String> {
-    let series: Vec<&Series> =
-        rows.iter().flat_map(|row| &row.series).filter(|one| one.plotted && one.samples.n() > 0).collect();
+    let series: Vec<&Series> = rows
+        .iter()
+        .flat_map(|row| &row.series)
+        .filter(|one| one.plotted && one.samples.n() > 0)
+        .collect();
     let lines = i32::try_from(series.len())?;
     let height = TOP + lines.max(1) * LINE + BOTTOM;
     let mut text = String::new();
@@ -44,46 +47,70 @@ fn paint(area: &Area<'_>, series: &[&Series], height: i32) -> Result<(), DrawErr
     let right = Pos::new(HPos::Right, VPos::Center);
     let middle = Pos::new(HPos::Center, VPos::Center);
     area.draw_text(
-        "Waits on one node: one dot per sample; | median, | limit of the median; p50 / p95 at the right",
-        &text(15, &INK, left),
+        "Waits on one node. A dot: one sample; black: the median; red: its limit; at the right: p50 / p95",
+        &text(17, &INK, left),
         (12, 20),
     )?;
 
-    let all = || series.iter().flat_map(|one| one.samples.0.iter().copied().chain(one.limit)).filter(|v| *v > 0.0);
+    let all = || {
+        series
+            .iter()
+            .flat_map(|one| one.samples.0.iter().copied().chain(one.limit))
+            .filter(|v| *v > 0.0)
+    };
     let low = all().fold(f64::INFINITY, f64::min).max(0.01).log10().floor();
     let high = all().fold(0.1, f64::max).log10().ceil().max(low + 1.0);
     let span = f64::from(WIDTH - LABELS - VALUES);
     // Within the picture whatever the value is.
-    let x = |value: f64| LABELS + (((value.max(1e-9).log10() - low) / (high - low)).clamp(0.0, 1.0) * span) as i32;
+    let x = |value: f64| {
+        LABELS + (((value.max(1e-9).log10() - low) / (high - low)).clamp(0.0, 1.0) * span) as i32
+    };
     let bottom = height - BOTTOM;
 
     let mut decade = low;
     while decade <= high {
         let value = 10f64.powf(decade);
-        area.draw(&PathElement::new([(x(value), TOP - 12), (x(value), bottom)], GRID.stroke_width(1)))?;
-        area.draw_text(&tick(value), &text(12, &INK, middle), (x(value), bottom + 14))?;
+        area.draw(&PathElement::new(
+            [(x(value), TOP - 12), (x(value), bottom)],
+            GRID.stroke_width(1),
+        ))?;
+        area.draw_text(&tick(value), &text(15, &INK, middle), (x(value), bottom + 14))?;
         decade += 1.0;
     }
-    area.draw_text("ms, logarithmic", &text(12, &INK, middle), (LABELS + (span / 2.0) as i32, bottom + 34))?;
+    area.draw_text(
+        "ms, logarithmic",
+        &text(15, &INK, middle),
+        (LABELS + (span / 2.0) as i32, bottom + 34),
+    )?;
 
-    for (one, y) in series.iter().zip((TOP + LINE / 2..).step_by(LINE.unsigned_abs() as usize)) {
-        area.draw_text(&one.name, &text(12, &INK, right), (LABELS - 10, y))?;
+    for (one, y) in series
+        .iter()
+        .zip((TOP + LINE / 2..).step_by(LINE.unsigned_abs() as usize))
+    {
+        area.draw_text(&one.name, &text(15, &INK, right), (LABELS - 10, y))?;
         for sample in &one.samples.0 {
             area.draw(&Circle::new((x(*sample), y), 3, DOT.mix(0.35).filled()))?;
         }
         let stroke = |value: f64, color: RGBColor, half: i32| {
-            PathElement::new([(x(value), y - half), (x(value), y + half)], color.stroke_width(2))
+            PathElement::new(
+                [(x(value), y - half), (x(value), y + half)],
+                color.stroke_width(2),
+            )
         };
         area.draw(&stroke(one.samples.p50(), INK, 7))?;
         if let Some(limit) = one.limit {
             area.draw(&stroke(limit, LIMIT, 9))?;
         }
         let halves = format!("{} / {}", digits(one.samples.p50()), digits(one.samples.p95()));
-        area.draw_text(&halves, &text(12, &INK, left), (WIDTH - VALUES + 10, y))?;
+        area.draw_text(&halves, &text(15, &INK, left), (WIDTH - VALUES + 10, y))?;
     }
     area.present()
 }
 
 fn tick(value: f64) -> String {
-    if value >= 1000.0 { format!("{:.0} s", value / 1000.0) } else { format!("{value}") }
+    if value >= 1000.0 {
+        format!("{:.0} s", value / 1000.0)
+    } else {
+        format!("{value}")
+    }
 }

@@ -72,12 +72,19 @@ pub(super) async fn measure(plan: &Plan, row: &mut Row) -> Result<()> {
     let links = peer.links();
     let open = links.iter().filter(|link| link.ended.is_none()).count();
     row.line(
-        Line::new("cycles freeze/doze/wake in random order, data intact", format!("{} cycles, 0 lost", plan.cycles))
-            .measured(format!("{done} intact, {} lost; {open} of {} connections open", lost.len(), guests.len()))
-            .n(done)
-            .at_most("lost", lost.len() as f64, 0.0)
-            .at_least("intact", f64::from(done), f64::from(plan.cycles))
-            .at_least("connections", open as f64, guests.len() as f64),
+        Line::new(
+            "cycles freeze/doze/wake in random order, data intact",
+            format!("{} cycles, 0 lost", plan.cycles),
+        )
+        .measured(format!(
+            "{done} intact, {} lost; {open} of {} connections open",
+            lost.len(),
+            guests.len()
+        ))
+        .n(done)
+        .at_most("lost", lost.len() as f64, 0.0)
+        .at_least("intact", f64::from(done), f64::from(plan.cycles))
+        .at_least("connections", open as f64, guests.len() as f64),
     );
     row.note(format!(
         "Guests of 8, 24 and 64 MiB; zram of 64 MiB before disk, so that pages go to both. A cycle freezes, dozes, or dozes \
@@ -167,11 +174,20 @@ impl Kept {
         let history = ask::json(&self.pod, "/history").await?;
         ensure!(history == Value::from(self.history.clone()), "session: {history}");
         let echo = ask::json(&self.pod, &format!("/say?text=cycle-{cycle}")).await?;
-        ensure!(field(&echo, "/echo")? == format!("cycle-{cycle}"), "connection: {echo}");
+        ensure!(
+            field(&echo, "/echo")? == format!("cycle-{cycle}"),
+            "connection: {echo}"
+        );
         let status = ask::json(&self.pod, "/status").await?;
         ensure!(field(&status, "/pid")? == self.pid, "another process: {status}");
-        ensure!(field(&status, "/connection/local")? == self.local, "another connection: {status}");
-        ensure!(field(&status, "/file_lines")? == self.history.len(), "file: {status}");
+        ensure!(
+            field(&status, "/connection/local")? == self.local,
+            "another connection: {status}"
+        );
+        ensure!(
+            field(&status, "/file_lines")? == self.history.len(),
+            "file: {status}"
+        );
         let before = std::mem::replace(&mut self.ticks, ticks(&status)?);
         // It ticks 50 times a second; the request for the hash alone takes longer than one tick.
         if self.ticks <= before {
@@ -192,7 +208,10 @@ impl Kept {
 }
 
 fn field(value: &Value, pointer: &str) -> Result<Value> {
-    value.pointer(pointer).cloned().with_context(|| format!("no {pointer} in {value}"))
+    value
+        .pointer(pointer)
+        .cloned()
+        .with_context(|| format!("no {pointer} in {value}"))
 }
 
 fn ticks(status: &Value) -> Result<u64> {

@@ -23,7 +23,10 @@ pub(super) async fn measure(plan: &Plan, row: &mut Row) -> Result<()> {
     let zram = TestSwap::zram(6 << 30, "lz4", ZRAM_FIRST)?;
     let http = free_port()?;
     let mut rig = fleet::rig(RigOptions {
-        agent: AgentOptions { ready: Some(http), ..AgentOptions::default() },
+        agent: AgentOptions {
+            ready: Some(http),
+            ..AgentOptions::default()
+        },
         config: format!("[http]\nlisten = \"{http}\"\n"),
         ..RigOptions::default()
     })
@@ -31,7 +34,9 @@ pub(super) async fn measure(plan: &Plan, row: &mut Row) -> Result<()> {
     let empty = fleet::node().await?;
 
     say(format!("{} gVisor pods of 64 MiB", plan.fleet));
-    let specs = (0..plan.fleet).map(|index| AgentGuest::mib(64).pod(format!("many-{index:02}"))).collect();
+    let specs = (0..plan.fleet)
+        .map(|index| AgentGuest::mib(64).pod(format!("many-{index:02}")))
+        .collect();
     let pods = fleet::run(&rig, specs, plan.parallel, true).await?;
     let awake = Occupied::of(&pods, empty).await?;
     say("all to sleep");
@@ -45,7 +50,9 @@ pub(super) async fn measure(plan: &Plan, row: &mut Row) -> Result<()> {
     row.series.push(one);
 
     say(format!("{} runc pods beside them", plan.fleet_runc));
-    let specs = (0..plan.fleet_runc).map(|index| runc_pod(&format!("plain-{index:02}"))).collect();
+    let specs = (0..plan.fleet_runc)
+        .map(|index| runc_pod(&format!("plain-{index:02}")))
+        .collect();
     let plain = fleet::run(&rig, specs, plan.parallel, false).await?;
     fleet::doze(&rig, &plain, plan.parallel).await?;
     agent(plan, row, &mut rig, pods.len() + plain.len()).await?;
@@ -62,7 +69,9 @@ fn free_port() -> Result<SocketAddr> {
 }
 
 fn runc_pod(name: &str) -> PodSpec {
-    PodSpec::new(name).handler(RUNC).container(ContainerSpec::shell("sleeper", "exec sleep 1000000"))
+    PodSpec::new(name)
+        .handler(RUNC)
+        .container(ContainerSpec::shell("sleeper", "exec sleep 1000000"))
 }
 
 /// What pods occupy together.
@@ -80,7 +89,10 @@ impl Occupied {
         for pod in pods {
             cgroups += cgroup::memory_usage(&pod.cgroup)?;
         }
-        Ok(Self { cgroups, node: (empty.available as f64 - node.available as f64) / f64::from(1u32 << 20) })
+        Ok(Self {
+            cgroups,
+            node: (empty.available as f64 - node.available as f64) / f64::from(1u32 << 20),
+        })
     }
 }
 
@@ -90,7 +102,9 @@ async fn one_by_one(rig: &Rig, pods: &[Pod]) -> Result<Series> {
     let mut series = Series::wait("one of the fleet, own packet", None);
     for pod in pods {
         series.take(ask::packet(pod, "/answer").await?);
-        rig.doze(pod).await.with_context(|| format!("doze pod {}", pod.name))?;
+        rig.doze(pod)
+            .await
+            .with_context(|| format!("doze pod {}", pod.name))?;
     }
     Ok(series)
 }
@@ -98,7 +112,10 @@ async fn one_by_one(rig: &Rig, pods: &[Pod]) -> Result<Series> {
 fn density(row: &mut Row, awake: &Occupied, asleep: &Occupied, one: &Series, took: Duration, zram_used: u64) {
     row.line(
         Line::new(
-            format!("density, {} gVisor pods of 64 MiB: resident before -> after", one.samples.n()),
+            format!(
+                "density, {} gVisor pods of 64 MiB: resident before -> after",
+                one.samples.n()
+            ),
             "reported",
         )
         .measured(format!(
@@ -112,10 +129,13 @@ fn density(row: &mut Row, awake: &Occupied, asleep: &Occupied, one: &Series, too
         .n(one.samples.n()),
     );
     row.line(
-        Line::new("one of them woken by its packet, the others asleep", "p95 <= 150 ms")
-            .measured(one.halves())
-            .n(one.samples.n())
-            .at_most("p95", one.samples.p95(), 150.0),
+        Line::new(
+            "one of them woken by its packet, the others asleep",
+            "p95 <= 150 ms",
+        )
+        .measured(one.halves())
+        .n(one.samples.n())
+        .at_most("p95", one.samples.p95(), 150.0),
     );
     row.note(format!(
         "All {} fell asleep within {} s. zram (6 GiB) before disk. Node's view: MemAvailable against the same node with \
@@ -127,9 +147,18 @@ fn density(row: &mut Row, awake: &Occupied, asleep: &Occupied, one: &Series, too
 
 async fn agent(plan: &Plan, row: &mut Row, rig: &mut Rig, sleepers: usize) -> Result<()> {
     say(format!("the agent with {sleepers} sleepers"));
-    let sleeping = rig.client.get_node(dormouse_rpc::v1::GetNodeRequest {}).await?.into_inner();
-    let dozing: u32 = sleeping.node.map(|node| node.pods.get("Dozing").copied().unwrap_or(0)).unwrap_or(0);
-    ensure!(usize::try_from(dozing)? == sleepers, "{dozing} of {sleepers} pods are asleep");
+    let sleeping = rig
+        .client
+        .get_node(dormouse_rpc::v1::GetNodeRequest {})
+        .await?
+        .into_inner();
+    let dozing: u32 = sleeping
+        .node
+        .map_or(0, |node| node.pods.get("Dozing").copied().unwrap_or(0));
+    ensure!(
+        usize::try_from(dozing)? == sleepers,
+        "{dozing} of {sleepers} pods are asleep"
+    );
     let id = rig.agent.process()?;
     let used = memory::cpu_time(id).context("the agent is gone")?;
     let began = Instant::now();
@@ -146,13 +175,20 @@ async fn agent(plan: &Plan, row: &mut Row, rig: &mut Rig, sleepers: usize) -> Re
         restart.push(ms(began.elapsed()));
     }
     rig.reconnect().await?;
-    let restarted = mib(memory::share(rig.agent.process()?).context("the agent is gone")?.rss);
+    let restarted = mib(memory::share(rig.agent.process()?)
+        .context("the agent is gone")?
+        .rss);
     row.line(
         Line::new(
             format!("agent with {sleepers} sleeping pods: RSS; CPU; restart to ready"),
             "<= 30 MiB; <= 1 % of a core; <= 1 s",
         )
-        .measured(format!("{} MiB; {} %; {}", digits(rss), digits(percent), restart.halves()))
+        .measured(format!(
+            "{} MiB; {} %; {}",
+            digits(rss),
+            digits(percent),
+            restart.halves()
+        ))
         .n(format!("1; 1; {}", plan.n_restart))
         .at_most("RSS", rss.max(restarted), 30.0)
         .at_most("CPU", percent, 1.0)

@@ -1,5 +1,6 @@
 //! How long a client waits: for a running pod, a frozen one, a dozing one, and one that has to be started.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -11,11 +12,11 @@ use dormouse_testkit::swap::TestSwap;
 
 use super::{DISK, ZRAM_FIRST};
 use crate::ask;
+use crate::fleet;
 use crate::plan::{Plan, Which};
 use crate::progress::say;
 use crate::row::{Line, Row};
 use crate::samples::{Series, Taken, digits, mib, ms};
-use crate::fleet;
 
 /// More than all pods here have together.
 const SWAP_BYTES: u64 = 4 << 30;
@@ -73,11 +74,18 @@ pub(super) async fn measure(plan: &Plan, rows: &mut [Row]) -> Result<()> {
     let mut pods = Vec::new();
     for size in &sizes {
         say(format!("pod of {size} MiB"));
-        let pod = rig.run_pod(AgentGuest::mib(*size).pod(format!("guest-{size}"))).await?;
+        let pod = rig
+            .run_pod(AgentGuest::mib(*size).pod(format!("guest-{size}")))
+            .await?;
         pod.wait_http(8080, "/answer", ask::LIMIT).await?;
         pods.push((*size, pod));
     }
-    let bench = Bench { plan, rig: &rig, pods: &pods, cold };
+    let bench = Bench {
+        plan,
+        rig: &rig,
+        pods: &pods,
+        cold,
+    };
     if let Some(row) = row(rows, Which::Frozen) {
         bench.frozen(row).await?;
     }
@@ -88,6 +96,20 @@ pub(super) async fn measure(plan: &Plan, rows: &mut [Row]) -> Result<()> {
     rig.stop().await?;
     drop(disk);
     Ok(())
+}
+
+/// Pages that this pod has waited for so far.
+fn major_faults(pod: &Pod) -> Result<f64> {
+    let file = pod.cgroup_dir("memory")?.join("memory.stat");
+    let text = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+    // v1 gives the levels below in `total_`; v2 always counts them in.
+    let value = |key: &str| {
+        text.lines()
+            .find_map(|line| line.strip_prefix(key)?.trim().parse().ok())
+    };
+    value("total_pgmajfault ")
+        .or_else(|| value("pgmajfault "))
+        .with_context(|| format!("no pgmajfault in {}", file.display()))
 }
 
 fn row(rows: &mut [Row], which: Which) -> Option<&mut Row> {
@@ -102,15 +124,25 @@ async fn cold_starts(plan: &Plan, rig: &Rig, sizes: &[u32], row: &mut Row) -> Re
         let mut series = Series::wait(format!("cold start, {size} MiB"), None);
         for index in 0..plan.n_cold {
             let began = Instant::now();
-            let pod = rig.stack.run_pod(AgentGuest::mib(*size).pod(format!("cold-{size}-{index}"))).await?;
+            let pod = rig
+                .stack
+                .run_pod(AgentGuest::mib(*size).pod(format!("cold-{size}-{index}")))
+                .await?;
             let ran = ms(began.elapsed());
             pod.wait_http(8080, "/answer", ask::LIMIT).await?;
             let total = ms(began.elapsed());
-            series.take(Taken::of(vec![("pod runs".into(), ran), ("first answer".into(), total - ran)]));
+            series.take(Taken::of(vec![
+                ("pod runs".into(), ran),
+                ("first answer".into(), total - ran),
+            ]));
             pod.remove().await?;
         }
         medians.push((*size, series.samples.p50()));
-        row.line(Line::new(format!("cold start of the same pod, {size} MiB"), "-").measured(series.halves()).n(plan.n_cold));
+        row.line(
+            Line::new(format!("cold start of the same pod, {size} MiB"), "-")
+                .measured(series.halves())
+                .n(plan.n_cold),
+        );
         row.series.push(series);
     }
     Ok(medians)
@@ -119,7 +151,9 @@ async fn cold_starts(plan: &Plan, rig: &Rig, sizes: &[u32], row: &mut Row) -> Re
 impl Bench<'_> {
     fn pod(&self, wanted: impl Fn(u32) -> bool) -> Result<&Pod> {
         let found = self.pods.iter().find(|(size, _)| wanted(*size));
-        found.map(|(_, pod)| pod).context("the plan has no guest of that size")
+        found
+            .map(|(_, pod)| pod)
+            .context("the plan has no guest of that size")
     }
 
     async fn frozen(&self, row: &mut Row) -> Result<()> {
@@ -130,7 +164,9 @@ impl Bench<'_> {
             running.take(ask::packet(pod, "/answer").await?);
         }
         row.line(
-            Line::new("a running pod's answer, for comparison", "-").measured(running.halves()).n(running.samples.n()),
+            Line::new("a running pod's answer, for comparison", "-")
+                .measured(running.halves())
+                .n(running.samples.n()),
         );
 
         let mut by_packet = Series::wait("Frozen, own packet", Some(5.0));
@@ -145,7 +181,10 @@ impl Bench<'_> {
             ensure!(outcome.moved, "pod {} was frozen before", pod.name);
             let parts = ask::outcome_parts(&outcome);
             // What comes after the stop is bookkeeping: the guest stands still already.
-            let until = parts.iter().position(|(name, _)| name == "stop").context("a freeze without a stop")?;
+            let until = parts
+                .iter()
+                .position(|(name, _)| name == "stop")
+                .context("a freeze without a stop")?;
             freeze.take(Taken::of(parts.into_iter().take(until + 1).collect()));
             if index % 2 == 0 {
                 by_packet.take(ask::packet(pod, "/answer").await?);
@@ -156,14 +195,19 @@ impl Bench<'_> {
         }
         let (p50, p95) = (by_packet.samples.p50(), by_packet.samples.p95());
         row.line(
-            Line::new("Frozen: connect + request + answer, own packet", "p50 <= 5 ms, p95 <= 12 ms")
-                .measured(by_packet.halves())
-                .n(by_packet.samples.n())
-                .at_most("p50", p50, 5.0)
-                .at_most("p95", p95, 12.0),
+            Line::new(
+                "Frozen: connect + request + answer, own packet",
+                "p50 <= 5 ms, p95 <= 12 ms",
+            )
+            .measured(by_packet.halves())
+            .n(by_packet.samples.n())
+            .at_most("p50", p50, 5.0)
+            .at_most("p95", p95, 12.0),
         );
         row.line(
-            Line::new("Frozen: wake order -> first answer", "-").measured(by_order.halves()).n(by_order.samples.n()),
+            Line::new("Frozen: wake order -> first answer", "-")
+                .measured(by_order.halves())
+                .n(by_order.samples.n()),
         );
         row.line(
             Line::new("freeze: until the guest is stopped", "p50 <= 2 ms")
@@ -171,7 +215,8 @@ impl Bench<'_> {
                 .n(freeze.samples.n())
                 .at_most("p50", freeze.samples.p50(), 2.0),
         );
-        row.series.extend([running, by_packet, inside, by_order, freeze, freeze_call]);
+        row.series
+            .extend([running, by_packet, inside, by_order, freeze, freeze_call]);
         Ok(())
     }
 
@@ -197,14 +242,21 @@ impl Bench<'_> {
         let mut doze = Series::new(name("time to fall asleep"), "ms");
         let mut resident = Series::new(name("cgroup when asleep"), "MiB");
         let mut inside = Series::new(name("frame until guest runs (agent)"), "ms");
-        let n = if size >= 512 { self.plan.n_large } else { self.plan.n };
+        let mut faults = Series::new(name("major faults until the answer"), "faults");
+        let n = if size >= 512 {
+            self.plan.n_large
+        } else {
+            self.plan.n
+        };
         for _ in 0..n {
             resident.push(self.sleep(pod, &mut doze).await?);
             by_order.take(ask::order(self.rig, pod, "/answer").await?);
             self.bring_back(pod).await?;
 
             resident.push(self.sleep(pod, &mut doze).await?);
+            let before = major_faults(pod)?;
             by_packet.take(ask::packet(pod, "/answer").await?);
+            faults.push(major_faults(pod)? - before);
             inside.push(self.woken_by(pod, "Packet").await?);
             self.bring_back(pod).await?;
 
@@ -217,11 +269,18 @@ impl Bench<'_> {
                 self.bring_back(pod).await?;
             }
         }
-        let cold = self.cold.iter().find(|(of, _)| *of == size).map(|(_, cold)| *cold).unwrap_or(f64::NAN);
+        let cold = self
+            .cold
+            .iter()
+            .find(|(of, _)| *of == size)
+            .map_or(f64::NAN, |(_, cold)| *cold);
         let (order, packet) = (by_order.samples.p50(), by_packet.samples.p50());
         row.line(
             Line::new(
-                format!("Dozing {size} MiB, {}: order; own packet -> first answer", swap.name()),
+                format!(
+                    "Dozing {size} MiB, {}: order; own packet -> first answer",
+                    swap.name()
+                ),
                 format!("p50 <= {:.0} ms, <= 1/15 of the cold start", swap.limit()),
             )
             .measured(format!(
@@ -241,14 +300,20 @@ impl Bench<'_> {
         if no_neighbour.samples.n() > 0 {
             let added = no_neighbour.samples.p50() - packet;
             row.line(
-                Line::new(format!("the same with an empty neighbour table, {size} MiB, {}", swap.name()), "+ <= 5 ms")
-                    .measured(format!("{} (+{} ms)", no_neighbour.halves(), digits(added)))
-                    .n(n)
-                    .at_most("added", added, 5.0),
+                Line::new(
+                    format!(
+                        "the same with an empty neighbour table, {size} MiB, {}",
+                        swap.name()
+                    ),
+                    "+ <= 5 ms",
+                )
+                .measured(format!("{} (+{} ms)", no_neighbour.halves(), digits(added)))
+                .n(n)
+                .at_most("added", added, 5.0),
             );
             row.series.push(no_neighbour);
         }
-        row.series.extend([inside, doze, resident]);
+        row.series.extend([inside, faults, doze, resident]);
         Ok(())
     }
 
@@ -263,10 +328,13 @@ impl Bench<'_> {
             series.take(ask::order(self.rig, pod, "/touch").await?);
         }
         row.line(
-            Line::new(format!("full residency after a lazy wake, 512 MiB, {}", swap.name()), "<= 1.2 s")
-                .measured(series.halves())
-                .n(series.samples.n())
-                .at_most("p50", series.samples.p50(), 1200.0),
+            Line::new(
+                format!("full residency after a lazy wake, 512 MiB, {}", swap.name()),
+                "<= 1.2 s",
+            )
+            .measured(series.halves())
+            .n(series.samples.n())
+            .at_most("p50", series.samples.p50(), 1200.0),
         );
         row.series.push(series);
         Ok(())
@@ -274,10 +342,17 @@ impl Bench<'_> {
 
     /// Puts a pod to sleep and says what is left of it, MiB.
     async fn sleep(&self, pod: &Pod, doze: &mut Series) -> Result<f64> {
-        let outcome = self.rig.doze(pod).await.with_context(|| format!("doze pod {}", pod.name))?;
+        let outcome = self
+            .rig
+            .doze(pod)
+            .await
+            .with_context(|| format!("doze pod {}", pod.name))?;
         ensure!(outcome.moved, "pod {} dozed before", pod.name);
         doze.take(Taken::of(ask::outcome_parts(&outcome)));
-        let view = self.rig.wait_rung(pod, Rung::Dozing, Duration::from_secs(5)).await?;
+        let view = self
+            .rig
+            .wait_rung(pod, Rung::Dozing, Duration::from_secs(5))
+            .await?;
         Ok(mib(view.resident_bytes))
     }
 
@@ -289,10 +364,21 @@ impl Bench<'_> {
     /// Makes sure of what woke a pod, and says how long that took inside the agent, ms.
     async fn woken_by(&self, pod: &Pod, source: &str) -> Result<f64> {
         // The guest may answer before the agent has written its step down.
-        let view = self.rig.wait_rung(pod, Rung::Running, Duration::from_secs(5)).await?;
+        let view = self
+            .rig
+            .wait_rung(pod, Rung::Running, Duration::from_secs(5))
+            .await?;
         let last = view.last_wake.context("a woken pod without a wake")?;
-        ensure!(last.source == source, "pod {} was woken by {}", pod.name, last.source);
-        let took = last.took.and_then(|took| Duration::try_from(took).ok()).unwrap_or_default();
+        ensure!(
+            last.source == source,
+            "pod {} was woken by {}",
+            pod.name,
+            last.source
+        );
+        let took = last
+            .took
+            .and_then(|took| Duration::try_from(took).ok())
+            .unwrap_or_default();
         Ok(ms(took))
     }
 }

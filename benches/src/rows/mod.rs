@@ -23,7 +23,10 @@ pub(crate) const DISK: i32 = 1000;
 pub(crate) async fn run(plan: &Plan, wanted: &[Which]) -> Vec<Row> {
     let has = |which: Which| wanted.contains(&which);
     let mut rows = Vec::new();
-    let latency: Vec<Which> = [Which::Frozen, Which::Dozing, Which::Residency].into_iter().filter(|w| has(*w)).collect();
+    let latency: Vec<Which> = [Which::Frozen, Which::Dozing, Which::Residency]
+        .into_iter()
+        .filter(|w| has(*w))
+        .collect();
     if !latency.is_empty() {
         // They share the pods, so that they can be compared.
         let began = Instant::now();

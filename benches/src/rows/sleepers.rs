@@ -67,20 +67,33 @@ pub(super) async fn measure(plan: &Plan, row: &mut Row) -> Result<()> {
     let groups = [&small, &large];
 
     let watch = plan.watch;
-    say(format!("{} sleepers, {} s of silence", plan.sleepers.0 + plan.sleepers.1 + 1, watch.as_secs()));
+    say(format!(
+        "{} sleepers, {} s of silence",
+        plan.sleepers.0 + plan.sleepers.1 + 1,
+        watch.as_secs()
+    ));
     let began = Cpu::read(&rig, &meter, &groups)?;
     tokio::time::sleep(watch.min(KEPT)).await;
     kept.look(&rig).await?;
     tokio::time::sleep(watch.saturating_sub(KEPT)).await;
     let ended = Cpu::read(&rig, &meter, &groups)?;
 
-    cpu(row, &began, &ended, bare_rate, plan.sleepers.0 + plan.sleepers.1, rig.stack.options().stats_collect_period);
+    cpu(
+        row,
+        &began,
+        &ended,
+        bare_rate,
+        plan.sleepers.0 + plan.sleepers.1,
+        rig.stack.options().stats_collect_period,
+    );
     let agent_rss = memory::share(rig.agent.process()?).map_or(0, |share| share.rss);
     let mut costs = Vec::new();
     for group in groups {
         costs.push(group.cost(&rig).await?);
     }
-    let zram_used = zram.zram_stat().map_or(0, |stat| stat.used.saturating_sub(zram_empty));
+    let zram_used = zram
+        .zram_stat()
+        .map_or(0, |stat| stat.used.saturating_sub(zram_empty));
     let all = fleet::node().await?;
     fleet::remove(&large.pods, plan.parallel).await?;
     let without_large = fleet::node().await?;
@@ -90,7 +103,15 @@ pub(super) async fn measure(plan: &Plan, row: &mut Row) -> Result<()> {
     let gain = |less: memory::Node, more: memory::Node| more.available as f64 - less.available as f64;
     // The keepalive pod is as large as the small ones and in zram as well.
     let zram_each = zram_used / u64::from(plan.sleepers.0 + 1);
-    report_memory(row, &small, costs.first(), gain(without_large, without_small), zram_each, 12.0, ours);
+    report_memory(
+        row,
+        &small,
+        costs.first(),
+        gain(without_large, without_small),
+        zram_each,
+        12.0,
+        ours,
+    );
     report_memory(row, &large, costs.get(1), gain(all, without_large), 0, 20.0, ours);
     row.note(format!(
         "Memory: {} pods of 8 MiB asleep on zram before disk, {} of 512 MiB on disk only, all for {} s. Node's view = growth of \
@@ -123,34 +144,56 @@ impl Meter {
         let cgroup = format!("{}/runtime", stack.cgroup_root());
         cgroup::create(&cgroup)?;
         let containerd = stack.containerd().context("containerd is gone")?;
-        let procs = cgroup::dir("cpuacct", &cgroup).or_else(|_| cgroup::dir("cpu", &cgroup))?.join("cgroup.procs");
-        fs::write(&procs, containerd.pid.to_string()).with_context(|| format!("write {}", procs.display()))?;
+        let procs = cgroup::dir("cpuacct", &cgroup)
+            .or_else(|_| cgroup::dir("cpu", &cgroup))?
+            .join("cgroup.procs");
+        fs::write(&procs, containerd.pid.to_string())
+            .with_context(|| format!("write {}", procs.display()))?;
         Ok(Self { cgroup })
     }
 
     fn used(&self) -> Result<f64> {
-        Ok(cgroup::cpu_usage(&self.cgroup)? as f64 / 1e6)
+        Ok(milliseconds(cgroup::cpu_usage(&self.cgroup)?))
     }
 }
 
 impl Group {
     async fn asleep(rig: &Rig, plan: &Plan, mib: u32, count: u32) -> Result<Self> {
         say(format!("{count} pods of {mib} MiB"));
-        let specs = (0..count).map(|index| AgentGuest::mib(mib).pod(format!("sleeper-{mib}-{index}"))).collect();
+        let specs = (0..count)
+            .map(|index| AgentGuest::mib(mib).pod(format!("sleeper-{mib}-{index}")))
+            .collect();
         // 512 MiB at once in each of many guests would be a memory test of the node.
         let pods = fleet::run(rig, specs, if mib >= 512 { 2 } else { plan.parallel }, true).await?;
         let processes: Vec<_> = pods.iter().map(memory::processes).collect();
-        let awake = pods.iter().zip(&processes).map(|(pod, of)| memory::measure(pod, of)).collect::<Result<_>>()?;
+        let awake = pods
+            .iter()
+            .zip(&processes)
+            .map(|(pod, of)| memory::measure(pod, of))
+            .collect::<Result<_>>()?;
         fleet::doze(rig, &pods, 2).await?;
-        Ok(Self { mib, pods, processes, awake })
+        Ok(Self {
+            mib,
+            pods,
+            processes,
+            awake,
+        })
     }
 
     async fn cost(&self, rig: &Rig) -> Result<Vec<Footprint>> {
         for pod in &self.pods {
             let view = rig.get(pod).await?;
-            ensure!(view.rung().to_core() == Some(Rung::Dozing), "pod {} did not stay asleep: {view:?}", pod.name);
+            ensure!(
+                view.rung().to_core() == Some(Rung::Dozing),
+                "pod {} did not stay asleep: {view:?}",
+                pod.name
+            );
         }
-        self.pods.iter().zip(&self.processes).map(|(pod, of)| memory::measure(pod, of)).collect()
+        self.pods
+            .iter()
+            .zip(&self.processes)
+            .map(|(pod, of)| memory::measure(pod, of))
+            .collect()
     }
 
     fn cpu_of(&self, part: Part) -> f64 {
@@ -169,7 +212,7 @@ impl Cpu {
         let pods = groups
             .iter()
             .flat_map(|group| &group.pods)
-            .map(|pod| Ok(cgroup::cpu_usage(&pod.cgroup)? as f64 / 1e6))
+            .map(|pod| Ok(milliseconds(cgroup::cpu_usage(&pod.cgroup)?)))
             .collect::<Result<_>>()?;
         let time = |id| memory::cpu_time(id).map_or(0.0, ms);
         Ok(Self {
@@ -200,22 +243,28 @@ fn cpu(row: &mut Row, began: &Cpu, ended: &Cpu, bare_rate: f64, sleepers: u32, p
     let runtime = each(ended.runtime - began.runtime);
     let above_bare = runtime - bare_rate / f64::from(sleepers + 1);
     let agent = each(ended.agent - began.agent);
-    let (containerd, shims, waits) =
-        (each(ended.containerd - began.containerd), each(ended.shims - began.shims), each(ended.waits - began.waits));
+    let (containerd, shims, waits) = (
+        each(ended.containerd - began.containerd),
+        each(ended.shims - began.shims),
+        each(ended.waits - began.waits),
+    );
     let else_all = runtime + agent;
     row.line(
-        Line::new("CPU of a sleeper: its cgroup; all else; of that the agent", "0; <= 1 ms/s; <= 0.1 ms/s")
-            .measured(format!(
-                "{} (max {}); {}; {} ms/s",
-                digits(inside.samples.p50()),
-                digits(inside.samples.max()),
-                digits(else_all),
-                digits(agent)
-            ))
-            .n(sleepers)
-            .at_most("cgroup", inside.samples.max(), 0.0)
-            .at_most("all else", else_all, 1.0)
-            .at_most("agent", agent, 0.1),
+        Line::new(
+            "CPU of a sleeper: its cgroup; all else; of that the agent",
+            "0; <= 1 ms/s; <= 0.1 ms/s",
+        )
+        .measured(format!(
+            "{} (max {}); {}; {} ms/s",
+            digits(inside.samples.p50()),
+            digits(inside.samples.max()),
+            digits(else_all),
+            digits(agent)
+        ))
+        .n(sleepers)
+        .at_most("cgroup", inside.samples.max(), 0.0)
+        .at_most("all else", else_all, 1.0)
+        .at_most("agent", agent, 0.1),
     );
     row.note(format!(
         "CPU over {seconds:.0} s, per sleeper and second, statistics polled every {} s: containerd, shims, `runsc wait` and every \
@@ -250,24 +299,39 @@ fn report_memory(
     let pods = asleep.len().max(1) as f64;
     let node = available / pods / f64::from(1u32 << 20);
     let part = |of: &[Footprint], wanted: Part| {
-        let total: u64 = of.iter().filter_map(|f| f.parts.get(&wanted)).map(|share: &Share| share.pss).sum();
+        let total: u64 = of
+            .iter()
+            .filter_map(|f| f.parts.get(&wanted))
+            .map(|share: &Share| share.pss)
+            .sum();
         mib(total) / of.len().max(1) as f64
     };
     let awake: f64 = group.awake.iter().map(|f| mib(f.cgroup)).sum::<f64>() / group.awake.len().max(1) as f64;
-    let guests: f64 = [Part::Sentry, Part::Stub, Part::Gofer].iter().map(|p| part(asleep, *p)).sum();
+    let guests: f64 = [Part::Sentry, Part::Stub, Part::Gofer]
+        .iter()
+        .map(|p| part(asleep, *p))
+        .sum();
     row.line(
         Line::new(
             format!("memory of a sleeper, {} MiB: cgroup; node's view", group.mib),
             format!("<= {cgroup_limit:.0} MiB; <= 45 MiB"),
         )
-        .measured(format!("{} (max {}); {} MiB", digits(cgroup.samples.p50()), digits(cgroup.samples.max()), digits(node)))
+        .measured(format!(
+            "{} (max {}); {} MiB",
+            digits(cgroup.samples.p50()),
+            digits(cgroup.samples.max()),
+            digits(node)
+        ))
         .n(asleep.len())
         .at_most("cgroup", cgroup.samples.p50(), cgroup_limit)
         .at_most("node's view", node, 45.0),
     );
     row.line(
         Line::new(
-            format!("of which, {} MiB: shim; `runsc wait`; sentry and gofers; in zram; our wrapper; our agent", group.mib),
+            format!(
+                "of which, {} MiB: shim; `runsc wait`; sentry and gofers; in zram; our wrapper; our agent",
+                group.mib
+            ),
             "-",
         )
         .measured(format!(
@@ -291,12 +355,17 @@ struct Kept {
     pod: Pod,
     peer: Peer,
     ticks: u64,
+    /// CPU of its cgroup when it had fallen asleep, ms.
+    cpu: f64,
 }
 
 impl Kept {
     async fn asleep(rig: &Rig) -> Result<Self> {
-        let peer =
-            Peer::listen(IpAddr::V4(Ipv4Addr::UNSPECIFIED), Some(Duration::from_secs(u64::from(KEEPALIVE)))).await?;
+        let peer = Peer::listen(
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            Some(Duration::from_secs(u64::from(KEEPALIVE))),
+        )
+        .await?;
         let (_, gateway) = rig.stack.bridge();
         let guest = AgentGuest {
             mib: 8,
@@ -310,14 +379,28 @@ impl Kept {
         ask::get(&pod, "/say?text=before").await?;
         let ticks = ticks(&pod).await?;
         rig.doze(&pod).await.context("doze the pod with the connection")?;
-        Ok(Self { pod, peer, ticks })
+        let cpu = milliseconds(cgroup::cpu_usage(&pod.cgroup)?);
+        Ok(Self {
+            pod,
+            peer,
+            ticks,
+            cpu,
+        })
     }
 
     /// Asks nobody but the agent and the peer.
     async fn look(&self, rig: &Rig) -> Result<()> {
         let view = rig.get(&self.pod).await?;
-        ensure!(view.rung().to_core() == Some(Rung::Dozing), "the pod with the connection was woken: {view:?}");
-        let ended: Vec<_> = self.peer.links().into_iter().filter_map(|link| link.ended).collect();
+        ensure!(
+            view.rung().to_core() == Some(Rung::Dozing),
+            "the pod with the connection was woken: {view:?}"
+        );
+        let ended: Vec<_> = self
+            .peer
+            .links()
+            .into_iter()
+            .filter_map(|link| link.ended)
+            .collect();
         ensure!(ended.is_empty(), "the connection ended: {ended:?}");
         Ok(())
     }
@@ -325,7 +408,7 @@ impl Kept {
     async fn finish(&self, row: &mut Row, rig: &Rig, watched: Duration) -> Result<()> {
         let looked = self.look(rig).await;
         let slept = watched.as_secs_f64();
-        let cpu = milliseconds(cgroup::cpu_usage(&self.pod.cgroup)?);
+        let cpu = milliseconds(cgroup::cpu_usage(&self.pod.cgroup)?) - self.cpu;
         let ticked = ticks(&self.pod).await?.saturating_sub(self.ticks);
         let said = ask::json(&self.pod, "/say?text=after").await;
         let alive = said.is_ok_and(|answer| answer.pointer("/echo").is_some_and(|echo| echo == "after"));
@@ -347,7 +430,7 @@ impl Kept {
             .at_least("asleep throughout", f64::from(u8::from(not_woken)), 1.0)
             .at_least("seconds", slept, KEPT.as_secs_f64()),
         );
-        row.note(format!("The pod with the connection had used {} ms of CPU by then, housekeeping thaws included.", digits(cpu)));
+        row.note(format!("The pod with the connection used {} ms of CPU per second while it dozed: housekeeping thaws for its keepalives.", digits(cpu / slept)));
         if let Err(error) = looked {
             row.note(format!("{error:#}"));
         }
@@ -362,5 +445,8 @@ fn milliseconds(nanos: u64) -> f64 {
 
 async fn ticks(pod: &Pod) -> Result<u64> {
     let status = ask::json(pod, "/status").await?;
-    status.pointer("/ticks").and_then(serde_json::Value::as_u64).context("a guest that does not count")
+    status
+        .pointer("/ticks")
+        .and_then(serde_json::Value::as_u64)
+        .context("a guest that does not count")
 }

@@ -60,7 +60,12 @@ async fn verbs(plan: &Plan, rig: &Rig, row: &mut Row) -> Result<()> {
         let added = ours.samples.p50() - theirs.samples.p50();
         row.line(
             Line::new(format!("`{verb}` through the wrapper"), "<= 2 ms over bare runsc")
-                .measured(format!("{}; bare {} (+{} ms)", ours.halves(), theirs.halves(), digits(added)))
+                .measured(format!(
+                    "{}; bare {} (+{} ms)",
+                    ours.halves(),
+                    theirs.halves(),
+                    digits(added)
+                ))
                 .n(plan.n)
                 .at_most("added", added, 2.0),
         );
@@ -106,7 +111,14 @@ async fn cold_starts(plan: &Plan, rig: &Rig, row: &mut Row) -> Result<()> {
             series.take(start(rig, handler, &index.to_string()).await?);
         }
     }
-    let pairs = Samples(ours.samples.0.iter().zip(&stock.samples.0).map(|(a, b)| a - b).collect());
+    let pairs = Samples(
+        ours.samples
+            .0
+            .iter()
+            .zip(&stock.samples.0)
+            .map(|(a, b)| a - b)
+            .collect(),
+    );
     let (added, error) = (pairs.mean(), pairs.standard_error());
     let ratio = ours.samples.p50() / stock.samples.p50();
     row.line(
@@ -132,10 +144,20 @@ async fn cold_starts(plan: &Plan, rig: &Rig, row: &mut Row) -> Result<()> {
 
 async fn start(rig: &Rig, handler: &str, name: &str) -> Result<Taken> {
     let began = Instant::now();
-    let pod = rig.stack.run_pod(AgentGuest::mib(8).pod(format!("{handler}-{name}")).handler(handler)).await?;
+    let pod = rig
+        .stack
+        .run_pod(
+            AgentGuest::mib(8)
+                .pod(format!("{handler}-{name}"))
+                .handler(handler),
+        )
+        .await?;
     let ran = ms(began.elapsed());
     pod.wait_http(8080, "/answer", ask::LIMIT).await?;
     let total = ms(began.elapsed());
     pod.remove().await?;
-    Ok(Taken::of(vec![("pod runs".into(), ran), ("first answer".into(), total - ran)]))
+    Ok(Taken::of(vec![
+        ("pod runs".into(), ran),
+        ("first answer".into(), total - ran),
+    ]))
 }
