@@ -367,7 +367,8 @@ pub(super) fn full() {
     let swap = manager(
         SwapConfig {
             file: None,
-            ..both(32, 64)
+            // Twice what counts as full by default.
+            ..both(64, 64)
         },
         state,
     );
