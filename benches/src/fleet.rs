@@ -1,8 +1,10 @@
 //! Many pods at once, within a bound.
 
+use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use dormouse_testkit::rig::{Rig, RigOptions};
 use dormouse_testkit::{Pod, PodSpec, memory};
 use futures::{StreamExt, TryStreamExt, stream};
@@ -10,16 +12,43 @@ use futures::{StreamExt, TryStreamExt, stream};
 use crate::ask::LIMIT;
 use crate::progress::say;
 
+/// No group of rows takes longer unless something hangs.
+const LONGEST: Duration = Duration::from_secs(20 * 60);
+
 /// What the agent is told: one client wakes everybody here, as often as it likes.
 const CONFIG: &str = "[packets]\nwakes_per_source_per_minute = 1000000\nwakes_per_node_per_minute = 1000000\n\
                       [log]\nlevel = \"info\"\n";
 
-/// A rig as the node would have it, but for the packet budgets.
-pub(crate) async fn rig(options: RigOptions) -> Result<Rig> {
+/// Does `work` on a rig as the node would have it, but for the packet budgets, and takes the rig down.
+///
+/// When the work fails, what the agent logged is kept in `target/bench`.
+pub(crate) async fn on_rig<F>(name: &str, options: RigOptions, work: F) -> Result<()>
+where
+    F: AsyncFnOnce(&mut Rig) -> Result<()>,
+{
     let config = format!("{CONFIG}{}", options.config);
-    Rig::start(RigOptions { config, ..options })
+    let mut rig = Rig::start(RigOptions { config, ..options })
         .await
-        .context("start the stack and the agent")
+        .context("start the stack and the agent")?;
+    let done = match tokio::time::timeout(LONGEST, work(&mut rig)).await {
+        Ok(done) => done,
+        Err(_) => Err(anyhow!("not done within {} minutes", LONGEST.as_secs() / 60)),
+    };
+    match done {
+        Ok(()) => rig.stop().await,
+        Err(error) => Err(match keep_log(name, &rig) {
+            Ok(path) => error.context(format!("the agent's log is in {}", path.display())),
+            Err(lost) => error.context(format!("the agent's log is lost: {lost:#}")),
+        }),
+    }
+}
+
+fn keep_log(name: &str, rig: &Rig) -> Result<PathBuf> {
+    let dir = crate::report::root()?.join("target/bench");
+    fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+    let path = dir.join(format!("agent-{name}.log"));
+    fs::write(&path, rig.agent.log()).with_context(|| format!("write {}", path.display()))?;
+    Ok(path)
 }
 
 /// Runs pods, `parallel` at a time, and waits until the agent may put each to sleep and, if it is to answer, it did.

@@ -19,6 +19,8 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 
+use tokio::signal::unix::{SignalKind, signal};
+
 use plan::{Plan, Which};
 
 /// Measures Dormouse.
@@ -74,9 +76,11 @@ fn start(args: &Args) -> Result<()> {
         .build()
         .context("start tokio")?;
     runtime.block_on(async {
+        let mut end = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
         // Dropping the run takes stack, agent and swap away.
         tokio::select! {
             outcome = node(args) => outcome,
+            _ = end.recv() => bail!("told to end; everything that was started is taken down"),
             _ = tokio::signal::ctrl_c() => bail!("interrupted; everything that was started is taken down"),
         }
     })

@@ -33,7 +33,13 @@ pub(super) async fn measure(plan: &Plan, row: &mut Row) -> Result<()> {
     let _disk = TestSwap::file(2 << 30, DISK)?;
     // Small, so that both kinds are used.
     let _zram = TestSwap::zram(64 << 20, "lz4", ZRAM_FIRST)?;
-    let rig = fleet::rig(RigOptions::default()).await?;
+    fleet::on_rig("cycles", RigOptions::default(), async |rig| {
+        cycles(plan, row, rig).await
+    })
+    .await
+}
+
+async fn cycles(plan: &Plan, row: &mut Row, rig: &Rig) -> Result<()> {
     let peer = Peer::listen(IpAddr::V4(any_address()), None).await?;
     let (_, gateway) = rig.stack.bridge();
     let mut guests = Vec::new();
@@ -44,7 +50,7 @@ pub(super) async fn measure(plan: &Plan, row: &mut Row) -> Result<()> {
             tick_millis: 20,
             ..AgentGuest::default()
         };
-        guests.push(Kept::begin(&rig, guest).await?);
+        guests.push(Kept::begin(rig, guest).await?);
     }
     let mut random = fastrand::Rng::with_seed(plan.seed);
     let mut lost = Vec::new();
@@ -54,7 +60,7 @@ pub(super) async fn measure(plan: &Plan, row: &mut Row) -> Result<()> {
         let guest = guests.get_mut(random.usize(..count)).context("no such guest")?;
         let kind = Kind::draw(&mut random);
         let outcome = async {
-            kind.run(&rig, &guest.pod, &mut random).await?;
+            kind.run(rig, &guest.pod, &mut random).await?;
             guest.check(cycle).await
         }
         .await;
@@ -93,7 +99,7 @@ pub(super) async fn measure(plan: &Plan, row: &mut Row) -> Result<()> {
         plan.seed
     ));
     row.notes.extend(lost);
-    rig.stop().await
+    Ok(())
 }
 
 fn any_address() -> std::net::Ipv4Addr {

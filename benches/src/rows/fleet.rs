@@ -22,30 +22,33 @@ pub(super) async fn measure(plan: &Plan, row: &mut Row) -> Result<()> {
     let _disk = TestSwap::file(8 << 30, DISK)?;
     let zram = TestSwap::zram(6 << 30, "lz4", ZRAM_FIRST)?;
     let http = free_port()?;
-    let mut rig = fleet::rig(RigOptions {
+    let options = RigOptions {
         agent: AgentOptions {
             ready: Some(http),
             ..AgentOptions::default()
         },
         config: format!("[http]\nlisten = \"{http}\"\n"),
         ..RigOptions::default()
-    })
-    .await?;
+    };
+    fleet::on_rig("fleet", options, async |rig| many(plan, row, rig, &zram).await).await
+}
+
+async fn many(plan: &Plan, row: &mut Row, rig: &mut Rig, zram: &TestSwap) -> Result<()> {
     let empty = fleet::node().await?;
 
     say(format!("{} gVisor pods of 64 MiB", plan.fleet));
     let specs = (0..plan.fleet)
         .map(|index| AgentGuest::mib(64).pod(format!("many-{index:02}")))
         .collect();
-    let pods = fleet::run(&rig, specs, plan.parallel, true).await?;
+    let pods = fleet::run(rig, specs, plan.parallel, true).await?;
     let awake = Occupied::of(&pods, empty).await?;
     say("all to sleep");
     let began = Instant::now();
-    fleet::doze(&rig, &pods, plan.parallel).await?;
+    fleet::doze(rig, &pods, plan.parallel).await?;
     let all_down = began.elapsed();
     let asleep = Occupied::of(&pods, empty).await?;
     let zram_used = zram.zram_stat().map_or(0, |stat| stat.used);
-    let one = one_by_one(&rig, &pods).await?;
+    let one = one_by_one(rig, &pods).await?;
     density(row, &awake, &asleep, &one, all_down, zram_used);
     row.series.push(one);
 
@@ -53,14 +56,13 @@ pub(super) async fn measure(plan: &Plan, row: &mut Row) -> Result<()> {
     let specs = (0..plan.fleet_runc)
         .map(|index| runc_pod(&format!("plain-{index:02}")))
         .collect();
-    let plain = fleet::run(&rig, specs, plan.parallel, false).await?;
-    fleet::doze(&rig, &plain, plan.parallel).await?;
-    agent(plan, row, &mut rig, pods.len() + plain.len()).await?;
+    let plain = fleet::run(rig, specs, plan.parallel, false).await?;
+    fleet::doze(rig, &plain, plan.parallel).await?;
+    agent(plan, row, rig, pods.len() + plain.len()).await?;
 
     say("taking the fleet down");
     fleet::remove(&plain, plan.parallel).await?;
-    fleet::remove(&pods, plan.parallel).await?;
-    rig.stop().await
+    fleet::remove(&pods, plan.parallel).await
 }
 
 fn free_port() -> Result<SocketAddr> {

@@ -55,8 +55,18 @@ struct Bench<'a> {
 /// Measures the rows that are asked for.
 pub(super) async fn measure(plan: &Plan, rows: &mut [Row]) -> Result<()> {
     let disk = TestSwap::file(SWAP_BYTES, DISK)?;
-    let zram = TestSwap::zram(SWAP_BYTES, "lz4", ZRAM_FIRST)?;
-    let rig = fleet::rig(RigOptions::default()).await?;
+    let mut zram = Some(TestSwap::zram(SWAP_BYTES, "lz4", ZRAM_FIRST)?);
+    let done = fleet::on_rig("latency", RigOptions::default(), async |rig| {
+        waits(plan, rows, rig, &mut zram).await
+    })
+    .await;
+    // Not before the rig, which may have failed with sleepers in there.
+    drop(zram);
+    drop(disk);
+    done
+}
+
+async fn waits(plan: &Plan, rows: &mut [Row], rig: &Rig, zram: &mut Option<TestSwap>) -> Result<()> {
     let wants = |which: Which| rows.iter().any(|row| row.id == which);
     let large_only = !wants(Which::Frozen) && !wants(Which::Dozing);
     let small_only = !wants(Which::Dozing) && !wants(Which::Residency);
@@ -68,7 +78,7 @@ pub(super) async fn measure(plan: &Plan, rows: &mut [Row]) -> Result<()> {
         .collect();
 
     let cold = match row(rows, Which::Dozing) {
-        Some(row) => cold_starts(plan, &rig, &sizes, row).await?,
+        Some(row) => cold_starts(plan, rig, &sizes, row).await?,
         None => Vec::new(),
     };
     let mut pods = Vec::new();
@@ -82,7 +92,7 @@ pub(super) async fn measure(plan: &Plan, rows: &mut [Row]) -> Result<()> {
     }
     let bench = Bench {
         plan,
-        rig: &rig,
+        rig,
         pods: &pods,
         cold,
     };
@@ -91,11 +101,8 @@ pub(super) async fn measure(plan: &Plan, rows: &mut [Row]) -> Result<()> {
     }
     bench.swaps(rows, Swap::ZramFirst).await?;
     // Everybody is awake: nothing of value is in there.
-    drop(zram);
-    bench.swaps(rows, Swap::DiskOnly).await?;
-    rig.stop().await?;
-    drop(disk);
-    Ok(())
+    drop(zram.take());
+    bench.swaps(rows, Swap::DiskOnly).await
 }
 
 /// Pages that this pod has waited for so far.

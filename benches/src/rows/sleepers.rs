@@ -49,21 +49,29 @@ struct Cpu {
 
 pub(super) async fn measure(plan: &Plan, row: &mut Row) -> Result<()> {
     let _disk = TestSwap::file(6 << 30, DISK)?;
-    let rig = fleet::rig(RigOptions::default()).await?;
+    // Made when the large ones sleep already; taken away after the rig.
+    let mut zram = None;
+    fleet::on_rig("sleepers", RigOptions::default(), async |rig| {
+        sleep(plan, row, rig, &mut zram).await
+    })
+    .await
+}
+
+async fn sleep(plan: &Plan, row: &mut Row, rig: &Rig, zram: &mut Option<TestSwap>) -> Result<()> {
     let meter = Meter::install(&rig.stack)?;
 
     say("the node without pods");
-    let bare = Cpu::read(&rig, &meter, &[])?;
+    let bare = Cpu::read(rig, &meter, &[])?;
     tokio::time::sleep(plan.watch_idle).await;
-    let bare_rate = Cpu::read(&rig, &meter, &[])?.runtime_rate_since(&bare);
+    let bare_rate = Cpu::read(rig, &meter, &[])?.runtime_rate_since(&bare);
     let before = fleet::node().await?;
 
     // The large ones find only the disk, the small ones zram before it.
-    let large = Group::asleep(&rig, plan, 512, plan.sleepers.1).await?;
-    let zram = TestSwap::zram(2 << 30, "lz4", ZRAM_FIRST)?;
+    let large = Group::asleep(rig, plan, 512, plan.sleepers.1).await?;
+    let zram = zram.insert(TestSwap::zram(2 << 30, "lz4", ZRAM_FIRST)?);
     let zram_empty = zram.zram_stat().map_or(0, |stat| stat.used);
-    let small = Group::asleep(&rig, plan, 8, plan.sleepers.0).await?;
-    let kept = Kept::asleep(&rig).await?;
+    let small = Group::asleep(rig, plan, 8, plan.sleepers.0).await?;
+    let kept = Kept::asleep(rig).await?;
     let groups = [&small, &large];
 
     let watch = plan.watch;
@@ -72,11 +80,11 @@ pub(super) async fn measure(plan: &Plan, row: &mut Row) -> Result<()> {
         plan.sleepers.0 + plan.sleepers.1 + 1,
         watch.as_secs()
     ));
-    let began = Cpu::read(&rig, &meter, &groups)?;
+    let began = Cpu::read(rig, &meter, &groups)?;
     tokio::time::sleep(watch.min(KEPT)).await;
-    kept.look(&rig).await?;
+    kept.look(rig).await?;
     tokio::time::sleep(watch.saturating_sub(KEPT)).await;
-    let ended = Cpu::read(&rig, &meter, &groups)?;
+    let ended = Cpu::read(rig, &meter, &groups)?;
 
     cpu(
         row,
@@ -89,7 +97,7 @@ pub(super) async fn measure(plan: &Plan, row: &mut Row) -> Result<()> {
     let agent_rss = memory::share(rig.agent.process()?).map_or(0, |share| share.rss);
     let mut costs = Vec::new();
     for group in groups {
-        costs.push(group.cost(&rig).await?);
+        costs.push(group.cost(rig).await?);
     }
     let zram_used = zram
         .zram_stat()
@@ -127,11 +135,8 @@ pub(super) async fn measure(plan: &Plan, row: &mut Row) -> Result<()> {
         digits((before.available as f64 - all.available as f64) / f64::from(1u32 << 20))
     ));
 
-    kept.finish(row, &rig, watch).await?;
-    kept.pod.remove().await?;
-    rig.stop().await?;
-    drop(zram);
-    Ok(())
+    kept.finish(row, rig, watch).await?;
+    kept.pod.remove().await
 }
 
 /// A cpuacct cgroup for containerd and its descendants; pods' cgroups are others.

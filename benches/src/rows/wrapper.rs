@@ -26,10 +26,11 @@ const VERBS: [(&str, &[&str], &[&str]); 5] = [
 ];
 
 pub(super) async fn measure(plan: &Plan, row: &mut Row) -> Result<()> {
-    let rig = fleet::rig(RigOptions::default()).await?;
-    verbs(plan, &rig, row).await?;
-    cold_starts(plan, &rig, row).await?;
-    rig.stop().await
+    fleet::on_rig("wrapper", RigOptions::default(), async |rig| {
+        verbs(plan, rig, row).await?;
+        cold_starts(plan, rig, row).await
+    })
+    .await
 }
 
 async fn verbs(plan: &Plan, rig: &Rig, row: &mut Row) -> Result<()> {

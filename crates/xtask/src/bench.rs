@@ -14,8 +14,8 @@ use crate::{exec, stack};
 pub(crate) enum Bench {
     /// One node: freeze, doze, wake, memory, CPU, density.
     Node {
-        /// Handed to the measuring program.
-        #[arg(last = true)]
+        /// Handed to the measuring program: --only ROW, --quick, --help.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         rest: Vec<String>,
     },
 }
