@@ -28,7 +28,11 @@ async fn a_missing_or_mute_control_socket_fails_the_order_and_not_the_pod() {
     let mute = UnixListener::bind(&socket).unwrap();
     let began = Instant::now();
     let refused = rig.freeze(&pod).await.unwrap_err();
-    println!("a mute socket: {:?} after {:?}", reason(&refused), began.elapsed());
+    println!(
+        "a mute socket: {:?} after {:?}",
+        reason(&refused),
+        began.elapsed()
+    );
     assert!(matches!(
         reason(&refused),
         Some(Reason::ControlSocketTimeout | Reason::StopStateUnknown | Reason::GuestRefused)
@@ -44,7 +48,9 @@ async fn a_missing_or_mute_control_socket_fails_the_order_and_not_the_pod() {
     let refused = rig.wake(&pod).await.unwrap_err();
     assert_eq!(reason(&refused), Some(Reason::ControlSocketMissing), "{refused}");
     std::fs::rename(&aside, &socket).unwrap();
-    rig.wait_rung(&pod, Rung::Running, Duration::from_secs(20)).await.unwrap();
+    rig.wait_rung(&pod, Rung::Running, Duration::from_secs(20))
+        .await
+        .unwrap();
     ask(&pod, "/answer").await;
     rig.stop().await.unwrap();
 }

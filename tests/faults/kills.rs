@@ -50,7 +50,10 @@ const POINTS: &[(On, &str)] = &[
 
 fn limit(pod: &Pod) -> String {
     let dir = cgroup::dir("memory", &pod.cgroup).unwrap();
-    std::fs::read_to_string(dir.join("memory.limit_in_bytes")).unwrap().trim().to_owned()
+    std::fs::read_to_string(dir.join("memory.limit_in_bytes"))
+        .unwrap()
+        .trim()
+        .to_owned()
 }
 
 async fn order(rig: &Rig, pod: &Pod, on: On) -> Result<(), tonic::Status> {
@@ -70,19 +73,32 @@ async fn killed_at_every_step_of_freeze_doze_and_wake() {
     let pod = pod(&rig, 48).await;
     let hash = ask(&pod, "/hash").await;
     let limit_before = limit(&pod);
-    http::post(address(&pod), "/history", "kept", LIMIT).await.unwrap();
+    http::post(address(&pod), "/history", "kept", LIMIT)
+        .await
+        .unwrap();
     for (round, (on, point)) in POINTS.iter().enumerate() {
         // With the agent armed, the pod is brought to where the order starts.
         rig.agent.kill().unwrap();
         rig.agent
-            .restart(&rig.stack, Some(vec![("DORMOUSE_KILL_AT".to_owned(), (*point).to_owned())]))
+            .restart(
+                &rig.stack,
+                Some(vec![("DORMOUSE_KILL_AT".to_owned(), (*point).to_owned())]),
+            )
             .await
             .unwrap_or_else(|error| panic!("{point}: {error:#}"));
         rig.reconnect().await.unwrap();
         match on {
             On::Freeze => {}
-            On::Doze => drop(rig.freeze(&pod).await.unwrap_or_else(|error| panic!("{point}: {error}"))),
-            On::Wake => drop(rig.doze(&pod).await.unwrap_or_else(|error| panic!("{point}: {error}"))),
+            On::Doze => drop(
+                rig.freeze(&pod)
+                    .await
+                    .unwrap_or_else(|error| panic!("{point}: {error}")),
+            ),
+            On::Wake => drop(
+                rig.doze(&pod)
+                    .await
+                    .unwrap_or_else(|error| panic!("{point}: {error}")),
+            ),
         }
         order(&rig, &pod, *on).await.expect_err(point);
         let status = rig.agent.wait_exit(Duration::from_secs(20)).await.unwrap();
@@ -90,7 +106,10 @@ async fn killed_at_every_step_of_freeze_doze_and_wake() {
 
         // Every other time the wrapper comes first, with nobody there.
         if round % 2 == 1 {
-            let out = pod.exec(&["echo", "alive"], LIMIT).await.unwrap_or_else(|e| panic!("{point}: {e:#}"));
+            let out = pod
+                .exec(&["echo", "alive"], LIMIT)
+                .await
+                .unwrap_or_else(|e| panic!("{point}: {e:#}"));
             assert_eq!(out.stdout.trim(), "alive", "{point}");
         }
         rig.agent.restart(&rig.stack, Some(Vec::new())).await.unwrap();
@@ -123,18 +142,25 @@ async fn killed_in_the_middle_of_housekeeping() {
         .await
         .unwrap();
     let (_, host) = rig.stack.bridge();
-    let peer = dormouse_testkit::peer::Peer::listen(host.into(), Some(Duration::from_secs(1))).await.unwrap();
+    let peer = dormouse_testkit::peer::Peer::listen(host.into(), Some(Duration::from_secs(1)))
+        .await
+        .unwrap();
     let guest = dormouse_testkit::guest::AgentGuest {
         connect: Some(peer.address()),
         ..dormouse_testkit::guest::AgentGuest::mib(8)
     };
-    let pod =
-        rig.run_pod(guest.pod("linked").handler(dormouse_testkit::DORMOUSE_GVISOR)).await.unwrap();
+    let pod = rig
+        .run_pod(guest.pod("linked").handler(dormouse_testkit::DORMOUSE_GVISOR))
+        .await
+        .unwrap();
     pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
     for point in ["gvisor::housekeeping::thawed", "gvisor::housekeeping::frozen"] {
         rig.agent.kill().unwrap();
         rig.agent
-            .restart(&rig.stack, Some(vec![("DORMOUSE_KILL_AT".to_owned(), point.to_owned())]))
+            .restart(
+                &rig.stack,
+                Some(vec![("DORMOUSE_KILL_AT".to_owned(), point.to_owned())]),
+            )
             .await
             .unwrap();
         rig.reconnect().await.unwrap();
@@ -143,7 +169,10 @@ async fn killed_in_the_middle_of_housekeeping() {
         assert_eq!(status.signal(), Some(9), "{point}");
         rig.agent.restart(&rig.stack, Some(Vec::new())).await.unwrap();
         rig.reconnect().await.unwrap();
-        assert!(rig.rung(&pod).await.unwrap().is_asleep(), "{point}: the application was never let go");
+        assert!(
+            rig.rung(&pod).await.unwrap().is_asleep(),
+            "{point}: the application was never let go"
+        );
         assert_eq!(ask(&pod, "/say?text=still").await["echo"], "still", "{point}");
         rig.wait_rung(&pod, Rung::Running, LIMIT).await.unwrap();
     }
@@ -158,7 +187,11 @@ async fn agent_and_wrapper_wake_at_once() {
     let rig = Rig::plain().await.unwrap();
     let pod = pod(&rig, 8).await;
     for round in 0..40 {
-        if round % 4 == 0 { rig.doze(&pod).await.unwrap() } else { rig.freeze(&pod).await.unwrap() };
+        if round % 4 == 0 {
+            rig.doze(&pod).await.unwrap()
+        } else {
+            rig.freeze(&pod).await.unwrap()
+        };
         let (woken, executed, asked) = tokio::join!(
             rig.wake(&pod),
             pod.exec(&["true"], LIMIT),

@@ -1,6 +1,11 @@
 //! Kills, broken neighbours and full swap, on the real node stack. One test after the other: swap and the
 //! node's memory are everybody's.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 mod guest;
 mod kills;

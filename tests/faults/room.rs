@@ -57,7 +57,9 @@ async fn a_limit_found_lowered_is_put_back() {
     rig.freeze(&pod).await.unwrap();
     rig.agent.kill().unwrap();
     // What an agent and its guard leave that die together: the note in the record, and the lowered limit.
-    let limit = cgroup::dir("memory", &pod.cgroup).unwrap().join("memory.limit_in_bytes");
+    let limit = cgroup::dir("memory", &pod.cgroup)
+        .unwrap()
+        .join("memory.limit_in_bytes");
     let original = std::fs::read_to_string(&limit).unwrap().trim().to_owned();
     let lowered = (400_u64 << 20).to_string();
     let record = rig.stack.run_dir().join("pods").join(&pod.id).join("record.json");
@@ -69,7 +71,11 @@ async fn a_limit_found_lowered_is_put_back() {
     rig.reconnect().await.unwrap();
     rig.wait_rung(&pod, Rung::Frozen, LIMIT).await.unwrap();
     assert_eq!(std::fs::read_to_string(&limit).unwrap().trim(), original);
-    assert!(rig.agent.log().contains(Reason::LimitRestored.as_str()), "{}", rig.agent.log());
+    assert!(
+        rig.agent.log().contains(Reason::LimitRestored.as_str()),
+        "{}",
+        rig.agent.log()
+    );
     ask(&pod, "/answer").await;
     rig.stop().await.unwrap();
 }
@@ -80,7 +86,10 @@ async fn a_wake_without_room_is_refused_and_tried_again() {
     let _swap = swap();
     // More than this machine has: no wake of a dozing pod can leave so much free.
     let config = "[admission]\nmemory_reserve_mib = 100000000\n";
-    let options = dormouse_testkit::rig::RigOptions { config: config.into(), ..Default::default() };
+    let options = dormouse_testkit::rig::RigOptions {
+        config: config.into(),
+        ..Default::default()
+    };
     let mut rig = Rig::start(options).await.unwrap();
     let pod = pod(&rig, 8).await;
     rig.doze(&pod).await.unwrap();
@@ -95,6 +104,8 @@ async fn a_wake_without_room_is_refused_and_tried_again() {
     rig.agent.restart(&rig.stack, None).await.unwrap();
     rig.reconnect().await.unwrap();
     ask(&pod, "/answer").await;
-    rig.wait_rung(&pod, Rung::Running, Duration::from_secs(5)).await.unwrap();
+    rig.wait_rung(&pod, Rung::Running, Duration::from_secs(5))
+        .await
+        .unwrap();
     rig.stop().await.unwrap();
 }

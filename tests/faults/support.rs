@@ -43,12 +43,19 @@ pub(crate) fn address(pod: &Pod) -> SocketAddr {
 
 /// Asks the guest.
 pub(crate) async fn ask(pod: &Pod, path: &str) -> Value {
-    http::get(address(pod), path, LIMIT).await.unwrap().json().unwrap()
+    http::get(address(pod), path, LIMIT)
+        .await
+        .unwrap()
+        .json()
+        .unwrap()
 }
 
 /// A gVisor pod with a block of memory, that answers.
 pub(crate) async fn pod(rig: &Rig, mib: u32) -> Pod {
-    let spec = AgentGuest::mib(mib).pod("victim").handler(DORMOUSE_GVISOR).memory_limit(512 << 20);
+    let spec = AgentGuest::mib(mib)
+        .pod("victim")
+        .handler(DORMOUSE_GVISOR)
+        .memory_limit(512 << 20);
     let pod = rig.run_pod(spec).await.unwrap();
     pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
     pod

@@ -16,7 +16,10 @@ use crate::support::LIMIT;
 async fn only_root_may_use_the_socket() {
     let rig = Rig::plain().await.unwrap();
     let socket = rig.agent.paths().socket.clone();
-    assert_eq!(std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(
+        std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
     // The file's mode keeps others out; with the mode gone, the caller's UID still does.
     for dir in [rig.stack.run_dir(), rig.stack.dir().to_owned()] {
         std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -25,10 +28,20 @@ async fn only_root_may_use_the_socket() {
     let cli = std::env::temp_dir().join(format!("dormouse-{}", std::process::id()));
     std::fs::copy(rig.stack.built().own("dormouse").unwrap(), &cli).unwrap();
     std::fs::set_permissions(&cli, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let out = Command::new(&cli).arg("--socket").arg(&socket).arg("ps").uid(65534).gid(65534).output().unwrap();
+    let out = Command::new(&cli)
+        .arg("--socket")
+        .arg(&socket)
+        .arg("ps")
+        .uid(65534)
+        .gid(65534)
+        .output()
+        .unwrap();
     std::fs::remove_file(&cli).unwrap();
     let stderr = String::from_utf8_lossy(&out.stderr);
-    assert!(!out.status.success() && stderr.contains("PermissionDenied"), "{stderr}");
+    assert!(
+        !out.status.success() && stderr.contains("PermissionDenied"),
+        "{stderr}"
+    );
     rig.stop().await.unwrap();
 }
 
@@ -38,8 +51,16 @@ async fn metrics_and_health_are_served() {
     let page = listener.local_addr().unwrap();
     drop(listener);
     let config = format!("[http]\nlisten = \"{page}\"\n");
-    let rig = Rig::start(RigOptions { config, ..RigOptions::default() }).await.unwrap();
-    let pod = rig.run_pod(AgentGuest::default().pod("one").handler(DORMOUSE_GVISOR)).await.unwrap();
+    let rig = Rig::start(RigOptions {
+        config,
+        ..RigOptions::default()
+    })
+    .await
+    .unwrap();
+    let pod = rig
+        .run_pod(AgentGuest::default().pod("one").handler(DORMOUSE_GVISOR))
+        .await
+        .unwrap();
     rig.freeze(&pod).await.unwrap();
     rig.wake(&pod).await.unwrap();
     assert_eq!(http::get(page, "/livez", LIMIT).await.unwrap().status, 200);
@@ -52,7 +73,10 @@ async fn metrics_and_health_are_served() {
     ] {
         assert!(metrics.contains(line), "{line} is not in\n{metrics}");
     }
-    assert!(!metrics.contains(&pod.name) || pod.name == "one", "no pod's name is a label");
+    assert!(
+        !metrics.contains(&pod.name) || pod.name == "one",
+        "no pod's name is a label"
+    );
     assert!(!metrics.contains(&pod.id), "no pod's id is a label");
     rig.stop().await.unwrap();
 }
@@ -62,9 +86,18 @@ async fn a_watch_tells_what_happens() {
     use v1::watch_response::Kind;
 
     let rig = Rig::plain().await.unwrap();
-    let mut news = rig.client.clone().watch(v1::WatchRequest::default()).await.unwrap().into_inner();
+    let mut news = rig
+        .client
+        .clone()
+        .watch(v1::WatchRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(news.message().await.unwrap().unwrap().kind(), Kind::Synced);
-    let pod = rig.run_pod(AgentGuest::default().pod("seen").handler(DORMOUSE_GVISOR)).await.unwrap();
+    let pod = rig
+        .run_pod(AgentGuest::default().pod("seen").handler(DORMOUSE_GVISOR))
+        .await
+        .unwrap();
     rig.freeze(&pod).await.unwrap();
     rig.wake(&pod).await.unwrap();
     pod.stop().await.unwrap();
@@ -84,7 +117,10 @@ async fn a_watch_tells_what_happens() {
     tokio::time::timeout(LIMIT, told).await.unwrap();
     assert_eq!(
         moves,
-        [(Some(Rung::Running), Some(Rung::Frozen)), (Some(Rung::Frozen), Some(Rung::Running))]
+        [
+            (Some(Rung::Running), Some(Rung::Frozen)),
+            (Some(Rung::Frozen), Some(Rung::Running))
+        ]
     );
     rig.stop().await.unwrap();
 }

@@ -46,7 +46,13 @@ fn request(stack: &Stack, name: &str, handler: &str) -> PodRequest {
         containers: vec![ContainerRequest {
             name: "main".to_owned(),
             image: BUSYBOX.to_owned(),
-            command: ["/bin/sh", "-c", "trap 'exit 0' TERM; while true; do sleep 1; done"].map(str::to_owned).to_vec(),
+            command: [
+                "/bin/sh",
+                "-c",
+                "trap 'exit 0' TERM; while true; do sleep 1; done",
+            ]
+            .map(str::to_owned)
+            .to_vec(),
             ..ContainerRequest::default()
         }],
         ..PodRequest::default()
@@ -61,52 +67,100 @@ async fn a_pods_life_is_told_in_order() -> Result<()> {
         let (index, mut events) = Index::start(runtime.clone());
         until(&mut events, "Synced", |e| *e == PodEvent::Synced).await?;
         let pod = runtime.run_pod(&request(&stack, "life", handler)).await?;
-        let (_, before) = until(&mut events, "a running container", |e| {
-            matches!(e, PodEvent::Added(p) | PodEvent::Changed(p) if p.running().count() == 1)
-        })
+        let (_, before) = until(
+            &mut events,
+            "a running container",
+            |e| matches!(e, PodEvent::Added(p) | PodEvent::Changed(p) if p.running().count() == 1),
+        )
         .await?;
         ensure!(
             before.iter().all(|e| e.sandbox_id() == Some(&pod.sandbox_id)),
             "events of other pods: {before:#?}"
         );
-        let seen = index.get(&pod.sandbox_id).context("the pod is not in the index")?;
+        let seen = index
+            .get(&pod.sandbox_id)
+            .context("the pod is not in the index")?;
         ensure!(seen.ready && seen.full_name() == "default/life" && seen.uid == pod.uid);
         ensure!(seen.addresses == pod.addresses && !pod.addresses.is_empty());
-        ensure!(seen.cgroup_parent == format!("/dormouse/pod{}", pod.uid), "{}", seen.cgroup_parent);
-        ensure!(seen.netns.as_ref().is_some_and(|path| path.exists()), "{:?}", seen.netns);
+        ensure!(
+            seen.cgroup_parent == format!("/dormouse/pod{}", pod.uid),
+            "{}",
+            seen.cgroup_parent
+        );
+        ensure!(
+            seen.netns.as_ref().is_some_and(|path| path.exists()),
+            "{:?}",
+            seen.netns
+        );
         ensure!(seen.annotations["dormouse.dev/managed"] == "true");
         let main = &seen.containers[0];
         for pid in [seen.sandbox_pid, main.pid] {
-            ensure!(std::path::Path::new(&format!("/proc/{pid}")).exists(), "no process {pid}");
+            ensure!(
+                std::path::Path::new(&format!("/proc/{pid}")).exists(),
+                "no process {pid}"
+            );
         }
         if handler == GVISOR {
-            ensure!(seen.runtime_roots[0] == stack.runsc_root().join("k8s.io") || seen.runtime_roots[0] == stack.runsc_root(), "{:?}", seen.runtime_roots);
+            ensure!(
+                seen.runtime_roots[0] == stack.runsc_root().join("k8s.io")
+                    || seen.runtime_roots[0] == stack.runsc_root(),
+                "{:?}",
+                seen.runtime_roots
+            );
             ensure!(seen.runtime_roots[0].is_dir());
         }
-        ensure!(index.by_container(&main.id).is_some_and(|p| p.sandbox_id == pod.sandbox_id));
+        ensure!(
+            index
+                .by_container(&main.id)
+                .is_some_and(|p| p.sandbox_id == pod.sandbox_id)
+        );
 
-        let output = runtime.exec_sync(&main.id, &["/bin/sh", "-c", "echo hi"], SOON).await?;
-        ensure!(output.exit_code == 0 && output.stdout == b"hi\n", "{output:?}");
-        let (started, _) =
-            until(&mut events, "ExecStarted", |e| matches!(e, PodEvent::ExecStarted { .. })).await?;
-        let PodEvent::ExecStarted { exec_id, container_id, .. } = started else { bail!("{started:?}") };
-        ensure!(container_id == main.id);
-        until(&mut events, "ExecEnded", |e| matches!(e, PodEvent::ExecEnded { exec_id: id, .. } if *id == exec_id))
+        let output = runtime
+            .exec_sync(&main.id, &["/bin/sh", "-c", "echo hi"], SOON)
             .await?;
+        ensure!(output.exit_code == 0 && output.stdout == b"hi\n", "{output:?}");
+        let (started, _) = until(&mut events, "ExecStarted", |e| {
+            matches!(e, PodEvent::ExecStarted { .. })
+        })
+        .await?;
+        let PodEvent::ExecStarted {
+            exec_id,
+            container_id,
+            ..
+        } = started
+        else {
+            bail!("{started:?}")
+        };
+        ensure!(container_id == main.id);
+        until(
+            &mut events,
+            "ExecEnded",
+            |e| matches!(e, PodEvent::ExecEnded { exec_id: id, .. } if *id == exec_id),
+        )
+        .await?;
 
         runtime.stop_pod(&pod.sandbox_id, Duration::from_secs(10)).await?;
         until(&mut events, "ContainerExited", |e| {
             matches!(e, PodEvent::ContainerExited { container_id, exit_status: 0, .. } if *container_id == main.id)
         })
         .await?;
-        let (stopped, _) = until(&mut events, "an unready pod", |e| {
-            matches!(e, PodEvent::Changed(p) if !p.ready)
-        })
+        let (stopped, _) = until(
+            &mut events,
+            "an unready pod",
+            |e| matches!(e, PodEvent::Changed(p) if !p.ready),
+        )
         .await?;
-        let PodEvent::Changed(stopped) = stopped else { bail!("{stopped:?}") };
+        let PodEvent::Changed(stopped) = stopped else {
+            bail!("{stopped:?}")
+        };
         ensure!(stopped.containers[0].state == ContainerState::Exited);
         runtime.remove_pod(&pod.sandbox_id).await?;
-        until(&mut events, "Removed", |e| matches!(e, PodEvent::Removed { uid, .. } if *uid == pod.uid)).await?;
+        until(
+            &mut events,
+            "Removed",
+            |e| matches!(e, PodEvent::Removed { uid, .. } if *uid == pod.uid),
+        )
+        .await?;
         ensure!(index.pods().is_empty());
         ensure!(!pod.log_directory.exists(), "the log directory stays");
     }
@@ -125,14 +179,31 @@ async fn after_a_restart_of_containerd_what_was_missed_is_told() -> Result<()> {
         until(&mut events, "RuntimeLost", |e| *e == PodEvent::RuntimeLost).await?;
         until(&mut events, "RuntimeBack", |e| *e == PodEvent::RuntimeBack).await?;
         let (_, between) = until(&mut events, "Synced", |e| *e == PodEvent::Synced).await?;
-        ensure!(between.iter().all(|e| !matches!(e, PodEvent::Added(_) | PodEvent::Removed { .. })), "{between:#?}");
+        ensure!(
+            between
+                .iter()
+                .all(|e| !matches!(e, PodEvent::Added(_) | PodEvent::Removed { .. })),
+            "{between:#?}"
+        );
         // The same client and index go on.
         let pod = runtime.run_pod(&request(&stack, "later", RUNC)).await?;
-        until(&mut events, "Added", |e| matches!(e, PodEvent::Added(p) if p.uid == pod.uid)).await?;
+        until(
+            &mut events,
+            "Added",
+            |e| matches!(e, PodEvent::Added(p) if p.uid == pod.uid),
+        )
+        .await?;
         runtime.remove_pod(&pod.sandbox_id).await?;
-        until(&mut events, "Removed", |e| matches!(e, PodEvent::Removed { uid, .. } if *uid == pod.uid)).await?;
+        until(
+            &mut events,
+            "Removed",
+            |e| matches!(e, PodEvent::Removed { uid, .. } if *uid == pod.uid),
+        )
+        .await?;
     }
-    let kept = index.get(&stays.sandbox_id).context("the pod is not in the index")?;
+    let kept = index
+        .get(&stays.sandbox_id)
+        .context("the pod is not in the index")?;
     ensure!(kept.ready && kept.containers[0].running);
     runtime.remove_pod(&stays.sandbox_id).await?;
     stack.stop().await
@@ -158,10 +229,18 @@ async fn an_index_that_starts_late_knows_as_much() -> Result<()> {
     let began = Instant::now();
     let (late, mut events) = Index::start(runtime.clone());
     let (_, added) = until(&mut events, "Synced", |e| *e == PodEvent::Synced).await?;
-    println!("an index of {} pods was in step after {:?}", pods.len(), began.elapsed());
+    println!(
+        "an index of {} pods was in step after {:?}",
+        pods.len(),
+        began.elapsed()
+    );
     ensure!(added.len() == pods.len(), "{added:#?}");
     for pod in early.pods() {
-        ensure!(late.get(&pod.sandbox_id).as_ref() == Some(&pod), "{pod:#?} {:#?}", late.get(&pod.sandbox_id));
+        ensure!(
+            late.get(&pod.sandbox_id).as_ref() == Some(&pod),
+            "{pod:#?} {:#?}",
+            late.get(&pod.sandbox_id)
+        );
     }
     for pod in pods {
         pod.remove().await?;
@@ -175,12 +254,21 @@ async fn a_pod_that_cannot_run_leaves_nothing() -> Result<()> {
     let runtime = runtime_of(&stack)?;
     let mut no_image = request(&stack, "x", RUNC);
     no_image.containers[0].image = "localhost/none:1".to_owned();
-    ensure!(matches!(runtime.run_pod(&no_image).await, Err(RunError::NoImage { .. })));
+    ensure!(matches!(
+        runtime.run_pod(&no_image).await,
+        Err(RunError::NoImage { .. })
+    ));
     let no_handler = request(&stack, "x", "no-such-handler");
-    ensure!(matches!(runtime.run_pod(&no_handler).await, Err(RunError::NoHandler { .. })));
+    ensure!(matches!(
+        runtime.run_pod(&no_handler).await,
+        Err(RunError::NoHandler { .. })
+    ));
     let mut no_command = request(&stack, "x", GVISOR);
     no_command.containers[0].command = vec!["/no/such/program".to_owned()];
-    ensure!(matches!(runtime.run_pod(&no_command).await, Err(RunError::Call(_))));
+    ensure!(matches!(
+        runtime.run_pod(&no_command).await,
+        Err(RunError::Call(_))
+    ));
     let (index, mut events) = Index::start(runtime.clone());
     until(&mut events, "Synced", |e| *e == PodEvent::Synced).await?;
     ensure!(index.pods().is_empty(), "{:#?}", index.pods());

@@ -23,7 +23,10 @@ async fn a_sleeper_is_deleted_within_the_normal_time() {
     let rig = Rig::plain().await.unwrap();
     for handler in [DORMOUSE_GVISOR, RUNC] {
         for rung in [Rung::Frozen, Rung::Dozing] {
-            let pod = rig.run_pod(AgentGuest::mib(8).pod("doomed").handler(handler)).await.unwrap();
+            let pod = rig
+                .run_pod(AgentGuest::mib(8).pod("doomed").handler(handler))
+                .await
+                .unwrap();
             pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
             put(&rig, &pod, rung).await;
             let began = Instant::now();
@@ -36,8 +39,14 @@ async fn a_sleeper_is_deleted_within_the_normal_time() {
             let left = process::find(|argv| argv.iter().any(|word| word.contains(&pod.id)));
             assert!(left.is_empty(), "{left:?}");
             wait::until("the pod's record to be gone", LIMIT, async || {
-                anyhow::ensure!(!rig.stack.run_dir().join("pods").join(&pod.id).exists(), "it is still there");
-                anyhow::ensure!(!rig.agent.paths().state_dir.join("pods").join(&pod.uid).exists(), "journal");
+                anyhow::ensure!(
+                    !rig.stack.run_dir().join("pods").join(&pod.id).exists(),
+                    "it is still there"
+                );
+                anyhow::ensure!(
+                    !rig.agent.paths().state_dir.join("pods").join(&pod.uid).exists(),
+                    "journal"
+                );
                 Ok(())
             })
             .await
@@ -51,7 +60,10 @@ async fn a_sleeper_is_deleted_within_the_normal_time() {
 async fn a_sleepers_container_stops_with_its_own_exit_code() {
     let _swap = swap();
     let rig = Rig::plain().await.unwrap();
-    let pod = rig.run_pod(AgentGuest::mib(8).pod("stopping").handler(DORMOUSE_GVISOR)).await.unwrap();
+    let pod = rig
+        .run_pod(AgentGuest::mib(8).pod("stopping").handler(DORMOUSE_GVISOR))
+        .await
+        .unwrap();
     pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
     rig.doze(&pod).await.unwrap();
     let began = Instant::now();

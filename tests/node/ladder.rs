@@ -12,10 +12,15 @@ use crate::support::{LIMIT, address, ask, swap};
 async fn a_gvisor_pod_freezes_dozes_and_wakes() {
     let _swap = swap();
     let rig = Rig::plain().await.unwrap();
-    let pod = rig.run_pod(AgentGuest::mib(64).pod("sleeper").handler(DORMOUSE_GVISOR)).await.unwrap();
+    let pod = rig
+        .run_pod(AgentGuest::mib(64).pod("sleeper").handler(DORMOUSE_GVISOR))
+        .await
+        .unwrap();
     pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
     let hash = ask(&pod, "/hash").await;
-    http::post(address(&pod), "/history", "before", LIMIT).await.unwrap();
+    http::post(address(&pod), "/history", "before", LIMIT)
+        .await
+        .unwrap();
 
     assert!(rig.freeze(&pod).await.unwrap().moved);
     assert_eq!(rig.rung(&pod).await.unwrap(), Rung::Frozen);
@@ -39,7 +44,10 @@ async fn a_gvisor_pod_freezes_dozes_and_wakes() {
 async fn a_packet_wakes_a_sleeper() {
     let _swap = swap();
     let rig = Rig::plain().await.unwrap();
-    let pod = rig.run_pod(AgentGuest::mib(8).pod("sleeper").handler(DORMOUSE_GVISOR)).await.unwrap();
+    let pod = rig
+        .run_pod(AgentGuest::mib(8).pod("sleeper").handler(DORMOUSE_GVISOR))
+        .await
+        .unwrap();
     pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
     for rung in [Rung::Frozen, Rung::Dozing] {
         match rung {
@@ -47,7 +55,10 @@ async fn a_packet_wakes_a_sleeper() {
             _ => rig.doze(&pod).await.unwrap(),
         };
         let answer = http::get(address(&pod), "/answer", LIMIT).await.unwrap();
-        println!("{rung}: connected {:?}, first byte {:?}", answer.connected, answer.first_byte);
+        println!(
+            "{rung}: connected {:?}, first byte {:?}",
+            answer.connected, answer.first_byte
+        );
         let view = rig.get(&pod).await.unwrap();
         assert_eq!(view.rung().to_core(), Some(Rung::Running));
         assert_eq!(view.last_wake.unwrap().source, "Packet");
@@ -59,7 +70,10 @@ async fn a_packet_wakes_a_sleeper() {
 async fn a_runc_pod_freezes_dozes_and_wakes() {
     let _swap = swap();
     let rig = Rig::plain().await.unwrap();
-    let pod = rig.run_pod(AgentGuest::mib(32).pod("plain").handler(RUNC)).await.unwrap();
+    let pod = rig
+        .run_pod(AgentGuest::mib(32).pod("plain").handler(RUNC))
+        .await
+        .unwrap();
     pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
     let hash = ask(&pod, "/hash").await;
     rig.doze(&pod).await.unwrap();

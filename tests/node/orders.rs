@@ -14,18 +14,40 @@ use crate::support::{LIMIT, ask, swap};
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_orders_are_refused_with_a_reason() {
     let rig = Rig::plain().await.unwrap();
-    let pod = rig.run_pod(AgentGuest::default().pod("one").handler(DORMOUSE_GVISOR)).await.unwrap();
+    let pod = rig
+        .run_pod(AgentGuest::default().pod("one").handler(DORMOUSE_GVISOR))
+        .await
+        .unwrap();
     let mut client = rig.client.clone();
     let mut wake = async |pod: v1::PodRef, source: &str, id: String| {
-        let request = v1::WakeRequest { pod: Some(pod), source: source.to_owned(), operation_id: id };
+        let request = v1::WakeRequest {
+            pod: Some(pod),
+            source: source.to_owned(),
+            operation_id: id,
+        };
         reason(&client.wake(request).await.unwrap_err())
     };
-    let unknown = v1::PodRef { name: "nobody".into(), ..Default::default() };
+    let unknown = v1::PodRef {
+        name: "nobody".into(),
+        ..Default::default()
+    };
     assert_eq!(wake(unknown, "", String::new()).await, Some(Reason::PodNotFound));
-    assert_eq!(wake(v1::PodRef::default(), "", String::new()).await, Some(Reason::InvalidRequest));
-    assert_eq!(wake(reference(&pod), "Packet", String::new()).await, Some(Reason::InvalidRequest));
-    assert_eq!(wake(reference(&pod), "", "x".repeat(200)).await, Some(Reason::InvalidRequest));
-    let hostile = v1::PodRef { sandbox_id: "../../etc".into(), ..Default::default() };
+    assert_eq!(
+        wake(v1::PodRef::default(), "", String::new()).await,
+        Some(Reason::InvalidRequest)
+    );
+    assert_eq!(
+        wake(reference(&pod), "Packet", String::new()).await,
+        Some(Reason::InvalidRequest)
+    );
+    assert_eq!(
+        wake(reference(&pod), "", "x".repeat(200)).await,
+        Some(Reason::InvalidRequest)
+    );
+    let hostile = v1::PodRef {
+        sandbox_id: "../../etc".into(),
+        ..Default::default()
+    };
     assert_eq!(wake(hostile, "", String::new()).await, Some(Reason::PodNotFound));
     rig.stop().await.unwrap();
 }
@@ -33,15 +55,40 @@ async fn wrong_orders_are_refused_with_a_reason() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_same_operation_twice_is_done_once() {
     let rig = Rig::plain().await.unwrap();
-    let pod = rig.run_pod(AgentGuest::default().pod("one").handler(DORMOUSE_GVISOR)).await.unwrap();
-    let request = v1::FreezeRequest { pod: Some(reference(&pod)), operation_id: "op-1".into() };
-    let first = rig.client.clone().freeze(request.clone()).await.unwrap().into_inner().outcome.unwrap();
+    let pod = rig
+        .run_pod(AgentGuest::default().pod("one").handler(DORMOUSE_GVISOR))
+        .await
+        .unwrap();
+    let request = v1::FreezeRequest {
+        pod: Some(reference(&pod)),
+        operation_id: "op-1".into(),
+    };
+    let first = rig
+        .client
+        .clone()
+        .freeze(request.clone())
+        .await
+        .unwrap()
+        .into_inner()
+        .outcome
+        .unwrap();
     assert!(first.moved);
     rig.wake(&pod).await.unwrap();
-    let again = rig.client.clone().freeze(request).await.unwrap().into_inner().outcome.unwrap();
+    let again = rig
+        .client
+        .clone()
+        .freeze(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .outcome
+        .unwrap();
     assert_eq!(again, first, "the same answer");
     assert_eq!(rig.rung(&pod).await.unwrap(), Rung::Running, "and not done again");
-    let other = v1::DozeRequest { pod: Some(reference(&pod)), operation_id: "op-1".into() };
+    let other = v1::DozeRequest {
+        pod: Some(reference(&pod)),
+        operation_id: "op-1".into(),
+    };
     let refused = rig.client.clone().doze(other).await.unwrap_err();
     assert_eq!(reason(&refused), Some(Reason::OperationIdReused));
     rig.stop().await.unwrap();
@@ -51,7 +98,10 @@ async fn the_same_operation_twice_is_done_once() {
 async fn many_orders_at_once_leave_the_guest_whole() {
     let _swap = swap();
     let rig = Rig::plain().await.unwrap();
-    let pod = rig.run_pod(AgentGuest::mib(16).pod("one").handler(DORMOUSE_GVISOR)).await.unwrap();
+    let pod = rig
+        .run_pod(AgentGuest::mib(16).pod("one").handler(DORMOUSE_GVISOR))
+        .await
+        .unwrap();
     pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
     let hash = ask(&pod, "/hash").await;
     for _ in 0..10 {
@@ -68,7 +118,10 @@ async fn many_orders_at_once_leave_the_guest_whole() {
         for outcome in futures::future::join_all(orders).await {
             if let Err(status) = outcome {
                 let reason = reason(&status);
-                assert!(matches!(reason, Some(Reason::WakeWon | Reason::Superseded)), "{status}");
+                assert!(
+                    matches!(reason, Some(Reason::WakeWon | Reason::Superseded)),
+                    "{status}"
+                );
             }
         }
     }
@@ -81,13 +134,23 @@ async fn many_orders_at_once_leave_the_guest_whole() {
 async fn a_wake_during_the_page_out_wins() {
     let _swap = swap();
     let rig = Rig::plain().await.unwrap();
-    let pod = rig.run_pod(AgentGuest::mib(256).pod("big").handler(DORMOUSE_GVISOR)).await.unwrap();
+    let pod = rig
+        .run_pod(AgentGuest::mib(256).pod("big").handler(DORMOUSE_GVISOR))
+        .await
+        .unwrap();
     pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
     let hash = ask(&pod, "/hash").await;
     let dozing = tokio::spawn({
         let mut client = rig.client.clone();
         let pod = reference(&pod);
-        async move { client.doze(v1::DozeRequest { pod: Some(pod), ..Default::default() }).await }
+        async move {
+            client
+                .doze(v1::DozeRequest {
+                    pod: Some(pod),
+                    ..Default::default()
+                })
+                .await
+        }
     });
     wait::until("the page-out to begin", LIMIT, async || {
         let view = rig.get(&pod).await?;
@@ -108,23 +171,35 @@ async fn a_wake_during_the_page_out_wins() {
 async fn an_order_on_a_pod_that_goes_away_is_answered() {
     let _swap = swap();
     let rig = Rig::plain().await.unwrap();
-    let pod = rig.run_pod(AgentGuest::mib(128).pod("going").handler(DORMOUSE_GVISOR)).await.unwrap();
+    let pod = rig
+        .run_pod(AgentGuest::mib(128).pod("going").handler(DORMOUSE_GVISOR))
+        .await
+        .unwrap();
     pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
     let dozing = tokio::spawn({
         let mut client = rig.client.clone();
         let pod = reference(&pod);
-        async move { client.doze(v1::DozeRequest { pod: Some(pod), ..Default::default() }).await }
+        async move {
+            client
+                .doze(v1::DozeRequest {
+                    pod: Some(pod),
+                    ..Default::default()
+                })
+                .await
+        }
     });
     pod.stop().await.unwrap();
     pod.remove().await.unwrap();
     // Whatever came first: an answer comes, and the agent knows no such pod afterwards.
     let _ = tokio::time::timeout(LIMIT, dozing).await.unwrap().unwrap();
-    wait::until("the agent to forget the pod", Duration::from_secs(20), async || {
-        match rig.wake(&pod).await {
+    wait::until(
+        "the agent to forget the pod",
+        Duration::from_secs(20),
+        async || match rig.wake(&pod).await {
             Err(status) if reason(&status) == Some(Reason::PodNotFound) => Ok(()),
             other => anyhow::bail!("{other:?}"),
-        }
-    })
+        },
+    )
     .await
     .unwrap();
     rig.stop().await.unwrap();

@@ -26,9 +26,14 @@ async fn idleness_leads_to_a_doze_and_a_request_back() {
     let rig = Rig::plain().await.unwrap();
     let pod = rig.run_pod(sleepy(16)).await.unwrap();
     pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
-    http::post(address(&pod), "/history", "hello", LIMIT).await.unwrap();
+    http::post(address(&pod), "/history", "hello", LIMIT)
+        .await
+        .unwrap();
     for round in 0..3 {
-        let view = rig.wait_rung(&pod, Rung::Dozing, Duration::from_secs(20)).await.unwrap();
+        let view = rig
+            .wait_rung(&pod, Rung::Dozing, Duration::from_secs(20))
+            .await
+            .unwrap();
         assert_eq!(view.reason, Reason::IdleTimeout.as_str(), "round {round}");
         assert_eq!(ask(&pod, "/history").await[0], "hello");
         assert_eq!(rig.rung(&pod).await.unwrap(), Rung::Running);
@@ -41,7 +46,13 @@ async fn a_pod_that_works_is_not_idle() {
     let rig = Rig::plain().await.unwrap();
     let pod = rig.run_pod(sleepy(0)).await.unwrap();
     pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
-    let mut news = rig.client.clone().watch(v1::WatchRequest::default()).await.unwrap().into_inner();
+    let mut news = rig
+        .client
+        .clone()
+        .watch(v1::WatchRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
     // One request that computes for longer than the idle timeout: no frame comes meanwhile, only CPU is used.
     ask(&pod, "/busy?ms=4000").await;
     let mut moved = false;
@@ -55,14 +66,22 @@ async fn a_pod_that_works_is_not_idle() {
         ask(&pod, "/answer").await;
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    rig.wait_rung(&pod, Rung::Frozen, Duration::from_secs(20)).await.unwrap();
+    rig.wait_rung(&pod, Rung::Frozen, Duration::from_secs(20))
+        .await
+        .unwrap();
     rig.stop().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn hostile_annotations_leave_the_pod_alone() {
     let rig = Rig::plain().await.unwrap();
-    let mut news = rig.client.clone().watch(v1::WatchRequest::default()).await.unwrap().into_inner();
+    let mut news = rig
+        .client
+        .clone()
+        .watch(v1::WatchRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
     let spec = PodSpec::new("odd")
         .handler(DORMOUSE_GVISOR)
         .annotation("dormouse.dev/managed", "true")
@@ -88,10 +107,16 @@ async fn hostile_annotations_leave_the_pod_alone() {
 #[tokio::test(flavor = "multi_thread")]
 async fn policy_can_be_set_later_and_survives_a_restart() {
     let mut rig = Rig::plain().await.unwrap();
-    let pod = rig.run_pod(AgentGuest::default().pod("later").handler(DORMOUSE_GVISOR)).await.unwrap();
+    let pod = rig
+        .run_pod(AgentGuest::default().pod("later").handler(DORMOUSE_GVISOR))
+        .await
+        .unwrap();
     pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
     assert!(!rig.get(&pod).await.unwrap().managed);
-    let policy = v1::Policy { idle_timeout: Some(prost_duration(1)), ..Default::default() };
+    let policy = v1::Policy {
+        idle_timeout: Some(prost_duration(1)),
+        ..Default::default()
+    };
     let set = |generation| v1::SetPolicyRequest {
         pod: Some(reference(&pod)),
         policy: Some(policy.clone()),
@@ -102,16 +127,28 @@ async fn policy_can_be_set_later_and_survives_a_restart() {
     let stale = rig.client.clone().set_policy(set(5)).await.unwrap_err();
     assert_eq!(reason(&stale), Some(Reason::StaleGeneration));
     assert_eq!(rig.rung(&pod).await.unwrap(), Rung::Running, "not managed yet");
-    let manage =
-        v1::ManageRequest { pod: Some(reference(&pod)), managed: true, ..Default::default() };
+    let manage = v1::ManageRequest {
+        pod: Some(reference(&pod)),
+        managed: true,
+        ..Default::default()
+    };
     rig.client.clone().manage(manage.clone()).await.unwrap();
-    rig.wait_rung(&pod, Rung::Frozen, Duration::from_secs(20)).await.unwrap();
+    rig.wait_rung(&pod, Rung::Frozen, Duration::from_secs(20))
+        .await
+        .unwrap();
     rig.crash_and_restart().await.unwrap();
     let view = rig.get(&pod).await.unwrap();
     assert_eq!((view.managed, view.policy_generation), (true, 5));
     assert_eq!(view.rung().to_core(), Some(Rung::Frozen));
     // Letting it go wakes it.
-    rig.client.clone().manage(v1::ManageRequest { managed: false, ..manage }).await.unwrap();
+    rig.client
+        .clone()
+        .manage(v1::ManageRequest {
+            managed: false,
+            ..manage
+        })
+        .await
+        .unwrap();
     rig.wait_rung(&pod, Rung::Running, LIMIT).await.unwrap();
     rig.stop().await.unwrap();
 }
@@ -127,11 +164,16 @@ async fn a_manual_pod_is_woken_by_an_order_and_not_by_packets() {
     let pod = rig.run_pod(spec).await.unwrap();
     pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
     rig.freeze(&pod).await.unwrap();
-    http::get(address(&pod), "/answer", Duration::from_secs(2)).await.unwrap_err();
+    http::get(address(&pod), "/answer", Duration::from_secs(2))
+        .await
+        .unwrap_err();
     assert_eq!(rig.rung(&pod).await.unwrap(), Rung::Frozen);
     rig.wake(&pod).await.unwrap();
     ask(&pod, "/answer").await;
-    assert_eq!(rig.get(&pod).await.unwrap().last_wake.unwrap().source, WakeSource::Api.as_str());
+    assert_eq!(
+        rig.get(&pod).await.unwrap().last_wake.unwrap().source,
+        WakeSource::Api.as_str()
+    );
     rig.stop().await.unwrap();
 }
 
@@ -140,7 +182,11 @@ async fn gvisor_without_the_wrapper_is_not_put_to_sleep() {
     let rig = Rig::plain().await.unwrap();
     let pod = rig
         .stack
-        .run_pod(PodSpec::new("stock").handler(GVISOR).container(ContainerSpec::shell("sh", "sleep 600")))
+        .run_pod(
+            PodSpec::new("stock")
+                .handler(GVISOR)
+                .container(ContainerSpec::shell("sh", "sleep 600")),
+        )
         .await
         .unwrap();
     wait::until("the agent to know the pod", LIMIT, async || {
@@ -156,5 +202,8 @@ async fn gvisor_without_the_wrapper_is_not_put_to_sleep() {
 }
 
 fn prost_duration(seconds: u64) -> prost_types::Duration {
-    prost_types::Duration { seconds: i64::try_from(seconds).unwrap(), nanos: 0 }
+    prost_types::Duration {
+        seconds: i64::try_from(seconds).unwrap(),
+        nanos: 0,
+    }
 }

@@ -16,8 +16,14 @@ use crate::support::{LIMIT, address, ask, swap};
 async fn sleepers_survive_the_agent() {
     let _swap = swap();
     let mut rig = Rig::plain().await.unwrap();
-    let frozen = rig.run_pod(AgentGuest::mib(8).pod("frozen").handler(DORMOUSE_GVISOR)).await.unwrap();
-    let dozing = rig.run_pod(AgentGuest::mib(8).pod("dozing").handler(DORMOUSE_GVISOR)).await.unwrap();
+    let frozen = rig
+        .run_pod(AgentGuest::mib(8).pod("frozen").handler(DORMOUSE_GVISOR))
+        .await
+        .unwrap();
+    let dozing = rig
+        .run_pod(AgentGuest::mib(8).pod("dozing").handler(DORMOUSE_GVISOR))
+        .await
+        .unwrap();
     for pod in [&frozen, &dozing] {
         pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
     }
@@ -38,7 +44,10 @@ async fn sleepers_survive_the_agent() {
     }
     for pod in [&frozen, &dozing] {
         let answer = http::get(address(pod), "/answer", LIMIT).await.unwrap();
-        assert!(answer.first_byte < Duration::from_millis(900), "no retransmission was needed: {answer:?}");
+        assert!(
+            answer.first_byte < Duration::from_millis(900),
+            "no retransmission was needed: {answer:?}"
+        );
         assert_eq!(rig.rung(pod).await.unwrap(), Rung::Running);
     }
     rig.stop().await.unwrap();
@@ -48,8 +57,14 @@ async fn sleepers_survive_the_agent() {
 async fn sleepers_survive_containerd() {
     let _swap = swap();
     let mut rig = Rig::plain().await.unwrap();
-    let frozen = rig.run_pod(AgentGuest::mib(8).pod("frozen").handler(DORMOUSE_GVISOR)).await.unwrap();
-    let dozing = rig.run_pod(AgentGuest::mib(8).pod("dozing").handler(DORMOUSE_GVISOR)).await.unwrap();
+    let frozen = rig
+        .run_pod(AgentGuest::mib(8).pod("frozen").handler(DORMOUSE_GVISOR))
+        .await
+        .unwrap();
+    let dozing = rig
+        .run_pod(AgentGuest::mib(8).pod("dozing").handler(DORMOUSE_GVISOR))
+        .await
+        .unwrap();
     for pod in [&frozen, &dozing] {
         pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
     }
@@ -58,8 +73,15 @@ async fn sleepers_survive_containerd() {
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
         rig.stack.restart_containerd(signal).await.unwrap();
         for (pod, rung) in [(&frozen, Rung::Frozen), (&dozing, Rung::Dozing)] {
-            assert_eq!(pod.status().await.unwrap().state(), PodSandboxState::SandboxReady, "{signal}");
-            assert_eq!(pod.container_status().await.unwrap().state(), ContainerState::ContainerRunning);
+            assert_eq!(
+                pod.status().await.unwrap().state(),
+                PodSandboxState::SandboxReady,
+                "{signal}"
+            );
+            assert_eq!(
+                pod.container_status().await.unwrap().state(),
+                ContainerState::ContainerRunning
+            );
             wait::until("the agent to be in step again", LIMIT, async || {
                 anyhow::ensure!(rig.rung(pod).await? == rung, "it moved");
                 Ok(())

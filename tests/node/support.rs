@@ -31,5 +31,9 @@ pub(crate) fn address(pod: &Pod) -> SocketAddr {
 
 /// Asks the guest.
 pub(crate) async fn ask(pod: &Pod, path: &str) -> Value {
-    http::get(address(pod), path, LIMIT).await.unwrap().json().unwrap()
+    http::get(address(pod), path, LIMIT)
+        .await
+        .unwrap()
+        .json()
+        .unwrap()
 }

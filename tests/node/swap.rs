@@ -11,9 +11,15 @@ use crate::support::{LIMIT, ask, swap};
 #[tokio::test(flavor = "multi_thread")]
 async fn plain_swap_needs_leave() {
     let file = dormouse_testkit::swap::TestSwap::file(256 << 20, 1).unwrap();
-    let options = RigOptions { config: "[swap]\nallow_plain_swap = false\n".into(), ..RigOptions::default() };
+    let options = RigOptions {
+        config: "[swap]\nallow_plain_swap = false\n".into(),
+        ..RigOptions::default()
+    };
     let rig = Rig::start(options).await.unwrap();
-    let pod = rig.run_pod(AgentGuest::mib(8).pod("one").handler(DORMOUSE_GVISOR)).await.unwrap();
+    let pod = rig
+        .run_pod(AgentGuest::mib(8).pod("one").handler(DORMOUSE_GVISOR))
+        .await
+        .unwrap();
     let refused = rig.doze(&pod).await.unwrap_err();
     assert_eq!(reason(&refused), Some(Reason::PlainSwapRefused), "{refused}");
     assert!(rig.freeze(&pod).await.unwrap().moved, "freezing needs no swap");
@@ -24,13 +30,30 @@ async fn plain_swap_needs_leave() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_agent_brings_its_own_swap_and_takes_it_away() {
     let config = "[swap]\nallow_plain_swap = true\nbeside_foreign = true\n[swap.zram]\npercent_of_ram = 5\nmax_mib = 512\n";
-    let mut rig = Rig::start(RigOptions { config: config.into(), ..RigOptions::default() }).await.unwrap();
-    let own = || memory::swaps().unwrap().into_iter().filter(|s| s.size == (512 << 20) - 4096 && s.priority == 32000).count();
+    let mut rig = Rig::start(RigOptions {
+        config: config.into(),
+        ..RigOptions::default()
+    })
+    .await
+    .unwrap();
+    let own = || {
+        memory::swaps()
+            .unwrap()
+            .into_iter()
+            .filter(|s| s.size == (512 << 20) - 4096 && s.priority == 32000)
+            .count()
+    };
     assert_eq!(own(), 1, "{:?}", memory::swaps().unwrap());
-    let pod = rig.run_pod(AgentGuest::mib(32).pod("one").handler(DORMOUSE_GVISOR)).await.unwrap();
+    let pod = rig
+        .run_pod(AgentGuest::mib(32).pod("one").handler(DORMOUSE_GVISOR))
+        .await
+        .unwrap();
     pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
     let hash = ask(&pod, "/hash").await;
-    let plain = rig.run_pod(AgentGuest::mib(8).pod("plain").handler(RUNC)).await.unwrap();
+    let plain = rig
+        .run_pod(AgentGuest::mib(8).pod("plain").handler(RUNC))
+        .await
+        .unwrap();
     plain.wait_http(8080, "/answer", LIMIT).await.unwrap();
     rig.doze(&plain).await.unwrap();
     rig.doze(&pod).await.unwrap();
@@ -48,7 +71,11 @@ async fn the_agent_brings_its_own_swap_and_takes_it_away() {
     assert!(status.success());
     assert_eq!(own(), 0);
     ask(&plain, "/answer").await;
-    assert_eq!(ask(&pod, "/hash").await, hash, "everybody is awake, and nothing was lost");
+    assert_eq!(
+        ask(&pod, "/hash").await,
+        hash,
+        "everybody is awake, and nothing was lost"
+    );
     rig.stack.close().await.unwrap();
 }
 
@@ -56,9 +83,25 @@ async fn the_agent_brings_its_own_swap_and_takes_it_away() {
 async fn a_node_says_how_its_swap_is() {
     let _swap = swap();
     let rig = Rig::plain().await.unwrap();
-    let node = rig.client.clone().get_node(dormouse_rpc::v1::GetNodeRequest {}).await.unwrap().into_inner().node.unwrap();
+    let node = rig
+        .client
+        .clone()
+        .get_node(dormouse_rpc::v1::GetNodeRequest {})
+        .await
+        .unwrap()
+        .into_inner()
+        .node
+        .unwrap();
     assert!(node.swap_total_bytes > 0 && node.swap_free_bytes > 0);
-    assert!(node.capabilities.iter().any(|c| c.name == "swap" && c.available), "{:?}", node.capabilities);
-    assert!(node.runtime_version.starts_with("containerd 2."), "{}", node.runtime_version);
+    assert!(
+        node.capabilities.iter().any(|c| c.name == "swap" && c.available),
+        "{:?}",
+        node.capabilities
+    );
+    assert!(
+        node.runtime_version.starts_with("containerd 2."),
+        "{}",
+        node.runtime_version
+    );
     rig.stop().await.unwrap();
 }

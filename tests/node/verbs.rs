@@ -15,7 +15,10 @@ use crate::support::{LIMIT, ask, swap};
 async fn an_exec_wakes_and_stats_do_not() {
     let _swap = swap();
     let rig = Rig::plain().await.unwrap();
-    let pod = rig.run_pod(AgentGuest::mib(8).pod("asked").handler(DORMOUSE_GVISOR)).await.unwrap();
+    let pod = rig
+        .run_pod(AgentGuest::mib(8).pod("asked").handler(DORMOUSE_GVISOR))
+        .await
+        .unwrap();
     pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
     for rung in [Rung::Frozen, Rung::Dozing] {
         match rung {
@@ -27,7 +30,10 @@ async fn an_exec_wakes_and_stats_do_not() {
         println!("{rung}: stats in {:?}", began.elapsed());
         assert!(stats.cpu.is_some());
         assert_eq!(pod.status().await.unwrap().state(), PodSandboxState::SandboxReady);
-        assert_eq!(pod.container_status().await.unwrap().state(), ContainerState::ContainerRunning);
+        assert_eq!(
+            pod.container_status().await.unwrap().state(),
+            ContainerState::ContainerRunning
+        );
         assert!(pod.logs().unwrap().contains("listening"));
         assert_eq!(rig.rung(&pod).await.unwrap(), rung, "none of that woke it");
 
@@ -54,7 +60,9 @@ async fn a_running_exec_keeps_the_pod_awake() {
     assert_eq!(out.code, 0);
     let log = rig.agent.log();
     let slept_before_exec = log.matches("to=Frozen").count();
-    rig.wait_rung(&pod, Rung::Frozen, Duration::from_secs(20)).await.unwrap();
+    rig.wait_rung(&pod, Rung::Frozen, Duration::from_secs(20))
+        .await
+        .unwrap();
     // At most once before the exec began, and never during its three seconds.
     assert!(slept_before_exec <= 1, "{log}");
     rig.stop().await.unwrap();
@@ -64,7 +72,10 @@ async fn a_running_exec_keeps_the_pod_awake() {
 async fn with_the_agent_down_an_exec_still_wakes() {
     let _swap = swap();
     let mut rig = Rig::plain().await.unwrap();
-    let pod = rig.run_pod(AgentGuest::mib(8).pod("orphan").handler(DORMOUSE_GVISOR)).await.unwrap();
+    let pod = rig
+        .run_pod(AgentGuest::mib(8).pod("orphan").handler(DORMOUSE_GVISOR))
+        .await
+        .unwrap();
     pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
     rig.doze(&pod).await.unwrap();
     rig.agent.kill().unwrap();
@@ -82,7 +93,10 @@ async fn with_the_agent_down_an_exec_still_wakes() {
 async fn a_dozing_pod_uses_no_cpu() {
     let _swap = swap();
     let rig = Rig::plain().await.unwrap();
-    let pod = rig.run_pod(AgentGuest::mib(8).pod("still").handler(DORMOUSE_GVISOR)).await.unwrap();
+    let pod = rig
+        .run_pod(AgentGuest::mib(8).pod("still").handler(DORMOUSE_GVISOR))
+        .await
+        .unwrap();
     pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
     let ticks = ask(&pod, "/status").await["ticks"].as_u64().unwrap();
     rig.doze(&pod).await.unwrap();

@@ -36,9 +36,21 @@ pub struct Rig {
 /// The configuration of a rig's agent: private paths, plain test swap allowed, no HTTP unless asked for.
 #[must_use]
 pub fn config(paths: &AgentPaths, more: &str) -> String {
-    let http = if more.contains("[http]") { "" } else { "[http]\nlisten = \"off\"\n" };
-    let swap = if more.contains("[swap]") { "" } else { "[swap]\nallow_plain_swap = true\n" };
-    let log = if more.contains("[log]") { "" } else { "[log]\nlevel = \"debug,h2=info,hyper=info,tower=info\"\n" };
+    let http = if more.contains("[http]") {
+        ""
+    } else {
+        "[http]\nlisten = \"off\"\n"
+    };
+    let swap = if more.contains("[swap]") {
+        ""
+    } else {
+        "[swap]\nallow_plain_swap = true\n"
+    };
+    let log = if more.contains("[log]") {
+        ""
+    } else {
+        "[log]\nlevel = \"debug,h2=info,hyper=info,tower=info\"\n"
+    };
     format!(
         "version = 1\nruntime_endpoint = \"unix://{}\"\nrun_dir = \"{}\"\nstate_dir = \"{}\"\n[api]\nsocket = \"{}\"\n{http}{swap}{log}{more}",
         paths.containerd.display(),
@@ -101,8 +113,16 @@ impl Rig {
         let what = format!("the agent to know pod {}", pod.name);
         wait::until(&what, Duration::from_secs(20), async || {
             let view = self.get(pod).await?;
-            let freeze = view.capabilities.iter().find(|c| c.name == "freeze").context("no word on freezing")?;
-            if freeze.available { Ok(()) } else { bail!("it cannot be frozen: {} {}", freeze.reason, freeze.message) }
+            let freeze = view
+                .capabilities
+                .iter()
+                .find(|c| c.name == "freeze")
+                .context("no word on freezing")?;
+            if freeze.available {
+                Ok(())
+            } else {
+                bail!("it cannot be frozen: {} {}", freeze.reason, freeze.message)
+            }
         })
         .await
     }
@@ -112,8 +132,17 @@ impl Rig {
     /// # Errors
     /// When it knows none.
     pub async fn get(&self, pod: &Pod) -> Result<v1::Pod> {
-        let answer = self.client.clone().get(v1::GetRequest { pod: Some(reference(pod)) }).await?;
-        answer.into_inner().pod.context("the agent answered without a pod")
+        let answer = self
+            .client
+            .clone()
+            .get(v1::GetRequest {
+                pod: Some(reference(pod)),
+            })
+            .await?;
+        answer
+            .into_inner()
+            .pod
+            .context("the agent answered without a pod")
     }
 
     /// The rung on which the agent says a pod stands.
@@ -121,7 +150,11 @@ impl Rig {
     /// # Errors
     /// When it knows no such pod.
     pub async fn rung(&self, pod: &Pod) -> Result<Rung> {
-        self.get(pod).await?.rung().to_core().context("a pod without a rung")
+        self.get(pod)
+            .await?
+            .rung()
+            .to_core()
+            .context("a pod without a rung")
     }
 
     /// Waits until a pod stands on a rung and nothing is under way.
@@ -135,7 +168,11 @@ impl Rig {
             if now == Some(rung) && moving.is_none() {
                 Ok(view)
             } else {
-                bail!("it is {now:?}, moving to {moving:?}: {} {}", view.reason, view.message)
+                bail!(
+                    "it is {now:?}, moving to {moving:?}: {} {}",
+                    view.reason,
+                    view.message
+                )
             }
         })
         .await
@@ -146,8 +183,18 @@ impl Rig {
     /// # Errors
     /// As the agent says.
     pub async fn freeze(&self, pod: &Pod) -> Result<v1::Outcome, tonic::Status> {
-        let request = v1::FreezeRequest { pod: Some(reference(pod)), ..Default::default() };
-        Ok(self.client.clone().freeze(request).await?.into_inner().outcome.unwrap_or_default())
+        let request = v1::FreezeRequest {
+            pod: Some(reference(pod)),
+            ..Default::default()
+        };
+        Ok(self
+            .client
+            .clone()
+            .freeze(request)
+            .await?
+            .into_inner()
+            .outcome
+            .unwrap_or_default())
     }
 
     /// Orders a doze.
@@ -155,8 +202,18 @@ impl Rig {
     /// # Errors
     /// As the agent says.
     pub async fn doze(&self, pod: &Pod) -> Result<v1::Outcome, tonic::Status> {
-        let request = v1::DozeRequest { pod: Some(reference(pod)), ..Default::default() };
-        Ok(self.client.clone().doze(request).await?.into_inner().outcome.unwrap_or_default())
+        let request = v1::DozeRequest {
+            pod: Some(reference(pod)),
+            ..Default::default()
+        };
+        Ok(self
+            .client
+            .clone()
+            .doze(request)
+            .await?
+            .into_inner()
+            .outcome
+            .unwrap_or_default())
     }
 
     /// Orders a wake.
@@ -164,8 +221,18 @@ impl Rig {
     /// # Errors
     /// As the agent says.
     pub async fn wake(&self, pod: &Pod) -> Result<v1::Outcome, tonic::Status> {
-        let request = v1::WakeRequest { pod: Some(reference(pod)), ..Default::default() };
-        Ok(self.client.clone().wake(request).await?.into_inner().outcome.unwrap_or_default())
+        let request = v1::WakeRequest {
+            pod: Some(reference(pod)),
+            ..Default::default()
+        };
+        Ok(self
+            .client
+            .clone()
+            .wake(request)
+            .await?
+            .into_inner()
+            .outcome
+            .unwrap_or_default())
     }
 
     /// Ends the agent with TERM and takes the stack down in order.
@@ -197,7 +264,10 @@ impl Drop for Rig {
 /// How the API names a pod.
 #[must_use]
 pub fn reference(pod: &Pod) -> v1::PodRef {
-    v1::PodRef { sandbox_id: pod.id.clone(), ..Default::default() }
+    v1::PodRef {
+        sandbox_id: pod.id.clone(),
+        ..Default::default()
+    }
 }
 
 /// The stable reason code of a refusal.

@@ -186,7 +186,7 @@ fn field(line: &str, mapping: &mut Mapping) -> Option<()> {
         "VmFlags" => {
             mapping.pinned = value
                 .split_ascii_whitespace()
-                .any(|f| matches!(f, "io" | "pf" | "ht" | "lo"))
+                .any(|f| matches!(f, "io" | "pf" | "ht" | "lo"));
         }
         _ => {}
     }
