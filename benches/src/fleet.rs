@@ -21,7 +21,7 @@ const CONFIG: &str = "[packets]\nwakes_per_source_per_minute = 1000000\nwakes_pe
 
 /// Does `work` on a rig as the node would have it, but for the packet budgets, and takes the rig down.
 ///
-/// When the work fails, what the agent logged is kept in `target/bench`.
+/// What the agent logged is kept in `target/bench`.
 pub(crate) async fn on_rig<F>(name: &str, options: RigOptions, work: F) -> Result<()>
 where
     F: AsyncFnOnce(&mut Rig) -> Result<()>,
@@ -34,12 +34,11 @@ where
         Ok(done) => done,
         Err(_) => Err(anyhow!("not done within {} minutes", LONGEST.as_secs() / 60)),
     };
+    // It is gone with the stack in a moment, and a row that was missed has to be explained as well.
+    let log = keep_log(name, &rig)?;
     match done {
         Ok(()) => rig.stop().await,
-        Err(error) => Err(match keep_log(name, &rig) {
-            Ok(path) => error.context(format!("the agent's log is in {}", path.display())),
-            Err(lost) => error.context(format!("the agent's log is lost: {lost:#}")),
-        }),
+        Err(error) => Err(error.context(format!("the agent's log is in {}", log.display()))),
     }
 }
 

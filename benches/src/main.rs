@@ -15,6 +15,7 @@ mod samples;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
@@ -52,6 +53,9 @@ struct Args {
     /// So many samples instead.
     #[arg(long, value_name = "N")]
     samples: Option<u32>,
+    /// Watch sleepers for so many seconds instead.
+    #[arg(long, value_name = "SECONDS")]
+    watch: Option<u64>,
     /// Where results go instead.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -96,6 +100,9 @@ async fn node(args: &Args) -> Result<()> {
             ..plan
         };
     }
+    if let Some(seconds) = args.watch {
+        plan.watch = Duration::from_secs(seconds);
+    }
     if !args.size.is_empty() {
         plan.sizes.clone_from(&args.size);
     }
@@ -104,7 +111,11 @@ async fn node(args: &Args) -> Result<()> {
     } else {
         args.only.clone()
     };
-    let whole = args.only.is_empty() && !args.quick && args.size.is_empty() && args.samples.is_none();
+    let whole = args.only.is_empty()
+        && !args.quick
+        && args.size.is_empty()
+        && args.samples.is_none()
+        && args.watch.is_none();
     let root = report::root()?;
     let out = args.out.clone().unwrap_or_else(|| {
         if whole {

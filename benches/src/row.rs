@@ -129,6 +129,8 @@ impl Row {
     }
 
     pub(crate) fn note(&mut self, text: impl Into<String>) {
-        self.notes.push(text.into());
+        let text = text.into();
+        crate::progress::say(format!("  note: {text}"));
+        self.notes.push(text);
     }
 }

@@ -331,6 +331,13 @@ fn report_memory(
         .at_most("cgroup", cgroup.samples.p50(), cgroup_limit)
         .at_most("node's view", node, 45.0),
     );
+    // Summed up from the processes' own accounts: does not depend on what else the machine does.
+    let together = cgroup.samples.mean()
+        + part(asleep, Part::Shim)
+        + part(asleep, Part::Wait)
+        + part(asleep, Part::Wrapper)
+        + mib(zram_each)
+        + ours / f64::from(1u32 << 20);
     row.line(
         Line::new(
             format!(
@@ -340,13 +347,14 @@ fn report_memory(
             "-",
         )
         .measured(format!(
-            "{}; {}; {}; {}; {}; {} MiB (awake: cgroup {} MiB, shim {})",
+            "{}; {}; {}; {}; {}; {} MiB; cgroup and all but sentry and gofers together {} (awake: cgroup {} MiB, shim {})",
             digits(part(asleep, Part::Shim)),
             digits(part(asleep, Part::Wait)),
             digits(guests),
             digits(mib(zram_each)),
             digits(part(asleep, Part::Wrapper)),
             digits(ours / f64::from(1u32 << 20)),
+            digits(together),
             digits(awake),
             digits(part(&group.awake, Part::Shim))
         ))
