@@ -13,7 +13,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::actor::StepReport;
+use crate::step_report::StepReport;
 
 /// From half a millisecond to half a minute.
 const BUCKETS: [f64; 16] = [

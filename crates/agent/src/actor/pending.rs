@@ -6,7 +6,7 @@ use std::sync::Arc;
 use dormouse_core::{Order, OrderId, Reason};
 use tokio::sync::oneshot;
 
-use super::Phase;
+use crate::step_report::Phase;
 use crate::view::PodView;
 
 /// How many named operations are remembered per pod, so that they can be repeated.

@@ -1,7 +1,6 @@
 //! Runs one step through a driver, behind the actor's back, and reports how it went.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use dormouse_core::{ClaimKind, Input, Reason, Rung, StepEnd, Transition};
 use dormouse_runtime::{AnyDriver, Cancel, Driver as _, DriverError, Guest, StopState};
@@ -10,47 +9,7 @@ use super::{Actor, Message, unix_ms};
 use crate::clock;
 use crate::gate::Gate;
 use crate::journal::WakeEntry;
-
-/// One phase of a step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Phase {
-    /// Its name, as it stands in metric labels.
-    pub name: &'static str,
-    /// How long it took.
-    pub took: Duration,
-}
-
-/// A step that failed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure {
-    /// The stable reason code.
-    pub reason: Reason,
-    /// What failed, on what, and what to do.
-    pub message: String,
-}
-
-/// How a step went.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StepReport {
-    /// Which step.
-    pub transition: Transition,
-    /// Where the pod stands now; `None` = where it stood before.
-    pub rung: Option<Rung>,
-    /// Why it failed, if it did.
-    pub failure: Option<Failure>,
-    /// The phases; they add up to the step.
-    pub phases: Vec<Phase>,
-    /// Bytes charged to the pod before and after, where that was measured.
-    pub resident: Option<(u64, u64)>,
-}
-
-impl StepReport {
-    /// How long the step took.
-    #[must_use]
-    pub fn took(&self) -> Duration {
-        self.phases.iter().map(|phase| phase.took).sum()
-    }
-}
+use crate::step_report::{Failure, Phase, StepReport};
 
 impl Actor {
     /// Starts a step; its end comes back as a message.

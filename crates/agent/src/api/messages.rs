@@ -5,8 +5,9 @@ use std::time::Duration;
 use dormouse_core::Reason;
 use dormouse_rpc::v1;
 
-use crate::actor::{OrderDone, OrderFailed, Phase};
+use crate::actor::{OrderDone, OrderFailed};
 use crate::pods::{FindError, Wanted, ago};
+use crate::step_report::Phase;
 use crate::view::{NewsKind, PodNews, PodView};
 
 pub(super) fn duration(duration: Duration) -> prost_types::Duration {

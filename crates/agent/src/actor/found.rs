@@ -1,0 +1,180 @@
+//! What is found out about the pod: what was remembered, what can be done, where it stands.
+
+use std::sync::Arc;
+
+use dormouse_core::{Abilities, Input, Reason, Rung};
+use dormouse_cri::Pod;
+use dormouse_runtime::{Driver as _, RuntimeKind, StopState};
+
+use super::{Actor, guest_of};
+use crate::view::NewsKind;
+
+impl Actor {
+    /// What is known from before a restart of the agent.
+    pub(super) fn recall(&mut self) {
+        match self.ctx.journal.read(&self.pod.uid) {
+            Ok(Some(entry)) => {
+                let same = entry.sandbox_id == self.pod.sandbox_id;
+                self.entry = entry;
+                self.entry.sandbox_id.clone_from(&self.pod.sandbox_id);
+                if !same {
+                    // A new pod sandbox of the same pod: its memory is another.
+                    self.entry.rung = Rung::Running;
+                    self.entry.moving_to = None;
+                    self.entry.resident_before = 0;
+                }
+            }
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!(pod = %self.pod.full_name(), reason = %error.reason(), "{error}");
+            }
+        }
+    }
+
+    /// Asks the driver what it can do to this guest.
+    pub(super) async fn learn_abilities(&mut self) {
+        let not_ready = Abilities {
+            freeze: Err(Reason::PodNotReady),
+            doze: Err(Reason::PodNotReady),
+        };
+        let Some(driver) = self.kind.and_then(|kind| self.ctx.driver(kind)) else {
+            let message = format!("no driver serves runtime type {:?}", self.pod.runtime_type);
+            self.left_alone = Some((Reason::RuntimeUnsupported, message));
+            self.set_abilities(Abilities {
+                freeze: Err(Reason::RuntimeUnsupported),
+                doze: Err(Reason::RuntimeUnsupported),
+            });
+            return;
+        };
+        if !self.pod.ready || self.guest.containers.is_empty() {
+            self.capabilities = None;
+            self.set_abilities(not_ready);
+            return;
+        }
+        let capabilities = driver.capabilities(&self.guest).await;
+        self.capabilities = Some(capabilities);
+        let mut abilities = Abilities {
+            freeze: capabilities.freeze,
+            doze: capabilities.freeze.and(capabilities.doze),
+        };
+        if abilities.doze.is_ok() {
+            abilities.doze = self.ctx.swap.usable();
+        }
+        if self.kind == Some(RuntimeKind::Gvisor) && !capabilities.wrapper && abilities.freeze.is_ok() {
+            // Without the wrapper nothing wakes the guest for a kill: a deletion would hang to its deadline.
+            let ability = Err(Reason::WrapperMissing);
+            abilities = Abilities {
+                freeze: ability,
+                doze: ability,
+            };
+        }
+        if self.guest.netns.is_none() && abilities.freeze.is_ok() {
+            abilities = Abilities {
+                freeze: Err(Reason::NetworkUnsupported),
+                doze: Err(Reason::NetworkUnsupported),
+            };
+        }
+        self.set_abilities(abilities);
+    }
+
+    pub(super) fn set_abilities(&mut self, abilities: Abilities) {
+        if self.state.abilities != abilities {
+            self.apply(Input::SetAbilities(abilities));
+        }
+    }
+
+    /// Swap comes and goes while pods live.
+    pub(super) fn refresh_doze_ability(&mut self) {
+        let Some(capabilities) = self.capabilities else {
+            return;
+        };
+        let mut abilities = self.state.abilities;
+        if abilities.freeze.is_ok() && capabilities.doze.is_ok() {
+            abilities.doze = self.ctx.swap.usable();
+            self.set_abilities(abilities);
+        }
+    }
+
+    /// Where the pod really stands, whatever anybody remembers.
+    pub(super) async fn find_rung(&mut self) {
+        let Some(driver) = self.kind.and_then(|kind| self.ctx.driver(kind)) else {
+            return;
+        };
+        match driver.probe(&self.guest).await {
+            Ok(probe) => {
+                self.state.rung = match probe.stop {
+                    StopState::Running => Rung::Running,
+                    StopState::Frozen => Rung::Frozen,
+                    StopState::CgroupFrozen => Rung::Dozing,
+                };
+                if probe.settled {
+                    tracing::info!(
+                        pod = %self.pod.full_name(), rung = %self.state.rung,
+                        "a step that did not end was settled"
+                    );
+                }
+                if probe.limit_restored {
+                    let message = Reason::LimitRestored.meaning().trim().to_owned();
+                    tracing::warn!(pod = %self.pod.full_name(), reason = %Reason::LimitRestored, "{message}");
+                    self.tell_news(
+                        NewsKind::Warning,
+                        Some(Reason::LimitRestored),
+                        message,
+                        None,
+                        None,
+                    );
+                }
+                // A doze that was cut short leaves its cgroup frozen with most pages in RAM; the pod is asleep
+                // and wakes like any other.
+                self.entry.moving_to = None;
+            }
+            Err(error) => {
+                tracing::warn!(pod = %self.pod.full_name(), reason = %error.reason, "{error}");
+                self.left_alone = Some((error.reason, error.to_string()));
+                let ability = Err(error.reason);
+                self.set_abilities(Abilities {
+                    freeze: ability,
+                    doze: ability,
+                });
+            }
+        }
+    }
+
+    /// The pod's containers, addresses or state changed.
+    pub(super) async fn updated(&mut self, pod: Arc<Pod>) {
+        let readdressed = pod.addresses != self.pod.addresses || pod.netns != self.pod.netns;
+        let guest = guest_of(&pod);
+        let changed = guest != *self.guest || pod.ready != self.pod.ready;
+        self.pod = pod;
+        if readdressed {
+            self.wire.detach(&self.ctx);
+        }
+        if changed {
+            let first = self.capabilities.is_none();
+            self.guest = Arc::new(guest);
+            self.learn_abilities().await;
+            // A container that starts is the wrapper's or the shim's doing, and wakes the pod first.
+            if first && self.state.abilities.freeze.is_ok() && self.state.transition.is_none() {
+                let before = self.state.rung;
+                self.find_rung().await;
+                self.ctx.metrics.moved(before, self.state.rung, self.runtime());
+                self.apply(Input::Activity);
+            }
+        }
+        self.wire.attach(&self.ctx, &self.pod, &self.state);
+        self.follow_wire();
+        self.publish();
+    }
+
+    pub(super) async fn look_at_memory(&mut self) {
+        let Some(driver) = self.kind.and_then(|kind| self.ctx.driver(kind)) else {
+            return;
+        };
+        if self.capabilities.is_none() {
+            return;
+        }
+        if let Ok(resident) = driver.resident(&self.guest).await {
+            self.resident = resident.cgroup;
+        }
+    }
+}
