@@ -226,19 +226,24 @@ fn split_flag(arg: &str) -> Option<(String, Option<String>)> {
     })
 }
 
-/// The arguments with `--force` put after the verb, for a `delete` that has to be tried again.
+/// The arguments with `--force` put after the verb, for a `delete` that has to be tried again. Unchanged where
+/// there is no such verb.
 #[must_use]
 pub fn with_force(argv: &[OsString], verb: &str) -> Vec<OsString> {
-    let mut out = Vec::with_capacity(argv.len() + 1);
-    let mut done = false;
-    for arg in argv {
-        out.push(arg.clone());
-        if !done && arg == OsStr::new(verb) {
-            out.push("--force".into());
-            done = true;
-        }
-    }
-    out
+    // A flag's value may be spelled like the verb, so each place is judged by how the whole is read then.
+    argv.iter()
+        .enumerate()
+        .filter(|(_, arg)| *arg == OsStr::new(verb))
+        .map(|(at, _)| {
+            let mut out = argv.to_vec();
+            out.insert(at + 1, "--force".into());
+            out
+        })
+        .find(|out| {
+            let read = Invocation::parse(out);
+            read.verb == verb && read.is_set("force")
+        })
+        .unwrap_or_else(|| argv.to_vec())
 }
 
 #[cfg(test)]
@@ -292,6 +297,17 @@ mod tests {
         assert_eq!(
             with_force(&argv, "delete"),
             ["--root=/r", "delete", "--force", "c"]
+        );
+        // Values and ids may be spelled like the verb.
+        let argv: Vec<OsString> = ["--root", "delete", "--log", "delete", "delete", "delete"]
+            .iter()
+            .map(OsString::from)
+            .collect();
+        assert_eq!(
+            with_force(&argv, "delete"),
+            [
+                "--root", "delete", "--log", "delete", "delete", "--force", "delete"
+            ]
         );
     }
 
