@@ -4,7 +4,9 @@
 //! stays charged to the cgroup; pages that two processes map stay altogether. Both are [`crate::reclaim`]'s part.
 
 mod advise;
-mod maps;
+/// Public for the fuzz targets alone.
+#[doc(hidden)]
+pub mod maps;
 mod slices;
 
 use std::io;
