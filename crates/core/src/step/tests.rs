@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::{Policy, PolicyDefaults, ResumePolicy};
 
 const START: Moment = Moment::from_start(Duration::from_secs(1000));
 
