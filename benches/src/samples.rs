@@ -191,9 +191,15 @@ pub(crate) fn digits(value: f64) -> String {
     }
 }
 
+/// The same with its sign.
+pub(crate) fn signed(value: f64) -> String {
+    let sign = if value >= 0.0 { "+" } else { "" };
+    format!("{sign}{}", digits(value))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Samples, Series, Taken, digits};
+    use super::{Samples, Series, Taken, digits, signed};
 
     #[test]
     fn quantiles_are_nearest_ranks() {
@@ -218,5 +224,7 @@ mod tests {
         assert_eq!(digits(12.34), "12.3");
         assert_eq!(digits(1.234), "1.23");
         assert_eq!(digits(0.01234), "0.0123");
+        assert_eq!(signed(1.234), "+1.23");
+        assert_eq!(signed(-1.234), "-1.23");
     }
 }

@@ -16,7 +16,7 @@ use crate::fleet;
 use crate::plan::{Plan, Which};
 use crate::progress::say;
 use crate::row::{Line, Row};
-use crate::samples::{Series, Taken, digits, mib, ms};
+use crate::samples::{Series, Taken, mib, ms, signed};
 
 /// More than all pods here have together.
 const SWAP_BYTES: u64 = 4 << 30;
@@ -314,7 +314,7 @@ impl Bench<'_> {
                     ),
                     "+ <= 5 ms",
                 )
-                .measured(format!("{} (+{} ms)", no_neighbour.halves(), digits(added)))
+                .measured(format!("{} ({} ms)", no_neighbour.halves(), signed(added)))
                 .n(n)
                 .at_most("added", added, 5.0),
             );

@@ -478,8 +478,9 @@ struct Status {
 
 impl Status {
     async fn of(pod: &Pod) -> Result<Self> {
-        let at = Instant::now();
         let status = ask::json(pod, "/status").await?;
+        // It read its clocks a moment ago; before that it may have had to be woken.
+        let at = Instant::now();
         let ticks = status.pointer("/ticks").and_then(serde_json::Value::as_u64);
         let monotonic = status.pointer("/monotonic").and_then(serde_json::Value::as_f64);
         Ok(Self {

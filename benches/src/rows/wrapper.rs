@@ -14,7 +14,7 @@ use crate::fleet;
 use crate::plan::Plan;
 use crate::progress::say;
 use crate::row::{Line, Row};
-use crate::samples::{Samples, Series, Taken, digits, ms};
+use crate::samples::{Samples, Series, Taken, digits, ms, signed};
 
 /// Verbs as the shim calls them; `kill` sends a signal that the guest ignores (SIGWINCH).
 const VERBS: [(&str, &[&str], &[&str]); 5] = [
@@ -62,10 +62,10 @@ async fn verbs(plan: &Plan, rig: &Rig, row: &mut Row) -> Result<()> {
         row.line(
             Line::new(format!("`{verb}` through the wrapper"), "<= 2 ms over bare runsc")
                 .measured(format!(
-                    "{}; bare {} (+{} ms)",
+                    "{}; bare {} ({} ms)",
                     ours.halves(),
                     theirs.halves(),
-                    digits(added)
+                    signed(added)
                 ))
                 .n(plan.n)
                 .at_most("added", added, 2.0),
