@@ -98,6 +98,9 @@ pub struct Config {
     /// How much may go on at once.
     #[serde(default)]
     pub admission: AdmissionConfig,
+    /// What a doze takes, and what it leaves.
+    #[serde(default)]
+    pub doze: DozeConfig,
     /// Waking by packets.
     #[serde(default)]
     pub packets: PacketConfig,
@@ -168,6 +171,15 @@ pub struct AdmissionConfig {
     pub memory_reserve_mib: u64,
 }
 
+/// What a doze takes, and what it leaves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DozeConfig {
+    /// How much of a gVisor guest stays in memory while it dozes, in MiB: the pages that its last wakes needed before
+    /// the first answer. 0 = nothing stays, and each of them is read from swap.
+    pub working_set_mib: u64,
+}
+
 /// Waking by packets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -207,6 +219,7 @@ impl Default for Config {
             manage: ManageConfig::default(),
             idle: IdleConfig::default(),
             admission: AdmissionConfig::default(),
+            doze: DozeConfig::default(),
             packets: PacketConfig::default(),
             swap: SwapConfig::default(),
         }
@@ -219,6 +232,14 @@ impl Default for ApiConfig {
             socket: PathBuf::from("/run/dormouse/agent.sock"),
             allowed_uids: Vec::new(),
             order_deadline: Duration::from_secs(60),
+        }
+    }
+}
+
+impl Default for DozeConfig {
+    fn default() -> Self {
+        Self {
+            working_set_mib: dormouse_runtime::working_set::BUDGET >> 20,
         }
     }
 }

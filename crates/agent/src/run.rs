@@ -60,7 +60,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let pods = Pods::default();
     let wires = WireLoop::start(WireSink(pods.clone()), wire_config(&config.packets))
         .context("cannot start the packet loop")?;
-    let drivers = drivers::all(&run_dir, runtime.socket());
+    let drivers = drivers::all(&run_dir, runtime.socket(), &config.doze);
     let http_address = config.http_address()?;
     let socket = config.api.socket.clone();
     let callers = AllowedCallers::new(&config.api.allowed_uids);

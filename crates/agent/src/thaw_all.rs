@@ -9,7 +9,7 @@ use dormouse_runtime::{Driver as _, RuntimeKind, StopState};
 use dormouse_sentry::{RunDir, Switch};
 
 use crate::actor::guest_of;
-use crate::config::Config;
+use crate::config::{Config, DozeConfig};
 use crate::drivers;
 use crate::swap::SwapManager;
 
@@ -57,7 +57,7 @@ async fn thaw_listed(config: &Config, dir: &RunDir) -> usize {
             return 0;
         }
     };
-    let drivers = drivers::all(dir, runtime.socket());
+    let drivers = drivers::all(dir, runtime.socket(), &DozeConfig::default());
     let (index, mut events) = Index::start(runtime);
     while let Some(event) = events.recv().await {
         if event == PodEvent::Synced {

@@ -43,6 +43,16 @@ reasons! {
     // Orders and their fate.
     /// The step was ordered through the API.
     Ordered,
+    /// A packet for the pod came while it slept.
+    PacketReceived,
+    /// A request for the pod came while it slept.
+    RequestReceived,
+    /// An exec into the pod came while it slept.
+    ExecRequested,
+    /// A signal to the pod, or its deletion, came while it slept.
+    SignalSent,
+    /// The policy's schedule woke the pod.
+    Scheduled,
     /// The pod had been idle for as long as its policy asks.
     IdleTimeout,
     /// A wake came while the pod was being put to sleep; the wake won.
@@ -107,6 +117,8 @@ reasons! {
     ControlSocketGarbage,
     /// The guest refused the request.
     GuestRefused,
+    /// A command on the guest (exec, kill, statistics) was under way for as long as a freeze waits for it.
+    GuestBusy,
     /// The guest's processes are gone.
     GuestGone,
     /// It could not be established whether the guest is stopped.

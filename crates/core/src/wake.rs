@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::Reason;
+
 /// What asked for a wake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum WakeSource {
@@ -43,6 +45,19 @@ impl WakeSource {
             Self::Exec => "Exec",
             Self::Kill => "Kill",
             Self::Schedule => "Schedule",
+        }
+    }
+
+    /// The reason of a wake that this source asked for.
+    #[must_use]
+    pub const fn reason(self) -> Reason {
+        match self {
+            Self::Request => Reason::RequestReceived,
+            Self::Packet => Reason::PacketReceived,
+            Self::Api => Reason::Ordered,
+            Self::Exec => Reason::ExecRequested,
+            Self::Kill => Reason::SignalSent,
+            Self::Schedule => Reason::Scheduled,
         }
     }
 }

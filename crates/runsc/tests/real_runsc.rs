@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use dormouse_core::WakeSource;
 use dormouse_sentry::record::{Intent, IntentKind};
-use dormouse_sentry::{CgroupState, ProcessId, WakeListener};
+use dormouse_sentry::{CgroupState, ProcessId, SwitchError, WakeListener};
 use serde_json::Value;
 use support::{Sandbox, hold, runsc};
 
@@ -24,7 +24,13 @@ fn install(sandbox: &Sandbox) -> PathBuf {
     let bin = sandbox.dir.path().join("bin");
     std::fs::create_dir_all(&bin).unwrap();
     let wrapper = bin.join("dormouse-runsc");
-    std::fs::copy(env!("CARGO_BIN_EXE_dormouse-runsc"), &wrapper).unwrap();
+    // By another process: a test beside this one that starts a program would hand it a descriptor that is open for
+    // writing here, and a binary that anybody may write to cannot be executed.
+    let copied = std::process::Command::new("cp")
+        .arg(env!("CARGO_BIN_EXE_dormouse-runsc"))
+        .arg(&wrapper)
+        .status();
+    assert!(copied.unwrap().success());
     let config = serde_json::json!({
         "runsc": sandbox.runsc, "run_dir": sandbox.run.path(), "trace": sandbox.dir.path().join("trace"),
     });
@@ -52,8 +58,21 @@ fn json(text: &str) -> Value {
 
 fn doze(sandbox: &Sandbox) {
     let mut held = hold(&sandbox.switch());
-    held.pause().unwrap();
-    held.freeze_cgroup().unwrap();
+    unvisited(|| held.pause().map(drop));
+    unvisited(|| held.freeze_cgroup());
+}
+
+/// Tries again as the agent does. What a test beside this one has forked holds a copy of the lock until its `exec`.
+fn unvisited(mut step: impl FnMut() -> Result<(), SwitchError>) {
+    let deadline = Instant::now() + Duration::from_secs(2);
+    loop {
+        match step() {
+            Err(SwitchError::Visited { .. }) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            done => return done.unwrap(),
+        }
+    }
 }
 
 fn is_awake(sandbox: &Sandbox) -> bool {
@@ -113,9 +132,9 @@ fn answers_as_the_real_one_does() {
     let mut events = json(&sandbox.ok(&runsc, &["events", "--stats", &app]));
     for depth in ["Frozen", "Dozing"] {
         let mut held = hold(&sandbox.switch());
-        held.pause().unwrap();
+        unvisited(|| held.pause().map(drop));
         if depth == "Dozing" {
-            held.freeze_cgroup().unwrap();
+            unvisited(|| held.freeze_cgroup());
         }
         drop(held);
         for (container, expected) in [(&id, &running[0]), (&app, &running[1]), (&ended, &stopped)] {
@@ -230,6 +249,57 @@ fn verbs_that_need_the_guest_wake_it() {
     assert!(sandbox.switch().record().unwrap_err().is_missing());
     assert!(sandbox.run.pods().unwrap().is_empty());
     assert!(!sandbox.freezer_dir().exists());
+}
+
+#[test]
+fn a_pod_is_not_put_to_sleep_under_a_command() {
+    let Some(runsc) = runsc() else { return };
+    let (sandbox, wrapper, app) = pod(&runsc);
+    let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
+    // Runs for as long as the test says; its first line says that it is in the guest.
+    let mut command = sandbox
+        .verb(&wrapper, &["exec", &app, "/bin/sh", "-c", "echo here; read -r line; true"])
+        .stdin(read)
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    std::io::BufRead::read_line(
+        &mut std::io::BufReader::new(command.stdout.take().unwrap()),
+        &mut line,
+    )
+    .unwrap();
+    assert_eq!(line, "here\n");
+    for _ in 0..3 {
+        assert!(matches!(
+            hold(&sandbox.switch()).pause(),
+            Err(SwitchError::Visited { .. })
+        ));
+    }
+    assert!(is_awake(&sandbox));
+    // Other commands come and go meanwhile.
+    quick(&sandbox, &wrapper, &["events", "--stats", &app]);
+    drop(write);
+    assert!(command.wait().unwrap().success());
+    doze(&sandbox);
+
+    // A command that goes on in the background does not keep the pod awake.
+    let background = sandbox
+        .verb(&wrapper, &["exec", "--detach", &app, "/bin/sleep", "1000"])
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .status();
+    assert!(background.unwrap().success());
+    doze(&sandbox);
+    assert!(!is_awake(&sandbox));
+
+    // What is frozen under a command that is about to come is woken by it.
+    let mut held = hold(&sandbox.switch());
+    held.wake().unwrap();
+    unvisited(|| held.pause().map(drop));
+    drop(held);
+    quick(&sandbox, &wrapper, &["exec", &app, "/bin/true"]);
+    assert!(is_awake(&sandbox));
 }
 
 #[test]

@@ -16,6 +16,7 @@ pub mod prefetch;
 pub mod push_out;
 pub mod reclaim;
 pub mod runc;
+pub mod working_set;
 
 pub use any::AnyDriver;
 pub use driver::{

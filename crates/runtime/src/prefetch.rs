@@ -20,6 +20,7 @@ use crate::driver::{Cancel, PrefetchReport};
 use crate::kernel::{Advice, Kernel, Process, Range};
 use crate::pageout::{PageOutError, SLICE, Slices, Weighed, advise, mappings, processes};
 use crate::reclaim::{Version, headroom};
+use crate::working_set::Mapped;
 
 /// A prefetch ends when a pod has less than this left to its memory limit, in bytes.
 pub const HEADROOM: u64 = 16 << 20;
@@ -80,6 +81,8 @@ pub enum PrefetchError {
 
 /// Brings back the pages of all processes in a pod's cgroup.
 ///
+/// `measured` is told which pages the guest has touched by itself before that.
+///
 /// To stop early, because it was called off or the pod came near its limit, is no failure.
 ///
 /// # Errors
@@ -89,6 +92,7 @@ pub fn of_cgroup<K: Kernel + ?Sized>(
     cgroup: &PodCgroup,
     first: Option<i32>,
     limits: PrefetchLimits,
+    measured: Option<&mut dyn FnMut(Mapped)>,
     cancel: &Cancel,
 ) -> Result<PrefetchReport, PrefetchError> {
     let dir = cgroup.memory_dir();
@@ -104,10 +108,28 @@ pub fn of_cgroup<K: Kernel + ?Sized>(
         }
     };
     let mut report = PrefetchReport::default();
-    match prefetch(kernel, first, &processes, limits, &mut brake, &mut report) {
+    let done = after_head_start(kernel, first, &processes, limits, measured, &mut brake)
+        .and_then(|()| prefetch(kernel, first, &processes, limits, &mut brake, &mut report));
+    match done {
         Ok(()) | Err(PrefetchError::Stopped(Stop::Cancelled | Stop::NearLimit { .. })) => Ok(report),
         Err(e) => Err(e),
     }
+}
+
+/// Leaves the guest alone until it has answered, and then looks at what that took.
+fn after_head_start<K: Kernel + ?Sized>(
+    kernel: &K,
+    first: Option<i32>,
+    processes: &[Process],
+    limits: PrefetchLimits,
+    measured: Option<&mut dyn FnMut(Mapped)>,
+    brake: &mut dyn Brake,
+) -> Result<(), PrefetchError> {
+    nap_until(Instant::now() + limits.head_start, brake)?;
+    if let Some(measured) = measured {
+        measured(Mapped::measure(kernel, processes, first, brake)?);
+    }
+    Ok(())
 }
 
 /// Brings pages back: `first`'s private memory and its memory files, then those of the others.
@@ -124,7 +146,6 @@ pub fn prefetch<K: Kernel + ?Sized>(
     brake: &mut dyn Brake,
     report: &mut PrefetchReport,
 ) -> Result<(), PrefetchError> {
-    nap_until(Instant::now() + limits.head_start, brake)?;
     let mut pace = Pace {
         began: Instant::now(),
         report,

@@ -15,6 +15,13 @@ use crate::reclaim::{
     self, Ledger, LoweredLimit, NoteError, Reclaim, ReclaimError, ReclaimReport, Version, raise, restore,
     swap_limits_of, swappiness_of,
 };
+use crate::working_set::WorkingSet;
+
+/// How often a push-out is gone through while much of the pod is left in memory.
+const ROUNDS: u32 = 4;
+
+/// A round that gained less than this is the last one, in bytes.
+const WORTH_ANOTHER: u64 = 8 << 20;
 
 /// Which program stands guard over lowered limits.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -81,6 +88,8 @@ pub struct Job<'a> {
     pub processes: &'a [Process],
     /// The pod's memory cgroup; `None` where there is none of its own.
     pub cgroup: Option<(&'a Path, Method)>,
+    /// What stays in memory.
+    pub stay: &'a WorkingSet,
     /// How often each page is advised on: twice where the first time only clears its accessed bit.
     pub passes: u32,
 }
@@ -172,6 +181,7 @@ pub fn push_out<K: Kernel + ?Sized>(
 ) -> Result<PushOutReport, PushOutError> {
     let mut report = PushOutReport::default();
     swap_has_room(kernel)?;
+    let floor = reclaim::FLOOR.saturating_add(job.stay.bytes());
     // It starts while nothing is lowered yet, and is there before anything is.
     let mut guard = match job.cgroup {
         Some((_, Method::LoweredLimit)) => Some(guard.start().map_err(PushOutError::Guard)?),
@@ -180,31 +190,50 @@ pub fn push_out<K: Kernel + ?Sized>(
     if let Some((dir, Method::Request)) = job.cgroup {
         desk.sit(&mut |ledger| raise(kernel, &swap_limits_of(kernel, dir)?, ledger).map(|()| true))?;
     }
-    let began = Instant::now();
-    for _ in 0..job.passes {
-        fail::fail_point!("push_out::before_pass");
-        report.paged = page_out(kernel, job.processes, brake)?;
+    for round in 1..=ROUNDS {
+        let began = Instant::now();
+        for _ in 0..job.passes {
+            fail::fail_point!("push_out::before_pass");
+            let paged = page_out(kernel, job.processes, job.stay, brake)?;
+            if round == 1 {
+                report.paged = paged;
+            }
+        }
+        report.page_out += began.elapsed();
+        fail::fail_point!("push_out::paged_out");
+        let began = Instant::now();
+        let Some((dir, method)) = job.cgroup else { break };
+        let reclaimed = reclaim_all(kernel, dir, method, floor, desk, &mut guard, brake)?;
+        report.reclaim += began.elapsed();
+        let gained = reclaimed.before.saturating_sub(reclaimed.after);
+        report.reclaimed = match round {
+            1 => reclaimed,
+            _ => report.reclaimed.and(reclaimed),
+        };
+        // A disk that is slow to take the pages makes the kernel give up early.
+        let most = reclaimed.after <= floor.saturating_add(report.paged.bytes / 8);
+        if most || gained < WORTH_ANOTHER || method == Method::ForceEmpty {
+            break;
+        }
     }
-    report.page_out = began.elapsed();
-    fail::fail_point!("push_out::paged_out");
-    let began = Instant::now();
-    if let Some((dir, method)) = job.cgroup {
-        report.reclaimed = reclaim_all(kernel, dir, method, desk, &mut guard, brake)?;
-    }
-    report.reclaim = began.elapsed();
     fail::fail_point!("push_out::reclaimed");
+    let began = Instant::now();
+    if let Err(error) = job.stay.bring_back(kernel, job.processes) {
+        tracing::debug!(%error, "the working set was not brought back; the next wake may take longer");
+    }
+    report.reclaim += began.elapsed();
     if let Some(guard) = guard {
         // It has nothing on its list; if it is gone already, so much the better.
         let _ = guard.dismiss();
     }
-    swap_left(kernel, &report)?;
+    swap_left(kernel, &report, floor)?;
     Ok(report)
 }
 
 /// The swap may have filled up in the last step, when nobody looked: then most of the pod is still in memory.
-fn swap_left<K: Kernel + ?Sized>(kernel: &K, report: &PushOutReport) -> Result<(), Stop> {
+fn swap_left<K: Kernel + ?Sized>(kernel: &K, report: &PushOutReport, floor: u64) -> Result<(), Stop> {
     let reclaimed = report.reclaimed;
-    if reclaimed.after > reclaim::FLOOR && reclaimed.after.saturating_mul(2) > report.paged.bytes {
+    if reclaimed.after > floor && reclaimed.after.saturating_mul(2) > report.paged.bytes {
         return swap_has_room(kernel);
     }
     Ok(())
@@ -214,6 +243,7 @@ fn reclaim_all<K: Kernel + ?Sized>(
     kernel: &K,
     dir: &Path,
     method: Method,
+    floor: u64,
     desk: &mut dyn Desk,
     guard: &mut Option<Guard>,
     brake: &mut dyn Brake,
@@ -237,7 +267,7 @@ fn reclaim_all<K: Kernel + ?Sized>(
             .map(|()| true)
         })?;
     }
-    let mut reclaim = Reclaim::new(kernel, dir, method.version());
+    let mut reclaim = Reclaim::new(kernel, dir, method.version(), floor);
     let result = loop {
         let step = desk.sit(&mut |ledger| {
             reclaim.step(

@@ -32,5 +32,5 @@ pub use record::{
 pub use run_dir::{DEFAULT_RUN_DIR, RunDir, RunDirError};
 pub use runsc_state::{RunscState, RunscStateError};
 pub use stacks::StopState;
-pub use switch::{Held, LockError, Switch, SwitchError};
+pub use switch::{Held, LockError, Switch, SwitchError, Visit};
 pub use wake_note::{WakeListener, WakeNote, WakeNoteError};

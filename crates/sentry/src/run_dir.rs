@@ -62,6 +62,8 @@ impl RunDirError {
 ///   wake.sock                      the agent's datagram socket
 ///   pods/<sandbox id>/lock         the pod's lock (flock)
 ///   pods/<sandbox id>/record.json  the pod's record
+///   pods/<sandbox id>/visits       commands that talk to the guest now (fcntl)
+///   pods/<sandbox id>/working-set.json  what a doze leaves in memory
 ///   containers/<container id>      -> ../pods/<sandbox id>
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -139,6 +141,18 @@ impl RunDir {
     #[must_use]
     pub fn lock_path(&self, id: &SandboxId) -> PathBuf {
         self.pod_dir(id).join("lock")
+    }
+
+    /// The file on which commands that talk to a pod sandbox's guest announce themselves.
+    #[must_use]
+    pub fn visits_path(&self, id: &SandboxId) -> PathBuf {
+        self.pod_dir(id).join("visits")
+    }
+
+    /// Where the driver keeps what a doze leaves in memory of a pod sandbox's guest.
+    #[must_use]
+    pub fn working_set_path(&self, id: &SandboxId) -> PathBuf {
+        self.pod_dir(id).join("working-set.json")
     }
 
     /// The record of a pod sandbox.
@@ -225,8 +239,16 @@ impl RunDir {
         let record = self.record_path(id);
         let mut temporary = record.as_os_str().to_owned();
         temporary.push(".new");
-        remove(&record, |p| std::fs::remove_file(p))?;
-        remove(Path::new(&temporary), |p| std::fs::remove_file(p))?;
+        let working_set = self.working_set_path(id);
+        for path in [
+            &record,
+            Path::new(&temporary),
+            &working_set,
+            &working_set.with_extension("new"),
+            &self.visits_path(id),
+        ] {
+            remove(path, |p| std::fs::remove_file(p))?;
+        }
         // The lock goes last: whoever waits for it finds that it is no longer the one at its path.
         remove(&self.lock_path(id), |p| std::fs::remove_file(p))?;
         remove(&self.pod_dir(id), |p| std::fs::remove_dir(p))

@@ -10,6 +10,10 @@ use crate::clock;
 use crate::gate::Gate;
 use crate::journal::WakeEntry;
 use crate::step_report::{Failure, Phase, StepReport};
+use crate::view::NewsKind;
+
+/// Of a pod that has less than this in memory, in bytes, it is not said that little of it could be pushed out.
+const SMALL: u64 = 64 << 20;
 
 impl Actor {
     /// Starts a step; its end comes back as a message.
@@ -63,6 +67,15 @@ impl Actor {
         if let Some((before, after)) = report.resident {
             self.entry.resident_before = before;
             self.resident = after;
+            if report.failure.is_none() && before > SMALL && after > before / 2 {
+                let message = format!(
+                    "{} of {} MiB could not be pushed out; is the swap slow, or the guest's memory locked?",
+                    after >> 20,
+                    before >> 20
+                );
+                tracing::warn!(pod = %self.pod.full_name(), reason = %Reason::ReclaimFailed, "{message}");
+                self.tell_news(NewsKind::Warning, Some(Reason::ReclaimFailed), message, None, None);
+            }
         }
         self.ctx
             .metrics

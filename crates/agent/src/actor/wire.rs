@@ -149,6 +149,11 @@ impl Actor {
     pub(super) async fn wire_lost(&mut self, message: String) {
         self.wire.attached = Err(Reason::NetworkUnsupported);
         self.wire.mode = None;
+        if self.pod.running().next().is_none() {
+            // The pod is being taken down, its network first.
+            tracing::debug!(pod = %self.pod.full_name(), "the pod's wire is gone: {message}");
+            return;
+        }
         tracing::warn!(
             pod = %self.pod.full_name(), reason = %Reason::NetworkUnsupported,
             "packets cannot wake this pod any more: {message}"

@@ -193,7 +193,7 @@ impl Step {
         }
         self.drop_down_orders(Reason::WakeWon);
         self.state.housekeeping_until = None;
-        self.arrive(Rung::Running, Reason::Ordered);
+        self.arrive(Rung::Running, source.reason());
         self.state.wake = None;
         self.state.failures = 0;
     }
@@ -214,19 +214,12 @@ impl Step {
             Transition::Wake(_) => self.state.housekeeping_until = None,
             Transition::Freeze | Transition::Doze | Transition::HousekeepingThaw => {}
         }
-        let reason = if self.state.ordered {
-            Reason::Ordered
-        } else {
-            Reason::IdleTimeout
+        let reason = match end.transition {
+            Transition::Wake(source) => source.reason(),
+            _ if end.rung == Rung::Running || self.state.ordered => Reason::Ordered,
+            _ => Reason::IdleTimeout,
         };
-        self.arrive(
-            end.rung,
-            if end.rung == Rung::Running {
-                Reason::Ordered
-            } else {
-                reason
-            },
-        );
+        self.arrive(end.rung, reason);
         let called_off = cancelled && end.failure == Some(Reason::WakeWon);
         match end.failure {
             Some(failure) if !called_off => self.failed(end.transition, failure, now),
@@ -325,7 +318,7 @@ impl Step {
         if let Some(source) = self.state.wake {
             if self.state.rung.is_asleep() {
                 if !waits {
-                    self.start(Transition::Wake(source), Reason::Ordered);
+                    self.start(Transition::Wake(source), source.reason());
                 }
                 return;
             }

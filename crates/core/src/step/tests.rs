@@ -62,7 +62,7 @@ fn idleness_leads_down_the_ladder() {
     feed(&mut pod, ok(Transition::Doze), at(31));
     assert_eq!((pod.rung, pod.deadline()), (Rung::Dozing, None));
     let actions = feed(&mut pod, Input::Wake(WakeSource::Packet), at(40));
-    assert_eq!(actions, [Action::Start(PACKET, Reason::Ordered)]);
+    assert_eq!(actions, [Action::Start(PACKET, Reason::PacketReceived)]);
     let actions = feed(&mut pod, ok(PACKET), at(40));
     assert!(actions.contains(&Action::Prefetch));
     assert_eq!((pod.rung, pod.deadline()), (Rung::Running, Some(at(50))));
@@ -101,7 +101,7 @@ fn a_wake_during_page_out_wins_at_once() {
         failure: Some(Reason::WakeWon),
     };
     let actions = feed(&mut pod, Input::Ended(end), at(2));
-    assert_eq!(actions, [Action::Start(PACKET, Reason::Ordered)]);
+    assert_eq!(actions, [Action::Start(PACKET, Reason::PacketReceived)]);
     feed(&mut pod, ok(PACKET), at(2));
     assert_eq!(pod.rung, Rung::Running);
 }
@@ -230,7 +230,7 @@ fn the_wrapper_may_wake_it_behind_our_back() {
     assert!(actions.contains(&Action::Moved {
         from: Rung::Dozing,
         to: Rung::Running,
-        reason: Reason::Ordered
+        reason: Reason::ExecRequested
     }));
     assert_eq!(pod.idle_since, at(5));
 }

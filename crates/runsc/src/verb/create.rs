@@ -62,6 +62,7 @@ fn register(
         ContainerKind::Sandbox => Registration::Born,
         ContainerKind::Container => {
             // The sentry is about to be told of its new container, and must be able to answer.
+            context.visit(&switch);
             if switch.record().is_ok_and(|r| r.switch.is_asleep()) {
                 let _ = wake::pod(context, &container, &switch);
             }

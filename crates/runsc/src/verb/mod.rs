@@ -10,6 +10,9 @@
 //! | `wait`, `list`, and verbs without a container | exec | exec: `wait` blocks in the sentry and goes on after the wake; `list` and `events` without `--stats` wait for it |
 //! | all others (`exec`, `kill`, `start`, `pause`, `resume`, `checkpoint`, …) | exec | woken first, then exec |
 //!
+//! While a verb that talks to the guest is under way, in the wrapper or in the real runsc, the pod is not put to sleep
+//! ([`dormouse_sentry::Visit`]); `wait` is none of these: it does not mind.
+//!
 //! `pause` and `resume` by hand are runsc's own count, beside ours: the pod is woken, so ours is nought, and
 //! what runsc then counts runsc ends. A pod that is paused that way can be put to sleep and woken above it.
 
@@ -23,15 +26,20 @@ mod state;
 mod update;
 mod wake;
 
+use std::cell::RefCell;
 use std::ffi::OsString;
+use std::time::Duration;
 
-use dormouse_sentry::ContainerId;
+use dormouse_sentry::{ContainerId, LockError, Switch, Visit};
 
 use crate::args::Invocation;
 use crate::config::Config;
-use crate::outcome::{Failure, Outcome};
+use crate::outcome::{Failure, Outcome, log};
 use crate::real;
 use crate::trace::Trace;
+
+/// How long a verb waits for a step that is stopping the guest at this moment.
+const VISIT: Duration = Duration::from_secs(2);
 
 /// One call, with all that a verb needs.
 pub(crate) struct Context<'a> {
@@ -39,12 +47,48 @@ pub(crate) struct Context<'a> {
     pub(crate) invocation: &'a Invocation,
     pub(crate) argv: &'a [OsString],
     pub(crate) trace: &'a Trace<'a>,
+    /// Holds the guest where it is, for a verb that talks to it.
+    visit: RefCell<Option<Visit>>,
 }
 
 impl Context<'_> {
-    /// Becomes the real runsc.
+    /// Becomes the real runsc. A visit goes on in it.
     pub(crate) fn exec(&self) -> Result<Outcome, Failure> {
+        if let Some(visit) = self.visit.borrow().as_ref()
+            && let Err(errno) = visit.keep()
+        {
+            let text = format!("dormouse-runsc: the pod may be put to sleep under this command: {errno}");
+            log(self.invocation, "warning", &text);
+        }
         real::exec(self.config, self.argv, self.trace)
+    }
+
+    /// Keeps the pod from being put to sleep until this process, or the runsc that it becomes, has ended. Where
+    /// that cannot be had the verb goes on without.
+    pub(crate) fn visit(&self, switch: &Switch) {
+        match switch.visit(VISIT) {
+            Ok(visit) => drop(self.visit.replace(Some(visit))),
+            Err(LockError::NoSuchPod { .. }) => {}
+            Err(error) => {
+                let text = format!("dormouse-runsc: the pod may be put to sleep under this command: {error}");
+                log(self.invocation, "warning", &text);
+            }
+        }
+    }
+
+    /// Ends the visit.
+    pub(crate) fn end_visit(&self) {
+        drop(self.visit.take());
+    }
+
+    /// The same for the pod of the verb's container.
+    fn visit_own(&self) {
+        let (Some(container), Some(dir)) = (self.container(), self.config.dir()) else {
+            return;
+        };
+        if let Ok(Some(sandbox)) = dir.find(&container) {
+            self.visit(&Switch::open(&dir, &sandbox));
+        }
     }
 
     /// The container that the verb is for. `None` also for an abbreviated id or one in a form that
@@ -66,18 +110,25 @@ pub(crate) fn dispatch(
         invocation,
         argv,
         trace,
+        visit: RefCell::new(None),
     };
     match invocation.verb.as_str() {
         "create" | "run" => create::run(&context),
-        "state" => state::run(&context),
-        "events" if invocation.is_set("stats") => events::run(&context),
-        "ps" => ps::run(&context),
         "update" => update::run(&context),
-        "delete" => delete::run(&context),
-        "events" | "wait" | "list" | "help" | "flags" | "spec" | "do" | "" => context.exec(),
-        _ => {
-            wake::before(&context);
-            context.exec()
+        "events" if !invocation.is_set("stats") => context.exec(),
+        "wait" | "list" | "help" | "flags" | "spec" | "do" | "" => context.exec(),
+        verb => {
+            context.visit_own();
+            match verb {
+                "state" => state::run(&context),
+                "events" => events::run(&context),
+                "ps" => ps::run(&context),
+                "delete" => delete::run(&context),
+                _ => {
+                    wake::before(&context);
+                    context.exec()
+                }
+            }
         }
     }
 }

@@ -30,9 +30,14 @@ pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
             wake::before(context);
             return context.exec();
         }
-        Pod::Known { switch, record, .. } if record.switch.is_asleep() => switch,
-        Pod::Known { .. } => return context.exec(),
+        Pod::Known { switch, .. } => switch,
     };
+    context.visit(&switch);
+    if switch.record().is_ok_and(|record| !record.switch.is_asleep()) {
+        return context.exec();
+    }
+    // What follows holds the pod's lock, and freezes the guest again itself.
+    context.end_visit();
     let Ok(mut held) = switch.lock(LOCK) else {
         wake::before(context);
         return context.exec();

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use dormouse_core::{Reason, Rung};
 use dormouse_sentry::record::CgroupState;
-use dormouse_sentry::{PodCgroup, Switch};
+use dormouse_sentry::{Held, PodCgroup, Switch};
 
 use super::desk::{LockedDesk, sleeps_since};
 use super::wake::restore_settings;
@@ -14,6 +14,7 @@ use crate::driver::{Cancel, DozeReport, DriverError, Guest, StopState};
 use crate::failure::Verb;
 use crate::pageout::processes;
 use crate::push_out::{Job, Method, PushOutError, PushOutReport, push_out};
+use crate::working_set::WorkingSet;
 
 pub(super) fn doze(
     parts: &Parts,
@@ -43,7 +44,8 @@ pub(super) fn doze(
             ..DozeReport::default()
         });
     }
-    held.freeze_cgroup().map_err(|e| switch_failed(verb, &held, e))?;
+    drop(held);
+    let (held, ()) = parts.stop_unvisited(guest, verb, cancel, Held::freeze_cgroup)?;
     fail::fail_point!("gvisor::doze::cgroup_frozen");
     let cgroup_freeze = began.elapsed();
     let wakes = held.record().switch.wakes;
@@ -51,7 +53,8 @@ pub(super) fn doze(
     drop(held);
     let switch = parts.switch(guest, verb)?;
     let resident_before = usage(&cgroup);
-    let pushed = push(parts, &switch, &cgroup, wakes, cancel)
+    let stay = parts.working_set(&switch);
+    let pushed = push(parts, &switch, &cgroup, &stay, wakes, cancel)
         .and_then(|report| not_cancelled(cancel).map(|()| report).map_err(PushOutError::from));
     fail::fail_point!("gvisor::doze::before_rung");
     let report = match pushed {
@@ -74,11 +77,12 @@ pub(super) fn doze(
     })
 }
 
-/// Pages the pod's processes out and makes its cgroup let go of them.
+/// Pages the pod's processes out, but for the working set, and makes its cgroup let go of them.
 pub(super) fn push(
     parts: &Parts,
     switch: &Switch,
     cgroup: &PodCgroup,
+    stay: &WorkingSet,
     wakes: u64,
     cancel: &Cancel,
 ) -> Result<PushOutReport, PushOutError> {
@@ -87,6 +91,7 @@ pub(super) fn push(
     let method = Method::of_stopped(cgroup.version());
     let job = Job {
         processes: &processes,
+        stay,
         cgroup: Some((cgroup.memory_dir(), method)),
         passes: 1,
     };

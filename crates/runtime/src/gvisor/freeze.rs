@@ -1,24 +1,26 @@
 //! Running -> Frozen: the application is stopped; its kernel and network stack run on.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use dormouse_core::Rung;
 use dormouse_sentry::record::CgroupState;
 
-use super::{Parts, switch_failed};
-use crate::driver::{DriverError, FreezeReport, Guest};
+use super::Parts;
+use crate::driver::{Cancel, DriverError, FreezeReport, Guest};
 use crate::failure::Verb;
 
 pub(super) fn freeze(parts: &Parts, guest: &Guest, verb: Verb<'_>) -> Result<FreezeReport, DriverError> {
     let began = Instant::now();
-    let mut held = parts.lock(guest, verb)?;
-    let lock = began.elapsed();
-    let switch = &held.record().switch;
-    if switch.cgroup == CgroupState::Frozen && !switch.paused {
-        // Not a state that a driver leaves behind; a frozen sentry could not answer the Pause.
-        held.thaw_cgroup().map_err(|e| switch_failed(verb, &held, e))?;
-    }
-    let paused = held.pause().map_err(|e| switch_failed(verb, &held, e))?;
+    let mut lock = Duration::ZERO;
+    let (mut held, paused) = parts.stop_unvisited(guest, verb, &Cancel::new(), |held| {
+        lock = began.elapsed();
+        let switch = &held.record().switch;
+        if switch.cgroup == CgroupState::Frozen && !switch.paused {
+            // Not a state that a driver leaves behind; a frozen sentry could not answer the Pause.
+            held.thaw_cgroup()?;
+        }
+        held.pause()
+    })?;
     fail::fail_point!("gvisor::freeze::paused");
     if held.record().switch.rung == Rung::Running {
         // Only what is shown: the pause itself is noted already.

@@ -1,7 +1,7 @@
 //! A short thaw of a dozing guest's cgroup, in which its network stack answers while the application stays stopped.
 
 use dormouse_core::Rung;
-use dormouse_sentry::SwitchError;
+use dormouse_sentry::{Held, SwitchError};
 use dormouse_sentry::record::CgroupState;
 
 use super::doze::{push, roll_back, usage};
@@ -9,9 +9,9 @@ use super::{Parts, switch_failed};
 use crate::driver::{Cancel, DriverError, Guest};
 use crate::failure::Verb;
 
-/// What a dozing guest may have in memory before a housekeeping freeze pages it out again, in bytes. Below that a
+/// What a dozing guest may have in memory, beside its working set, before a housekeeping freeze pages it out again, in bytes. Below that a
 /// page-out would cost more CPU time than the memory is worth: keepalives come every few seconds.
-const TOLERATED: u64 = 10 << 20;
+const TOLERATED: u64 = 6 << 20;
 
 pub(super) fn thaw(parts: &Parts, guest: &Guest, verb: Verb<'_>) -> Result<(), DriverError> {
     let mut held = parts.lock(guest, verb)?;
@@ -32,8 +32,7 @@ pub(super) fn freeze(
     verb: Verb<'_>,
     cancel: &Cancel,
 ) -> Result<(), DriverError> {
-    let mut held = parts.lock(guest, verb)?;
-    held.freeze_cgroup().map_err(|e| switch_failed(verb, &held, e))?;
+    let (mut held, ()) = parts.stop_unvisited(guest, verb, cancel, Held::freeze_cgroup)?;
     fail::fail_point!("gvisor::housekeeping::frozen");
     let cgroup = held.find_cgroup().map_err(|e| switch_failed(verb, &held, e))?;
     let wakes = held.record().switch.wakes;
@@ -42,11 +41,12 @@ pub(super) fn freeze(
             .map_err(|e| verb.failed(e.reason(), None, e))?;
     }
     drop(held);
-    if usage(&cgroup) <= TOLERATED {
+    let switch = parts.switch(guest, verb)?;
+    let stay = parts.working_set(&switch);
+    if usage(&cgroup) <= TOLERATED.saturating_add(stay.bytes()) {
         return Ok(());
     }
-    let switch = parts.switch(guest, verb)?;
-    match push(parts, &switch, &cgroup, wakes, cancel) {
+    match push(parts, &switch, &cgroup, &stay, wakes, cancel) {
         Ok(_) => Ok(()),
         Err(error) => Err(roll_back(parts, guest, verb, wakes, error)),
     }

@@ -20,7 +20,7 @@ mod wake;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dormouse_core::Reason;
 use dormouse_sentry::record::{CgroupState, PodRecordIdentity, Record, RunscRecord};
@@ -28,6 +28,7 @@ use dormouse_sentry::runsc_state::RunscState;
 use dormouse_sentry::switch::Registration;
 use dormouse_sentry::{Held, LockError, PodCgroup, PodUid, RunDir, SandboxId, Switch, SwitchError};
 
+use crate::brake::not_cancelled;
 use crate::driver::{
     Cancel, Capabilities, DozeReport, Driver, DriverError, FreezeReport, Guest, PrefetchReport, Probe,
     Resident, RuntimeKind, StopState, WakeReport,
@@ -36,9 +37,16 @@ use crate::failure::{BadId, Verb, blocking};
 use crate::kernel::{Kernel, Linux};
 use crate::prefetch::PrefetchLimits;
 use crate::push_out::GuardProgram;
+use crate::working_set::{self, WorkingSet};
 
 /// How long the pod's lock may be held by somebody else: a wake by the wrapper takes a few milliseconds.
 const LOCK: Duration = Duration::from_secs(5);
+
+/// How long a step waits for the commands of the real runsc that are under way (10 to 20 ms each on a quiet node).
+const VISITS: Duration = Duration::from_secs(2);
+
+/// How often it looks whether they are done.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
 /// The gVisor driver.
 #[derive(Debug, Clone)]
@@ -53,6 +61,8 @@ struct Parts {
     kernel: Arc<dyn Kernel>,
     guard: GuardProgram,
     prefetch: PrefetchLimits,
+    /// How much of a guest stays in memory while it dozes, in bytes.
+    working_set: u64,
 }
 
 impl Gvisor {
@@ -65,6 +75,7 @@ impl Gvisor {
                 kernel: Arc::new(Linux),
                 guard: GuardProgram::default(),
                 prefetch: PrefetchLimits::default(),
+                working_set: working_set::BUDGET,
             },
         }
     }
@@ -80,6 +91,13 @@ impl Gvisor {
     #[must_use]
     pub fn with_guard(mut self, guard: GuardProgram) -> Self {
         self.parts.guard = guard;
+        self
+    }
+
+    /// The same with another budget for what stays in memory of a dozing guest, in bytes; 0 for nothing.
+    #[must_use]
+    pub const fn with_working_set(mut self, bytes: u64) -> Self {
+        self.parts.working_set = bytes;
         self
     }
 
@@ -188,6 +206,14 @@ impl Parts {
         Ok(Switch::open(&self.run_dir, &id))
     }
 
+    /// What a doze leaves in memory.
+    fn working_set(&self, switch: &Switch) -> WorkingSet {
+        if self.working_set == 0 {
+            return WorkingSet::default();
+        }
+        WorkingSet::read(&self.run_dir.working_set_path(switch.id()))
+    }
+
     /// Takes the pod's lock. A pod that no wrapper has registered (it was born under a stock runsc, or its record was
     /// lost) is registered first.
     fn lock(&self, guest: &Guest, verb: Verb<'_>) -> Result<Held, DriverError> {
@@ -197,6 +223,29 @@ impl Parts {
             Err(LockError::NoSuchPod { .. }) => self.adopt(&switch, guest, verb),
             Err(LockError::Record(e)) if e.is_missing() => self.adopt(&switch, guest, verb),
             Err(e) => Err(verb.failed(e.reason(), None, e)),
+        }
+    }
+
+    /// Takes the pod's lock for a step that stops the guest. While commands on the guest are under way the step waits
+    /// for them, without the lock: one of them may be about to take it.
+    fn stop_unvisited<T>(
+        &self,
+        guest: &Guest,
+        verb: Verb<'_>,
+        cancel: &Cancel,
+        mut step: impl FnMut(&mut Held) -> Result<T, SwitchError>,
+    ) -> Result<(Held, T), DriverError> {
+        let deadline = Instant::now() + VISITS;
+        loop {
+            not_cancelled(cancel).map_err(|e| verb.failed(e.reason(), None, e))?;
+            let mut held = self.lock(guest, verb)?;
+            match step(&mut held) {
+                Ok(done) => return Ok((held, done)),
+                Err(SwitchError::Visited { .. }) if Instant::now() < deadline => {}
+                Err(e) => return Err(switch_failed(verb, &held, e)),
+            }
+            drop(held);
+            std::thread::sleep(LOOK_AGAIN);
         }
     }
 

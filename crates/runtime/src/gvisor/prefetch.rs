@@ -2,10 +2,11 @@
 
 use dormouse_core::Reason;
 
-use super::Parts;
+use super::{LOCK, Parts};
 use crate::driver::{Cancel, DriverError, Guest, PrefetchReport};
 use crate::failure::Verb;
 use crate::prefetch::of_cgroup;
+use crate::working_set::{Mapped, WorkingSet};
 
 pub(super) fn prefetch(
     parts: &Parts,
@@ -14,11 +15,34 @@ pub(super) fn prefetch(
     cancel: &Cancel,
 ) -> Result<PrefetchReport, DriverError> {
     let cgroup = parts.cgroup(guest, verb)?;
-    let record = parts
-        .switch(guest, verb)?
+    let switch = parts.switch(guest, verb)?;
+    let record = switch
         .record()
         .map_err(|e| verb.failed(e.reason(), None, e))?;
     let first = record.sentry.map(|s| s.pid);
-    of_cgroup(&*parts.kernel, &cgroup, first, parts.prefetch, cancel)
+    let mut measured = |mapped: Mapped| {
+        // Under the lock: a pod that is forgotten meanwhile must not get a new file.
+        let Ok(held) = switch.lock(LOCK) else { return };
+        let path = parts.run_dir.working_set_path(switch.id());
+        let set = WorkingSet::read(&path).after_wake(mapped, parts.working_set);
+        let written = set.write(&path);
+        drop(held);
+        let (sandbox, bytes) = (verb.sandbox_id, set.bytes());
+        match written {
+            Ok(()) => tracing::debug!(sandbox, bytes, "working set measured"),
+            Err(error) => {
+                tracing::debug!(sandbox, %error, "the working set was not kept; the next wake may take longer");
+            }
+        }
+    };
+    let measured: Option<&mut dyn FnMut(Mapped)> = (parts.working_set > 0).then_some(&mut measured);
+    of_cgroup(
+        &*parts.kernel,
+        &cgroup,
+        first,
+        parts.prefetch,
+        measured,
+        cancel,
+    )
         .map_err(|e| verb.failed(Reason::Internal, None, e))
 }

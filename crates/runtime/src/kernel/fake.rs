@@ -15,6 +15,7 @@ type Hook = Box<dyn FnMut(&Path, &str, &mut BTreeMap<PathBuf, String>) -> io::Re
 pub(crate) struct Inner {
     pub files: BTreeMap<PathBuf, String>,
     pub smaps: HashMap<i32, String>,
+    pub present: HashMap<i32, Vec<Range>>,
     pub refused: HashMap<Range, i32>,
     pub advised: Vec<(i32, Range, Advice)>,
     pub calls: Vec<Vec<Range>>,
@@ -95,6 +96,16 @@ impl Kernel for Fake {
             .get(&pid)
             .cloned()
             .ok_or_else(|| errno(libc::ESRCH))
+    }
+
+    fn present(&self, pid: i32, range: Range) -> io::Result<Vec<Range>> {
+        let inner = self.0.lock().unwrap();
+        let pages = inner.present.get(&pid).ok_or_else(|| errno(libc::ESRCH))?;
+        Ok(pages
+            .iter()
+            .copied()
+            .filter(|r| r.start >= range.start && r.start < range.start + range.len)
+            .collect())
     }
 
     fn advise(&self, process: &Process, ranges: &[Range], advice: Advice) -> io::Result<u64> {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -18,6 +18,13 @@ const KERNEL_FILE_LIMIT: u64 = 1 << 20;
 const DESCRIPTOR_LIMIT: usize = 16_384;
 /// A guest's memory is one file; more than a few are no sentry's.
 const MEMORY_FILE_LIMIT: usize = 8;
+
+/// What one page's entry in a `pagemap` takes, in bytes.
+const ENTRY: u64 = 8;
+/// The bit of an entry that says that the page is mapped.
+const PRESENT: u64 = 1 << 63;
+/// So many entries are read at a time: 64 MiB of address space.
+const ENTRIES: u64 = 16_384;
 
 /// The kernel that this process runs on.
 #[derive(Debug, Clone, Copy, Default)]
@@ -33,6 +40,10 @@ impl Kernel for Linux {
 
     fn read_smaps(&self, pid: i32, limit: u64) -> io::Result<String> {
         read_bounded(Path::new(&format!("/proc/{pid}/smaps")), limit)
+    }
+
+    fn present(&self, pid: i32, range: Range) -> io::Result<Vec<Range>> {
+        present(&File::open(format!("/proc/{pid}/pagemap"))?, range)
     }
 
     fn advise(&self, process: &Process, ranges: &[Range], advice: Advice) -> io::Result<u64> {
@@ -180,4 +191,41 @@ fn read_bounded(path: &Path, limit: u64) -> io::Result<String> {
         return Err(io::Error::from_raw_os_error(libc::EFBIG));
     }
     Ok(text)
+}
+
+/// The pages of a range whose entries in a process's `pagemap` say that they are mapped.
+fn present(pagemap: &File, range: Range) -> io::Result<Vec<Range>> {
+    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)?
+        .and_then(|size| u64::try_from(size).ok())
+        .filter(|size| *size > 0)
+        .ok_or(io::ErrorKind::Unsupported)?;
+    let mut found: Vec<Range> = Vec::new();
+    let (mut at, end) = (range.start / page, (range.start.saturating_add(range.len)).div_ceil(page));
+    let mut buffer = Vec::new();
+    while at < end {
+        let entries = (end - at).min(ENTRIES);
+        buffer.resize(usize::try_from(entries * ENTRY).unwrap_or(0), 0);
+        let read = pagemap.read_at(&mut buffer, at * ENTRY)?;
+        // Behind the end of what a process can address there is nothing to read.
+        let Some(got) = buffer.get(..read).filter(|got| !got.is_empty()) else {
+            break;
+        };
+        for entry in got.chunks_exact(8) {
+            let entry = entry.try_into().map_or(0, u64::from_ne_bytes);
+            if entry & PRESENT != 0 {
+                match found.last_mut() {
+                    Some(last) if last.start + last.len == at * page => last.len += page,
+                    _ => found.push(Range {
+                        start: at * page,
+                        len: page,
+                    }),
+                }
+            }
+            at += 1;
+        }
+        if read % 8 != 0 {
+            break;
+        }
+    }
+    Ok(found)
 }

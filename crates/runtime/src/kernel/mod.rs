@@ -68,6 +68,12 @@ pub trait Kernel: fmt::Debug + Send + Sync + 'static {
     /// `ESRCH`/`ENOENT` if the process is gone, `EFBIG` if the file is longer than `limit`.
     fn read_smaps(&self, pid: i32, limit: u64) -> io::Result<String>;
 
+    /// The pages of a range that are mapped in a process, by `/proc/PID/pagemap`, in rising order.
+    ///
+    /// # Errors
+    /// `ESRCH`/`ENOENT` if the process is gone, `EPERM` without `CAP_SYS_PTRACE`.
+    fn present(&self, pid: i32, range: Range) -> io::Result<Vec<Range>>;
+
     /// Advises on ranges of another process (`process_madvise(2)`), and says how many bytes were covered:
     /// ranges are taken in order, and a short count means that the next one was refused.
     ///

@@ -18,7 +18,8 @@ pub use maps::{Kind, Mapping, MapsError, parse};
 pub use slices::{MAX_RANGES, SLICE, Slices, Weighed};
 
 use crate::brake::{Brake, Stop};
-use crate::kernel::{Advice, Kernel, Process};
+use crate::kernel::{Advice, Kernel, Process, Range};
+use crate::working_set::{WorkingSet, without};
 
 /// A process's memory map is not read beyond this: 64 MiB of text, some 65,000 mappings.
 const SMAPS_LIMIT: u64 = 64 << 20;
@@ -174,18 +175,19 @@ pub fn processes<K: Kernel + ?Sized>(kernel: &K, cgroup: &Path) -> Result<Vec<Pr
         .collect())
 }
 
-/// Pages these processes out, one after the other.
+/// Pages these processes out, one after the other, but for the working set.
 ///
 /// # Errors
 /// [`PageOutError::Stopped`] as soon as the brake is pulled; what is out by then stays out until it is touched.
 pub fn page_out<K: Kernel + ?Sized>(
     kernel: &K,
     processes: &[Process],
+    stay: &WorkingSet,
     brake: &mut dyn Brake,
 ) -> Result<PageOutReport, PageOutError> {
     let mut report = PageOutReport::default();
     for process in processes {
-        page_out_one(kernel, process, brake, &mut report)?;
+        page_out_one(kernel, process, &stay.of(process.pid), brake, &mut report)?;
     }
     Ok(report)
 }
@@ -193,6 +195,7 @@ pub fn page_out<K: Kernel + ?Sized>(
 fn page_out_one<K: Kernel + ?Sized>(
     kernel: &K,
     process: &Process,
+    stay: &[Range],
     brake: &mut dyn Brake,
     report: &mut PageOutReport,
 ) -> Result<(), PageOutError> {
@@ -201,15 +204,20 @@ fn page_out_one<K: Kernel + ?Sized>(
         return Ok(());
     };
     report.processes += 1;
-    let ranges = mappings.iter().filter(|m| m.can_page_out()).map(|m| Weighed {
-        range: m.range,
-        weight: m.resident,
+    let ranges = mappings.iter().filter(|m| m.can_page_out()).flat_map(|m| {
+        // Nobody knows in which of the pieces the resident pages lie.
+        let weighed = |range: Range| Weighed {
+            range,
+            weight: m.resident.min(range.len),
+        };
+        without(m.range, stay).into_iter().map(weighed)
     });
-    report.bytes += mappings
+    let resident: u64 = mappings
         .iter()
         .filter(|m| m.can_page_out())
         .map(|m| m.resident)
-        .sum::<u64>();
+        .sum();
+    report.bytes += resident.saturating_sub(stay.iter().map(|r| r.len).sum());
     for batch in Slices::new(ranges) {
         brake.check()?;
         let began = Instant::now();

@@ -81,6 +81,19 @@ pub struct ReclaimReport {
     pub longest_step: Duration,
 }
 
+impl ReclaimReport {
+    /// This one, and another after it.
+    #[must_use]
+    pub fn and(self, next: Self) -> Self {
+        Self {
+            before: self.before,
+            after: next.after,
+            steps: self.steps.saturating_add(next.steps),
+            longest_step: self.longest_step.max(next.longest_step),
+        }
+    }
+}
+
 /// A reclaim that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ReclaimError {
@@ -210,19 +223,21 @@ pub struct Reclaim<'a, K: ?Sized> {
     kernel: &'a K,
     dir: &'a Path,
     version: Version,
+    floor: u64,
     size: u64,
     fruitless: u32,
     report: ReclaimReport,
 }
 
 impl<'a, K: Kernel + ?Sized> Reclaim<'a, K> {
-    /// A reclaim of the memory cgroup at `dir`.
+    /// A reclaim of the memory cgroup at `dir` down to `floor` bytes; [`FLOOR`] where nothing is to stay.
     #[must_use]
-    pub fn new(kernel: &'a K, dir: &'a Path, version: Version) -> Self {
+    pub fn new(kernel: &'a K, dir: &'a Path, version: Version, floor: u64) -> Self {
         Self {
             kernel,
             dir,
             version,
+            floor,
             size: SLICE,
             fruitless: 0,
             report: ReclaimReport::default(),
@@ -266,8 +281,8 @@ impl<'a, K: Kernel + ?Sized> Reclaim<'a, K> {
         brake.check()?;
         let began = Instant::now();
         let step = match self.version {
-            Version::V1 => v1::step(self.kernel, self.dir, self.size, ledger)?,
-            Version::V2 => v2::step(self.kernel, self.dir, self.size)?,
+            Version::V1 => v1::step(self.kernel, self.dir, self.floor, self.size, ledger)?,
+            Version::V2 => v2::step(self.kernel, self.dir, self.floor, self.size)?,
         };
         let took = began.elapsed();
         if self.report.steps == 0 {

@@ -14,6 +14,7 @@ use crate::kernel::Kernel;
 use crate::limit_file::LimitFile;
 use crate::pageout::processes;
 use crate::push_out::{Desk, Job, Method, PushOutError, PushOutReport, Work, push_out};
+use crate::working_set::WorkingSet;
 use crate::reclaim::ReclaimError;
 
 pub(super) fn doze(
@@ -66,6 +67,7 @@ fn push(
     let method = Method::of_stopped(cgroup.version());
     let job = Job {
         processes: &processes,
+        stay: &WorkingSet::default(),
         cgroup: Some((cgroup.memory_dir(), method)),
         passes: 1,
     };

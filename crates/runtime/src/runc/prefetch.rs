@@ -12,6 +12,6 @@ pub(super) fn prefetch(
     cancel: &Cancel,
 ) -> Result<PrefetchReport, DriverError> {
     let (_, cgroup) = pod(guest, verb)?;
-    of_cgroup(&*parts.kernel, &cgroup, None, parts.prefetch, cancel)
+    of_cgroup(&*parts.kernel, &cgroup, None, parts.prefetch, None, cancel)
         .map_err(|e| verb.failed(dormouse_core::Reason::Internal, None, e))
 }

@@ -23,11 +23,12 @@ impl Held {
         Ok(cgroup)
     }
 
-    /// Freezes the sentry and the gofers by their cgroup, with the guest's last answers kept for those who ask meanwhile. The guest
-    /// must be paused and the pod must run under the wrapper. Idempotent.
+    /// Freezes the sentry and the gofers by their cgroup, with the guest's last answers kept for those who ask
+    /// meanwhile. The guest must be paused and the pod must run under the wrapper. Idempotent.
     ///
     /// # Errors
-    /// [`SwitchError::NotPaused`] where a wake came first; after any error the cgroup is thawed.
+    /// [`SwitchError::NotPaused`] where a wake came first, [`SwitchError::Visited`] while a command on the guest is
+    /// under way; after any error the cgroup is thawed.
     pub fn freeze_cgroup(&mut self) -> Result<(), SwitchError> {
         if !self.record.wrapper {
             return Err(SwitchError::WrapperMissing {
@@ -45,6 +46,7 @@ impl Held {
         if self.record.switch.cgroup == CgroupState::Frozen {
             return Ok(());
         }
+        let _closed = self.close()?;
         let (sentry, _) = self.locate()?;
         let cgroup = self.find_cgroup()?;
         self.capture()?;

@@ -18,6 +18,7 @@ mod pause;
 mod register;
 mod resume;
 mod settle;
+mod visit;
 mod wake;
 
 use std::path::PathBuf;
@@ -37,6 +38,7 @@ use crate::runsc_state::{RunscState, RunscStateError};
 pub use lock::LockError;
 pub use pause::PauseReport;
 pub use register::{RegisterError, Registration};
+pub use visit::Visit;
 pub use wake::WakeReport;
 
 /// How long each kind of step may take.
@@ -104,6 +106,15 @@ pub enum SwitchError {
         /// The pod sandbox.
         sandbox: SandboxId,
     },
+    /// A command on the guest is under way, which would hang until the next wake.
+    #[error("a command on pod sandbox {sandbox} is under way (exec, kill, statistics, …); it is not put to sleep meanwhile")]
+    Visited {
+        /// The pod sandbox.
+        sandbox: SandboxId,
+    },
+    /// The place where commands announce themselves.
+    #[error(transparent)]
+    Visits(#[from] LockError),
     /// The guest is not paused (any more).
     #[error("the guest of pod sandbox {sandbox} runs; it was woken meanwhile, or was never frozen")]
     NotPaused {
@@ -125,6 +136,8 @@ impl SwitchError {
             Self::GuestGone { .. } => Reason::GuestGone,
             Self::StopStateUnknown { .. } => Reason::StopStateUnknown,
             Self::WrapperMissing { .. } => Reason::WrapperMissing,
+            Self::Visited { .. } => Reason::GuestBusy,
+            Self::Visits(e) => e.reason(),
             Self::NotPaused { .. } => Reason::WakeWon,
         }
     }

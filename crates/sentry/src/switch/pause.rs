@@ -21,7 +21,7 @@ impl Held {
     /// Stops the application; its sentry and network stack run on. Idempotent.
     ///
     /// # Errors
-    /// [`SwitchError`]; unless it is [`SwitchError::StopStateUnknown`], the record says what is true.
+    /// [`SwitchError::Visited`] while a command on the guest is under way; other [`SwitchError`]s; unless it is [`SwitchError::StopStateUnknown`], the record says what is true.
     pub fn pause(&mut self) -> Result<PauseReport, SwitchError> {
         if self.record.switch.intent.is_some() {
             self.settle()?;
@@ -33,6 +33,7 @@ impl Held {
                 took: Duration::ZERO,
             });
         }
+        let _closed = self.close()?;
         fail_point!("switch::pause::before_intent");
         self.intend(IntentKind::Pause)?;
         fail_point!("switch::pause::before_call");

@@ -69,6 +69,7 @@ impl Switch {
         self.dir.prepare()?;
         self.dir.make_pod_dir(&self.id)?;
         let lock = self.lock_only(timeout, true)?;
+        self.make_visits()?;
         let record = Record::read(&self.dir.record_path(&self.id), &self.id);
         let (record, is_new) = match record {
             // The same id made anew: what is left of the one before is of no use.
