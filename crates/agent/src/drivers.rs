@@ -12,7 +12,9 @@ use crate::config::DozeConfig;
 #[must_use]
 pub fn all(run_dir: &RunDir, containerd: &Path, doze: &DozeConfig) -> Vec<Arc<AnyDriver>> {
     [
-        AnyDriver::Gvisor(Gvisor::new(run_dir.clone()).with_working_set(doze.working_set_mib.saturating_mul(1 << 20))),
+        AnyDriver::Gvisor(
+            Gvisor::new(run_dir.clone()).with_working_set(doze.working_set_mib.saturating_mul(1 << 20)),
+        ),
         AnyDriver::Kata(Kata::new(containerd, run_dir.path())),
         AnyDriver::Runc(Runc::new(run_dir.path())),
     ]

@@ -258,7 +258,10 @@ fn a_pod_is_not_put_to_sleep_under_a_command() {
     let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
     // Runs for as long as the test says; its first line says that it is in the guest.
     let mut command = sandbox
-        .verb(&wrapper, &["exec", &app, "/bin/sh", "-c", "echo here; read -r line; true"])
+        .verb(
+            &wrapper,
+            &["exec", &app, "/bin/sh", "-c", "echo here; read -r line; true"],
+        )
         .stdin(read)
         .stdout(std::process::Stdio::piped())
         .spawn()

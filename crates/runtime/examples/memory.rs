@@ -18,9 +18,8 @@ use dormouse_runtime::kernel::Linux;
 use dormouse_runtime::prefetch::{PrefetchLimits, prefetch};
 use dormouse_runtime::reclaim::guard::{Guard, main_if_requested};
 use dormouse_runtime::reclaim::{
-    FLOOR, Ledger, LoweredLimit, NoteError, Reclaim, Version, raise, restore_all, swappiness_of,
+    Ledger, LoweredLimit, NoteError, Reclaim, Version, raise, restore_all, swappiness_of,
 };
-use dormouse_runtime::working_set::WorkingSet;
 use dormouse_runtime::{PrefetchReport, pageout, reclaim};
 
 struct Guarded(Guard);
@@ -45,7 +44,7 @@ fn main() {
     let began = Instant::now();
     match args[1].as_str() {
         "out" => {
-            let report = pageout::page_out(&Linux, &processes, &WorkingSet::default(), &mut brake).unwrap();
+            let report = pageout::page_out(&Linux, &processes, &mut brake).unwrap();
             println!("page-out {:?} {report:?}", began.elapsed());
             reclaim_all(&dir);
         }
@@ -97,7 +96,7 @@ fn reclaim_all(dir: &Path) {
     let began = Instant::now();
     let changes = swappiness_of(&Linux, dir).unwrap();
     raise(&Linux, &changes, &mut ledger).unwrap();
-    let mut reclaim = Reclaim::new(&Linux, dir, Version::V1, FLOOR);
+    let mut reclaim = Reclaim::new(&Linux, dir, Version::V1);
     while !reclaim.step(&mut ledger, &mut || Ok(())).unwrap() {}
     let (back, failed) = restore_all(&Linux, &changes);
     println!(

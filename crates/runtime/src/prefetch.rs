@@ -116,7 +116,8 @@ pub fn of_cgroup<K: Kernel + ?Sized>(
     }
 }
 
-/// Leaves the guest alone until it has answered, and then looks at what that took.
+/// Leaves the guest alone until it has answered, and looks meanwhile at what that takes: early on, as a guest may go
+/// on to something else, and once more in the end, as a slow swap takes its time.
 fn after_head_start<K: Kernel + ?Sized>(
     kernel: &K,
     first: Option<i32>,
@@ -125,11 +126,14 @@ fn after_head_start<K: Kernel + ?Sized>(
     measured: Option<&mut dyn FnMut(Mapped)>,
     brake: &mut dyn Brake,
 ) -> Result<(), PrefetchError> {
-    nap_until(Instant::now() + limits.head_start, brake)?;
+    let began = Instant::now();
     if let Some(measured) = measured {
-        measured(Mapped::measure(kernel, processes, first, brake)?);
+        for at in [limits.head_start / 3, limits.head_start] {
+            nap_until(began + at, brake)?;
+            measured(Mapped::measure(kernel, processes, first, brake)?);
+        }
     }
-    Ok(())
+    Ok(nap_until(began + limits.head_start, brake)?)
 }
 
 /// Brings pages back: `first`'s private memory and its memory files, then those of the others.

@@ -88,8 +88,8 @@ pub struct Job<'a> {
     pub processes: &'a [Process],
     /// The pod's memory cgroup; `None` where there is none of its own.
     pub cgroup: Option<(&'a Path, Method)>,
-    /// What stays in memory.
-    pub stay: &'a WorkingSet,
+    /// What is brought back in the end.
+    pub working_set: &'a WorkingSet,
     /// How often each page is advised on: twice where the first time only clears its accessed bit.
     pub passes: u32,
 }
@@ -105,6 +105,8 @@ pub struct PushOutReport {
     pub reclaimed: ReclaimReport,
     /// Its time.
     pub reclaim: Duration,
+    /// Time to bring the working set back.
+    pub bring_back: Duration,
 }
 
 /// A push-out that failed.
@@ -181,7 +183,6 @@ pub fn push_out<K: Kernel + ?Sized>(
 ) -> Result<PushOutReport, PushOutError> {
     let mut report = PushOutReport::default();
     swap_has_room(kernel)?;
-    let floor = reclaim::FLOOR.saturating_add(job.stay.bytes());
     // It starts while nothing is lowered yet, and is there before anything is.
     let mut guard = match job.cgroup {
         Some((_, Method::LoweredLimit)) => Some(guard.start().map_err(PushOutError::Guard)?),
@@ -194,7 +195,7 @@ pub fn push_out<K: Kernel + ?Sized>(
         let began = Instant::now();
         for _ in 0..job.passes {
             fail::fail_point!("push_out::before_pass");
-            let paged = page_out(kernel, job.processes, job.stay, brake)?;
+            let paged = page_out(kernel, job.processes, brake)?;
             if round == 1 {
                 report.paged = paged;
             }
@@ -203,7 +204,7 @@ pub fn push_out<K: Kernel + ?Sized>(
         fail::fail_point!("push_out::paged_out");
         let began = Instant::now();
         let Some((dir, method)) = job.cgroup else { break };
-        let reclaimed = reclaim_all(kernel, dir, method, floor, desk, &mut guard, brake)?;
+        let reclaimed = reclaim_all(kernel, dir, method, desk, &mut guard, brake)?;
         report.reclaim += began.elapsed();
         let gained = reclaimed.before.saturating_sub(reclaimed.after);
         report.reclaimed = match round {
@@ -211,29 +212,32 @@ pub fn push_out<K: Kernel + ?Sized>(
             _ => report.reclaimed.and(reclaimed),
         };
         // A disk that is slow to take the pages makes the kernel give up early.
-        let most = reclaimed.after <= floor.saturating_add(report.paged.bytes / 8);
+        let most = reclaimed.after <= reclaim::FLOOR.saturating_add(report.paged.bytes / 8);
         if most || gained < WORTH_ANOTHER || method == Method::ForceEmpty {
             break;
         }
     }
     fail::fail_point!("push_out::reclaimed");
-    let began = Instant::now();
-    if let Err(error) = job.stay.bring_back(kernel, job.processes) {
-        tracing::debug!(%error, "the working set was not brought back; the next wake may take longer");
-    }
-    report.reclaim += began.elapsed();
     if let Some(guard) = guard {
         // It has nothing on its list; if it is gone already, so much the better.
         let _ = guard.dismiss();
     }
-    swap_left(kernel, &report, floor)?;
+    swap_left(kernel, &report)?;
+    let began = Instant::now();
+    match job.working_set.bring_back(kernel, job.processes, brake) {
+        // Reading takes no room in it.
+        Err(stop) if stop.reason() == Reason::SwapFull => {}
+        done => done?,
+    }
+    report.bring_back = began.elapsed();
+    fail::fail_point!("push_out::brought_back");
     Ok(report)
 }
 
 /// The swap may have filled up in the last step, when nobody looked: then most of the pod is still in memory.
-fn swap_left<K: Kernel + ?Sized>(kernel: &K, report: &PushOutReport, floor: u64) -> Result<(), Stop> {
+fn swap_left<K: Kernel + ?Sized>(kernel: &K, report: &PushOutReport) -> Result<(), Stop> {
     let reclaimed = report.reclaimed;
-    if reclaimed.after > floor && reclaimed.after.saturating_mul(2) > report.paged.bytes {
+    if reclaimed.after > reclaim::FLOOR && reclaimed.after.saturating_mul(2) > report.paged.bytes {
         return swap_has_room(kernel);
     }
     Ok(())
@@ -243,7 +247,6 @@ fn reclaim_all<K: Kernel + ?Sized>(
     kernel: &K,
     dir: &Path,
     method: Method,
-    floor: u64,
     desk: &mut dyn Desk,
     guard: &mut Option<Guard>,
     brake: &mut dyn Brake,
@@ -267,7 +270,7 @@ fn reclaim_all<K: Kernel + ?Sized>(
             .map(|()| true)
         })?;
     }
-    let mut reclaim = Reclaim::new(kernel, dir, method.version(), floor);
+    let mut reclaim = Reclaim::new(kernel, dir, method.version());
     let result = loop {
         let step = desk.sit(&mut |ledger| {
             reclaim.step(

@@ -1,55 +1,61 @@
 //! A guest's working set: the pages that it touched between a wake and its first answer.
 //!
-//! They are few and nearly the same each time (some 4 MiB of a sentry and its stubs, whatever the size of the guest:
-//! Ustiugov et al., "Benchmarking, Analysis, and Optimization of Serverless Function Snapshots", ASPLOS 2021), but from
-//! a disk each of them is a read of its own. So a doze leaves them in memory: decision 0007.
+//! They are few and nearly the same each time (some 6 MiB of a sentry and a Python server, whatever the size of the
+//! guest; Ustiugov et al., "Benchmarking, Analysis, and Optimization of Serverless Function Snapshots", ASPLOS 2021),
+//! but each of them that lies in swap is a read of its own, one after the other. So a doze ends by bringing them
+//! back: decision 0007.
 //!
-//! After a wake from Dozing the pages that are mapped are those that were touched since, as everything else was paged
-//! out. The set is measured then, kept in the pod's run directory (tmpfs), and left out of the next page-out. What was
-//! left in memory is mapped whether it is touched again or not, so a set only grows; one that has outgrown its budget
-//! is forgotten now and then, and measured anew.
+//! After a wake from Dozing the pages that are mapped are those that were touched since, as everything else was pushed
+//! out. The set is measured then and noted in the pod's run directory (tmpfs). The next doze pushes everything out, as
+//! the kernel's reclaim knows nothing of sets, and then brings the set back into memory without mapping it, so that
+//! the next wake measures it anew: private memory into the swap cache, the guest's memory file into the file itself.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::brake::Brake;
+use crate::brake::{Brake, Stop};
 use crate::kernel::{Advice, Kernel, Process, Range};
 use crate::pageout::{Kind, Mapping, PageOutError, advise, mappings};
 
-/// How much of a guest stays in memory while it dozes, unless told otherwise: 6 MiB.
-pub const BUDGET: u64 = 6 << 20;
+/// How much of a guest is in memory while it dozes, unless told otherwise: 7 MiB.
+pub const BUDGET: u64 = 7 << 20;
 /// The form of the file.
 const VERSION: u32 = 1;
 /// A set of [`BUDGET`] single pages takes some 40 KiB.
 const SIZE_LIMIT: u64 = 1 << 20;
-/// What was mapped is no working set where it is this many times the budget: the guest was not asleep, or went through
-/// all of its memory.
-const NO_SET: u64 = 16;
-/// A set that has outgrown the budget is forgotten when it was added to so many times.
-const OLD: u32 = 8;
+/// A set that was measured whole stands for so many measurements that are unlike it: more than the budget, of a guest
+/// that went on to something else at once, or less than half, of one that was woken and not asked. If it is always so,
+/// what was measured is the set.
+const STANDS: u32 = 8;
 /// A process's page table is not looked through beyond this much address space, in bytes: 64 MiB of entries.
 const ADDRESS_SPACE: u64 = 32 << 30;
 
-/// The pages of a guest that a doze leaves in memory.
+/// The pages of a guest that are in memory while it dozes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WorkingSet {
     version: u32,
-    /// After how many wakes it was added to.
-    age: u32,
-    processes: Vec<Part>,
+    /// Whether it was within the budget when it was measured.
+    whole: bool,
+    /// How many measurements since were unlike it.
+    unlike: u32,
+    /// Private memory, by process.
+    private: Vec<Part<i32>>,
+    /// Memory files, by inode.
+    files: Vec<Part<u64>>,
 }
 
-/// One process's part of it.
+/// One process's private memory, or one memory file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Part {
-    pid: i32,
-    /// Address and length in bytes, in rising order.
+struct Part<Id> {
+    id: Id,
+    /// Start (an address, or an offset in the file) and length in bytes, in rising order.
     ranges: Vec<(u64, u64)>,
 }
 
@@ -57,8 +63,10 @@ impl Default for WorkingSet {
     fn default() -> Self {
         Self {
             version: VERSION,
-            age: 0,
-            processes: Vec::new(),
+            whole: false,
+            unlike: 0,
+            private: Vec::new(),
+            files: Vec::new(),
         }
     }
 }
@@ -80,7 +88,11 @@ impl WorkingSet {
         };
         read()
             .ok()
-            .filter(|set: &Self| set.version == VERSION && set.is_in_order())
+            .filter(|set: &Self| {
+                set.version == VERSION
+                    && set.private.iter().all(|p| in_order(&p.ranges))
+                    && set.files.iter().all(|p| in_order(&p.ranges))
+            })
             .unwrap_or_default()
     }
 
@@ -101,89 +113,147 @@ impl WorkingSet {
         fs::rename(&new, path)
     }
 
-    /// How much memory that is, in bytes. A page that two processes map counts twice.
+    /// How much memory that is, in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.processes
-            .iter()
-            .flat_map(|p| &p.ranges)
+        let private = self.private.iter().flat_map(|p| &p.ranges);
+        let files = self.files.iter().flat_map(|p| &p.ranges);
+        private
+            .chain(files)
             .fold(0, |sum, (_, len)| sum.saturating_add(*len))
     }
 
-    /// The set after a wake at which `mapped` was measured: what fits into the budget, the first processes' first.
+    /// The set after a measurement: what fits into the budget. The first process's private memory comes first, which
+    /// every wake needs.
     #[must_use]
-    pub fn after_wake(&self, mapped: Mapped, budget: u64) -> Self {
-        let total = mapped.bytes();
-        if total > budget.saturating_mul(NO_SET) {
-            return self.clone();
-        }
-        if total > budget && self.age >= OLD {
-            return Self::default();
+    pub fn after(&self, mapped: Mapped, budget: u64) -> Self {
+        let bytes = mapped.bytes();
+        let whole = bytes <= budget;
+        let like = whole && bytes >= self.bytes() / 2;
+        if !like && self.whole && self.unlike < STANDS {
+            return Self {
+                unlike: self.unlike + 1,
+                ..self.clone()
+            };
         }
         let mut left = budget;
-        let processes = mapped.0.into_iter().filter_map(|(pid, ranges)| {
-            let mut kept = Vec::new();
-            for range in ranges {
-                let len = range.len.min(left);
-                left -= len;
-                if len > 0 {
-                    kept.push((range.start, len));
-                }
-            }
-            kept.sort_unstable();
-            (!kept.is_empty()).then_some(Part { pid, ranges: kept })
-        });
-        Self {
-            version: VERSION,
-            age: self.age.saturating_add(1),
-            processes: processes.collect(),
-        }
+        let mut set = Self {
+            whole,
+            ..Self::default()
+        };
+        let mut private = mapped.private.into_iter();
+        set.private.extend(
+            private
+                .by_ref()
+                .take(1)
+                .filter_map(|(pid, r)| part(pid, r, &mut left)),
+        );
+        let files = mapped.files.into_iter();
+        set.files
+            .extend(files.filter_map(|(inode, r)| part(inode, r, &mut left)));
+        set.private
+            .extend(private.filter_map(|(pid, r)| part(pid, r, &mut left)));
+        set
     }
 
-    /// A process's part, in rising order.
-    #[must_use]
-    pub fn of(&self, pid: i32) -> Vec<Range> {
-        self.processes
-            .iter()
-            .find(|p| p.pid == pid)
-            .map(|p| {
-                p.ranges
-                    .iter()
-                    .map(|&(start, len)| Range { start, len })
-                    .collect()
-            })
-            .unwrap_or_default()
-    }
-
-    /// Brings back what the cgroup's reclaim has taken of it, which knows nothing of sets.
+    /// Brings the set back into memory; what cannot be brought back comes by faults.
     ///
     /// # Errors
-    /// The kernel's; the set is then smaller, and the next wake slower.
-    pub fn bring_back<K: Kernel + ?Sized>(&self, kernel: &K, processes: &[Process]) -> io::Result<()> {
+    /// The brake was pulled.
+    pub fn bring_back<K: Kernel + ?Sized>(
+        &self,
+        kernel: &K,
+        processes: &[Process],
+        brake: &mut dyn Brake,
+    ) -> Result<(), Stop> {
+        let mut files = BTreeMap::new();
         for process in processes {
-            advise(kernel, process, &self.of(process.pid), Advice::WillNeed)?;
+            brake.check()?;
+            if let Some(part) = self.private.iter().find(|p| p.id == process.pid) {
+                let _ = advise(kernel, process, &ranges(part), Advice::WillNeed);
+            }
+            // A guest's memory file is held by several of its processes; most often the first has them all.
+            if files.len() < self.files.len() {
+                for file in kernel.open_memory_files(process.pid).unwrap_or_default() {
+                    let inode = file.metadata().map(|m| m.ino()).ok();
+                    if let Some(part) = self.files.iter().find(|p| Some(p.id) == inode) {
+                        files.entry(part.id).or_insert(file);
+                    }
+                }
+            }
+        }
+        for part in &self.files {
+            let Some(file) = files.get(&part.id) else { continue };
+            // All of it is on its way before the first page is waited for.
+            for range in ranges(part) {
+                brake.check()?;
+                let _ = kernel.read_ahead(file, range);
+            }
+            for range in ranges(part) {
+                brake.check()?;
+                let _ = kernel.bring_back(file, range);
+            }
         }
         Ok(())
     }
-
-    fn is_in_order(&self) -> bool {
-        self.processes.iter().all(|p| {
-            let mut end = 0_u64;
-            p.ranges.iter().all(|&(start, len)| {
-                let follows = start >= end && len > 0;
-                end = start.saturating_add(len);
-                follows && end > start && end < u64::MAX
-            })
-        })
-    }
 }
 
-/// The pages that a guest's processes have mapped, the most important ones first.
+fn ranges<Id>(part: &Part<Id>) -> Vec<Range> {
+    part.ranges
+        .iter()
+        .map(|&(start, len)| Range { start, len })
+        .collect()
+}
+
+/// What fits of these ranges, and what is left of the budget then.
+fn part<Id>(id: Id, ranges: Vec<Range>, left: &mut u64) -> Option<Part<Id>> {
+    let mut kept = Vec::new();
+    for range in merged(ranges) {
+        let len = range.len.min(*left);
+        *left -= len;
+        if len > 0 {
+            kept.push((range.start, len));
+        }
+    }
+    (!kept.is_empty()).then_some(Part { id, ranges: kept })
+}
+
+/// The same stretches in rising order, each once.
+fn merged(mut ranges: Vec<Range>) -> Vec<Range> {
+    ranges.sort_by_key(|r| r.start);
+    let mut out: Vec<Range> = Vec::new();
+    for range in ranges {
+        match out.last_mut() {
+            Some(last) if range.start <= last.start.saturating_add(last.len) => {
+                let end = range.start.saturating_add(range.len);
+                last.len = last.len.max(end - last.start);
+            }
+            _ => out.push(range),
+        }
+    }
+    out
+}
+
+fn in_order(ranges: &[(u64, u64)]) -> bool {
+    let mut end = 0_u64;
+    ranges.iter().all(|&(start, len)| {
+        let follows = start >= end && len > 0;
+        end = start.saturating_add(len);
+        follows && end < u64::MAX
+    })
+}
+
+/// The pages that a guest's processes have mapped.
 #[derive(Debug, Default)]
-pub struct Mapped(Vec<(i32, Vec<Range>)>);
+pub struct Mapped {
+    /// Private memory by process, the first process's first.
+    private: Vec<(i32, Vec<Range>)>,
+    /// Memory files by inode, each page once.
+    files: BTreeMap<u64, Vec<Range>>,
+}
 
 impl Mapped {
-    /// Looks through the page tables of these processes, `first`'s first; private memory comes before shared.
+    /// Looks through the page tables of these processes, `first`'s first.
     ///
     /// # Errors
     /// [`PageOutError::Stopped`], or the kernel's.
@@ -195,77 +265,71 @@ impl Mapped {
     ) -> Result<Self, PageOutError> {
         let mut pids: Vec<i32> = processes.iter().map(|p| p.pid).collect();
         pids.sort_by_key(|pid| (Some(*pid) != first, *pid));
-        let mut found = Vec::new();
+        let mut found = Self::default();
         for pid in pids {
             brake.check()?;
-            let Some(mut mappings) = mappings(kernel, pid)? else {
+            let Some(mappings) = mappings(kernel, pid)? else {
                 continue;
             };
-            mappings.retain(Mapping::can_page_out);
-            mappings.sort_by_key(|m| (m.kind != Kind::Anonymous, m.range.start));
-            let mut left = ADDRESS_SPACE;
-            let mut ranges = Vec::new();
-            for mapping in mappings {
-                if mapping.range.len > left {
-                    continue;
-                }
-                left -= mapping.range.len;
-                brake.check()?;
-                match kernel.present(pid, mapping.range) {
-                    Ok(present) => ranges.extend(present),
-                    Err(e) if matches!(e.raw_os_error(), Some(libc::ESRCH | libc::ENOENT)) => break,
-                    Err(source) => return Err(PageOutError::ReadMap { pid, source }),
-                }
-            }
-            found.push((pid, ranges));
+            found.look_through(kernel, pid, &mappings, brake)?;
         }
-        Ok(Self(found))
+        for ranges in found.files.values_mut() {
+            *ranges = merged(std::mem::take(ranges));
+        }
+        Ok(found)
+    }
+
+    fn look_through<K: Kernel + ?Sized>(
+        &mut self,
+        kernel: &K,
+        pid: i32,
+        mappings: &[Mapping],
+        brake: &mut dyn Brake,
+    ) -> Result<(), PageOutError> {
+        let mut left = ADDRESS_SPACE;
+        let mut private = Vec::new();
+        for mapping in mappings.iter().filter(|m| m.can_page_out()) {
+            if mapping.range.len > left {
+                continue;
+            }
+            left -= mapping.range.len;
+            brake.check()?;
+            let present = match kernel.present(pid, mapping.range) {
+                Ok(present) => present,
+                Err(e) if matches!(e.raw_os_error(), Some(libc::ESRCH | libc::ENOENT)) => break,
+                Err(source) => return Err(PageOutError::ReadMap { pid, source }),
+            };
+            match mapping.kind {
+                Kind::Anonymous | Kind::File => private.extend(present),
+                Kind::MemoryFile => {
+                    let in_file = |r: Range| Range {
+                        start: (r.start - mapping.range.start).saturating_add(mapping.offset),
+                        len: r.len,
+                    };
+                    let file = self.files.entry(mapping.inode).or_default();
+                    file.extend(present.into_iter().map(in_file));
+                }
+                Kind::SharedAnonymous | Kind::Special => {}
+            }
+        }
+        self.private.push((pid, private));
+        Ok(())
     }
 
     fn bytes(&self) -> u64 {
-        self.0
-            .iter()
-            .flat_map(|(_, ranges)| ranges)
+        let private = self.private.iter().flat_map(|(_, ranges)| ranges);
+        private
+            .chain(self.files.values().flatten())
             .fold(0, |sum, r| sum.saturating_add(r.len))
     }
 }
 
-/// A range without the parts of it that stay; both in rising order.
-pub(crate) fn without(range: Range, stay: &[Range]) -> Vec<Range> {
-    let end = range.start.saturating_add(range.len);
-    let mut rest = Vec::new();
-    let mut at = range.start;
-    // The first that reaches into the range, and all up to the one that begins behind it.
-    let from = stay.partition_point(|r| r.start.saturating_add(r.len) <= range.start);
-    for kept in stay.iter().skip(from) {
-        if kept.start >= end {
-            break;
-        }
-        if kept.start > at {
-            rest.push(Range {
-                start: at,
-                len: kept.start - at,
-            });
-        }
-        at = at.max(kept.start.saturating_add(kept.len));
-    }
-    if at < end {
-        rest.push(Range {
-            start: at,
-            len: end - at,
-        });
-    }
-    rest
-}
-
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
     use crate::kernel::Linux;
     use crate::kernel::fake::Fake;
-    use crate::pageout::page_out;
+    use crate::pageout::processes;
 
     const PAGE: u64 = 4096;
 
@@ -276,28 +340,51 @@ mod tests {
         }
     }
 
+    fn mapped() -> Mapped {
+        Mapped {
+            private: vec![(7, vec![range(100, 4), range(10, 2)]), (3, vec![range(1, 10)])],
+            files: [(1029, vec![range(0, 1), range(8, 3)])].into(),
+        }
+    }
+
     #[test]
-    fn keeps_what_fits_and_the_first_processes_first() {
-        let mapped = || Mapped(vec![(7, vec![range(100, 4), range(10, 2)]), (3, vec![range(1, 10)])]);
-        let set = WorkingSet::default().after_wake(mapped(), 8 * PAGE);
-        assert_eq!(set.bytes(), 8 * PAGE);
-        assert_eq!(set.of(7), [range(10, 2), range(100, 4)]);
-        assert_eq!(set.of(3), [range(1, 2)]);
-        assert_eq!(set.of(1), []);
-        // What is far beyond the budget is no working set: the one before stands.
-        assert_eq!(set.after_wake(mapped(), 0), set);
-        // A set that has outgrown the budget is measured anew in the end.
-        let mut old = set;
-        for _ in 0..OLD {
-            assert_ne!(old.bytes(), 0);
-            old = old.after_wake(mapped(), 8 * PAGE);
+    fn what_fits_stays_and_the_sentrys_own_comes_first() {
+        let none = WorkingSet::default();
+        assert_eq!(none.after(mapped(), 4 * PAGE).bytes(), 4 * PAGE);
+        let set = none.after(mapped(), 11 * PAGE);
+        let pages = |part: &[(u64, u64)]| -> Vec<(u64, u64)> {
+            part.iter().map(|(s, l)| (s / PAGE, l / PAGE)).collect()
+        };
+        assert_eq!(pages(&set.private[0].ranges), [(10, 2), (100, 4)]);
+        assert_eq!(pages(&set.files[0].ranges), [(0, 1), (8, 3)]);
+        assert_eq!(
+            (set.private[1].id, pages(&set.private[1].ranges)),
+            (3, vec![(1, 1)])
+        );
+        assert_eq!(set.bytes(), 11 * PAGE);
+        assert!(!set.whole);
+    }
+
+    #[test]
+    fn each_measurement_counts_but_not_at_once_one_that_is_unlike() {
+        let set = WorkingSet::default().after(mapped(), 20 * PAGE);
+        assert!(set.whole);
+        assert_eq!(set.bytes(), 20 * PAGE);
+        let mut less = mapped();
+        less.private.pop();
+        assert_eq!(set.after(less, 20 * PAGE).bytes(), 10 * PAGE);
+        for (unlike, budget) in [(mapped as fn() -> Mapped, PAGE), (Mapped::default, 20 * PAGE)] {
+            let mut later = set.clone();
+            for _ in 0..STANDS {
+                later = later.after(unlike(), budget);
+                assert_eq!(later.bytes(), set.bytes());
+            }
+            assert_eq!(later.after(mapped(), 20 * PAGE), set);
+            assert_eq!(
+                later.after(unlike(), budget).bytes(),
+                unlike().bytes().min(budget)
+            );
         }
-        assert_eq!(old, WorkingSet::default());
-        // One that fits is kept.
-        for _ in 0..2 * OLD {
-            old = old.after_wake(mapped(), 16 * PAGE);
-        }
-        assert_eq!(old.bytes(), 16 * PAGE);
     }
 
     #[test]
@@ -305,80 +392,94 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("working-set.json");
         assert_eq!(WorkingSet::read(&path), WorkingSet::default());
-        let set = WorkingSet::default().after_wake(Mapped(vec![(7, vec![range(1, 1)])]), PAGE);
+        let set = WorkingSet::default().after(mapped(), 20 * PAGE);
         set.write(&path).unwrap();
         assert_eq!(WorkingSet::read(&path), set);
         for bad in [
             "",
             "{}",
-            r#"{"version":2,"age":0,"processes":[]}"#,
-            r#"{"version":1,"age":0,"processes":[{"pid":1,"ranges":[[8192,4096],[4096,4096]]}]}"#,
-            r#"{"version":1,"age":0,"processes":[{"pid":1,"ranges":[[18446744073709551615,4096]]}]}"#,
-            r#"{"version":1,"age":0,"processes":[{"pid":1,"ranges":[[4096,0]]}]}"#,
+            r#"{"version":2,"whole":true,"unlike":0,"private":[],"files":[]}"#,
+            r#"{"version":1,"whole":true,"unlike":0,"private":[{"id":1,"ranges":[[8192,4096],[4096,4096]]}],"files":[]}"#,
+            r#"{"version":1,"whole":true,"unlike":0,"private":[],"files":[{"id":1,"ranges":[[18446744073709551615,4096]]}]}"#,
+            r#"{"version":1,"whole":true,"unlike":0,"private":[{"id":1,"ranges":[[4096,0]]}],"files":[]}"#,
         ] {
             fs::write(&path, bad).unwrap();
             assert_eq!(WorkingSet::read(&path), WorkingSet::default(), "{bad}");
         }
     }
 
-    /// A sentry (7) with a heap and a memory file, and a stub (3).
-    fn guest() -> (Fake, Vec<Process>) {
+    /// A sentry (7) with a heap and a memory file, and a stub (3) that maps the same file elsewhere.
+    fn guest(inode: u64) -> (Fake, Vec<Process>) {
         let fake = Fake::default();
-        let mapping = |start: u64, pages: u64, perms: &str, name: &str| {
+        let mapping = |start: u64, pages: u64, of_file: Option<u64>| {
+            let (perms, offset, inode, name) = match of_file {
+                Some(page) => ("rw-s", page * PAGE, inode, "/memfd:runsc-memory (deleted)"),
+                None => ("rw-p", 0, 0, ""),
+            };
             format!(
-                "{:x}-{:x} {perms} 00000000 00:01 {} {name}\nRss: {} kB\n",
+                "{:x}-{:x} {perms} {offset:08x} 00:01 {inode} {name}\nRss: {} kB\n",
                 start * PAGE,
                 (start + pages) * PAGE,
-                u8::from(!name.is_empty()),
                 pages * 4
             )
         };
-        let sentry =
-            mapping(16, 64, "rw-s", "/memfd:runsc-memory (deleted)") + &mapping(256, 16, "rw-p", "");
-        let stub = mapping(16, 64, "rw-s", "/memfd:runsc-memory (deleted)");
+        let sentry = mapping(16, 64, Some(0)) + &mapping(256, 16, None);
+        let stub = mapping(1000, 64, Some(4));
         let mut inner = fake.0.lock().unwrap();
         inner.smaps = [(7, sentry), (3, stub)].into();
-        inner.present = [(7, vec![range(20, 2), range(260, 4)]), (3, vec![range(20, 1)])].into();
+        inner.present = [
+            (7, vec![range(20, 2), range(260, 4)]),
+            (3, vec![range(1000, 1), range(1008, 1)]),
+        ]
+        .into();
         drop(inner);
         let processes = [3, 7].map(|pid| fake.open_process(pid).unwrap()).into();
         (fake, processes)
     }
 
     #[test]
-    fn a_page_out_leaves_the_set() {
-        let (fake, processes) = guest();
+    fn is_measured_and_brought_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = File::create(dir.path().join("memory")).unwrap();
+        let inode = file.metadata().unwrap().ino();
+        let (fake, processes) = guest(inode);
         let mut brake = || Ok(());
         let mapped = Mapped::measure(&fake, &processes, Some(7), &mut brake).unwrap();
-        // The sentry's private memory first, then its memory file, then the stub's.
-        assert_eq!(
-            mapped.0,
-            [
-                (7, vec![range(260, 4), range(20, 2)]),
-                (3, vec![range(20, 1)])
-            ]
-        );
-        let set = WorkingSet::default().after_wake(mapped, 6 * PAGE);
-        let report = page_out(&fake, &processes, &set, &mut brake).unwrap();
-        assert_eq!(report.bytes, (64 + 64 + 16 - 6) * PAGE);
-        let advised: Vec<(i32, Range)> = fake.0.lock().unwrap().advised.iter().map(|a| (a.0, a.1)).collect();
-        assert_eq!(
-            advised,
-            [
-                (3, range(16, 64)),
-                (7, range(16, 4)),
-                (7, range(22, 58)),
-                (7, range(256, 4)),
-                (7, range(264, 8)),
-            ]
-        );
-        set.bring_back(&fake, &processes).unwrap();
-        let back: Vec<Range> = fake.advised().split_off(advised.len());
-        assert_eq!(back, [range(20, 2), range(260, 4)]);
+        assert_eq!(mapped.private, [(7, vec![range(260, 4)]), (3, vec![])]);
+        // Pages 4 and 5 of the file by the sentry, 4 and 12 by the stub.
+        assert_eq!(mapped.files[&inode], [range(4, 2), range(12, 1)]);
+        assert_eq!(mapped.bytes(), 7 * PAGE);
+
+        fake.0.lock().unwrap().memory_files.insert(7, file);
+        let set = WorkingSet::default().after(mapped, 20 * PAGE);
+        set.bring_back(&fake, &processes, &mut brake).unwrap();
+        assert_eq!(fake.advised(), [range(260, 4)]);
+        assert_eq!(fake.0.lock().unwrap().brought_back, [range(4, 2), range(12, 1)]);
+        let mut stop = || Err(Stop::Woken);
+        assert!(matches!(
+            set.bring_back(&fake, &processes, &mut stop),
+            Err(Stop::Woken)
+        ));
+    }
+
+    #[test]
+    fn threads_of_one_guest_count_once() {
+        let (fake, _) = guest(5);
+        let smaps = fake.0.lock().unwrap().smaps[&3].clone();
+        let mut inner = fake.0.lock().unwrap();
+        inner.smaps.extend([(4, smaps.clone()), (9, smaps)]);
+        inner.memory_of = [(4, 3), (9, 3)].into();
+        let procs = (1..20).map(|pid| format!("{pid}\n")).collect();
+        inner.files.insert("/cg/cgroup.procs".into(), procs);
+        drop(inner);
+        let found = processes(&fake, Path::new("/cg")).unwrap();
+        let pids: Vec<i32> = found.iter().map(|p| p.pid).collect();
+        assert_eq!(pids, [3, 7]);
     }
 
     #[test]
     fn a_guest_that_went_away_is_no_error() {
-        let (fake, processes) = guest();
+        let (fake, processes) = guest(5);
         fake.0.lock().unwrap().present.clear();
         let mapped = Mapped::measure(&fake, &processes, None, &mut || Ok(())).unwrap();
         assert_eq!(mapped.bytes(), 0);
@@ -403,22 +504,5 @@ mod tests {
         assert_eq!(present, [of(3, 2), of(9, 1)]);
         assert_eq!(memory[offset + 9 * PAGE as usize], 1);
         assert!(Linux.present(i32::MAX, of(0, 1)).is_err());
-    }
-
-    proptest! {
-        #[test]
-        fn what_is_left_and_what_stays_are_all_of_it(
-            start in 0..50_u64, pages in 1..50_u64, stay in proptest::collection::btree_set(0..100_u64, 0..40)
-        ) {
-            let whole = range(start, pages);
-            let stay: Vec<Range> = stay.into_iter().map(|page| range(page, 1)).collect();
-            let rest = without(whole, &stay);
-            for page in 0..120 {
-                let is_in = |r: &Range| r.start <= page * PAGE && page * PAGE < r.start + r.len;
-                let expected = is_in(&whole) && !stay.iter().any(is_in);
-                prop_assert_eq!(rest.iter().filter(|r| is_in(r)).count(), usize::from(expected));
-            }
-            prop_assert!(rest.iter().all(|r| r.len > 0));
-        }
     }
 }

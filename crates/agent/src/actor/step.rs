@@ -74,7 +74,13 @@ impl Actor {
                     before >> 20
                 );
                 tracing::warn!(pod = %self.pod.full_name(), reason = %Reason::ReclaimFailed, "{message}");
-                self.tell_news(NewsKind::Warning, Some(Reason::ReclaimFailed), message, None, None);
+                self.tell_news(
+                    NewsKind::Warning,
+                    Some(Reason::ReclaimFailed),
+                    message,
+                    None,
+                    None,
+                );
             }
         }
         self.ctx

@@ -53,8 +53,8 @@ pub(super) fn doze(
     drop(held);
     let switch = parts.switch(guest, verb)?;
     let resident_before = usage(&cgroup);
-    let stay = parts.working_set(&switch);
-    let pushed = push(parts, &switch, &cgroup, &stay, wakes, cancel)
+    let working_set = parts.working_set(&switch);
+    let pushed = push(parts, &switch, &cgroup, &working_set, wakes, cancel)
         .and_then(|report| not_cancelled(cancel).map(|()| report).map_err(PushOutError::from));
     fail::fail_point!("gvisor::doze::before_rung");
     let report = match pushed {
@@ -77,12 +77,12 @@ pub(super) fn doze(
     })
 }
 
-/// Pages the pod's processes out, but for the working set, and makes its cgroup let go of them.
+/// Pages the pod's processes out, makes its cgroup let go of them, and brings the working set back.
 pub(super) fn push(
     parts: &Parts,
     switch: &Switch,
     cgroup: &PodCgroup,
-    stay: &WorkingSet,
+    working_set: &WorkingSet,
     wakes: u64,
     cancel: &Cancel,
 ) -> Result<PushOutReport, PushOutError> {
@@ -91,7 +91,7 @@ pub(super) fn push(
     let method = Method::of_stopped(cgroup.version());
     let job = Job {
         processes: &processes,
-        stay,
+        working_set,
         cgroup: Some((cgroup.memory_dir(), method)),
         passes: 1,
     };
@@ -105,7 +105,9 @@ pub(super) fn push(
             Err(e) => Err(Stop::Look(std::io::Error::other(e))),
         }
     };
-    push_out(kernel, job, &mut desk, &parts.guard, &mut brake)
+    let report = push_out(kernel, job, &mut desk, &parts.guard, &mut brake)?;
+    tracing::debug!(sandbox = %switch.id(), working_set = working_set.bytes(), ?report, "pushed out");
+    Ok(report)
 }
 
 /// Back to Frozen: the cgroup is thawed, the application stays stopped, unless somebody has woken it meanwhile.

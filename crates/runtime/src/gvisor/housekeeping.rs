@@ -1,8 +1,8 @@
 //! A short thaw of a dozing guest's cgroup, in which its network stack answers while the application stays stopped.
 
 use dormouse_core::Rung;
-use dormouse_sentry::{Held, SwitchError};
 use dormouse_sentry::record::CgroupState;
+use dormouse_sentry::{Held, SwitchError};
 
 use super::doze::{push, roll_back, usage};
 use super::{Parts, switch_failed};
@@ -42,11 +42,11 @@ pub(super) fn freeze(
     }
     drop(held);
     let switch = parts.switch(guest, verb)?;
-    let stay = parts.working_set(&switch);
-    if usage(&cgroup) <= TOLERATED.saturating_add(stay.bytes()) {
+    let working_set = parts.working_set(&switch);
+    if usage(&cgroup) <= TOLERATED.saturating_add(working_set.bytes()) {
         return Ok(());
     }
-    match push(parts, &switch, &cgroup, &stay, wakes, cancel) {
+    match push(parts, &switch, &cgroup, &working_set, wakes, cancel) {
         Ok(_) => Ok(()),
         Err(error) => Err(roll_back(parts, guest, verb, wakes, error)),
     }

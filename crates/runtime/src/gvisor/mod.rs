@@ -6,7 +6,8 @@
 //! Fail points (feature `failpoints`), in the order in which a doze and a wake meet them, besides those of
 //! `dormouse_sentry::switch`: `gvisor::freeze::paused`, `gvisor::doze::cgroup_frozen`, `push_out::before_pass`,
 //! `push_out::paged_out`, `reclaim::raise::noted`, `reclaim::v1::noted`, `reclaim::v1::lowered`,
-//! `reclaim::v1::restored`, `reclaim::v2::before`, `push_out::reclaimed`, `gvisor::doze::before_rung`,
+//! `reclaim::v1::restored`, `reclaim::v2::before`, `push_out::reclaimed`,
+//! `push_out::brought_back`, `gvisor::doze::before_rung`,
 //! `gvisor::doze::rollback`, `gvisor::wake::locked`, `gvisor::wake::resumed`, `gvisor::housekeeping::thawed`,
 //! `gvisor::housekeeping::frozen`.
 

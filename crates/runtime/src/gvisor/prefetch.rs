@@ -16,15 +16,13 @@ pub(super) fn prefetch(
 ) -> Result<PrefetchReport, DriverError> {
     let cgroup = parts.cgroup(guest, verb)?;
     let switch = parts.switch(guest, verb)?;
-    let record = switch
-        .record()
-        .map_err(|e| verb.failed(e.reason(), None, e))?;
+    let record = switch.record().map_err(|e| verb.failed(e.reason(), None, e))?;
     let first = record.sentry.map(|s| s.pid);
     let mut measured = |mapped: Mapped| {
         // Under the lock: a pod that is forgotten meanwhile must not get a new file.
         let Ok(held) = switch.lock(LOCK) else { return };
         let path = parts.run_dir.working_set_path(switch.id());
-        let set = WorkingSet::read(&path).after_wake(mapped, parts.working_set);
+        let set = WorkingSet::read(&path).after(mapped, parts.working_set);
         let written = set.write(&path);
         drop(held);
         let (sandbox, bytes) = (verb.sandbox_id, set.bytes());
@@ -36,13 +34,6 @@ pub(super) fn prefetch(
         }
     };
     let measured: Option<&mut dyn FnMut(Mapped)> = (parts.working_set > 0).then_some(&mut measured);
-    of_cgroup(
-        &*parts.kernel,
-        &cgroup,
-        first,
-        parts.prefetch,
-        measured,
-        cancel,
-    )
+    of_cgroup(&*parts.kernel, &cgroup, first, parts.prefetch, measured, cancel)
         .map_err(|e| verb.failed(Reason::Internal, None, e))
 }

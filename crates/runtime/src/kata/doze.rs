@@ -14,8 +14,8 @@ use crate::kernel::Process;
 use crate::limit_file::LimitFile;
 use crate::prefetch::{PrefetchError, prefetch as bring_back};
 use crate::push_out::{Desk, GuardProgram, Job, Method, Work, push_out};
-use crate::working_set::WorkingSet;
 use crate::reclaim::ReclaimError;
+use crate::working_set::WorkingSet;
 
 /// The first pass only clears the accessed bits that the hypervisor reports (`facts`: one pass does almost nothing).
 const PASSES: u32 = 2;
@@ -37,7 +37,7 @@ pub(super) fn doze(
     let mut limits = limits(parts, guest, verb)?;
     let job = Job {
         processes: &processes,
-        stay: &WorkingSet::default(),
+        working_set: &WorkingSet::default(),
         cgroup: cgroup
             .as_ref()
             .map(|c| (c.memory_dir(), Method::of_running(c.version()))),

@@ -1,6 +1,7 @@
 //! A kernel that records what it is asked, and one that fails where it is told to: the same fake, with and without
 //! faults.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
@@ -15,9 +16,13 @@ type Hook = Box<dyn FnMut(&Path, &str, &mut BTreeMap<PathBuf, String>) -> io::Re
 pub(crate) struct Inner {
     pub files: BTreeMap<PathBuf, String>,
     pub smaps: HashMap<i32, String>,
+    /// Processes that share another one's memory.
+    pub memory_of: HashMap<i32, i32>,
     pub present: HashMap<i32, Vec<Range>>,
     pub refused: HashMap<Range, i32>,
     pub advised: Vec<(i32, Range, Advice)>,
+    pub memory_files: HashMap<i32, File>,
+    pub brought_back: Vec<Range>,
     pub calls: Vec<Vec<Range>>,
     pub partial: Option<u64>,
     pub swap: Swap,
@@ -86,6 +91,12 @@ impl Kernel for Fake {
             pid,
             fd: File::open("/dev/null")?.into(),
         })
+    }
+
+    fn compare_memory(&self, one: &Process, other: &Process) -> io::Result<Ordering> {
+        let inner = self.0.lock().unwrap();
+        let of = |pid: i32| inner.memory_of.get(&pid).copied().unwrap_or(pid);
+        Ok(of(one.pid).cmp(&of(other.pid)))
     }
 
     fn read_smaps(&self, pid: i32, _limit: u64) -> io::Result<String> {
@@ -170,8 +181,14 @@ impl Kernel for Fake {
         Ok(self.0.lock().unwrap().swap)
     }
 
-    fn open_memory_files(&self, _pid: i32) -> io::Result<Vec<File>> {
-        Ok(Vec::new())
+    fn open_memory_files(&self, pid: i32) -> io::Result<Vec<File>> {
+        let inner = self.0.lock().unwrap();
+        inner
+            .memory_files
+            .get(&pid)
+            .map(File::try_clone)
+            .into_iter()
+            .collect()
     }
 
     fn next_data(&self, _file: &File, _from: u64) -> io::Result<Option<Range>> {
@@ -182,7 +199,8 @@ impl Kernel for Fake {
         Ok(())
     }
 
-    fn bring_back(&self, _file: &File, _range: Range) -> io::Result<()> {
+    fn bring_back(&self, _file: &File, range: Range) -> io::Result<()> {
+        self.0.lock().unwrap().brought_back.push(range);
         Ok(())
     }
 }

@@ -1,5 +1,6 @@
 //! The real kernel.
 
+use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -36,6 +37,10 @@ impl Kernel for Linux {
             pid,
             fd: sys::pidfd_open(pid)?,
         })
+    }
+
+    fn compare_memory(&self, one: &Process, other: &Process) -> io::Result<Ordering> {
+        sys::kcmp_vm(one.pid, other.pid)
     }
 
     fn read_smaps(&self, pid: i32, limit: u64) -> io::Result<String> {
@@ -193,14 +198,21 @@ fn read_bounded(path: &Path, limit: u64) -> io::Result<String> {
     Ok(text)
 }
 
-/// The pages of a range whose entries in a process's `pagemap` say that they are mapped.
-fn present(pagemap: &File, range: Range) -> io::Result<Vec<Range>> {
-    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)?
+fn page_size() -> io::Result<u64> {
+    nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)?
         .and_then(|size| u64::try_from(size).ok())
         .filter(|size| *size > 0)
-        .ok_or(io::ErrorKind::Unsupported)?;
+        .ok_or_else(|| io::ErrorKind::Unsupported.into())
+}
+
+/// The pages of a range whose entries in a process's `pagemap` say that they are mapped.
+fn present(pagemap: &File, range: Range) -> io::Result<Vec<Range>> {
+    let page = page_size()?;
     let mut found: Vec<Range> = Vec::new();
-    let (mut at, end) = (range.start / page, (range.start.saturating_add(range.len)).div_ceil(page));
+    let (mut at, end) = (
+        range.start / page,
+        (range.start.saturating_add(range.len)).div_ceil(page),
+    );
     let mut buffer = Vec::new();
     while at < end {
         let entries = (end - at).min(ENTRIES);

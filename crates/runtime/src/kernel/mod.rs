@@ -8,6 +8,7 @@ pub(crate) mod fake;
 mod linux;
 mod sys;
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::fs::File;
 use std::io;
@@ -61,6 +62,13 @@ pub trait Kernel: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// `ESRCH` if there is no such process.
     fn open_process(&self, pid: i32) -> io::Result<Process>;
+
+    /// How the memory of two processes compares (`kcmp(2)`): `Equal` where they share it, otherwise in an order of the
+    /// kernel's own, which stays the same while both live.
+    ///
+    /// # Errors
+    /// `ESRCH` if one of them is gone, `ENOSYS` on a kernel without, `EPERM` without `CAP_SYS_PTRACE`.
+    fn compare_memory(&self, one: &Process, other: &Process) -> io::Result<Ordering>;
 
     /// Reads `/proc/PID/smaps`, at most `limit` bytes of it; a longer one is an error.
     ///

@@ -1,6 +1,7 @@
 //! The system calls that have no safe wrapper in `nix`.
 #![allow(unsafe_code)]
 
+use std::cmp::Ordering;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
@@ -47,6 +48,30 @@ pub(super) fn process_madvise(pidfd: BorrowedFd<'_>, ranges: &[Range], advice: i
 
 fn too_large() -> io::Error {
     io::Error::from_raw_os_error(libc::EINVAL)
+}
+
+/// `kcmp(2)` of two processes' memory.
+pub(super) fn kcmp_vm(one: i32, other: i32) -> io::Result<Ordering> {
+    const KCMP_VM: libc::c_long = 1;
+    // SAFETY: numbers alone; the kernel touches no memory of ours.
+    let order = unsafe {
+        libc::syscall(
+            libc::SYS_kcmp,
+            libc::c_long::from(one),
+            libc::c_long::from(other),
+            KCMP_VM,
+            0 as libc::c_long,
+            0 as libc::c_long,
+        )
+    };
+    match order {
+        0 => Ok(Ordering::Equal),
+        1 => Ok(Ordering::Less),
+        2 => Ok(Ordering::Greater),
+        // 3: not equal, and in no order.
+        3 => Err(io::Error::from_raw_os_error(libc::ENOSYS)),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// `sendfile(2)` from an offset of a file; how many bytes went.

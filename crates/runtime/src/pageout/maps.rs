@@ -21,6 +21,10 @@ pub struct Mapping {
     pub anonymous: u64,
     /// What of it is in swap, in bytes; for shared memory the file's share below this mapping.
     pub swapped: u64,
+    /// Where its first page lies in the file below it, in bytes; 0 without one.
+    pub offset: u64,
+    /// The file's inode; 0 without one.
+    pub inode: u64,
     /// What it is.
     pub kind: Kind,
     /// The kernel keeps it in memory whatever is said (`mlock`, huge TLB pages, device memory).
@@ -130,7 +134,7 @@ fn header(line: &str) -> Option<Mapping> {
     if !known || !matches!(share, b'p' | b's') {
         return None;
     }
-    hex(words.next()?)?;
+    let offset = hex(words.next()?)?;
     let (major, minor) = words.next()?.split_once(':')?;
     hex(major)?;
     hex(minor)?;
@@ -147,6 +151,8 @@ fn header(line: &str) -> Option<Mapping> {
         resident: 0,
         anonymous: 0,
         swapped: 0,
+        offset,
+        inode,
         kind: kind(path, inode, share == b's'),
         pinned: false,
     })
@@ -221,7 +227,7 @@ Rss:                3000 kB
 Anonymous:          3000 kB
 Swap:                 96 kB
 VmFlags: rd wr mr mw me ac sd
-7f0000000000-7f0040000000 rw-s 00000000 00:01 1029                       /memfd:runsc-memory (deleted)
+7f0000000000-7f0040000000 rw-s 00004000 00:01 1029                       /memfd:runsc-memory (deleted)
 Rss:              524288 kB
 Anonymous:             0 kB
 Swap:                  0 kB
@@ -243,7 +249,8 @@ VmFlags: rd wr lo
         assert_eq!(m.len(), 5);
         assert_eq!(m[0].kind, Kind::Anonymous);
         assert_eq!((m[0].resident, m[0].swapped), (3000 << 10, 96 << 10));
-        assert_eq!(m[1].kind, Kind::MemoryFile);
+        assert_eq!((m[1].kind, m[1].inode), (Kind::MemoryFile, 1029));
+        assert_eq!((m[0].offset, m[1].offset), (0, 0x4000));
         assert_eq!(
             m[1].range,
             Range {

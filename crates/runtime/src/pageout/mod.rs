@@ -9,6 +9,7 @@ mod advise;
 pub mod maps;
 mod slices;
 
+use std::cmp::Ordering;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -18,8 +19,7 @@ pub use maps::{Kind, Mapping, MapsError, parse};
 pub use slices::{MAX_RANGES, SLICE, Slices, Weighed};
 
 use crate::brake::{Brake, Stop};
-use crate::kernel::{Advice, Kernel, Process, Range};
-use crate::working_set::{WorkingSet, without};
+use crate::kernel::{Advice, Kernel, Process};
 
 /// A process's memory map is not read beyond this: 64 MiB of text, some 65,000 mappings.
 const SMAPS_LIMIT: u64 = 64 << 20;
@@ -158,7 +158,8 @@ pub fn pids<K: Kernel + ?Sized>(kernel: &K, cgroup: &Path) -> Result<Vec<i32>, P
     Ok(pids)
 }
 
-/// The processes in the cgroup and below, held by pidfd.
+/// The processes in the cgroup and below, held by pidfd; of those that share their memory (threads of a guest, in
+/// stub processes of one sentry) one.
 ///
 /// # Errors
 /// [`PageOutError::List`], [`PageOutError::TooMany`].
@@ -169,25 +170,40 @@ pub fn processes<K: Kernel + ?Sized>(kernel: &K, cgroup: &Path) -> Result<Vec<Pr
         .collect();
     // A pid may have been reused between the list and the open: only what is still listed is the pod's.
     let still = pids(kernel, cgroup)?;
-    Ok(opened
-        .into_iter()
-        .filter(|p| still.binary_search(&p.pid).is_ok())
-        .collect())
+    let listed = opened.into_iter().filter(|p| still.binary_search(&p.pid).is_ok());
+    Ok(one_of_each(kernel, listed))
 }
 
-/// Pages these processes out, one after the other, but for the working set.
+/// Of the processes that share their memory the first. Where the kernel cannot tell, all of them.
+fn one_of_each<K: Kernel + ?Sized>(kernel: &K, all: impl Iterator<Item = Process>) -> Vec<Process> {
+    let mut found: Vec<Process> = Vec::new();
+    for process in all {
+        // An error is no order, so it ends the search somewhere, with a process too many at worst.
+        let place = found.binary_search_by(|known| {
+            kernel
+                .compare_memory(known, &process)
+                .unwrap_or(Ordering::Greater)
+        });
+        if let Err(at) = place {
+            found.insert(at, process);
+        }
+    }
+    found.sort_by_key(|process| process.pid);
+    found
+}
+
+/// Pages these processes out, one after the other.
 ///
 /// # Errors
 /// [`PageOutError::Stopped`] as soon as the brake is pulled; what is out by then stays out until it is touched.
 pub fn page_out<K: Kernel + ?Sized>(
     kernel: &K,
     processes: &[Process],
-    stay: &WorkingSet,
     brake: &mut dyn Brake,
 ) -> Result<PageOutReport, PageOutError> {
     let mut report = PageOutReport::default();
     for process in processes {
-        page_out_one(kernel, process, &stay.of(process.pid), brake, &mut report)?;
+        page_out_one(kernel, process, brake, &mut report)?;
     }
     Ok(report)
 }
@@ -195,7 +211,6 @@ pub fn page_out<K: Kernel + ?Sized>(
 fn page_out_one<K: Kernel + ?Sized>(
     kernel: &K,
     process: &Process,
-    stay: &[Range],
     brake: &mut dyn Brake,
     report: &mut PageOutReport,
 ) -> Result<(), PageOutError> {
@@ -204,20 +219,15 @@ fn page_out_one<K: Kernel + ?Sized>(
         return Ok(());
     };
     report.processes += 1;
-    let ranges = mappings.iter().filter(|m| m.can_page_out()).flat_map(|m| {
-        // Nobody knows in which of the pieces the resident pages lie.
-        let weighed = |range: Range| Weighed {
-            range,
-            weight: m.resident.min(range.len),
-        };
-        without(m.range, stay).into_iter().map(weighed)
+    let ranges = mappings.iter().filter(|m| m.can_page_out()).map(|m| Weighed {
+        range: m.range,
+        weight: m.resident,
     });
-    let resident: u64 = mappings
+    report.bytes += mappings
         .iter()
         .filter(|m| m.can_page_out())
         .map(|m| m.resident)
-        .sum();
-    report.bytes += resident.saturating_sub(stay.iter().map(|r| r.len).sum());
+        .sum::<u64>();
     for batch in Slices::new(ranges) {
         brake.check()?;
         let began = Instant::now();

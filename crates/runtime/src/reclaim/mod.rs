@@ -223,21 +223,19 @@ pub struct Reclaim<'a, K: ?Sized> {
     kernel: &'a K,
     dir: &'a Path,
     version: Version,
-    floor: u64,
     size: u64,
     fruitless: u32,
     report: ReclaimReport,
 }
 
 impl<'a, K: Kernel + ?Sized> Reclaim<'a, K> {
-    /// A reclaim of the memory cgroup at `dir` down to `floor` bytes; [`FLOOR`] where nothing is to stay.
+    /// A reclaim of the memory cgroup at `dir`.
     #[must_use]
-    pub fn new(kernel: &'a K, dir: &'a Path, version: Version, floor: u64) -> Self {
+    pub fn new(kernel: &'a K, dir: &'a Path, version: Version) -> Self {
         Self {
             kernel,
             dir,
             version,
-            floor,
             size: SLICE,
             fruitless: 0,
             report: ReclaimReport::default(),
@@ -281,8 +279,8 @@ impl<'a, K: Kernel + ?Sized> Reclaim<'a, K> {
         brake.check()?;
         let began = Instant::now();
         let step = match self.version {
-            Version::V1 => v1::step(self.kernel, self.dir, self.floor, self.size, ledger)?,
-            Version::V2 => v2::step(self.kernel, self.dir, self.floor, self.size)?,
+            Version::V1 => v1::step(self.kernel, self.dir, self.size, ledger)?,
+            Version::V2 => v2::step(self.kernel, self.dir, self.size)?,
         };
         let took = began.elapsed();
         if self.report.steps == 0 {

@@ -64,7 +64,7 @@ fn cgroup(usage: u64, limit: &str, stuck: u64) -> Fake {
 }
 
 fn run(fake: &Fake, ledger: &mut dyn Ledger) -> Result<ReclaimReport, ReclaimError> {
-    let mut reclaim = Reclaim::new(fake, Path::new("/cg"), Version::V1, FLOOR);
+    let mut reclaim = Reclaim::new(fake, Path::new("/cg"), Version::V1);
     for _ in 0..10_000 {
         if reclaim.step(ledger, &mut || Ok(()))? {
             return Ok(reclaim.report());
@@ -147,7 +147,7 @@ fn a_limit_that_cannot_be_put_back_is_an_error() {
 #[test]
 fn the_brake_stops_it_before_anything_is_touched() {
     let fake = cgroup(64 * MIB, "1073741824", 0);
-    let mut reclaim = Reclaim::new(&fake, Path::new("/cg"), Version::V1, FLOOR);
+    let mut reclaim = Reclaim::new(&fake, Path::new("/cg"), Version::V1);
     let error = reclaim
         .step(&mut Notes::default(), &mut || Err(Stop::Cancelled))
         .unwrap_err();
@@ -172,7 +172,7 @@ fn v2_takes_eagain_for_the_end_and_not_for_an_error() {
             Ok(())
         }
     });
-    let mut reclaim = Reclaim::new(&fake, Path::new("/cg"), Version::V2, FLOOR);
+    let mut reclaim = Reclaim::new(&fake, Path::new("/cg"), Version::V2);
     while !reclaim.step(&mut Notes::default(), &mut || Ok(())).unwrap() {}
     assert_eq!(reclaim.report().after, 20 * MIB);
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::restore::restore;
-use super::{Ledger, LoweredLimit, ReclaimError, Step, number, text, usage};
+use super::{FLOOR, Ledger, LoweredLimit, ReclaimError, Step, number, text, usage};
 use crate::kernel::Kernel;
 use crate::reclaim::Version;
 
@@ -18,7 +18,6 @@ const GRANULE: u64 = 64 << 10;
 pub(super) fn step<K: Kernel + ?Sized>(
     kernel: &K,
     dir: &Path,
-    floor: u64,
     size: u64,
     ledger: &mut dyn Ledger,
 ) -> Result<Step, ReclaimError> {
@@ -27,7 +26,7 @@ pub(super) fn step<K: Kernel + ?Sized>(
     // Swap accounting (memory.memsw) asks for limit <= memsw limit: lowering cannot break that, nor can going back.
     let original = text(kernel, &path)?;
     let limit = number(kernel, &path)?;
-    let target = before.saturating_sub(size).max(floor) / GRANULE * GRANULE;
+    let target = before.saturating_sub(size).max(FLOOR) / GRANULE * GRANULE;
     if target >= before || target >= limit {
         return Ok(Step {
             before,
@@ -72,6 +71,6 @@ pub(super) fn step<K: Kernel + ?Sized>(
     Ok(Step {
         before,
         after,
-        at_floor: after <= floor,
+        at_floor: after <= FLOOR,
     })
 }

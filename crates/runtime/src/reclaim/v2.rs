@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use super::{ReclaimError, Step, usage};
+use super::{FLOOR, ReclaimError, Step, usage};
 use crate::kernel::Kernel;
 use crate::reclaim::Version;
 
 /// Asks for at most `size` bytes back.
-pub(super) fn step<K: Kernel + ?Sized>(kernel: &K, dir: &Path, floor: u64, size: u64) -> Result<Step, ReclaimError> {
+pub(super) fn step<K: Kernel + ?Sized>(kernel: &K, dir: &Path, size: u64) -> Result<Step, ReclaimError> {
     let before = usage(kernel, dir, Version::V2)?;
-    let amount = before.saturating_sub(floor).min(size);
+    let amount = before.saturating_sub(FLOOR).min(size);
     if amount == 0 {
         return Ok(Step {
             before,
@@ -35,6 +35,6 @@ pub(super) fn step<K: Kernel + ?Sized>(kernel: &K, dir: &Path, floor: u64, size:
     Ok(Step {
         before,
         after,
-        at_floor: after <= floor,
+        at_floor: after <= FLOOR,
     })
 }

@@ -14,8 +14,8 @@ use crate::kernel::Kernel;
 use crate::limit_file::LimitFile;
 use crate::pageout::processes;
 use crate::push_out::{Desk, Job, Method, PushOutError, PushOutReport, Work, push_out};
-use crate::working_set::WorkingSet;
 use crate::reclaim::ReclaimError;
+use crate::working_set::WorkingSet;
 
 pub(super) fn doze(
     parts: &Parts,
@@ -67,7 +67,7 @@ fn push(
     let method = Method::of_stopped(cgroup.version());
     let job = Job {
         processes: &processes,
-        stay: &WorkingSet::default(),
+        working_set: &WorkingSet::default(),
         cgroup: Some((cgroup.memory_dir(), method)),
         passes: 1,
     };

@@ -107,7 +107,9 @@ pub enum SwitchError {
         sandbox: SandboxId,
     },
     /// A command on the guest is under way, which would hang until the next wake.
-    #[error("a command on pod sandbox {sandbox} is under way (exec, kill, statistics, …); it is not put to sleep meanwhile")]
+    #[error(
+        "a command on pod sandbox {sandbox} is under way (exec, kill, statistics, …); it is not put to sleep meanwhile"
+    )]
     Visited {
         /// The pod sandbox.
         sandbox: SandboxId,
