@@ -11,6 +11,7 @@ use crate::gate::Gate;
 use crate::journal::Journal;
 use crate::journal_writer::JournalWriter;
 use crate::metrics::Metrics;
+use crate::signal_watch::SignalWatch;
 use crate::swap_handle::SwapHandle;
 use crate::view::PodNews;
 
@@ -34,6 +35,8 @@ pub struct Context {
     pub swap: SwapHandle,
     /// The wire loop.
     pub wires: WireLoop,
+    /// Signals that wait for sleepers; run by whoever made this.
+    pub signals: SignalWatch,
     drivers: Vec<Arc<AnyDriver>>,
     news: broadcast::Sender<PodNews>,
 }
@@ -58,6 +61,7 @@ impl Context {
             metrics,
             swap,
             wires,
+            signals: SignalWatch::default(),
             drivers,
             news: broadcast::channel(NEWS_QUEUE).0,
         }

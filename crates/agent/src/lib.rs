@@ -24,6 +24,7 @@ pub mod metrics;
 pub mod notes;
 pub mod pods;
 mod run;
+pub mod signal_watch;
 pub mod step_report;
 pub mod swap;
 pub mod swap_handle;

@@ -74,6 +74,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         drivers,
     ));
 
+    tokio::spawn(ctx.signals.clone().run());
     let stop = CancellationToken::new();
     let ready = Arc::new(AtomicBool::new(false));
     let service = NodeService::new(Arc::clone(&ctx), pods.clone(), facts);

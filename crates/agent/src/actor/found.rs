@@ -163,6 +163,9 @@ impl Actor {
         }
         self.wire.attach(&self.ctx, &self.pod, &self.state);
         self.follow_wire();
+        if changed {
+            self.refollow_signals();
+        }
         self.publish();
     }
 

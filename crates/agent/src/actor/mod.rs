@@ -154,7 +154,7 @@ struct Actor {
     settling: Vec<oneshot::Sender<()>>,
     self_sender: mpsc::Sender<Message>,
     view: watch::Sender<Arc<PodView>>,
-    signals_looked: Moment,
+    signals_watched: bool,
 }
 
 /// Starts the actor of a pod that was just found.
@@ -200,7 +200,7 @@ pub fn spawn(ctx: Arc<Context>, pod: Arc<Pod>, ready: oneshot::Sender<()>) -> Ha
         settling: Vec::new(),
         self_sender: sender.clone(),
         view: watch::channel(Arc::new(report::blank(&pod))).0,
-        signals_looked: now,
+        signals_watched: false,
         ctx,
         pod,
     };
@@ -250,6 +250,7 @@ impl Actor {
         }
         self.wire.attach(&self.ctx, &self.pod, &self.state);
         self.follow_wire();
+        self.follow_signals();
         self.ctx.metrics.came(self.state.rung, self.runtime());
         self.look_at_memory().await;
         self.publish();
@@ -259,7 +260,7 @@ impl Actor {
     async fn run(mut self, mut messages: mpsc::Receiver<Message>) {
         loop {
             self.arm_cpu_meter();
-            let deadline = [self.state.deadline(), self.idle.due(), self.signals_due()]
+            let deadline = [self.state.deadline(), self.idle.due()]
                 .into_iter()
                 .flatten()
                 .min();
@@ -286,9 +287,6 @@ impl Actor {
 
     async fn on_time(&mut self) {
         let now = clock::now();
-        if self.signals_due().is_some_and(|due| due <= now) && self.signal_waits(now) {
-            self.apply(Input::Wake(WakeSource::Kill));
-        }
         if self.idle.due().is_some_and(|due| due <= now) {
             self.measure_cpu(now).await;
         }
@@ -360,6 +358,7 @@ impl Actor {
         self.state = step.state;
         // First the wire, then the step: no frame may fall between the two.
         self.follow_wire();
+        self.follow_signals();
         for action in step.actions {
             match action {
                 Action::Start(transition, reason) => self.start(transition, reason),
@@ -387,6 +386,7 @@ impl Actor {
         self.step_cancel.cancel();
         self.prefetch_cancel.cancel();
         self.wire.detach(&self.ctx);
+        self.ctx.signals.remove(&self.pod.sandbox_id);
         self.pending.end(&self.pod.full_name());
         self.ctx.metrics.gone(self.state.rung, self.runtime());
         self.tell_news(NewsKind::Removed, None, String::new(), None, None);
