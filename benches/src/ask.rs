@@ -17,6 +17,9 @@ use crate::samples::{Taken, ms};
 /// Nothing here takes longer unless it hangs.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
+/// How long a woken guest is left alone after its answer, before it does something else or sleeps again.
+pub(crate) const AWAKE: Duration = Duration::from_millis(150);
+
 /// Where a pod's guest listens.
 pub(crate) fn address(pod: &Pod) -> SocketAddr {
     (pod.ip, 8080).into()

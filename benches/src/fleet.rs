@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
+use dormouse_core::Rung;
 use dormouse_testkit::rig::{Rig, RigOptions};
 use dormouse_testkit::{Pod, PodSpec, memory};
 use futures::{StreamExt, TryStreamExt, stream};
 
-use crate::ask::LIMIT;
+use crate::ask::{self, LIMIT};
 use crate::progress::say;
 
 /// No group of rows takes longer unless something hangs.
@@ -75,6 +76,21 @@ pub(crate) async fn run(rig: &Rig, specs: Vec<PodSpec>, parallel: usize, answers
         .await?;
     pods.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(pods)
+}
+
+/// Puts each to sleep, wakes it by a client's packet and lets it answer, as in use: then the agent knows its working
+/// set, which stays in memory while it dozes.
+pub(crate) async fn use_once(rig: &Rig, pods: &[Pod], parallel: usize) -> Result<()> {
+    doze(rig, pods, parallel).await?;
+    stream::iter(pods)
+        .map(|pod| async move {
+            ask::packet(pod, "/answer").await?;
+            tokio::time::sleep(ask::AWAKE).await;
+            rig.wait_rung(pod, Rung::Running, LIMIT).await.map(drop)
+        })
+        .buffer_unordered(parallel)
+        .try_collect()
+        .await
 }
 
 /// Puts all to sleep.

@@ -37,6 +37,7 @@ const POINTS: &[(On, &str)] = &[
     (On::Doze, "reclaim::v1::lowered"),
     (On::Doze, "reclaim::v1::restored"),
     (On::Doze, "push_out::reclaimed"),
+    (On::Doze, "push_out::brought_back"),
     (On::Doze, "gvisor::doze::before_rung"),
     (On::Wake, "gvisor::wake::locked"),
     (On::Wake, "switch::thaw_cgroup::before_thaw"),

@@ -261,8 +261,7 @@ async fn the_command_line_runs_moves_shows_and_removes_pods() {
         view["residentBytes"].as_u64().unwrap(),
         view["residentBeforeBytes"].as_u64().unwrap(),
     );
-    // How deep a doze goes is the ladder tests' matter; here it counts that both figures are shown.
-    assert!(before > 48 << 20 && now < before / 2, "{before} -> {now}");
+    assert!(before > 48 << 20 && now < 20 << 20, "{before} -> {now}");
 
     // Up by a selector that means only one of two sleepers.
     cli.good(&["doze", "idler"]).await;

@@ -3,8 +3,9 @@
 use dormouse_core::Rung;
 use dormouse_testkit::guest::AgentGuest;
 use dormouse_testkit::host::cgroup;
+use dormouse_testkit::host::wait;
 use dormouse_testkit::rig::Rig;
-use dormouse_testkit::{DORMOUSE_GVISOR, RUNC, http};
+use dormouse_testkit::{DORMOUSE_GVISOR, Pod, RUNC, http};
 
 use crate::support::{LIMIT, address, ask, swap};
 
@@ -64,6 +65,48 @@ async fn a_packet_wakes_a_sleeper() {
         assert_eq!(view.last_wake.unwrap().source, "Packet");
     }
     rig.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_wake_needed_is_in_memory_for_the_next_one() {
+    let _swap = swap();
+    let rig = Rig::plain().await.unwrap();
+    let pod = rig
+        .run_pod(AgentGuest::mib(32).pod("sleeper").handler(DORMOUSE_GVISOR))
+        .await
+        .unwrap();
+    pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
+    let hash = ask(&pod, "/hash").await;
+    let noted = rig
+        .agent
+        .paths()
+        .run_dir
+        .join(format!("pods/{}/working-set.json", pod.id));
+    let mut faults = Vec::new();
+    for _ in 0..2 {
+        rig.doze(&pod).await.unwrap();
+        let asleep = cgroup::memory_usage(&pod.cgroup).unwrap();
+        assert!(asleep < 16 << 20, "{asleep}");
+        let before = major_faults(&pod);
+        http::get(address(&pod), "/answer", LIMIT).await.unwrap();
+        faults.push(major_faults(&pod) - before);
+        wait::until("the working set to be noted", LIMIT, async || {
+            Ok(std::fs::metadata(&noted).map(drop)?)
+        })
+        .await
+        .unwrap();
+    }
+    println!("major faults until the answer: {faults:?}");
+    assert!(faults[0] > 100 && faults[1] < faults[0] / 2, "{faults:?}");
+    assert_eq!(ask(&pod, "/hash").await, hash);
+    rig.stop().await.unwrap();
+}
+
+/// Pages that a pod has waited for so far.
+fn major_faults(pod: &Pod) -> u64 {
+    let stat = std::fs::read_to_string(pod.cgroup_dir("memory").unwrap().join("memory.stat")).unwrap();
+    let field = stat.lines().find_map(|l| l.strip_prefix("total_pgmajfault "));
+    field.unwrap().trim().parse().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

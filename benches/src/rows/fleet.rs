@@ -42,7 +42,8 @@ async fn many(plan: &Plan, row: &mut Row, rig: &mut Rig, zram: &TestSwap) -> Res
         .collect();
     let pods = fleet::run(rig, specs, plan.parallel, true).await?;
     let awake = Occupied::of(&pods, empty).await?;
-    say("all to sleep");
+    say("all asleep, woken once, and asleep again");
+    fleet::use_once(rig, &pods, plan.parallel).await?;
     let began = Instant::now();
     fleet::doze(rig, &pods, plan.parallel).await?;
     let all_down = began.elapsed();
@@ -104,6 +105,7 @@ async fn one_by_one(rig: &Rig, pods: &[Pod]) -> Result<Series> {
     let mut series = Series::wait("one of the fleet, own packet", None);
     for pod in pods {
         series.take(ask::packet(pod, "/answer").await?);
+        tokio::time::sleep(ask::AWAKE).await;
         rig.doze(pod)
             .await
             .with_context(|| format!("doze pod {}", pod.name))?;

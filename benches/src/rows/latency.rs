@@ -155,9 +155,6 @@ async fn cold_starts(plan: &Plan, rig: &Rig, sizes: &[u32], row: &mut Row) -> Re
     Ok(medians)
 }
 
-/// How long a woken guest is left alone after its answer.
-const AWAKE: Duration = Duration::from_millis(150);
-
 impl Bench<'_> {
     fn pod(&self, wanted: impl Fn(u32) -> bool) -> Result<&Pod> {
         let found = self.pods.iter().find(|(size, _)| wanted(*size));
@@ -369,7 +366,7 @@ impl Bench<'_> {
     /// Has the guest touch all it has, so that the next sleep begins with everything in RAM. Not at once: a client asks
     /// for one thing, and what that takes is what the agent is to learn.
     async fn bring_back(&self, pod: &Pod) -> Result<()> {
-        tokio::time::sleep(AWAKE).await;
+        tokio::time::sleep(ask::AWAKE).await;
         ask::get(pod, "/touch").await.map(drop)
     }
 

@@ -176,6 +176,7 @@ impl Group {
             .zip(&processes)
             .map(|(pod, of)| memory::measure(pod, of))
             .collect::<Result<_>>()?;
+        fleet::use_once(rig, &pods, 2).await?;
         fleet::doze(rig, &pods, 2).await?;
         Ok(Self {
             mib,
