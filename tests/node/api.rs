@@ -26,8 +26,15 @@ async fn only_root_may_use_the_socket() {
     }
     std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o666)).unwrap();
     let cli = std::env::temp_dir().join(format!("dormouse-{}", std::process::id()));
-    std::fs::copy(rig.stack.built().own("dormouse").unwrap(), &cli).unwrap();
-    std::fs::set_permissions(&cli, std::fs::Permissions::from_mode(0o755)).unwrap();
+    // By another process: a test beside this one that starts a program would hold a copy of a descriptor that is open
+    // for writing, and what anybody may write to cannot be executed.
+    let source = rig.stack.built().own("dormouse").unwrap();
+    let copied = Command::new("install")
+        .args(["-m", "755"])
+        .arg(source)
+        .arg(&cli)
+        .status();
+    assert!(copied.unwrap().success());
     let out = Command::new(&cli)
         .arg("--socket")
         .arg(&socket)

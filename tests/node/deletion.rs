@@ -8,7 +8,7 @@ use dormouse_testkit::host::{cgroup, process, wait};
 use dormouse_testkit::rig::Rig;
 use dormouse_testkit::{DORMOUSE_GVISOR, Pod, RUNC};
 
-use crate::support::{LIMIT, swap};
+use crate::support::{LIMIT, at_work, swap};
 
 async fn put(rig: &Rig, pod: &Pod, rung: Rung) {
     match rung {
@@ -59,12 +59,7 @@ async fn a_sleeper_is_deleted_within_the_normal_time() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sleepers_container_stops_with_its_own_exit_code() {
     let _swap = swap();
-    let rig = Rig::plain().await.unwrap();
-    let pod = rig
-        .run_pod(AgentGuest::mib(8).pod("stopping").handler(DORMOUSE_GVISOR))
-        .await
-        .unwrap();
-    pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
+    let (rig, pod) = at_work(AgentGuest::mib(8).pod("stopping").handler(DORMOUSE_GVISOR)).await;
     rig.doze(&pod).await.unwrap();
     let began = Instant::now();
     pod.stop_container(Duration::from_secs(5)).await.unwrap();

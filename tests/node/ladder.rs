@@ -4,20 +4,14 @@ use dormouse_core::Rung;
 use dormouse_testkit::guest::AgentGuest;
 use dormouse_testkit::host::cgroup;
 use dormouse_testkit::host::wait;
-use dormouse_testkit::rig::Rig;
 use dormouse_testkit::{DORMOUSE_GVISOR, Pod, RUNC, http};
 
-use crate::support::{LIMIT, address, ask, swap};
+use crate::support::{LIMIT, address, ask, at_work, swap};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gvisor_pod_freezes_dozes_and_wakes() {
     let _swap = swap();
-    let rig = Rig::plain().await.unwrap();
-    let pod = rig
-        .run_pod(AgentGuest::mib(64).pod("sleeper").handler(DORMOUSE_GVISOR))
-        .await
-        .unwrap();
-    pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
+    let (rig, pod) = at_work(AgentGuest::mib(64).pod("sleeper").handler(DORMOUSE_GVISOR)).await;
     let hash = ask(&pod, "/hash").await;
     http::post(address(&pod), "/history", "before", LIMIT)
         .await
@@ -44,12 +38,7 @@ async fn a_gvisor_pod_freezes_dozes_and_wakes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_packet_wakes_a_sleeper() {
     let _swap = swap();
-    let rig = Rig::plain().await.unwrap();
-    let pod = rig
-        .run_pod(AgentGuest::mib(8).pod("sleeper").handler(DORMOUSE_GVISOR))
-        .await
-        .unwrap();
-    pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
+    let (rig, pod) = at_work(AgentGuest::mib(8).pod("sleeper").handler(DORMOUSE_GVISOR)).await;
     for rung in [Rung::Frozen, Rung::Dozing] {
         match rung {
             Rung::Frozen => rig.freeze(&pod).await.unwrap(),
@@ -70,12 +59,7 @@ async fn a_packet_wakes_a_sleeper() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_wake_needed_is_in_memory_for_the_next_one() {
     let _swap = swap();
-    let rig = Rig::plain().await.unwrap();
-    let pod = rig
-        .run_pod(AgentGuest::mib(32).pod("sleeper").handler(DORMOUSE_GVISOR))
-        .await
-        .unwrap();
-    pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
+    let (rig, pod) = at_work(AgentGuest::mib(32).pod("sleeper").handler(DORMOUSE_GVISOR)).await;
     let hash = ask(&pod, "/hash").await;
     let noted = rig
         .agent
@@ -112,12 +96,7 @@ fn major_faults(pod: &Pod) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_runc_pod_freezes_dozes_and_wakes() {
     let _swap = swap();
-    let rig = Rig::plain().await.unwrap();
-    let pod = rig
-        .run_pod(AgentGuest::mib(32).pod("plain").handler(RUNC))
-        .await
-        .unwrap();
-    pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
+    let (rig, pod) = at_work(AgentGuest::mib(32).pod("plain").handler(RUNC)).await;
     let hash = ask(&pod, "/hash").await;
     rig.doze(&pod).await.unwrap();
     assert_eq!(rig.rung(&pod).await.unwrap(), Rung::Dozing);

@@ -9,7 +9,7 @@ use dormouse_testkit::guest::AgentGuest;
 use dormouse_testkit::host::wait;
 use dormouse_testkit::rig::{Rig, reason, reference};
 
-use crate::support::{LIMIT, ask, swap};
+use crate::support::{LIMIT, ask, at_work, swap};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_orders_are_refused_with_a_reason() {
@@ -97,12 +97,7 @@ async fn the_same_operation_twice_is_done_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn many_orders_at_once_leave_the_guest_whole() {
     let _swap = swap();
-    let rig = Rig::plain().await.unwrap();
-    let pod = rig
-        .run_pod(AgentGuest::mib(16).pod("one").handler(DORMOUSE_GVISOR))
-        .await
-        .unwrap();
-    pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
+    let (rig, pod) = at_work(AgentGuest::mib(16).pod("one").handler(DORMOUSE_GVISOR)).await;
     let hash = ask(&pod, "/hash").await;
     for _ in 0..10 {
         let orders = (0..12).map(|n| {
@@ -133,12 +128,7 @@ async fn many_orders_at_once_leave_the_guest_whole() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wake_during_the_page_out_wins() {
     let _swap = swap();
-    let rig = Rig::plain().await.unwrap();
-    let pod = rig
-        .run_pod(AgentGuest::mib(256).pod("big").handler(DORMOUSE_GVISOR))
-        .await
-        .unwrap();
-    pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
+    let (rig, pod) = at_work(AgentGuest::mib(256).pod("big").handler(DORMOUSE_GVISOR)).await;
     let hash = ask(&pod, "/hash").await;
     let dozing = tokio::spawn({
         let mut client = rig.client.clone();
@@ -170,12 +160,7 @@ async fn a_wake_during_the_page_out_wins() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_order_on_a_pod_that_goes_away_is_answered() {
     let _swap = swap();
-    let rig = Rig::plain().await.unwrap();
-    let pod = rig
-        .run_pod(AgentGuest::mib(128).pod("going").handler(DORMOUSE_GVISOR))
-        .await
-        .unwrap();
-    pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
+    let (rig, pod) = at_work(AgentGuest::mib(128).pod("going").handler(DORMOUSE_GVISOR)).await;
     let dozing = tokio::spawn({
         let mut client = rig.client.clone();
         let pod = reference(&pod);

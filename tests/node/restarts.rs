@@ -6,29 +6,27 @@ use dormouse_core::Rung;
 use dormouse_testkit::guest::AgentGuest;
 use dormouse_testkit::host::wait;
 use dormouse_testkit::rig::Rig;
-use dormouse_testkit::{DORMOUSE_GVISOR, http};
+use dormouse_testkit::{DORMOUSE_GVISOR, Pod, http};
 use k8s_cri::v1::{ContainerState, PodSandboxState};
 use nix::sys::signal::Signal;
 
-use crate::support::{LIMIT, address, ask, swap};
+use crate::support::{LIMIT, address, ask, at_work, swap};
+
+/// A node with a Frozen and a Dozing pod.
+async fn two_sleepers() -> (Rig, Pod, Pod) {
+    let (rig, frozen) = at_work(AgentGuest::mib(8).pod("frozen").handler(DORMOUSE_GVISOR)).await;
+    let dozing = AgentGuest::mib(8).pod("dozing").handler(DORMOUSE_GVISOR);
+    let dozing = rig.run_pod(dozing).await.unwrap();
+    dozing.wait_http(8080, "/answer", LIMIT).await.unwrap();
+    rig.freeze(&frozen).await.unwrap();
+    rig.doze(&dozing).await.unwrap();
+    (rig, frozen, dozing)
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sleepers_survive_the_agent() {
     let _swap = swap();
-    let mut rig = Rig::plain().await.unwrap();
-    let frozen = rig
-        .run_pod(AgentGuest::mib(8).pod("frozen").handler(DORMOUSE_GVISOR))
-        .await
-        .unwrap();
-    let dozing = rig
-        .run_pod(AgentGuest::mib(8).pod("dozing").handler(DORMOUSE_GVISOR))
-        .await
-        .unwrap();
-    for pod in [&frozen, &dozing] {
-        pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
-    }
-    rig.freeze(&frozen).await.unwrap();
-    rig.doze(&dozing).await.unwrap();
+    let (mut rig, frozen, dozing) = two_sleepers().await;
     for kill in [true, false] {
         if kill {
             rig.agent.kill().unwrap();
@@ -56,20 +54,7 @@ async fn sleepers_survive_the_agent() {
 #[tokio::test(flavor = "multi_thread")]
 async fn sleepers_survive_containerd() {
     let _swap = swap();
-    let mut rig = Rig::plain().await.unwrap();
-    let frozen = rig
-        .run_pod(AgentGuest::mib(8).pod("frozen").handler(DORMOUSE_GVISOR))
-        .await
-        .unwrap();
-    let dozing = rig
-        .run_pod(AgentGuest::mib(8).pod("dozing").handler(DORMOUSE_GVISOR))
-        .await
-        .unwrap();
-    for pod in [&frozen, &dozing] {
-        pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
-    }
-    rig.freeze(&frozen).await.unwrap();
-    rig.doze(&dozing).await.unwrap();
+    let (mut rig, frozen, dozing) = two_sleepers().await;
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
         rig.stack.restart_containerd(signal).await.unwrap();
         for (pod, rung) in [(&frozen, Rung::Frozen), (&dozing, Rung::Dozing)] {

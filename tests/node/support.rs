@@ -4,8 +4,9 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
+use dormouse_testkit::rig::Rig;
 use dormouse_testkit::swap::TestSwap;
-use dormouse_testkit::{Pod, http};
+use dormouse_testkit::{Pod, PodSpec, http};
 use serde_json::Value;
 
 /// Nothing here takes longer unless it hangs.
@@ -22,6 +23,14 @@ pub(crate) fn swap() -> Arc<TestSwap> {
     let swap = Arc::new(TestSwap::zram(4 << 30, "lz4", 100).unwrap());
     *shared = Arc::downgrade(&swap);
     swap
+}
+
+/// A stack with its agent, and a pod on it that answers.
+pub(crate) async fn at_work(spec: PodSpec) -> (Rig, Pod) {
+    let rig = Rig::plain().await.unwrap();
+    let pod = rig.run_pod(spec).await.unwrap();
+    pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
+    (rig, pod)
 }
 
 /// Where a pod's guest listens.

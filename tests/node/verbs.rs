@@ -9,17 +9,12 @@ use dormouse_testkit::host::cgroup;
 use dormouse_testkit::rig::Rig;
 use k8s_cri::v1::{ContainerState, PodSandboxState};
 
-use crate::support::{LIMIT, ask, swap};
+use crate::support::{LIMIT, ask, at_work, swap};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_exec_wakes_and_stats_do_not() {
     let _swap = swap();
-    let rig = Rig::plain().await.unwrap();
-    let pod = rig
-        .run_pod(AgentGuest::mib(8).pod("asked").handler(DORMOUSE_GVISOR))
-        .await
-        .unwrap();
-    pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
+    let (rig, pod) = at_work(AgentGuest::mib(8).pod("asked").handler(DORMOUSE_GVISOR)).await;
     for rung in [Rung::Frozen, Rung::Dozing] {
         match rung {
             Rung::Frozen => rig.freeze(&pod).await.unwrap(),
@@ -92,12 +87,7 @@ async fn with_the_agent_down_an_exec_still_wakes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dozing_pod_uses_no_cpu() {
     let _swap = swap();
-    let rig = Rig::plain().await.unwrap();
-    let pod = rig
-        .run_pod(AgentGuest::mib(8).pod("still").handler(DORMOUSE_GVISOR))
-        .await
-        .unwrap();
-    pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
+    let (rig, pod) = at_work(AgentGuest::mib(8).pod("still").handler(DORMOUSE_GVISOR)).await;
     let ticks = ask(&pod, "/status").await["ticks"].as_u64().unwrap();
     rig.doze(&pod).await.unwrap();
     let before = cgroup::cpu_usage(&pod.cgroup).unwrap();

@@ -175,8 +175,8 @@ pub struct AdmissionConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DozeConfig {
-    /// How much of a gVisor guest stays in memory while it dozes, in MiB: the pages that its last wakes needed before
-    /// the first answer. 0 = nothing stays, and each of them is read from swap.
+    /// How much of a gVisor guest is in memory while it dozes, in MiB: the pages that its last wakes needed before the
+    /// first answer. 0 = none, and a wake reads each of them from swap.
     pub working_set_mib: u64,
 }
 

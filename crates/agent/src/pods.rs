@@ -168,6 +168,7 @@ impl Pods {
                     if let Some(handle) = self.take(&sandbox_id) {
                         let _ = handle.tell(Message::Gone).await;
                     }
+                    sweep_limits(&ctx, |id| id == sandbox_id);
                     if !self.views().iter().any(|view| view.uid == uid) {
                         ctx.writer.remove(&uid);
                     }
@@ -238,12 +239,21 @@ impl Pods {
             Ok(forgotten) => tracing::info!(forgotten, "forgot pods that are gone"),
             Err(error) => tracing::warn!(reason = %error.reason(), "{error}"),
         }
+        sweep_limits(ctx, |id| self.get(id).is_none());
     }
 
     /// A note of the wrapper.
     pub async fn note(&self, note: WakeNote) {
         let id = note.sandbox_id.as_str().to_owned();
         self.tell(&id, Message::Note(note)).await;
+    }
+}
+
+/// Removes what is noted of changed cgroup limits of pods that are gone.
+fn sweep_limits(ctx: &Context, is_gone: impl Fn(&str) -> bool) {
+    if let Err(error) = dormouse_runtime::sweep_limits(&ctx.config.run_dir, is_gone) {
+        // It is tried again with the next list.
+        tracing::debug!(%error, "notes of pods that are gone stay in the run directory");
     }
 }
 

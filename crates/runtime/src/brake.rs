@@ -4,7 +4,7 @@ use std::io;
 
 use dormouse_core::Reason;
 
-use crate::driver::Cancel;
+use crate::driver::{Cancel, Capability};
 use crate::kernel::{Kernel, Swap};
 
 /// Swap with less room than this counts as full: two slices, and what others may take meanwhile.
@@ -95,5 +95,13 @@ pub fn not_cancelled(cancel: &Cancel) -> Result<(), Stop> {
         Err(Stop::Cancelled)
     } else {
         Ok(())
+    }
+}
+
+/// Whether the node has swap at all.
+pub(crate) fn has_swap(kernel: &dyn Kernel) -> Capability {
+    match kernel.swap() {
+        Ok(swap) if swap.total > 0 => Ok(()),
+        _ => Err(Reason::NoSwap),
     }
 }

@@ -149,6 +149,8 @@ pub struct DozeReport {
     pub page_out: Duration,
     /// Time until the cgroup had let go of the pages.
     pub reclaim: Duration,
+    /// Time to bring the working set back.
+    pub bring_back: Duration,
     /// The guest's resident memory before, in bytes.
     pub resident_before: u64,
     /// The same afterwards.

@@ -4,7 +4,7 @@ use std::error::Error;
 
 use dormouse_core::Reason;
 
-use crate::driver::{DriverError, Guest, StopState};
+use crate::driver::{Cancel, DriverError, Guest, StopState};
 
 /// A verb on a guest that is going on; makes its errors.
 #[derive(Debug, Clone, Copy)]
@@ -63,19 +63,35 @@ pub(crate) struct BadId {
     pub(crate) source: dormouse_sentry::InvalidId,
 }
 
-/// Runs the synchronous part of a verb off the event loop.
-pub(crate) async fn blocking<T: Send + 'static>(
-    verb: &'static str,
-    sandbox_id: &str,
-    work: impl FnOnce() -> Result<T, DriverError> + Send + 'static,
+/// The same as [`run`] for a verb that can be called off.
+pub(crate) async fn run_until<P: Clone + Send + 'static, T: Send + 'static>(
+    parts: &P,
+    name: &'static str,
+    guest: &Guest,
+    cancel: &Cancel,
+    verb: impl FnOnce(&P, &Guest, Verb<'_>, &Cancel) -> Result<T, DriverError> + Send + 'static,
 ) -> Result<T, DriverError> {
+    let cancel = cancel.clone();
+    let verb = move |parts: &P, guest: &Guest, of: Verb<'_>| verb(parts, guest, of, &cancel);
+    run(parts, name, guest, verb).await
+}
+
+/// Runs a verb, or the synchronous part of one, off the event loop, with all that its driver has.
+pub(crate) async fn run<P: Clone + Send + 'static, T: Send + 'static>(
+    parts: &P,
+    name: &'static str,
+    guest: &Guest,
+    verb: impl FnOnce(&P, &Guest, Verb<'_>) -> Result<T, DriverError> + Send + 'static,
+) -> Result<T, DriverError> {
+    let (parts, owned) = (parts.clone(), guest.clone());
+    let work = move || verb(&parts, &owned, Verb::new(name, &owned));
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         // Only at shutdown, or after a panic that the lints forbid.
         Err(e) => Err(DriverError {
             reason: Reason::Internal,
-            verb,
-            sandbox_id: sandbox_id.to_owned(),
+            verb: name,
+            sandbox_id: guest.sandbox_id.clone(),
             message: "the step did not end by itself; its state is found out by the next probe".to_owned(),
             state: None,
             source: Some(Box::new(e)),

@@ -11,6 +11,7 @@ pub mod gvisor;
 pub mod kata;
 pub mod kernel;
 mod limit_file;
+mod measure;
 pub mod pageout;
 pub mod prefetch;
 pub mod push_out;
@@ -25,4 +26,5 @@ pub use driver::{
 };
 pub use gvisor::Gvisor;
 pub use kata::Kata;
+pub use limit_file::sweep_limits;
 pub use runc::Runc;

@@ -94,6 +94,30 @@ impl LimitFile {
     }
 }
 
+/// Removes the notes of pod sandboxes that are gone, and their cgroups with them; how many there were.
+///
+/// # Errors
+/// The kernel's.
+pub fn sweep_limits(run_dir: &Path, is_gone: impl Fn(&str) -> bool) -> io::Result<usize> {
+    let entries = match fs::read_dir(run_dir.join("limits")) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(e) => return Err(e),
+    };
+    let mut removed = 0;
+    for entry in entries {
+        let path = entry?.path();
+        let id = path.file_stem().and_then(|name| name.to_str());
+        if id.is_some_and(&is_gone) {
+            match fs::remove_file(&path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => removed += 1,
+            }
+        }
+    }
+    Ok(removed)
+}
+
 impl Ledger for LimitFile {
     fn note(&mut self, limit: &LoweredLimit) -> Result<(), NoteError> {
         self.limits.retain(|l| l.path != limit.path);
@@ -129,5 +153,11 @@ mod tests {
         assert_eq!(fs::read_to_string(&file).unwrap(), "99");
         assert!(LimitFile::open(dir.path(), &id).unwrap().limits.is_empty());
         assert_eq!(fs::read_dir(dir.path().join("limits")).unwrap().count(), 0);
+        // A pod that went away in its sleep.
+        LimitFile::open(dir.path(), &id).unwrap().note(&limit).unwrap();
+        assert_eq!(sweep_limits(dir.path(), |id| id == "other").unwrap(), 0);
+        assert_eq!(sweep_limits(dir.path(), |id| id == "abc").unwrap(), 1);
+        assert!(LimitFile::open(dir.path(), &id).unwrap().limits.is_empty());
+        assert_eq!(sweep_limits(&dir.path().join("none"), |_| true).unwrap(), 0);
     }
 }

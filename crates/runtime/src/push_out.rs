@@ -109,6 +109,13 @@ pub struct PushOutReport {
     pub bring_back: Duration,
 }
 
+impl PushOutReport {
+    /// What there was to push out: what processes had mapped, or, where more was only in the memory file, that.
+    fn in_memory(&self) -> u64 {
+        self.paged.bytes.max(self.reclaimed.before)
+    }
+}
+
 /// A push-out that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum PushOutError {
@@ -212,7 +219,7 @@ pub fn push_out<K: Kernel + ?Sized>(
             _ => report.reclaimed.and(reclaimed),
         };
         // A disk that is slow to take the pages makes the kernel give up early.
-        let most = reclaimed.after <= reclaim::FLOOR.saturating_add(report.paged.bytes / 8);
+        let most = reclaimed.after <= reclaim::FLOOR.saturating_add(report.in_memory() / 8);
         if most || gained < WORTH_ANOTHER || method == Method::ForceEmpty {
             break;
         }
@@ -237,7 +244,7 @@ pub fn push_out<K: Kernel + ?Sized>(
 /// The swap may have filled up in the last step, when nobody looked: then most of the pod is still in memory.
 fn swap_left<K: Kernel + ?Sized>(kernel: &K, report: &PushOutReport) -> Result<(), Stop> {
     let reclaimed = report.reclaimed;
-    if reclaimed.after > reclaim::FLOOR && reclaimed.after.saturating_mul(2) > report.paged.bytes {
+    if reclaimed.after > reclaim::FLOOR && reclaimed.after > report.in_memory() / 2 {
         return swap_has_room(kernel);
     }
     Ok(())

@@ -224,6 +224,7 @@ impl Running {
                 phase("cgroup-freeze", done.cgroup_freeze);
                 phase("page-out", done.page_out);
                 phase("reclaim", done.reclaim);
+                phase("bring-back", done.bring_back);
                 report.resident = Some((done.resident_before, done.resident_after));
             }
             Transition::Wake(_) => {

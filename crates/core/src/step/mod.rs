@@ -193,9 +193,13 @@ impl Step {
         }
         self.drop_down_orders(Reason::WakeWon);
         self.state.housekeeping_until = None;
+        let from = self.state.rung;
         self.arrive(Rung::Running, source.reason());
         self.state.wake = None;
         self.state.failures = 0;
+        if from == Rung::Dozing && source != WakeSource::Kill {
+            self.actions.push(Action::Prefetch);
+        }
     }
 
     fn ended(&mut self, end: StepEnd, now: Moment) {

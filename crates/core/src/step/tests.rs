@@ -232,7 +232,11 @@ fn the_wrapper_may_wake_it_behind_our_back() {
         to: Rung::Running,
         reason: Reason::ExecRequested
     }));
+    assert!(actions.contains(&Action::Prefetch));
     assert_eq!(pod.idle_since, at(5));
+    pod.rung = Rung::Dozing;
+    let actions = feed(&mut pod, Input::FoundRunning(WakeSource::Kill), at(6));
+    assert!(!actions.contains(&Action::Prefetch), "it is about to end");
 }
 
 #[derive(Debug, Clone)]

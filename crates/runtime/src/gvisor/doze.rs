@@ -72,6 +72,7 @@ pub(super) fn doze(
         cgroup_freeze,
         page_out: report.page_out,
         reclaim: report.reclaim,
+        bring_back: report.bring_back,
         resident_before,
         resident_after: usage(&cgroup),
     })

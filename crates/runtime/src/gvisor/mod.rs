@@ -29,13 +29,14 @@ use dormouse_sentry::runsc_state::RunscState;
 use dormouse_sentry::switch::Registration;
 use dormouse_sentry::{Held, LockError, PodCgroup, PodUid, RunDir, SandboxId, Switch, SwitchError};
 
-use crate::brake::not_cancelled;
+use crate::brake::{has_swap, not_cancelled};
 use crate::driver::{
     Cancel, Capabilities, DozeReport, Driver, DriverError, FreezeReport, Guest, PrefetchReport, Probe,
     Resident, RuntimeKind, StopState, WakeReport,
 };
-use crate::failure::{BadId, Verb, blocking};
+use crate::failure::{BadId, Verb, run, run_until};
 use crate::kernel::{Kernel, Linux};
+use crate::measure::resident;
 use crate::prefetch::PrefetchLimits;
 use crate::push_out::GuardProgram;
 use crate::working_set::{self, WorkingSet};
@@ -108,20 +109,6 @@ impl Gvisor {
         self.parts.prefetch = limits;
         self
     }
-
-    async fn run<T: Send + 'static>(
-        &self,
-        name: &'static str,
-        guest: &Guest,
-        verb: impl FnOnce(&Parts, &Guest, Verb<'_>) -> Result<T, DriverError> + Send + 'static,
-    ) -> Result<T, DriverError> {
-        let parts = self.parts.clone();
-        let owned = guest.clone();
-        blocking(name, &guest.sandbox_id, move || {
-            verb(&parts, &owned, Verb::new(name, &owned))
-        })
-        .await
-    }
 }
 
 impl Driver for Gvisor {
@@ -130,11 +117,10 @@ impl Driver for Gvisor {
     }
 
     async fn capabilities(&self, guest: &Guest) -> Capabilities {
-        let found = self
-            .run("inspect", guest, |parts, guest, verb| {
-                Ok(parts.capabilities(guest, verb))
-            })
-            .await;
+        let found = run(&self.parts, "inspect", guest, |parts, guest, verb| {
+            Ok(parts.capabilities(guest, verb))
+        })
+        .await;
         found.unwrap_or_else(|e| Capabilities {
             freeze: Err(e.reason),
             doze: Err(e.reason),
@@ -144,55 +130,43 @@ impl Driver for Gvisor {
     }
 
     async fn freeze(&self, guest: &Guest) -> Result<FreezeReport, DriverError> {
-        self.run("freeze", guest, freeze::freeze).await
+        run(&self.parts, "freeze", guest, freeze::freeze).await
     }
 
     async fn doze(&self, guest: &Guest, cancel: &Cancel) -> Result<DozeReport, DriverError> {
-        let cancel = cancel.clone();
-        self.run("doze", guest, move |parts, guest, verb| {
-            doze::doze(parts, guest, verb, &cancel)
-        })
-        .await
+        run_until(&self.parts, "doze", guest, cancel, doze::doze).await
     }
 
     async fn wake(&self, guest: &Guest) -> Result<WakeReport, DriverError> {
-        self.run("wake", guest, wake::wake).await
+        run(&self.parts, "wake", guest, wake::wake).await
     }
 
     async fn prefetch(&self, guest: &Guest, cancel: &Cancel) -> Result<PrefetchReport, DriverError> {
-        let cancel = cancel.clone();
-        self.run("prefetch", guest, move |parts, guest, verb| {
-            prefetch::prefetch(parts, guest, verb, &cancel)
-        })
-        .await
+        run_until(&self.parts, "prefetch", guest, cancel, prefetch::prefetch).await
     }
 
     async fn housekeeping_thaw(&self, guest: &Guest) -> Result<(), DriverError> {
-        self.run("housekeeping_thaw", guest, housekeeping::thaw).await
+        run(&self.parts, "housekeeping_thaw", guest, housekeeping::thaw).await
     }
 
     async fn housekeeping_freeze(&self, guest: &Guest, cancel: &Cancel) -> Result<(), DriverError> {
-        let cancel = cancel.clone();
-        self.run("housekeeping_freeze", guest, move |parts, guest, verb| {
-            housekeeping::freeze(parts, guest, verb, &cancel)
-        })
+        run_until(
+            &self.parts,
+            "housekeeping_freeze",
+            guest,
+            cancel,
+            housekeeping::freeze,
+        )
         .await
     }
 
     async fn probe(&self, guest: &Guest) -> Result<Probe, DriverError> {
-        self.run("probe", guest, probe::probe).await
+        run(&self.parts, "probe", guest, probe::probe).await
     }
 
     async fn resident(&self, guest: &Guest) -> Result<Resident, DriverError> {
-        self.run("measure", guest, |parts, guest, verb| {
-            let cgroup = parts.cgroup(guest, verb)?;
-            let memory = cgroup.memory().map_err(|e| verb.failed(e.reason(), None, e))?;
-            let cpu = cgroup.cpu_ns().map_err(|e| verb.failed(e.reason(), None, e))?;
-            Ok(Resident {
-                cgroup: memory.current,
-                swapped: memory.swap.unwrap_or(0),
-                cpu_nanos: cpu.unwrap_or(0),
-            })
+        run(&self.parts, "measure", guest, |parts, guest, verb| {
+            resident(&parts.cgroup(guest, verb)?, verb)
         })
         .await
     }
@@ -308,10 +282,7 @@ impl Parts {
         } else if !wrapper {
             Err(Reason::WrapperMissing)
         } else {
-            match self.kernel.swap() {
-                Ok(swap) if swap.total > 0 => Ok(()),
-                _ => Err(Reason::NoSwap),
-            }
+            has_swap(&*self.kernel)
         };
         Capabilities {
             freeze,

@@ -1,11 +1,16 @@
 //! Brings a woken guest's pages back, the sentry's first.
 
 use dormouse_core::Reason;
+use dormouse_sentry::PodCgroup;
 
+use super::doze::usage;
 use super::{LOCK, Parts};
+use crate::brake::not_cancelled;
 use crate::driver::{Cancel, DriverError, Guest, PrefetchReport};
 use crate::failure::Verb;
+use crate::pageout::processes;
 use crate::prefetch::of_cgroup;
+use crate::reclaim;
 use crate::working_set::{Mapped, WorkingSet};
 
 pub(super) fn prefetch(
@@ -18,6 +23,7 @@ pub(super) fn prefetch(
     let switch = parts.switch(guest, verb)?;
     let record = switch.record().map_err(|e| verb.failed(e.reason(), None, e))?;
     let first = record.sentry.map(|s| s.pid);
+    catch_up(parts, &cgroup, &parts.working_set(&switch), cancel);
     let mut measured = |mapped: Mapped| {
         // Under the lock: a pod that is forgotten meanwhile must not get a new file.
         let Ok(held) = switch.lock(LOCK) else { return };
@@ -36,4 +42,17 @@ pub(super) fn prefetch(
     let measured: Option<&mut dyn FnMut(Mapped)> = (parts.working_set > 0).then_some(&mut measured);
     of_cgroup(&*parts.kernel, &cgroup, first, parts.prefetch, measured, cancel)
         .map_err(|e| verb.failed(Reason::Internal, None, e))
+}
+
+/// Brings the working set back at once, where the kernel has taken it again over a long sleep: many reads at a time,
+/// while the guest makes one after the other.
+fn catch_up(parts: &Parts, cgroup: &PodCgroup, set: &WorkingSet, cancel: &Cancel) {
+    if set.bytes() == 0 || usage(cgroup) > reclaim::FLOOR.saturating_add(set.bytes() / 2) {
+        return;
+    }
+    let kernel = &*parts.kernel;
+    if let Ok(processes) = processes(kernel, cgroup.memory_dir()) {
+        // Called off, it has nothing to take back.
+        let _ = set.bring_back(kernel, &processes, &mut || not_cancelled(cancel));
+    }
 }

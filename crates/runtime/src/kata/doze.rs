@@ -60,6 +60,7 @@ pub(super) fn doze(
             cgroup_freeze: Duration::ZERO,
             page_out: report.page_out,
             reclaim: report.reclaim,
+            bring_back: report.bring_back,
             resident_before: before,
             resident_after: vmm::resident(guest, verb)?.cgroup,
         }),

@@ -23,11 +23,12 @@ use dormouse_core::Reason;
 
 pub use tasks::{Task, TaskError, Tasks};
 
+use crate::brake::has_swap;
 use crate::driver::{
     Cancel, Capabilities, DozeReport, Driver, DriverError, FreezeReport, Guest, PrefetchReport, Probe,
     Resident, RuntimeKind, WakeReport,
 };
-use crate::failure::{Verb, blocking};
+use crate::failure::{Verb, run, run_until};
 use crate::kernel::{Kernel, Linux};
 use crate::prefetch::PrefetchLimits;
 
@@ -65,20 +66,6 @@ impl Kata {
         self.parts.prefetch = limits;
         self
     }
-
-    async fn run<T: Send + 'static>(
-        &self,
-        name: &'static str,
-        guest: &Guest,
-        verb: impl FnOnce(&Parts, &Guest, Verb<'_>) -> Result<T, DriverError> + Send + 'static,
-    ) -> Result<T, DriverError> {
-        let parts = self.parts.clone();
-        let owned = guest.clone();
-        blocking(name, &guest.sandbox_id, move || {
-            verb(&parts, &owned, Verb::new(name, &owned))
-        })
-        .await
-    }
 }
 
 impl Driver for Kata {
@@ -92,10 +79,7 @@ impl Driver for Kata {
         } else {
             Ok(())
         };
-        let doze = freeze.and_then(|()| match self.parts.kernel.swap() {
-            Ok(swap) if swap.total > 0 => Ok(()),
-            _ => Err(Reason::NoSwap),
-        });
+        let doze = freeze.and_then(|()| has_swap(&*self.parts.kernel));
         // containerd finds the task paused after its restart, and kubelet then kills the container.
         Capabilities {
             freeze,
@@ -111,25 +95,17 @@ impl Driver for Kata {
 
     async fn doze(&self, guest: &Guest, cancel: &Cancel) -> Result<DozeReport, DriverError> {
         freeze::must_be_frozen(&self.parts.tasks, guest, Verb::new("doze", guest)).await?;
-        let cancel = cancel.clone();
-        self.run("doze", guest, move |parts, guest, verb| {
-            doze::doze(parts, guest, verb, &cancel)
-        })
-        .await
+        run_until(&self.parts, "doze", guest, cancel, doze::doze).await
     }
 
     async fn wake(&self, guest: &Guest) -> Result<WakeReport, DriverError> {
         let report = wake::wake(&self.parts.tasks, guest, Verb::new("wake", guest)).await?;
-        self.run("wake", guest, doze::restore_settings).await?;
+        run(&self.parts, "wake", guest, doze::restore_settings).await?;
         Ok(report)
     }
 
     async fn prefetch(&self, guest: &Guest, cancel: &Cancel) -> Result<PrefetchReport, DriverError> {
-        let cancel = cancel.clone();
-        self.run("prefetch", guest, move |parts, guest, verb| {
-            doze::prefetch(parts, guest, verb, &cancel)
-        })
-        .await
+        run_until(&self.parts, "prefetch", guest, cancel, doze::prefetch).await
     }
 
     /// Nothing to do: the virtual machine runs on, and its kernel answers keepalives.
@@ -145,11 +121,10 @@ impl Driver for Kata {
     async fn probe(&self, guest: &Guest) -> Result<Probe, DriverError> {
         let verb = Verb::new("probe", guest);
         let (stop, settled) = probe::probe(&self.parts.tasks, guest, verb).await?;
-        let limit_restored = self
-            .run("probe", guest, move |parts, guest, verb| {
-                doze::restore_stale(parts, guest, verb, stop)
-            })
-            .await?;
+        let limit_restored = run(&self.parts, "probe", guest, move |parts, guest, verb| {
+            doze::restore_stale(parts, guest, verb, stop)
+        })
+        .await?;
         Ok(Probe {
             stop,
             settled,
@@ -158,7 +133,9 @@ impl Driver for Kata {
     }
 
     async fn resident(&self, guest: &Guest) -> Result<Resident, DriverError> {
-        self.run("measure", guest, |_, guest, verb| vmm::resident(guest, verb))
-            .await
+        run(&self.parts, "measure", guest, |_, guest, verb| {
+            vmm::resident(guest, verb)
+        })
+        .await
     }
 }

@@ -42,6 +42,7 @@ pub(super) fn doze(
             cgroup_freeze: Duration::ZERO,
             page_out: report.page_out,
             reclaim: report.reclaim,
+            bring_back: report.bring_back,
             resident_before,
             resident_after: resident(),
         }),

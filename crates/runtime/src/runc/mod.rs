@@ -22,13 +22,15 @@ use std::time::Duration;
 use dormouse_core::Reason;
 use dormouse_sentry::{PodCgroup, PodUid, SandboxId};
 
+use crate::brake::has_swap;
 use crate::driver::{
     Cancel, Capabilities, DozeReport, Driver, DriverError, FreezeReport, Guest, PrefetchReport, Probe,
     Resident, RuntimeKind, StopState, WakeReport,
 };
-use crate::failure::{BadId, Verb, blocking};
+use crate::failure::{BadId, Verb, run, run_until};
 use crate::kernel::{Kernel, Linux};
 use crate::limit_file::LimitFile;
+use crate::measure::resident;
 use crate::prefetch::PrefetchLimits;
 use crate::push_out::GuardProgram;
 use freezer::Freezer;
@@ -77,20 +79,6 @@ impl Runc {
         self.parts.prefetch = limits;
         self
     }
-
-    async fn run<T: Send + 'static>(
-        &self,
-        name: &'static str,
-        guest: &Guest,
-        verb: impl FnOnce(&Parts, &Guest, Verb<'_>) -> Result<T, DriverError> + Send + 'static,
-    ) -> Result<T, DriverError> {
-        let parts = self.parts.clone();
-        let owned = guest.clone();
-        blocking(name, &guest.sandbox_id, move || {
-            verb(&parts, &owned, Verb::new(name, &owned))
-        })
-        .await
-    }
 }
 
 impl Driver for Runc {
@@ -99,14 +87,12 @@ impl Driver for Runc {
     }
 
     async fn capabilities(&self, guest: &Guest) -> Capabilities {
-        let freeze = self
-            .run("inspect", guest, |_, guest, verb| pod(guest, verb).map(drop))
-            .await
-            .map_err(|e| e.reason);
-        let doze = freeze.and_then(|()| match self.parts.kernel.swap() {
-            Ok(swap) if swap.total > 0 => Ok(()),
-            _ => Err(Reason::NoSwap),
-        });
+        let freeze = run(&self.parts, "inspect", guest, |_, guest, verb| {
+            pod(guest, verb).map(drop)
+        })
+        .await
+        .map_err(|e| e.reason);
+        let doze = freeze.and_then(|()| has_swap(&*self.parts.kernel));
         Capabilities {
             freeze,
             doze,
@@ -116,27 +102,19 @@ impl Driver for Runc {
     }
 
     async fn freeze(&self, guest: &Guest) -> Result<FreezeReport, DriverError> {
-        self.run("freeze", guest, freeze::freeze).await
+        run(&self.parts, "freeze", guest, freeze::freeze).await
     }
 
     async fn doze(&self, guest: &Guest, cancel: &Cancel) -> Result<DozeReport, DriverError> {
-        let cancel = cancel.clone();
-        self.run("doze", guest, move |parts, guest, verb| {
-            doze::doze(parts, guest, verb, &cancel)
-        })
-        .await
+        run_until(&self.parts, "doze", guest, cancel, doze::doze).await
     }
 
     async fn wake(&self, guest: &Guest) -> Result<WakeReport, DriverError> {
-        self.run("wake", guest, wake::wake).await
+        run(&self.parts, "wake", guest, wake::wake).await
     }
 
     async fn prefetch(&self, guest: &Guest, cancel: &Cancel) -> Result<PrefetchReport, DriverError> {
-        let cancel = cancel.clone();
-        self.run("prefetch", guest, move |parts, guest, verb| {
-            prefetch::prefetch(parts, guest, verb, &cancel)
-        })
-        .await
+        run_until(&self.parts, "prefetch", guest, cancel, prefetch::prefetch).await
     }
 
     /// Nothing to do: the kernel answers keepalives by itself, and a thaw would let the application run.
@@ -150,27 +128,16 @@ impl Driver for Runc {
     }
 
     async fn probe(&self, guest: &Guest) -> Result<Probe, DriverError> {
-        self.run("probe", guest, probe::probe).await
+        run(&self.parts, "probe", guest, probe::probe).await
     }
 
     async fn resident(&self, guest: &Guest) -> Result<Resident, DriverError> {
-        self.run("measure", guest, |_, guest, verb| {
+        run(&self.parts, "measure", guest, |_, guest, verb| {
             let (_, cgroup) = pod(guest, verb)?;
             resident(&cgroup, verb)
         })
         .await
     }
-}
-
-/// The pod's memory and CPU time.
-pub(crate) fn resident(cgroup: &PodCgroup, verb: Verb<'_>) -> Result<Resident, DriverError> {
-    let memory = cgroup.memory().map_err(|e| verb.failed(e.reason(), None, e))?;
-    let cpu = cgroup.cpu_ns().map_err(|e| verb.failed(e.reason(), None, e))?;
-    Ok(Resident {
-        cgroup: memory.current,
-        swapped: memory.swap.unwrap_or(0),
-        cpu_nanos: cpu.unwrap_or(0),
-    })
 }
 
 /// The pod's UID and cgroup, found from the pause process, or else from any container's.
