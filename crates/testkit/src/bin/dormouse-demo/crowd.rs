@@ -28,6 +28,8 @@ const STARTS: usize = 3;
 const ORDERS: usize = 4;
 /// Shim, `runsc wait` and page tables of a pod, MiB, generously.
 const AROUND_MIB: u64 = 64;
+/// How long a woken pod is left alone after its answer: a client asks for one thing, not for all of a guest's memory.
+const AWAKE: Duration = Duration::from_millis(200);
 /// RAM that stays free for everything else, MiB.
 const SPARE_MIB: u64 = 1024;
 
@@ -47,8 +49,21 @@ struct Member {
 struct Wake {
     client: Duration,
     agent: Duration,
-    source: String,
+    by_packet: bool,
     intact: bool,
+}
+
+/// The first wake of a pod's life, of which the agent learns what a wake needs, and the second one.
+#[derive(Debug)]
+struct Wakes {
+    first: Wake,
+    second: Wake,
+}
+
+impl Wakes {
+    const fn intact(&self) -> bool {
+        self.first.intact && self.second.intact
+    }
 }
 
 /// Part 6.
@@ -95,11 +110,11 @@ pub(crate) async fn show(rig: &Rig, wanted: u32, mib: u32) -> Result<()> {
         .collect::<Result<_>>()?;
     occupied(&empty, (&awake, &asleep), &members, &asleep_parts);
 
-    let progress = say::Progress::new("woken by packet, one by one, and looked over", pods);
+    let progress = say::Progress::new("woken by packet, looked over, asleep, and woken again", pods);
     let mut wakes = Vec::new();
     for member in &members {
         wakes.push(
-            wake(rig, member)
+            twice(rig, member)
                 .await
                 .with_context(|| format!("wake {}", member.pod.name))?,
         );
@@ -115,9 +130,9 @@ pub(crate) async fn show(rig: &Rig, wanted: u32, mib: u32) -> Result<()> {
     let wrong = members
         .iter()
         .zip(&wakes)
-        .find(|(_, wake)| !wake.intact || wake.source != "Packet");
-    if let Some((member, wake)) = wrong {
-        anyhow::bail!("{} is not as it was: {wake:?}", member.pod.name);
+        .find(|(_, wakes)| !wakes.intact() || !wakes.first.by_packet || !wakes.second.by_packet);
+    if let Some((member, wakes)) = wrong {
+        anyhow::bail!("{} is not as it was: {wakes:?}", member.pod.name);
     }
     Ok(())
 }
@@ -190,6 +205,14 @@ async fn look(address: SocketAddr) -> Result<Value> {
     }))
 }
 
+/// Wakes one, puts it to sleep again, and wakes it once more.
+async fn twice(rig: &Rig, member: &Member) -> Result<Wakes> {
+    let first = wake(rig, member).await?;
+    rig.doze(&member.pod).await?;
+    let second = wake(rig, member).await?;
+    Ok(Wakes { first, second })
+}
+
 /// Wakes one by a request, then looks it over: all its memory is read, so the next one is woken on a quiet machine.
 async fn wake(rig: &Rig, member: &Member) -> Result<Wake> {
     let answer = http::get(member.address, "/answer", LIMIT).await?;
@@ -197,6 +220,7 @@ async fn wake(rig: &Rig, member: &Member) -> Result<Wake> {
     // The answer may be here before the agent has written down what it did.
     let view = rig.wait_rung(&member.pod, Rung::Running, LIMIT).await?;
     let last = view.last_wake.context("the agent knows of no wake")?;
+    tokio::time::sleep(AWAKE).await;
     let seen = look(member.address).await?;
     say_over(member.address, "after").await?;
     Ok(Wake {
@@ -205,7 +229,7 @@ async fn wake(rig: &Rig, member: &Member) -> Result<Wake> {
             .took
             .and_then(|took| Duration::try_from(took).ok())
             .unwrap_or_default(),
-        source: last.source,
+        by_packet: last.source == "Packet",
         intact: seen == member.seen,
     })
 }
@@ -262,24 +286,25 @@ fn occupied(empty: &Node, (awake, asleep): (&Node, &Node), members: &[Member], a
     say::blank();
 }
 
-fn table(members: &[Member], asleep: &[Footprint], wakes: &[Wake]) {
+fn table(members: &[Member], asleep: &[Footprint], wakes: &[Wakes]) {
     let mut rows: Vec<Vec<String>> = members
         .iter()
         .zip(asleep)
         .zip(wakes)
-        .map(|((member, asleep), wake)| {
+        .map(|((member, asleep), wakes)| {
             vec![
                 member.pod.name.clone(),
                 words::bytes(member.awake.cgroup),
                 words::bytes(asleep.cgroup),
-                words::millis(wake.client),
-                words::millis(wake.agent),
-                if wake.intact { "as it was" } else { "CHANGED" }.to_owned(),
+                words::millis(wakes.first.client),
+                words::millis(wakes.second.client),
+                words::millis(wakes.second.agent),
+                if wakes.intact() { "as it was" } else { "CHANGED" }.to_owned(),
             ]
         })
         .collect();
     for (name, percent) in [("p50", 50), ("p95", 95), ("max", 100)] {
-        let of = |value: fn(&Wake) -> Duration| {
+        let of = |value: fn(&Wakes) -> Duration| {
             let mut sorted: Vec<Duration> = wakes.iter().map(value).collect();
             sorted.sort_unstable();
             words::millis(words::percentile(&sorted, percent))
@@ -288,8 +313,9 @@ fn table(members: &[Member], asleep: &[Footprint], wakes: &[Wake]) {
             name.to_owned(),
             String::new(),
             String::new(),
-            of(|wake| wake.client),
-            of(|wake| wake.agent),
+            of(|wakes| wakes.first.client),
+            of(|wakes| wakes.second.client),
+            of(|wakes| wakes.second.agent),
             String::new(),
         ]);
     }
@@ -299,7 +325,8 @@ fn table(members: &[Member], asleep: &[Footprint], wakes: &[Wake]) {
             "pod",
             ">cgroup awake",
             ">asleep",
-            ">client's request",
+            ">request, 1st wake",
+            ">2nd wake",
             ">agent's clock",
             "memory, session, file, link",
         ],
