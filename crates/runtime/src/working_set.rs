@@ -11,11 +11,11 @@
 //! the next wake measures it anew: private memory into the swap cache, the guest's memory file into the file itself.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use dormouse_sentry::FileError;
+use dormouse_sentry::file::{read_bounded, write_atomic};
 use serde::{Deserialize, Serialize};
 
 use crate::brake::{Brake, Stop};
@@ -27,7 +27,7 @@ pub const BUDGET: u64 = 7 << 20;
 /// The form of the file.
 const VERSION: u32 = 1;
 /// A set of [`BUDGET`] single pages takes some 40 KiB.
-const SIZE_LIMIT: u64 = 1 << 20;
+const SIZE_LIMIT: usize = 1 << 20;
 /// A set that was measured whole stands for so many measurements that are unlike it: more than the budget, of a guest
 /// that went on to something else at once, or less than half, of one that was woken and not asked. If it is always so,
 /// what was measured is the set.
@@ -76,18 +76,9 @@ impl WorkingSet {
     /// about speed, and the next wake measures it anew.
     #[must_use]
     pub fn read(path: &Path) -> Self {
-        let read = || -> io::Result<Self> {
-            let mut text = Vec::new();
-            OpenOptions::new()
-                .read(true)
-                .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
-                .open(path)?
-                .take(SIZE_LIMIT)
-                .read_to_end(&mut text)?;
-            Ok(serde_json::from_slice(&text)?)
-        };
-        read()
+        read_bounded(path, SIZE_LIMIT)
             .ok()
+            .and_then(|text| serde_json::from_slice(&text).ok())
             .filter(|set: &Self| {
                 set.version == VERSION
                     && set.private.iter().all(|p| in_order(&p.ranges))
@@ -99,18 +90,11 @@ impl WorkingSet {
     /// Puts the set in the place of an earlier one.
     ///
     /// # Errors
-    /// The kernel's. On tmpfs: it does not outlive the processes that it speaks of, so nothing is fsynced.
-    pub fn write(&self, path: &Path) -> io::Result<()> {
-        let new = path.with_extension("new");
-        let mut file: File = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
-            .open(&new)?;
-        file.write_all(&serde_json::to_vec(self)?)?;
-        fs::rename(&new, path)
+    /// [`FileError`]
+    pub fn write(&self, path: &Path) -> Result<(), FileError> {
+        // Numbers alone: it can always be written as JSON.
+        let text = serde_json::to_vec(self).unwrap_or_default();
+        write_atomic(path, &text, 0o600)
     }
 
     /// How much memory that is, in bytes.
@@ -326,6 +310,8 @@ impl Mapped {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::{self, File};
+
     use super::*;
     use crate::kernel::Linux;
     use crate::kernel::fake::Fake;

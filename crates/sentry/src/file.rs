@@ -65,7 +65,10 @@ impl FileError {
 }
 
 /// Reads a file of at most `limit` bytes. Follows no symbolic link and never blocks on a FIFO.
-pub(crate) fn read_bounded(path: &Path, limit: usize) -> Result<Vec<u8>, FileError> {
+///
+/// # Errors
+/// [`FileError`]
+pub fn read_bounded(path: &Path, limit: usize) -> Result<Vec<u8>, FileError> {
     let file = OpenOptions::new()
         .read(true)
         .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC).bits())
@@ -100,11 +103,12 @@ pub(crate) fn read_open(file: &File, path: &Path, limit: usize) -> Result<Vec<u8
 ///
 /// Nothing is synced: the run directory is a tmpfs, whose files live exactly as long as the guests that
 /// they describe. After a crash of the machine there is neither.
-pub(crate) fn write_atomic(path: &Path, data: &[u8], mode: u32) -> Result<(), FileError> {
+///
+/// # Errors
+/// [`FileError`]; the old content stands.
+pub fn write_atomic(path: &Path, data: &[u8], mode: u32) -> Result<(), FileError> {
     // The name is the same every time: writers hold the pod's lock, and what a killed one left is overwritten.
-    let mut name = path.as_os_str().to_owned();
-    name.push(".new");
-    let temporary = PathBuf::from(name);
+    let temporary = temporary(path);
     let mut file = OpenOptions::new()
         .write(true)
         .create(true)
@@ -117,6 +121,13 @@ pub(crate) fn write_atomic(path: &Path, data: &[u8], mode: u32) -> Result<(), Fi
         .map_err(|e| FileError::io("write", &temporary, e))?;
     drop(file);
     std::fs::rename(&temporary, path).map_err(|e| FileError::io("rename", &temporary, e))
+}
+
+/// Where the new content of a file stands until it is whole.
+pub(crate) fn temporary(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    PathBuf::from(name)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@
 
 pub mod cgroup;
 pub mod control;
-mod file;
+pub mod file;
 mod ids;
 mod process;
 pub mod record;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use dormouse_core::Reason;
 
-use crate::file::FileError;
+use crate::file::{FileError, temporary};
 use crate::ids::{ContainerId, SandboxId};
 
 /// Where the run directory is unless the configuration says otherwise.
@@ -237,14 +237,12 @@ impl RunDir {
     /// Removes a pod sandbox's directory; the caller holds its lock.
     pub(crate) fn remove_pod(&self, id: &SandboxId) -> Result<(), RunDirError> {
         let record = self.record_path(id);
-        let mut temporary = record.as_os_str().to_owned();
-        temporary.push(".new");
         let working_set = self.working_set_path(id);
         for path in [
             &record,
-            Path::new(&temporary),
+            &temporary(&record),
             &working_set,
-            &working_set.with_extension("new"),
+            &temporary(&working_set),
             &self.visits_path(id),
         ] {
             remove(path, |p| std::fs::remove_file(p))?;

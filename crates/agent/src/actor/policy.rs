@@ -40,14 +40,7 @@ impl Actor {
 
     pub(super) async fn set_policy(&mut self, policy: Policy, generation: u64) -> Result<(), OrderFailed> {
         if generation <= self.entry.policy_generation {
-            return Err(OrderFailed {
-                reason: Reason::StaleGeneration,
-                message: format!(
-                    "pod {}: policy generation {generation} is not newer than {}, which is in force",
-                    self.pod.full_name(),
-                    self.entry.policy_generation
-                ),
-            });
+            return Err(self.stale(generation, "not newer"));
         }
         let entry = Entry {
             policy: Some(policy.clone()),
@@ -55,10 +48,7 @@ impl Actor {
             ..self.entry.clone()
         };
         self.store(entry).await?;
-        self.left_alone = self
-            .left_alone
-            .take()
-            .filter(|(reason, _)| *reason != Reason::InvalidAnnotation);
+        self.forget_annotation();
         self.apply(Input::SetPolicy(policy));
         self.wire.follow_ports(&self.ctx, &self.state);
         self.wire.attach(&self.ctx, &self.pod, &self.state);
@@ -76,14 +66,7 @@ impl Actor {
         if let Some((_, generation)) = &policy
             && *generation < self.entry.policy_generation
         {
-            return Err(OrderFailed {
-                reason: Reason::StaleGeneration,
-                message: format!(
-                    "pod {}: policy generation {generation} is older than {}, which is in force",
-                    self.pod.full_name(),
-                    self.entry.policy_generation
-                ),
-            });
+            return Err(self.stale(*generation, "older"));
         }
         let mut entry = Entry {
             managed: Some(managed),
@@ -110,13 +93,27 @@ impl Actor {
 
     pub(super) fn read_policy_again(&mut self) {
         if let Some(policy) = self.entry.policy.clone() {
-            self.left_alone = self
-                .left_alone
-                .take()
-                .filter(|(reason, _)| *reason != Reason::InvalidAnnotation);
+            self.forget_annotation();
             self.apply(Input::SetPolicy(policy));
             self.wire.follow_ports(&self.ctx, &self.state);
         }
+    }
+
+    fn stale(&self, generation: u64, how: &str) -> OrderFailed {
+        OrderFailed {
+            reason: Reason::StaleGeneration,
+            message: format!(
+                "pod {}: policy generation {generation} is {how} than {}, which is in force",
+                self.pod.full_name(),
+                self.entry.policy_generation
+            ),
+        }
+    }
+
+    /// A policy that was set by order counts, and no bad annotation any more.
+    fn forget_annotation(&mut self) {
+        let left_alone = self.left_alone.take();
+        self.left_alone = left_alone.filter(|(reason, _)| *reason != Reason::InvalidAnnotation);
     }
 
     /// Writes the journal before an order is answered.
