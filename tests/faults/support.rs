@@ -28,6 +28,8 @@ pub(crate) fn swap() -> TestSwap {
 /// Whether the node has no swap but what a test brings. Elsewhere than in CI a person's own swap, or a
 /// neighbour's test, may be in the way of a test about too little of it.
 pub(crate) fn has_no_swap() -> bool {
+    // A test that was killed leaves its swap on.
+    dormouse_testkit::swap::sweep();
     let swaps = dormouse_testkit::memory::swaps().unwrap();
     if !swaps.is_empty() {
         assert!(std::env::var_os("CI").is_none(), "{swaps:?}");

@@ -119,7 +119,7 @@ fn take_away(path: &Path, marker: &Path) -> Result<()> {
 }
 
 /// Takes away areas whose owner is gone.
-pub(crate) fn sweep() {
+pub fn sweep() {
     let home = home();
     for entry in fs::read_dir(&home).into_iter().flatten().flatten() {
         let marker = entry.path();
