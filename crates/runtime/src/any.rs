@@ -1,8 +1,10 @@
 //! One driver for whatever runtime a pod has.
 
+use std::path::Path;
+
 use crate::driver::{
     Cancel, Capabilities, DozeReport, Driver, DriverError, FreezeReport, Guest, PrefetchReport, Probe,
-    Resident, RuntimeKind, WakeReport,
+    ReleaseReport, Resident, RestoreReport, RuntimeKind, SaveReport, WakeReport,
 };
 use crate::gvisor::Gvisor;
 use crate::kata::Kata;
@@ -65,6 +67,26 @@ impl Driver for AnyDriver {
 
     async fn probe(&self, guest: &Guest) -> Result<Probe, DriverError> {
         pass_on!(self, d => d.probe(guest).await)
+    }
+
+    async fn save(&self, guest: &Guest, image: &Path, cancel: &Cancel) -> Result<SaveReport, DriverError> {
+        pass_on!(self, d => d.save(guest, image, cancel).await)
+    }
+
+    async fn snapshot(&self, guest: &Guest, image: &Path) -> Result<SaveReport, DriverError> {
+        pass_on!(self, d => d.snapshot(guest, image).await)
+    }
+
+    async fn keep(&self, guest: &Guest) -> Result<(), DriverError> {
+        pass_on!(self, d => d.keep(guest).await)
+    }
+
+    async fn release(&self, guest: &Guest, snapshot: &str) -> Result<ReleaseReport, DriverError> {
+        pass_on!(self, d => d.release(guest, snapshot).await)
+    }
+
+    async fn restore(&self, guest: &Guest, image: &Path) -> Result<RestoreReport, DriverError> {
+        pass_on!(self, d => d.restore(guest, image).await)
     }
 
     async fn resident(&self, guest: &Guest) -> Result<Resident, DriverError> {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -100,6 +100,8 @@ pub struct Capabilities {
     pub freeze: Capability,
     /// Doze, and wake from it.
     pub doze: Capability,
+    /// Save to a snapshot, release, and restore.
+    pub hibernate: Capability,
     /// Freeze survives a restart of containerd.
     pub survives_runtime_restart: bool,
     /// A wrapper wakes the guest for `exec` and `kill`; without it the agent has to watch for both.
@@ -168,6 +170,73 @@ pub struct WakeReport {
     pub resume: Duration,
 }
 
+/// What a save measured, and what it learned for the snapshot's manifest.
+///
+/// The phases up to `write` are the pause window of a save that lets the guest run on.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SaveReport {
+    /// Time to take the pod's lock and read its record.
+    pub lock: Duration,
+    /// Time until the guest was cut off from the wire and had taken what had reached it.
+    pub cut: Duration,
+    /// Time until the guest said that it is stopped; zero for a guest that slept.
+    pub stop: Duration,
+    /// Time until its whole state was written to the image's files.
+    pub write: Duration,
+    /// Time until it ran again and was back on the wire; zero for a guest that stays stopped.
+    pub resume: Duration,
+    /// Size of the image's files, in bytes.
+    pub bytes: u64,
+    /// What the guest is made of.
+    pub facts: SavedFacts,
+}
+
+impl SaveReport {
+    /// How long the application stood still for a save that let it run on.
+    #[must_use]
+    pub fn pause_window(&self) -> Duration {
+        self.stop + self.write + self.resume
+    }
+}
+
+/// What a restore must match, and what it needs beside the image.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SavedFacts {
+    /// The runtime's exact version, as in `release-20260905.0`.
+    pub runtime_version: String,
+    /// Names of the containers in the image, the pod sandbox's (empty) first.
+    pub containers: Vec<String>,
+    /// What the driver itself wants to find again, as JSON: addresses, routes, how each container was started.
+    pub restore: String,
+}
+
+/// What a release measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ReleaseReport {
+    /// Time to take the pod's lock, and to put by what the wake needs.
+    pub prepare: Duration,
+    /// Time until the guest's processes were gone, and its memory with them.
+    pub end: Duration,
+    /// Time until the runtime had forgotten the containers.
+    pub forget: Duration,
+}
+
+/// What a restore measured; the phases add up to the step.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RestoreReport {
+    /// Time to take the pod's lock and read its record.
+    pub lock: Duration,
+    /// Time until the runtime had an empty guest.
+    pub create: Duration,
+    /// Time until the addresses were back and the guest had begun to read the image.
+    pub load: Duration,
+    /// Time until the last container ran.
+    pub start: Duration,
+    /// The moment since which the guest's own sockets see frames, on the clock of `dormouse_net::monotonic`; frames
+    /// seen before were seen by nobody else.
+    pub on_wire_at: Option<dormouse_core::Moment>,
+}
+
 /// What a prefetch measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PrefetchReport {
@@ -197,10 +266,12 @@ pub enum StopState {
     Frozen,
     /// The application is stopped and the pod's cgroup is frozen.
     CgroupFrozen,
+    /// There is no guest; its state is in a snapshot.
+    Hibernated,
 }
 
 /// What a look at a guest found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Probe {
     /// Whether the guest is stopped.
     pub stop: StopState,
@@ -208,6 +279,8 @@ pub struct Probe {
     pub settled: bool,
     /// Whether a memory limit that a dead process had lowered was put back.
     pub limit_restored: bool,
+    /// The snapshot that a hibernated guest's state is in.
+    pub snapshot: Option<String>,
 }
 
 /// A verb that failed.
@@ -298,9 +371,87 @@ pub trait Driver: Send + Sync {
     /// `GuestGone` if there is no guest any more, `StopStateUnknown` if it cannot be told.
     fn probe(&self, guest: &Guest) -> impl Future<Output = Result<Probe, DriverError>> + Send;
 
+    /// Saves a stopped guest (Frozen or Dozing, and as it was) into the empty directory `image`, and leaves it stopped
+    /// and cut off from the wire: what is saved stays exact until [`Driver::release`] or [`Driver::keep`].
+    ///
+    /// The caller holds the pod's frames from before the call (`WireMode::Cut`).
+    ///
+    /// # Errors
+    /// `WakeWon` if `cancel` was raised in time; whatever it is, the guest is stopped, whole, and back on the wire.
+    fn save(
+        &self,
+        guest: &Guest,
+        image: &Path,
+        cancel: &Cancel,
+    ) -> impl Future<Output = Result<SaveReport, DriverError>> + Send {
+        let _ = (image, cancel);
+        std::future::ready(Err(cannot_snapshot(self.kind(), "save", guest)))
+    }
+
+    /// Saves a running guest into the empty directory `image` and lets it run on: it stands still for the save alone.
+    ///
+    /// The caller holds the pod's frames from before the call (`WireMode::Cut`), and replays them after it.
+    ///
+    /// # Errors
+    /// The guest runs, whole, and is back on the wire.
+    fn snapshot(
+        &self,
+        guest: &Guest,
+        image: &Path,
+    ) -> impl Future<Output = Result<SaveReport, DriverError>> + Send {
+        let _ = image;
+        std::future::ready(Err(cannot_snapshot(self.kind(), "snapshot", guest)))
+    }
+
+    /// After a save that is not followed by a release: puts the guest back on the wire. It stays stopped. Idempotent.
+    ///
+    /// # Errors
+    /// The guest is deaf until the next wake, which does the same.
+    fn keep(&self, guest: &Guest) -> impl Future<Output = Result<(), DriverError>> + Send {
+        std::future::ready(Err(cannot_snapshot(self.kind(), "keep", guest)))
+    }
+
+    /// Ends a saved guest and frees its memory; pod, addresses and volumes stay (-> Hibernated). `snapshot` is the id
+    /// under which the image is durable in the store.
+    ///
+    /// # Errors
+    /// `state` says whether the guest is still there (stopped, as after the save) or the pod is hibernated.
+    fn release(
+        &self,
+        guest: &Guest,
+        snapshot: &str,
+    ) -> impl Future<Output = Result<ReleaseReport, DriverError>> + Send {
+        let _ = snapshot;
+        std::future::ready(Err(cannot_snapshot(self.kind(), "release", guest)))
+    }
+
+    /// Makes the guest anew, in the same pod, out of the image in the directory `image` (Hibernated -> Running).
+    ///
+    /// # Errors
+    /// The pod is hibernated as before, and its snapshot whole; the restore may be tried again.
+    fn restore(
+        &self,
+        guest: &Guest,
+        image: &Path,
+    ) -> impl Future<Output = Result<RestoreReport, DriverError>> + Send {
+        let _ = image;
+        std::future::ready(Err(cannot_snapshot(self.kind(), "restore", guest)))
+    }
+
     /// The guest's memory and CPU time, as its cgroup counts them.
     ///
     /// # Errors
     /// `CgroupMismatch` if the pod's cgroup cannot be found.
     fn resident(&self, guest: &Guest) -> impl Future<Output = Result<Resident, DriverError>> + Send;
+}
+
+fn cannot_snapshot(kind: RuntimeKind, verb: &'static str, guest: &Guest) -> DriverError {
+    DriverError {
+        reason: Reason::RuntimeCannotSnapshot,
+        verb,
+        sandbox_id: guest.sandbox_id.clone(),
+        message: format!("the runtime {kind} cannot save a guest; use the RuntimeClass dormouse-gvisor"),
+        state: None,
+        source: None,
+    }
 }

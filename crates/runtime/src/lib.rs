@@ -22,7 +22,8 @@ pub mod working_set;
 pub use any::AnyDriver;
 pub use driver::{
     Cancel, Capabilities, Capability, DozeReport, Driver, DriverError, FreezeReport, Guest, GuestContainer,
-    PodIdentity, PrefetchReport, Probe, Resident, RuntimeKind, StopState, WakeReport,
+    PodIdentity, PrefetchReport, Probe, ReleaseReport, Resident, RestoreReport, RuntimeKind, SaveReport,
+    SavedFacts, StopState, WakeReport,
 };
 pub use gvisor::Gvisor;
 pub use kata::Kata;

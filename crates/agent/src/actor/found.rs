@@ -106,6 +106,7 @@ impl Actor {
                     StopState::Running => Rung::Running,
                     StopState::Frozen => Rung::Frozen,
                     StopState::CgroupFrozen => Rung::Dozing,
+                    StopState::Hibernated => Rung::Hibernated,
                 };
                 if probe.settled {
                     tracing::info!(

@@ -199,6 +199,7 @@ impl Running {
                     StopState::Running => Rung::Running,
                     StopState::Frozen => Rung::Frozen,
                     StopState::CgroupFrozen => Rung::Dozing,
+                    StopState::Hibernated => Rung::Hibernated,
                 });
                 let message = with_sources(&error);
                 report.failure = Some(Failure {

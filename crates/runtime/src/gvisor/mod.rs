@@ -124,6 +124,7 @@ impl Driver for Gvisor {
         found.unwrap_or_else(|e| Capabilities {
             freeze: Err(e.reason),
             doze: Err(e.reason),
+            hibernate: Err(e.reason),
             survives_runtime_restart: true,
             wrapper: false,
         })
@@ -284,9 +285,15 @@ impl Parts {
         } else {
             has_swap(&*self.kernel)
         };
+        let hibernate = if freeze.is_ok() && !wrapper {
+            Err(Reason::WrapperMissing)
+        } else {
+            freeze
+        };
         Capabilities {
             freeze,
             doze,
+            hibernate,
             survives_runtime_restart: true,
             wrapper,
         }

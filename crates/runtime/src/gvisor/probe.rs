@@ -35,6 +35,7 @@ pub(super) fn probe(parts: &Parts, guest: &Guest, verb: Verb<'_>) -> Result<Prob
         StopState::Frozen => Rung::Frozen,
         // A doze that died half-way is Dozing, with perhaps a few pages more than it should have.
         StopState::CgroupFrozen => Rung::Dozing,
+        StopState::Hibernated => Rung::Hibernated,
     };
     if held.record().switch.rung != rung {
         held.update(|r| r.switch.rung = rung)
@@ -44,6 +45,7 @@ pub(super) fn probe(parts: &Parts, guest: &Guest, verb: Verb<'_>) -> Result<Prob
         stop,
         settled,
         limit_restored,
+        snapshot: None,
     })
 }
 

@@ -84,6 +84,7 @@ impl Driver for Kata {
         Capabilities {
             freeze,
             doze,
+            hibernate: Err(Reason::RuntimeCannotSnapshot),
             survives_runtime_restart: false,
             wrapper: false,
         }
@@ -129,6 +130,7 @@ impl Driver for Kata {
             stop,
             settled,
             limit_restored,
+            snapshot: None,
         })
     }
 

@@ -96,6 +96,7 @@ impl Driver for Runc {
         Capabilities {
             freeze,
             doze,
+            hibernate: Err(Reason::RuntimeCannotSnapshot),
             survives_runtime_restart: true,
             wrapper: false,
         }

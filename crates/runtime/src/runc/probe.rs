@@ -16,5 +16,6 @@ pub(super) fn probe(parts: &Parts, guest: &Guest, verb: Verb<'_>) -> Result<Prob
         stop,
         settled: false,
         limit_restored: put_back > 0,
+        snapshot: None,
     })
 }
