@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dormouse_sentry::switch::{RegisterError, Registration};
-use dormouse_sentry::{ContainerId, ContainerKind, ContainerRecord, Record, RunDir, Switch};
+use dormouse_sentry::{ContainerId, ContainerKind, ContainerRecord, Launch, Record, RunDir, Switch};
 
 use super::{Context, wake};
 use crate::annotations::Bundle;
@@ -83,5 +83,22 @@ fn register(
         kind: place.kind,
         bundle: bundle.to_owned(),
         last_known: None,
+        launch: launch(context),
+        ended: None,
+    })
+}
+
+/// How the shim called this, to be called the same way again after a hibernation.
+fn launch(context: &Context<'_>) -> Option<Launch> {
+    let create = context
+        .argv
+        .iter()
+        .map(|a| a.to_str().map(str::to_owned))
+        .collect::<Option<Vec<_>>>()?;
+    Some(Launch {
+        create,
+        directory: std::env::current_dir().ok()?,
+        stdio: [None; 3],
+        started: false,
     })
 }
