@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use dormouse_core::Moment;
 
-use crate::attach::MacAddress;
+use crate::mac::MacAddress;
 use crate::budget::{Bucket, BucketLimits, Budgets, Suppressed};
 use crate::classify::{Resolve, Verdict, Wake};
 use crate::event::{Delivery, Event, PodKey};

@@ -17,13 +17,14 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{MsgFlags, getsockopt, send, sockopt};
 
 use crate::answer::answer;
-use crate::attach::{AttachError, Attached, NamespaceId, Opened, WireSpec, open};
+use crate::attach::{AttachError, Attached, Opened, WireSpec, open};
 use crate::budget::{BucketLimits, Budget, Budgets};
 use crate::classify::{PacketType, Resolve, classify};
 use crate::clock::monotonic;
 use crate::event::{Delivery, Event, EventSink, LostCause, PodKey};
 use crate::filter::{SNAP_LENGTH, drop_all, program};
 use crate::interest::{Interest, InterestError, Ports};
+use crate::netns::NamespaceId;
 use crate::stats::{Counters, WireStats};
 use crate::sys;
 use crate::wire::{Pace, RETRY, Surroundings, Wire, WireMode};
