@@ -11,6 +11,7 @@ use nix::net::if_::{InterfaceFlags, if_nametoindex};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socket, sockopt};
 
 use crate::filter::drop_all;
+use crate::host_side::{Injector, NoHostSide};
 use crate::interest::{Interest, InterestError, Ports};
 use crate::mac::MacAddress;
 use crate::netns::{Namespace, NamespaceError, NamespaceId};
@@ -48,6 +49,9 @@ pub struct Attached {
     pub mac: MacAddress,
     /// Its MTU in bytes.
     pub mtu: u32,
+    /// The index of its other end in the node's network namespace, where held frames are put back; or why
+    /// there is none, and nothing can be held.
+    pub host_side: Result<u32, NoHostSide>,
 }
 
 /// Why a pod's wire could not be attached.
@@ -112,11 +116,15 @@ pub(crate) struct Opened {
 
 /// Opens the packet socket, in a thread of its own that enters the namespace and ends: the caller's
 /// threads stay where they are.
-pub(crate) fn open(spec: &WireSpec, receive_buffer: usize) -> Result<Opened, AttachError> {
+pub(crate) fn open(
+    spec: &WireSpec,
+    receive_buffer: usize,
+    injector: Result<&Injector, &NoHostSide>,
+) -> Result<Opened, AttachError> {
     let interest = Interest::new(&spec.addresses, spec.ports.clone())?;
     let namespace = Namespace::open(&spec.netns)?;
     let (socket, attached) =
-        namespace.run(|| open_inside(namespace.path(), spec.interface.as_deref(), receive_buffer))?;
+        namespace.run(|| open_inside(namespace.path(), spec.interface.as_deref(), receive_buffer, injector))?;
     Ok(Opened {
         socket,
         attached,
@@ -129,6 +137,7 @@ fn open_inside(
     path: &Path,
     name: Option<&str>,
     receive_buffer: usize,
+    injector: Result<&Injector, &NoHostSide>,
 ) -> Result<(OwnedFd, Attached), AttachError> {
     let failed = |doing| {
         move |source| AttachError::Socket {
@@ -152,6 +161,9 @@ fn open_inside(
     setsockopt(&socket, sockopt::RcvBuf, &receive_buffer).map_err(failed("size the receive buffer"))?;
     let mtu = sys::mtu(socket.as_fd(), &interface).map_err(failed("read the MTU"))?;
     sys::bind_to_interface(socket.as_fd(), index).map_err(failed("bind to the interface"))?;
+    let host_side = injector
+        .map_err(NoHostSide::clone)
+        .and_then(|injector| injector.other_end(&interface, index));
     Ok((
         socket,
         Attached {
@@ -159,6 +171,7 @@ fn open_inside(
             index,
             mac,
             mtu,
+            host_side,
         },
     ))
 }
