@@ -4,13 +4,14 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use dormouse_core::Reason;
+use dormouse_net::links::{self, NetworkRecord};
 use dormouse_sentry::hold::Holder;
 use dormouse_sentry::record::{HibernationPhase, Record};
 use dormouse_sentry::{ContainerRecord, Held, ProcessId, RunscState};
 
+use super::Parts;
 use super::release::{drop_streams, end, forget, live, root};
 use super::runsc::{Runsc, RunscError};
-use super::Parts;
 use crate::driver::{DriverError, Guest, RestoreReport, StopState};
 use crate::failure::Verb;
 
@@ -43,9 +44,11 @@ pub(super) fn restore(
         lock,
         ..RestoreReport::default()
     };
-    if let Err(error) = build(parts, held.record(), image, creating, &mut report) {
+    let netns = guest.netns.as_deref();
+    if let Err(error) = build(parts, held.record(), netns, image, creating, &mut report) {
         let reason = error.reason();
         let failure = verb.failed(reason, asleep, error);
+        hide(held.record(), netns, verb);
         if clean(held.record(), verb).is_ok() {
             let _ = held.note_phase(HibernationPhase::Released);
         }
@@ -73,6 +76,10 @@ enum BuildError {
     Hold(#[from] dormouse_sentry::hold::HoldError),
     #[error("the record lacks the pod sandbox's own container")]
     NoRoot,
+    #[error(transparent)]
+    Links(#[from] links::LinkError),
+    #[error("the pod has no network namespace, or its addresses are not in its record")]
+    NoNetwork,
     #[error("a thread of the restore ended without a word")]
     Thread,
 }
@@ -82,6 +89,8 @@ impl BuildError {
         match self {
             Self::Runsc(e) => e.reason(),
             Self::Hold(e) => e.reason(),
+            Self::Links(e) => e.reason(),
+            Self::NoNetwork => Reason::NetworkUnsupported,
             Self::NoRoot => Reason::RecordUnreadable,
             Self::Thread => Reason::Internal,
         }
@@ -91,6 +100,7 @@ impl BuildError {
 fn build(
     parts: &Parts,
     record: &Record,
+    netns: Option<&Path>,
     image: &Path,
     began: Instant,
     report: &mut RestoreReport,
@@ -102,6 +112,10 @@ fn build(
     report.create = began.elapsed();
     let loading = Instant::now();
     let image = image.to_string_lossy().into_owned();
+    let netns = netns.ok_or(BuildError::NoNetwork)?;
+    // runsc takes the addresses from the interface; while they are there the pod's own kernel stack must not answer.
+    links::restore_hushed(netns, &network(record)?)?;
+    fail::fail_point!("gvisor::restore::addressed");
     // The other containers may be made while the sandbox begins to read.
     std::thread::scope(|scope| {
         let subs: Vec<_> = live(record)
@@ -113,6 +127,8 @@ fn build(
         }
         restored.map_err(BuildError::from)
     })?;
+    report.on_wire_at = Some(dormouse_net::monotonic());
+    links::unhush(netns)?;
     fail::fail_point!("gvisor::restore::root_restored");
     report.load = loading.elapsed();
     let starting = Instant::now();
@@ -128,6 +144,21 @@ fn build(
     })?;
     report.start = starting.elapsed();
     Ok(())
+}
+
+fn network(record: &Record) -> Result<NetworkRecord, BuildError> {
+    let text = record.network.as_deref().ok_or(BuildError::NoNetwork)?;
+    serde_json::from_str(text.get()).map_err(|_| BuildError::NoNetwork)
+}
+
+/// Takes the addresses off the interface again: for a hibernated pod the agent answers.
+fn hide(record: &Record, netns: Option<&Path>, verb: Verb<'_>) {
+    let (Some(netns), Ok(network)) = (netns, network(record)) else {
+        return;
+    };
+    if let Err(error) = links::strip(netns, &network).and_then(|()| links::unhush(netns)) {
+        tracing::warn!(sandbox = verb.sandbox_id, reason = %error.reason(), %error, "the pod's addresses are still on its interface");
+    }
 }
 
 /// Ends what there is of a guest that did not become whole.

@@ -9,9 +9,10 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use dormouse_core::Reason;
+use dormouse_core::{Moment, Reason};
+use dormouse_net::guest_socket::{GuestSocketError, GuestSockets};
 use dormouse_sentry::record::CgroupState;
-use dormouse_sentry::{ContainerKind, Held, ImageFiles, RunscState};
+use dormouse_sentry::{ContainerKind, Held, ImageFiles, ProcessId, RunscState};
 
 use super::runsc::Runsc;
 use super::wake::restore_settings;
@@ -22,6 +23,12 @@ use crate::failure::Verb;
 
 /// How long a save may take: 64 GiB at the speed of a slow disk.
 const SAVE: Duration = Duration::from_secs(600);
+
+/// How long the guest's stack may take for what had reached it.
+const DRAIN: Duration = Duration::from_millis(200);
+
+/// How often it is looked whether it has.
+const LOOK_AGAIN: Duration = Duration::from_micros(200);
 
 /// The image's files, in the order in which gVisor takes them.
 const FILES: [&str; 3] = ["checkpoint.img", "pages_meta.img", "pages.img"];
@@ -60,7 +67,7 @@ pub(super) fn save(
         restore_settings(parts, &mut held, verb);
     }
     let cutting = Instant::now();
-    cut(&mut held, verb)?;
+    let cut_at = Some(cut(&mut held, verb)?);
     let cut = cutting.elapsed();
     fail::fail_point!("gvisor::save::cut");
     let writing = Instant::now();
@@ -78,6 +85,7 @@ pub(super) fn save(
         stop: Duration::ZERO,
         write: writing.elapsed(),
         resume: Duration::ZERO,
+        cut_at,
         bytes,
         facts,
     })
@@ -107,7 +115,7 @@ pub(super) fn snapshot(
     }
     let facts = facts(&held, verb)?;
     let cutting = Instant::now();
-    cut(&mut held, verb)?;
+    let cut_at = Some(cut(&mut held, verb)?);
     let cut = cutting.elapsed();
     let stopping = Instant::now();
     let result = held.pause().map_err(|e| switch_failed(verb, &held, e));
@@ -129,6 +137,7 @@ pub(super) fn snapshot(
         stop,
         write,
         resume,
+        cut_at,
         bytes,
         facts,
     })
@@ -157,6 +166,13 @@ fn facts(held: &Held, verb: Verb<'_>) -> Result<SavedFacts, DriverError> {
         Runsc::of(&record.runsc.path, container).map_err(|e| verb.failed(e.reason(), state, e))?;
         containers.push(container.name.clone());
     }
+    if record.network.is_none() {
+        return Err(verb.refused(
+            Reason::NetworkUnsupported,
+            state,
+            "the pod's addresses were not known when it was made, so they could not be put back",
+        ));
+    }
     let id = &record.sandbox_id;
     let runsc = RunscState::read(&record.runtime_root, id, &id.into())
         .map_err(|e| verb.failed(e.reason(), state, e))?;
@@ -175,7 +191,7 @@ fn write(held: &mut Held, verb: Verb<'_>, image: &Path) -> Result<u64, DriverErr
     let files = if by_socket {
         let mut files = Vec::with_capacity(FILES.len());
         for name in FILES {
-            files.push(make(&image.join(name)).map_err(|e| verb.failed(io_reason(&e.source), state, e))?);
+            files.push(make(&image.join(name)).map_err(|e| verb.failed(Reason::Internal, state, e))?);
         }
         let [state_file, pages_metadata, pages] = files.as_slice() else {
             return Err(verb.refused(Reason::Internal, state, "an image has three files"));
@@ -231,19 +247,41 @@ fn make(path: &Path) -> Result<File, ImageError> {
         })
 }
 
-fn io_reason(error: &std::io::Error) -> Reason {
-    let _ = error;
-    Reason::Internal
+/// Cuts the guest off from the wire, and waits until it has taken what had reached it: a stopped gVisor stack goes on
+/// acknowledging what comes, and the image would lack it. Returns since when it hears nothing.
+fn cut(held: &mut Held, verb: Verb<'_>) -> Result<Moment, DriverError> {
+    let (sentry, _) = held.locate().map_err(|e| switch_failed(verb, held, e))?;
+    let state = Some(stop_state(held.record()));
+    let failed = |e: GuestSocketError| verb.failed(e.reason(), state, e);
+    let sockets = sockets(sentry).map_err(failed)?;
+    sockets.cut().map_err(failed)?;
+    let at = dormouse_net::monotonic();
+    let drained = drain(&sockets);
+    if let Err(error) = drained {
+        let _ = sockets.uncut();
+        return Err(failed(error));
+    }
+    Ok(at)
 }
 
-/// Cuts the guest off from the wire, and waits until it has taken what had reached it: a stopped gVisor stack goes on
-/// acknowledging what comes, and the image would lack it.
-fn cut(held: &mut Held, verb: Verb<'_>) -> Result<(), DriverError> {
-    let _ = (held, verb);
+fn drain(sockets: &GuestSockets) -> Result<(), GuestSocketError> {
+    sockets.settle()?;
+    let deadline = Instant::now() + DRAIN;
+    // A queue that does not empty is a busy guest's; what stays in it is lost with the guest and sent again by its peer.
+    while !sockets.drained()? && Instant::now() < deadline {
+        std::thread::sleep(LOOK_AGAIN);
+    }
     Ok(())
 }
 
-/// Puts it back.
+fn sockets(sentry: ProcessId) -> Result<GuestSockets, GuestSocketError> {
+    GuestSockets::find(u32::try_from(sentry.pid).unwrap_or(0))
+}
+
+/// Puts it back. A guest that stays deaf is heard of: its peers send again, and the next wake tries again.
 pub(super) fn uncut(held: &mut Held, verb: Verb<'_>) {
-    let _ = (held, verb);
+    let Ok((sentry, _)) = held.locate() else { return };
+    if let Err(error) = sockets(sentry).and_then(|s| s.uncut()) {
+        tracing::warn!(sandbox = verb.sandbox_id, reason = %error.reason(), %error, "the guest is still cut off from the wire");
+    }
 }
