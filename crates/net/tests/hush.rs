@@ -28,8 +28,18 @@ use wires::{Ptp, SOON, Wires, generous};
 
 /// Sends a SYN and does not wait.
 fn syn(to: SocketAddr) -> OwnedFd {
-    let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    let fd = socket(family, SockType::Stream, SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC, None).unwrap();
+    let family = if to.is_ipv4() {
+        AddressFamily::Inet
+    } else {
+        AddressFamily::Inet6
+    };
+    let fd = socket(
+        family,
+        SockType::Stream,
+        SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC,
+        None,
+    )
+    .unwrap();
     let _ = connect(std::os::fd::AsRawFd::as_raw_fd(&fd), &SockaddrStorage::from(to));
     fd
 }
@@ -46,14 +56,28 @@ fn ping(to: SocketAddr) {
         message[2..4].copy_from_slice(&(!(0x0800_u16 + 2)).to_be_bytes());
     }
     let to = SockaddrStorage::from(SocketAddr::new(to.ip(), 0));
-    sendto(std::os::fd::AsRawFd::as_raw_fd(&fd), &message, &to, MsgFlags::empty()).unwrap();
+    sendto(
+        std::os::fd::AsRawFd::as_raw_fd(&fd),
+        &message,
+        &to,
+        MsgFlags::empty(),
+    )
+    .unwrap();
 }
 
 fn neighbours(net: &Ptp) {
-    net.node.ip(&format!("neigh replace {POD4} lladdr 02:00:00:00:00:02 dev veth0 nud permanent"));
-    net.node.ip(&format!("-6 neigh replace {POD6} lladdr 02:00:00:00:00:02 dev veth0 nud permanent"));
-    net.pod.ip(&format!("neigh replace {PEER4} lladdr 02:00:00:00:00:01 dev eth0 nud permanent"));
-    net.pod.ip(&format!("-6 neigh replace {PEER6} lladdr 02:00:00:00:00:01 dev eth0 nud permanent"));
+    net.node.ip(&format!(
+        "neigh replace {POD4} lladdr 02:00:00:00:00:02 dev veth0 nud permanent"
+    ));
+    net.node.ip(&format!(
+        "-6 neigh replace {POD6} lladdr 02:00:00:00:00:02 dev veth0 nud permanent"
+    ));
+    net.pod.ip(&format!(
+        "neigh replace {PEER4} lladdr 02:00:00:00:00:01 dev eth0 nud permanent"
+    ));
+    net.pod.ip(&format!(
+        "-6 neigh replace {PEER6} lladdr 02:00:00:00:00:01 dev eth0 nud permanent"
+    ));
 }
 
 fn addresses(net: &Ptp) {
@@ -127,7 +151,12 @@ fn what_is_not_input_goes_on() {
     links::hush(&path, &record).unwrap();
     let listener = net.node.run(|| UdpSocket::bind((PEER4, 9)).unwrap());
     listener.set_read_timeout(Some(SOON)).unwrap();
-    net.pod.run(|| UdpSocket::bind((POD4, 0)).unwrap().send_to(b"out", (PEER4, 9)).unwrap());
+    net.pod.run(|| {
+        UdpSocket::bind((POD4, 0))
+            .unwrap()
+            .send_to(b"out", (PEER4, 9))
+            .unwrap()
+    });
     let mut buffer = [0; 8];
     assert_eq!(listener.recv(&mut buffer).unwrap(), 3);
 
@@ -137,7 +166,9 @@ fn what_is_not_input_goes_on() {
     for to in [IpAddr::V4(POD4), IpAddr::V6(POD6)] {
         net.node.run(|| drop(syn(SocketAddr::new(to, 80))));
     }
-    wires.until("both have been asked for", |s| s.arp_answers > 0 && s.neighbour_answers > 0);
+    wires.until("both have been asked for", |s| {
+        s.arp_answers > 0 && s.neighbour_answers > 0
+    });
 
     // A local connection within the pod is nobody's input.
     net.pod.run(|| {

@@ -7,22 +7,25 @@
     clippy::indexing_slicing
 )]
 
-#[path = "support/netns.rs"]
-mod netns;
 #[path = "support/again.rs"]
 mod again;
+#[path = "support/netns.rs"]
+mod netns;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use dormouse_net::links::{self, LinkError, NetworkRecord, limits};
 use dormouse_net::NamespaceError;
+use dormouse_net::links::{self, LinkError, NetworkRecord, limits};
 use netns::{Netns, ip_output, is_root};
 
 /// A pod with everything that a CNI plugin may give it.
 fn rich() -> (Netns, Netns) {
     let (node, pod) = (Netns::new("node"), Netns::new("pod"));
-    node.ip(&format!("link add veth0 up type veth peer name eth0 netns {}", pod.name));
+    node.ip(&format!(
+        "link add veth0 up type veth peer name eth0 netns {}",
+        pod.name
+    ));
     for line in [
         "link set lo up",
         "link set eth0 address 02:00:00:00:00:02 mtu 1400 up",
@@ -51,11 +54,21 @@ fn rich() -> (Netns, Netns) {
 /// What `ip` has to say about it.
 fn seen(pod: &Netns) -> Vec<String> {
     let mut lines = Vec::new();
-    for question in ["addr show", "-4 route show table all", "-6 route show table all", "neigh show nud permanent"] {
+    for question in [
+        "addr show",
+        "-4 route show table all",
+        "-6 route show table all",
+        "neigh show nud permanent",
+    ] {
         let answer = ip_output(&format!("-o -n {} {question}", pod.name));
         let mut some: Vec<String> = answer
             .lines()
-            .map(|line| line.split_whitespace().filter(|word| *word != "nodad").collect::<Vec<_>>().join(" "))
+            .map(|line| {
+                line.split_whitespace()
+                    .filter(|word| *word != "nodad")
+                    .collect::<Vec<_>>()
+                    .join(" ")
+            })
             .collect();
         some.sort();
         lines.extend(some);
@@ -119,7 +132,10 @@ fn a_gateway_that_is_nobodys_neighbour() {
         return;
     }
     let (node, pod) = (Netns::new("node"), Netns::new("pod"));
-    node.ip(&format!("link add veth0 up type veth peer name eth0 netns {}", pod.name));
+    node.ip(&format!(
+        "link add veth0 up type veth peer name eth0 netns {}",
+        pod.name
+    ));
     pod.ip("link set eth0 up");
     pod.ip("addr add 10.77.0.2/32 dev eth0");
     pod.ip("route add 169.254.1.1 dev eth0 scope link");
@@ -182,7 +198,10 @@ fn what_cannot_be_put_back_is_refused() {
             "route add 10.98.0.0/16 nexthop via 10.77.0.1 nexthop via 10.77.0.9",
             "route del 10.98.0.0/16",
         ),
-        ("-6 route add fd00:98::/32 from fd00:77::/64 dev eth0", "-6 route del fd00:98::/32 from fd00:77::/64 dev eth0"),
+        (
+            "-6 route add fd00:98::/32 from fd00:77::/64 dev eth0",
+            "-6 route del fd00:98::/32 from fd00:77::/64 dev eth0",
+        ),
     ] {
         pod.ip(add);
         let error = links::record(&path).unwrap_err();
@@ -226,7 +245,10 @@ fn what_cannot_be_put_back_is_refused() {
         };
     }
     let none = Path::new("/run/netns/none");
-    assert_eq!(links::record(none).unwrap_err().reason(), dormouse_core::Reason::PodGone);
+    assert_eq!(
+        links::record(none).unwrap_err().reason(),
+        dormouse_core::Reason::PodGone
+    );
 }
 
 fn rules(pod: &Netns) -> Vec<String> {
@@ -267,7 +289,12 @@ fn killed_at_any_moment() {
     std::fs::write(&file, serde_json::to_string(&record).unwrap()).unwrap();
     let mut torn = 0;
     for round in 0..60_u32 {
-        let mut child = again::run("killed_at_any_moment", "links", path.to_str().unwrap(), &[("RECORD", &file)]);
+        let mut child = again::run(
+            "killed_at_any_moment",
+            "links",
+            path.to_str().unwrap(),
+            &[("RECORD", &file)],
+        );
         child.wait_for("ready");
         let start = Instant::now();
         while start.elapsed() < Duration::from_micros(u64::from(round) * 150) {
@@ -334,7 +361,10 @@ fn how_long_it_takes() {
         return;
     }
     let (_node, pod) = (Netns::new("node"), Netns::new("pod"));
-    _node.ip(&format!("link add veth0 up type veth peer name eth0 netns {}", pod.name));
+    _node.ip(&format!(
+        "link add veth0 up type veth peer name eth0 netns {}",
+        pod.name
+    ));
     pod.ip("link set eth0 up");
     pod.ip("addr add 10.77.0.2/24 dev eth0");
     pod.ip("-6 addr add fd00:77::2/64 dev eth0 nodad");
@@ -352,14 +382,21 @@ fn how_long_it_takes() {
             })
             .collect();
         times.sort();
-        println!("{what}: p50 {:?}, p95 {:?}, max {:?} (n=50)", times[24], times[47], times[49]);
+        println!(
+            "{what}: p50 {:?}, p95 {:?}, max {:?} (n=50)",
+            times[24], times[47], times[49]
+        );
     };
     let nothing = || ();
     let strip = || links::strip(&path, &record).unwrap();
     let unhush = || links::unhush(&path).unwrap();
     measure("record", &nothing, &|| drop(links::record(&path).unwrap()));
-    measure("restore, all there", &nothing, &|| links::restore(&path, &record).unwrap());
-    measure("restore, stripped", &strip, &|| links::restore(&path, &record).unwrap());
+    measure("restore, all there", &nothing, &|| {
+        links::restore(&path, &record).unwrap();
+    });
+    measure("restore, stripped", &strip, &|| {
+        links::restore(&path, &record).unwrap();
+    });
     measure("strip", &|| links::restore(&path, &record).unwrap(), &strip);
     measure("hush", &unhush, &|| links::hush(&path, &record).unwrap());
     measure("unhush", &|| links::hush(&path, &record).unwrap(), &unhush);
@@ -367,5 +404,7 @@ fn how_long_it_takes() {
         strip();
         unhush();
     };
-    measure("restore_hushed, stripped", &both, &|| links::restore_hushed(&path, &record).unwrap());
+    measure("restore_hushed, stripped", &both, &|| {
+        links::restore_hushed(&path, &record).unwrap();
+    });
 }

@@ -27,8 +27,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use dormouse_net::{
-    AttachError, BucketLimits, Budget, Event, LostCause, NamespaceError, PodKey, WakeKind, WireConfig, WireError,
-    WireMode, monotonic,
+    AttachError, BucketLimits, Budget, Event, LostCause, NamespaceError, PodKey, WakeKind, WireConfig,
+    WireError, WireMode, monotonic,
 };
 use netns::{FrameSender, Netns, ip, is_root, try_ip};
 use support::*;

@@ -115,11 +115,7 @@ fn steps_to_end(there: &[Rule]) -> Vec<Step> {
     steps
 }
 
-fn rules(
-    netlink: &mut Netlink,
-    family: AddressFamily,
-    doing: &Doing<'_>,
-) -> Result<Vec<Rule>, LinkError> {
+fn rules(netlink: &mut Netlink, family: AddressFamily, doing: &Doing<'_>) -> Result<Vec<Rule>, LinkError> {
     let mut question = RuleMessage::default();
     question.header.family = family;
     let answers = match netlink.dump(&RouteNetlinkMessage::GetRule(question)) {
@@ -143,7 +139,8 @@ fn rule(message: &RuleMessage) -> Option<Rule> {
     let header = &message.header;
     let (mut priority, mut protocol, mut interface) = (0, RouteProtocol::Unspec, None);
     let mut table = u32::from(header.table);
-    let mut selects = header.src_len != 0 || header.dst_len != 0 || header.tos != 0 || !header.flags.is_empty();
+    let mut selects =
+        header.src_len != 0 || header.dst_len != 0 || header.tos != 0 || !header.flags.is_empty();
     for attribute in &message.attributes {
         match attribute {
             RuleAttribute::Priority(p) => priority = *p,
@@ -212,7 +209,9 @@ fn run(
                 let mut request = message(family, rule);
                 if *rule == Rule::First {
                     // Whoever put it there.
-                    request.attributes.retain(|a| !matches!(a, RuleAttribute::Protocol(_)));
+                    request
+                        .attributes
+                        .retain(|a| !matches!(a, RuleAttribute::Protocol(_)));
                 }
                 let removed = netlink.change(RouteNetlinkMessage::DelRule(request), 0);
                 done_already(removed, &[Errno::ENOENT])
@@ -221,4 +220,52 @@ fn run(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn act(rules: &mut Vec<Rule>, step: &Step) {
+        match step {
+            Step::Add(rule) => rules.push(rule.clone()),
+            Step::Remove(rule) => rules.retain(|there| there != rule),
+        }
+    }
+
+    fn has_local(rules: &[Rule]) -> bool {
+        rules.contains(&Rule::First) || rules.contains(&Rule::Second)
+    }
+
+    /// Every way to be interrupted, and then to go on in either direction.
+    #[test]
+    fn from_anywhere_to_either_end() {
+        let names = ["eth0", "eth1"];
+        let awake = vec![Rule::First];
+        let mut hushed = vec![Rule::Second];
+        hushed.extend(names.map(|name| Rule::Blackhole(name.to_owned())));
+        let mut seen = vec![awake.clone(), hushed.clone()];
+        let mut at = 0;
+        while let Some(from) = seen.get(at).cloned() {
+            at += 1;
+            for (steps, end) in [
+                (steps_to_begin(&from, &names), &hushed),
+                (steps_to_end(&from), &awake),
+            ] {
+                let mut rules = from.clone();
+                for step in &steps {
+                    act(&mut rules, step);
+                    assert!(has_local(&rules), "{from:?} {steps:?}");
+                    if !seen.contains(&rules) {
+                        seen.push(rules.clone());
+                    }
+                }
+                assert!(
+                    rules.len() == end.len() && end.iter().all(|rule| rules.contains(rule)),
+                    "{rules:?}"
+                );
+            }
+        }
+        assert!(seen.len() > 10);
+    }
 }

@@ -24,7 +24,9 @@ pub(super) fn apply_all(
     changes: &[Change<'_>],
     doing: &Doing<'_>,
 ) -> Result<(), LinkError> {
-    changes.iter().try_for_each(|change| apply(netlink, change, doing))
+    changes
+        .iter()
+        .try_for_each(|change| apply(netlink, change, doing))
 }
 
 /// Carries out one change. That it has been carried out already is no error.

@@ -10,9 +10,9 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{getsockopt, sockopt};
 
+use super::WireError;
 use super::line::{Broken, Installed, Line, Refused};
 use super::order::{Addition, BELL, Command, Held, Order, Outcome, ReplayReport, ReplayWindow, Shared};
-use super::WireError;
 use crate::attach::Opened;
 use crate::budget::Budgets;
 use crate::clock::monotonic;
@@ -145,10 +145,12 @@ impl Runner {
                 return self.line(pod).map(|line| Outcome::Count(line.forget(counters)));
             }
             Order::Mark => {
-                self.line(pod)?;
-                let most = usize::from(u16::MAX);
-                self.with_pod(pod, |line, scratch, around| line.read(most, scratch, around))?;
-                return Ok(Outcome::Mark(monotonic()));
+                return self
+                    .with_pod(pod, |line, scratch, around| {
+                        line.drain(scratch, around)?;
+                        Ok(around.now)
+                    })
+                    .map(Outcome::Mark);
             }
             Order::Release(mode, window) => return self.release(pod, mode, window).map(Outcome::Replayed),
         }
@@ -317,7 +319,11 @@ impl Runner {
         for token in due {
             self.with_line(token, |line, _, around| {
                 line.on_time(around)?;
-                if sweep { line.sweep(around.counters) } else { Ok(()) }
+                if sweep {
+                    line.sweep(around.counters)
+                } else {
+                    Ok(())
+                }
             });
         }
     }
@@ -353,8 +359,11 @@ fn refused(pod: &PodKey, result: Result<(), Refused>) -> Result<(), WireError> {
 }
 
 fn host_side(pod: &PodKey, line: &Line) -> Result<u32, WireError> {
-    line.attached.host_side.clone().map_err(|source| WireError::NoHostSide {
-        pod: pod.clone(),
-        source,
-    })
+    line.attached
+        .host_side
+        .clone()
+        .map_err(|source| WireError::NoHostSide {
+            pod: pod.clone(),
+            source,
+        })
 }

@@ -53,7 +53,11 @@ impl Again {
     pub fn wait_for(&mut self, word: &str) -> String {
         loop {
             let mut line = String::new();
-            assert_ne!(self.from.read_line(&mut line).unwrap(), 0, "the other process ended before {word:?}");
+            assert_ne!(
+                self.from.read_line(&mut line).unwrap(),
+                0,
+                "the other process ended before {word:?}"
+            );
             if let Some((_, rest)) = line.trim_end().split_once(word) {
                 return rest.to_owned();
             }

@@ -73,7 +73,10 @@ impl Capture {
 /// Of an untagged frame without IPv6 extension headers: protocol and what is behind the IP header.
 pub fn transport(frame: &[u8]) -> Option<(u8, &[u8])> {
     match frame.get(12..14)? {
-        [0x08, 0x00] => Some((*frame.get(23)?, frame.get(14 + usize::from(frame.get(14)? & 15) * 4..)?)),
+        [0x08, 0x00] => Some((
+            *frame.get(23)?,
+            frame.get(14 + usize::from(frame.get(14)? & 15) * 4..)?,
+        )),
         [0x86, 0xdd] => Some((*frame.get(20)?, frame.get(54..)?)),
         _ => None,
     }
@@ -81,7 +84,9 @@ pub fn transport(frame: &[u8]) -> Option<(u8, &[u8])> {
 
 pub fn is_tcp_reset_from(frame: &[u8], port: u16) -> bool {
     transport(frame).is_some_and(|(protocol, body)| {
-        protocol == 6 && body.get(..2) == Some(&port.to_be_bytes()) && body.get(13).is_some_and(|f| f & 4 != 0)
+        protocol == 6
+            && body.get(..2) == Some(&port.to_be_bytes())
+            && body.get(13).is_some_and(|f| f & 4 != 0)
     })
 }
 

@@ -44,7 +44,11 @@ pub fn try_ip(line: &str) -> Result<(), String> {
 #[track_caller]
 pub fn ip_output(line: &str) -> String {
     let out = Command::new("ip").args(line.split_whitespace()).output().unwrap();
-    assert!(out.status.success(), "ip {line}: {}", String::from_utf8_lossy(&out.stderr));
+    assert!(
+        out.status.success(),
+        "ip {line}: {}",
+        String::from_utf8_lossy(&out.stderr)
+    );
     String::from_utf8(out.stdout).unwrap()
 }
 

@@ -84,7 +84,8 @@ impl Wires {
 
     #[track_caller]
     pub fn next_wake(&self) -> (PodKey, WakeKind, SocketAddr) {
-        match self.next() {
+        let next = std::iter::repeat_with(|| self.next()).find(|e| !matches!(e, Event::Activity { .. }));
+        match next.unwrap() {
             Event::Wake { pod, frame, .. } => (
                 pod,
                 frame.kind,
@@ -148,4 +149,3 @@ impl Ptp {
         self.pod.sender("eth0")
     }
 }
-
