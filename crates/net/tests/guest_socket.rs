@@ -18,11 +18,11 @@ mod wires;
 
 use std::fs::File;
 use std::io::BufRead;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-use capture::packet_socket;
-use dormouse_net::filter::{Instruction, program};
+use capture::{attach, packet_socket};
+use dormouse_net::filter::program;
 use dormouse_net::guest_socket::{GuestSocketError, GuestSockets};
 use dormouse_net::{Ports, WireMode};
 use netns::is_root;
@@ -32,25 +32,6 @@ use support::*;
 use wires::{Ptp, SOON};
 
 const SYN: u8 = 0x02;
-
-#[allow(unsafe_code)]
-fn attach(socket: &OwnedFd, program: &[Instruction]) {
-    let header = libc::sock_fprog {
-        len: u16::try_from(program.len()).unwrap(),
-        filter: program.as_ptr().cast_mut().cast(),
-    };
-    // SAFETY: the pointer and the length describe `header`, and this the program.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_ATTACH_FILTER,
-            std::ptr::from_ref(&header).cast(),
-            u32::try_from(size_of::<libc::sock_fprog>()).unwrap(),
-        )
-    };
-    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
-}
 
 /// The other process: a guest with two packet sockets, one of them with a filter of its own for SYNs to
 /// port 80, and other descriptors that are none of them.

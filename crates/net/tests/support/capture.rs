@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use dormouse_net::filter::Instruction;
 use nix::net::if_::if_nametoindex;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socket};
@@ -35,6 +36,25 @@ pub fn packet_socket(interface: &str) -> OwnedFd {
     };
     assert_eq!(bound, 0, "{}", io::Error::last_os_error());
     fd
+}
+
+/// Filters a socket.
+pub fn attach(socket: &OwnedFd, program: &[Instruction]) {
+    let header = libc::sock_fprog {
+        len: u16::try_from(program.len()).unwrap(),
+        filter: program.as_ptr().cast_mut().cast(),
+    };
+    // SAFETY: the pointer and the length describe `header`, and this the program.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            std::ptr::from_ref(&header).cast(),
+            u32::try_from(size_of::<libc::sock_fprog>()).unwrap(),
+        )
+    };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
 }
 
 impl Capture {
