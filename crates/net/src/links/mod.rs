@@ -51,17 +51,23 @@ pub fn record(netns: &Path) -> Result<NetworkRecord, LinkError> {
 /// # Errors
 /// See [`LinkError`]; with an interface missing or exchanged, nothing is changed.
 pub fn restore(netns: &Path, record: &NetworkRecord) -> Result<(), LinkError> {
-    inside(netns, |netlink, doing| put_back(netlink, record, doing))
+    inside(netns, |netlink, doing| {
+        let found = read::look(netlink, doing)?;
+        let changes = plan::restore(record, &found, doing.netns)?;
+        write::apply_all(netlink, &changes, doing)
+    })
 }
 
 /// [`hush`] and then [`restore`], in one go.
 ///
 /// # Errors
-/// As both.
+/// As both; with an interface missing or exchanged, nothing is changed.
 pub fn restore_hushed(netns: &Path, record: &NetworkRecord) -> Result<(), LinkError> {
     inside(netns, |netlink, doing| {
+        let found = read::look(netlink, doing)?;
+        let changes = plan::restore(record, &found, doing.netns)?;
         hush::begin(netlink, record, doing)?;
-        put_back(netlink, record, doing)
+        write::apply_all(netlink, &changes, doing)
     })
 }
 
@@ -73,9 +79,7 @@ pub fn restore_hushed(netns: &Path, record: &NetworkRecord) -> Result<(), LinkEr
 pub fn strip(netns: &Path, record: &NetworkRecord) -> Result<(), LinkError> {
     inside(netns, |netlink, doing| {
         let found = read::look(netlink, doing)?;
-        plan::strip(record, &found)
-            .iter()
-            .try_for_each(|change| write::apply(netlink, change, doing))
+        write::apply_all(netlink, &plan::strip(record, &found), doing)
     })
 }
 
@@ -102,13 +106,6 @@ pub fn unhush(netns: &Path) -> Result<(), LinkError> {
 /// See [`LinkError`].
 pub fn is_hushed(netns: &Path) -> Result<bool, LinkError> {
     inside(netns, hush::is_on)
-}
-
-fn put_back(netlink: &mut Netlink, record: &NetworkRecord, doing: &Doing<'_>) -> Result<(), LinkError> {
-    let found = read::look(netlink, doing)?;
-    plan::restore(record, &found, doing.netns)?
-        .iter()
-        .try_for_each(|change| write::apply(netlink, change, doing))
 }
 
 fn inside<R: Send>(
