@@ -51,12 +51,11 @@ fn nothing_on_the_disk_is_in_the_clear() {
     let store = encrypted(&place, 1);
     let refused = store.reserve(&request(), 1).unwrap().stage(None).unwrap_err();
     assert_eq!(refused.reason(), Reason::InvalidRequest);
-    let on_disk = place.dir.path().join("plain");
-    fs::create_dir(&on_disk).unwrap();
+    let on_disk = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
     let refused = store
         .reserve(&request(), 1)
         .unwrap()
-        .stage(Some(&on_disk))
+        .stage(Some(on_disk.path()))
         .unwrap_err();
     assert!(matches!(refused, StageError::NotMemory { .. }));
 
