@@ -1,4 +1,10 @@
 //! A process that is killed at every fail point of every operation, and the store that the next one finds.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;

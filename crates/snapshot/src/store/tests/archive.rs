@@ -204,6 +204,8 @@ fn truncated_extended_or_changed() {
     }
 }
 
+type Case = (&'static str, fn(&mut serde_json::Value));
+
 #[test]
 fn hostile_manifests() {
     let (_, archive) = exported();
@@ -214,7 +216,7 @@ fn hostile_manifests() {
             ..request()
         },
     );
-    let cases: &[(&str, fn(&mut serde_json::Value))] = &[
+    let cases: &[Case] = &[
         ("absolute", |m| m["files"][0]["name"] = "/etc/shadow".into()),
         ("escape", |m| m["files"][0]["name"] = "../x".into()),
         ("hidden", |m| m["files"][0]["name"] = ".x".into()),
@@ -234,7 +236,7 @@ fn hostile_manifests() {
         ("unknown", |m| m["link"] = "/etc".into()),
         ("no hashes", |m| m["files"][0]["hashes"] = serde_json::Value::Null),
         ("other chunks", |m| {
-            m["files"][0]["hashes"]["chunk_size"] = 1.into()
+            m["files"][0]["hashes"]["chunk_size"] = 1.into();
         }),
         ("encrypted", |m| {
             m["encryption"] = serde_json::json!({"algorithm": "XChaCha20Poly1305", "key_id": "k",
@@ -242,11 +244,11 @@ fn hostile_manifests() {
         }),
         ("restore", |m| m["restore"] = "x".repeat(300 << 10).into()),
         ("namespace", |m| {
-            m["sandbox"]["namespace"] = "x".repeat(300).into()
+            m["sandbox"]["namespace"] = "x".repeat(300).into();
         }),
         ("containers", |m| m["key"]["containers"] = serde_json::json!([])),
         ("other runsc", |m| {
-            m["key"]["runtime_version"] = "release-20260801.0".into()
+            m["key"]["runtime_version"] = "release-20260801.0".into();
         }),
         ("id", |m| m["id"] = "../../x".into()),
     ];

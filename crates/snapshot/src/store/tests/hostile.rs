@@ -348,9 +348,12 @@ fn fsck_classifies_and_repairs_without_deleting() {
     assert!(Path::new("/etc/passwd").exists());
 }
 
+type Case<T> = (&'static str, fn(&T));
+type Change = fn(&mut Draft);
+
 #[test]
 fn images_that_are_not_whole_are_not_committed() {
-    let cases: [(&str, fn(&Path)); 9] = [
+    let cases: [Case<Path>; 9] = [
         ("missing", |d| fs::remove_file(d.join("pages.img")).unwrap()),
         ("unexpected", |d| fs::write(d.join("core"), "x").unwrap()),
         ("link", |d| {
@@ -358,17 +361,17 @@ fn images_that_are_not_whole_are_not_committed() {
             symlink("/etc/passwd", d.join("pages.img")).unwrap();
         }),
         ("second name", |d| {
-            fs::hard_link(d.join("pages.img"), d.join("../x")).unwrap()
+            fs::hard_link(d.join("pages.img"), d.join("../x")).unwrap();
         }),
         ("header only", |d| {
-            fs::write(d.join("checkpoint.img"), header()).unwrap()
+            fs::write(d.join("checkpoint.img"), header()).unwrap();
         }),
         ("torn header", |d| {
-            fs::write(d.join("checkpoint.img"), &header()[..30]).unwrap()
+            fs::write(d.join("checkpoint.img"), &header()[..30]).unwrap();
         }),
         ("empty", |d| fs::write(d.join("checkpoint.img"), "").unwrap()),
         ("no image", |d| {
-            fs::write(d.join("checkpoint.img"), [0; 5000]).unwrap()
+            fs::write(d.join("checkpoint.img"), [0; 5000]).unwrap();
         }),
         ("other version", |d| {
             let mut data = header();
@@ -388,9 +391,9 @@ fn images_that_are_not_whole_are_not_committed() {
         assert!(store.list().is_empty() && store.usage().is_empty(), "{what}");
     }
     // What the caller gives is checked as well.
-    let cases: [(&str, fn(&mut Draft)); 5] = [
+    let cases: [(&str, Change); 5] = [
         ("restore", |d| {
-            d.restore = serde_json::json!("x".repeat(300 << 10))
+            d.restore = serde_json::json!("x".repeat(300 << 10));
         }),
         ("namespace", |d| d.sandbox.namespace = String::new()),
         ("name", |d| d.sandbox.name = "a\nb".into()),
