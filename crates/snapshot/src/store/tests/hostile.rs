@@ -215,6 +215,26 @@ fn a_flipped_bit_is_found_and_the_snapshot_kept() {
 }
 
 #[test]
+fn what_was_found_bad_gets_no_hashes() {
+    let place = Place::new();
+    let store = place.open();
+    let validated = staged(&store, 1, 10).validate(draft("pod")).unwrap();
+    let id = validated.commit_unverified(Budget::default(), 10).unwrap().id();
+    let path = place
+        .root()
+        .join("snapshots")
+        .join(id.to_string())
+        .join("checkpoint.img");
+    flip_silently(&path, 0);
+    assert_eq!(
+        store.open_image(id, &wake("pod")).unwrap_err().reason(),
+        Reason::SnapshotDamaged
+    );
+    let refused = store.finish_hashes(id, Budget::default(), 20).unwrap_err();
+    assert_eq!(refused.reason(), Reason::SnapshotDamaged);
+}
+
+#[test]
 fn a_scrub_finds_flipped_bits_in_every_file() {
     let place = Place::new();
     let store = place.open();
