@@ -144,6 +144,44 @@ reasons! {
     /// The memory limit was lowered by a reclaim that did not end; it was put back.
     LimitRestored,
 
+    // Snapshots.
+    /// No snapshot of that id is in the store.
+    SnapshotNotFound,
+    /// The snapshot's files are not those that were committed: torn, truncated or changed.
+    SnapshotDamaged,
+    /// The snapshot's manifest was not written by this node.
+    SnapshotForged,
+    /// The image or archive is not whole, or holds what a snapshot may not hold.
+    SnapshotInvalid,
+    /// The snapshot was written in a format that this version does not know.
+    SnapshotFormatUnknown,
+    /// The snapshot's bytes have not been hashed yet and cannot be vouched for.
+    SnapshotUnverified,
+    /// The snapshot is being used.
+    SnapshotInUse,
+    /// The snapshot is pinned.
+    SnapshotPinned,
+    /// The snapshot is the only state of a sleeping pod.
+    SnapshotHeld,
+    /// The snapshot belongs to another namespace or pod.
+    SnapshotNamespaceMismatch,
+    /// The key that the snapshot is encrypted with is not at hand.
+    SnapshotKeyMissing,
+    /// The snapshots' quota of the node or namespace is used up.
+    SnapshotQuotaExceeded,
+    /// The disk of the snapshot store is too full.
+    DiskFull,
+    /// The snapshot store cannot be read or written.
+    SnapshotStoreFailed,
+    /// The snapshot was taken by another runtime, or another version of it.
+    RuntimeVersionMismatch,
+    /// The snapshot needs a CPU of another architecture, or CPU features that the node lacks.
+    CpuMismatch,
+    /// The snapshot was taken with another kind of network.
+    NetworkKindMismatch,
+    /// The snapshot was taken of other containers or images.
+    ContainersMismatch,
+
     // The node's other parts.
     /// The CRI runtime cannot be reached.
     RuntimeUnavailable,
@@ -153,6 +191,28 @@ reasons! {
     JournalFailed,
     /// Something inside the agent failed that should not; please report it.
     Internal,
+}
+
+impl Reason {
+    /// Whether a restore that failed for this reason fails again, however often it is tried, until somebody does
+    /// something about it.
+    #[must_use]
+    pub const fn is_lasting(self) -> bool {
+        matches!(
+            self,
+            Self::SnapshotNotFound
+                | Self::SnapshotDamaged
+                | Self::SnapshotForged
+                | Self::SnapshotInvalid
+                | Self::SnapshotFormatUnknown
+                | Self::SnapshotNamespaceMismatch
+                | Self::SnapshotKeyMissing
+                | Self::RuntimeVersionMismatch
+                | Self::CpuMismatch
+                | Self::NetworkKindMismatch
+                | Self::ContainersMismatch
+        )
+    }
 }
 
 impl fmt::Display for Reason {
