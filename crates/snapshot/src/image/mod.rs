@@ -1,0 +1,3 @@
+//! What runtimes write into an image.
+
+pub mod header;
