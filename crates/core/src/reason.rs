@@ -145,6 +145,8 @@ reasons! {
     LimitRestored,
 
     // Snapshots.
+    /// Snapshots are switched off in the agent's configuration.
+    SnapshotsOff,
     /// No snapshot of that id is in the store.
     SnapshotNotFound,
     /// The snapshot's files are not those that were committed: torn, truncated or changed.

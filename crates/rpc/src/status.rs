@@ -62,6 +62,7 @@ const fn code(reason: Reason) -> Code {
         | Reason::NoSwap
         | Reason::PlainSwapRefused
         | Reason::KubeletForbidsSwap
+        | Reason::SnapshotsOff
         | Reason::SnapshotInUse
         | Reason::SnapshotPinned
         | Reason::SnapshotHeld

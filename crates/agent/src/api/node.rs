@@ -329,7 +329,7 @@ impl Node for NodeService {
 pub(crate) fn saved(views: &[Arc<PodView>]) -> u64 {
     views
         .iter()
-        .filter(|view| view.rung == Rung::Dozing)
+        .filter(|view| view.rung >= Rung::Dozing)
         .map(|view| view.resident_before.saturating_sub(view.resident))
         .sum()
 }

@@ -146,6 +146,10 @@ impl Step {
         }
         // Even one that waits behind a wake under way: the newer wish is to run.
         self.drop_down_orders(Reason::WakeWon);
+        if self.state.wake.is_none() && self.state.rung != Rung::Hibernated {
+            // What is waited for after a failed step down is no reason to sleep on; after a failed restore it is.
+            self.state.retry_at = None;
+        }
         if !self.runs_on() && !matches!(self.state.transition, Some(Transition::Wake(_))) {
             self.state.wake.get_or_insert(source);
             if self.state.transition.is_some() && !self.state.cancelled {

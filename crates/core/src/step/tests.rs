@@ -147,6 +147,22 @@ fn a_full_swap_leaves_it_frozen_and_says_so() {
 }
 
 #[test]
+fn a_step_down_that_failed_does_not_delay_a_wake() {
+    let mut pod = sleepy();
+    pod.rung = Rung::Frozen;
+    feed(&mut pod, Input::Order(OrderId(3), Order::Doze), at(1));
+    feed(
+        &mut pod,
+        failed(Transition::Doze, Rung::Frozen, Reason::SwapFull),
+        at(2),
+    );
+    assert_eq!(
+        feed(&mut pod, Input::Wake(WakeSource::Packet), at(3)),
+        [Action::Start(PACKET, Reason::PacketReceived)]
+    );
+}
+
+#[test]
 fn a_failed_wake_is_tried_again() {
     let mut pod = sleepy();
     pod.rung = Rung::Dozing;
