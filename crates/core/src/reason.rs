@@ -91,6 +91,8 @@ reasons! {
     PodNotReady,
     /// A network interface of the pod could not be watched, so no packet can wake it.
     NetworkUnsupported,
+    /// The kernel refused to record, put back or take off the pod's addresses and routes.
+    NetworkSetupFailed,
 
     // Room.
     /// No swap is active on the node.

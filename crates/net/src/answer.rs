@@ -2,7 +2,7 @@
 
 use std::net::Ipv6Addr;
 
-use crate::attach::MacAddress;
+use crate::mac::MacAddress;
 use crate::classify::{ArpRequest, NeighbourSolicit, Resolve};
 
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);

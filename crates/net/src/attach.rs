@@ -1,48 +1,25 @@
 //! Opening a packet socket inside a pod's network namespace.
 
-use std::fmt;
-use std::fs::File;
-use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::thread;
 
 use dormouse_core::Reason;
 use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::{InterfaceFlags, if_nametoindex};
-use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socket, sockopt};
-use nix::sys::stat::{fstat, stat};
 
 use crate::filter::drop_all;
+use crate::host_side::{Injector, NoHostSide};
 use crate::interest::{Interest, InterestError, Ports};
+use crate::mac::MacAddress;
+use crate::netns::{Namespace, NamespaceError, NamespaceId};
 use crate::sys;
 use crate::wire::WireMode;
 
 /// The interface that the CRI gives every pod.
 const CRI_INTERFACE: &str = "eth0";
-
-/// An Ethernet address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct MacAddress(pub [u8; 6]);
-
-impl MacAddress {
-    /// Whether it names one interface: neither a group's, nor broadcast, nor all zeroes.
-    #[must_use]
-    pub const fn is_unicast(self) -> bool {
-        let [first, ..] = self.0;
-        first & 1 == 0 && !matches!(self.0, [0, 0, 0, 0, 0, 0])
-    }
-}
-
-impl fmt::Display for MacAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
-    }
-}
 
 /// What to attach to, and what to look for there.
 #[derive(Debug, Clone)]
@@ -72,6 +49,9 @@ pub struct Attached {
     pub mac: MacAddress,
     /// Its MTU in bytes.
     pub mtu: u32,
+    /// The index of its other end in the node's network namespace, where held frames are put back; or why
+    /// there is none, and nothing can be held.
+    pub host_side: Result<u32, NoHostSide>,
 }
 
 /// Why a pod's wire could not be attached.
@@ -80,25 +60,9 @@ pub enum AttachError {
     /// The addresses or ports cannot be watched.
     #[error(transparent)]
     Interest(#[from] InterestError),
-    /// The network namespace cannot be opened.
-    #[error("cannot open the network namespace {path}: {source}; is the pod still there?")]
-    OpenNamespace {
-        /// The path.
-        path: PathBuf,
-        /// The cause.
-        source: io::Error,
-    },
-    /// The namespace is the agent's own: the pod uses the host's network.
-    #[error("{0} is the node's own network namespace: packets cannot wake a pod that uses the host network")]
-    HostNetwork(PathBuf),
-    /// The namespace cannot be entered.
-    #[error("cannot enter the network namespace {path}: {source}; the agent needs CAP_SYS_ADMIN")]
-    EnterNamespace {
-        /// The path.
-        path: PathBuf,
-        /// The cause.
-        source: Errno,
-    },
+    /// The network namespace cannot be entered.
+    #[error(transparent)]
+    Namespace(#[from] NamespaceError),
     /// There is no interface to watch.
     #[error("{} in {path}", match .name {
         Some(name) => format!("there is no interface {name}"),
@@ -123,9 +87,6 @@ pub enum AttachError {
         /// The cause.
         source: Errno,
     },
-    /// The helper thread could not be started, or died.
-    #[error("cannot run the thread that enters a network namespace: {0}")]
-    Thread(io::Error),
     /// The loop did not take the wire.
     #[error(transparent)]
     Loop(#[from] crate::wire_loop::WireError),
@@ -137,31 +98,10 @@ impl AttachError {
     pub const fn reason(&self) -> Reason {
         match self {
             Self::Interest(error) => error.reason(),
-            Self::OpenNamespace { .. } => Reason::PodGone,
-            Self::HostNetwork(_)
-            | Self::EnterNamespace { .. }
-            | Self::NoInterface { .. }
-            | Self::NotEthernet(_)
-            | Self::Socket { .. } => Reason::NetworkUnsupported,
-            Self::Thread(_) => Reason::Internal,
+            Self::Namespace(error) => error.reason(),
+            Self::NoInterface { .. } | Self::NotEthernet(_) | Self::Socket { .. } => Reason::NetworkUnsupported,
             Self::Loop(error) => error.reason(),
         }
-    }
-}
-
-/// A network namespace, whatever path it is known by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct NamespaceId {
-    device: u64,
-    inode: u64,
-}
-
-impl NamespaceId {
-    pub(crate) fn at(path: &Path) -> Result<Self, Errno> {
-        stat(path).map(|s| Self {
-            device: s.st_dev,
-            inode: s.st_ino,
-        })
     }
 }
 
@@ -176,48 +116,19 @@ pub(crate) struct Opened {
 
 /// Opens the packet socket, in a thread of its own that enters the namespace and ends: the caller's
 /// threads stay where they are.
-pub(crate) fn open(spec: &WireSpec, receive_buffer: usize) -> Result<Opened, AttachError> {
+pub(crate) fn open(
+    spec: &WireSpec,
+    receive_buffer: usize,
+    injector: Result<&Injector, &NoHostSide>,
+) -> Result<Opened, AttachError> {
     let interest = Interest::new(&spec.addresses, spec.ports.clone())?;
-    let path = spec.netns.as_path();
-    let file = File::open(path).map_err(|source| AttachError::OpenNamespace {
-        path: path.into(),
-        source,
-    })?;
-    let socket_error = |doing| {
-        move |source| AttachError::Socket {
-            doing,
-            path: path.into(),
-            source,
-        }
-    };
-    let stat = fstat(&file).map_err(socket_error("identify the network namespace"))?;
-    let namespace = NamespaceId {
-        device: stat.st_dev,
-        inode: stat.st_ino,
-    };
-    if NamespaceId::at(Path::new("/proc/self/ns/net")) == Ok(namespace) {
-        return Err(AttachError::HostNetwork(path.into()));
-    }
-    let inside = || {
-        setns(&file, CloneFlags::CLONE_NEWNET).map_err(|source| AttachError::EnterNamespace {
-            path: path.into(),
-            source,
-        })?;
-        open_inside(path, spec.interface.as_deref(), receive_buffer)
-    };
-    let (socket, attached) = thread::scope(|scope| {
-        thread::Builder::new()
-            .name("netns".to_owned())
-            .stack_size(128 * 1024)
-            .spawn_scoped(scope, inside)
-            .map_err(AttachError::Thread)?
-            .join()
-            .map_err(|_| AttachError::Thread(io::Error::other("it panicked")))?
-    })?;
+    let namespace = Namespace::open(&spec.netns)?;
+    let (socket, attached) =
+        namespace.run(|| open_inside(namespace.path(), spec.interface.as_deref(), receive_buffer, injector))?;
     Ok(Opened {
         socket,
         attached,
-        namespace,
+        namespace: namespace.id(),
         interest,
     })
 }
@@ -226,6 +137,7 @@ fn open_inside(
     path: &Path,
     name: Option<&str>,
     receive_buffer: usize,
+    injector: Result<&Injector, &NoHostSide>,
 ) -> Result<(OwnedFd, Attached), AttachError> {
     let failed = |doing| {
         move |source| AttachError::Socket {
@@ -249,6 +161,9 @@ fn open_inside(
     setsockopt(&socket, sockopt::RcvBuf, &receive_buffer).map_err(failed("size the receive buffer"))?;
     let mtu = sys::mtu(socket.as_fd(), &interface).map_err(failed("read the MTU"))?;
     sys::bind_to_interface(socket.as_fd(), index).map_err(failed("bind to the interface"))?;
+    let host_side = injector
+        .map_err(NoHostSide::clone)
+        .and_then(|injector| injector.other_end(&interface, index));
     Ok((
         socket,
         Attached {
@@ -256,6 +171,7 @@ fn open_inside(
             index,
             mac,
             mtu,
+            host_side,
         },
     ))
 }

@@ -46,14 +46,22 @@ mod classify;
 mod clock;
 mod event;
 pub mod filter;
+pub mod guest_socket;
+mod hold;
+mod host_side;
 mod interest;
+pub mod links;
+mod mac;
+mod netlink;
+mod netns;
 mod stats;
 mod sys;
+mod vnet;
 mod wire;
 mod wire_loop;
 
 pub use answer::answer;
-pub use attach::{AttachError, Attached, MacAddress, WireSpec};
+pub use attach::{AttachError, Attached, WireSpec};
 pub use budget::{BucketLimits, Budget, Budgets, Suppressed};
 pub use classify::{
     ArpRequest, Ignored, NeighbourSolicit, PacketType, Resolve, Verdict, Wake, WakeKind, classify,
@@ -61,6 +69,10 @@ pub use classify::{
 pub use clock::monotonic;
 pub use event::{Delivery, Event, EventSink, FrameSummary, LostCause, PodKey};
 pub use interest::{Interest, InterestError, MAX_ADDRESSES, MAX_PORTS, Ports, TcpPorts};
+pub use hold::HoldLimits;
+pub use host_side::NoHostSide;
+pub use mac::{MacAddress, NotAMacAddress};
+pub use netns::NamespaceError;
 pub use stats::WireStats;
 pub use wire::WireMode;
-pub use wire_loop::{StartError, WireConfig, WireError, WireLoop};
+pub use wire_loop::{Held, ReplayReport, ReplayWindow, StartError, WireConfig, WireError, WireLoop};

@@ -62,6 +62,18 @@ counters! {
     events_refused,
     /// Wires lost.
     lost,
+    /// Frames held for a guest that was not there.
+    held,
+    /// Frames that could not be held: no room, or not whole.
+    held_dropped,
+    /// Held frames that were forgotten: discarded by order, or held for too long.
+    held_forgotten,
+    /// Bytes held now, over all pods (a gauge).
+    held_bytes,
+    /// Held frames that were given to a guest.
+    replayed,
+    /// Held frames that could not be given to a guest.
+    replay_failed,
 }
 
 #[derive(Debug, Default)]

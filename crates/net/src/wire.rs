@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use dormouse_core::Moment;
 
-use crate::attach::MacAddress;
+use crate::mac::MacAddress;
 use crate::budget::{Bucket, BucketLimits, Budgets, Suppressed};
-use crate::classify::{Resolve, Verdict, Wake};
+use crate::classify::{PacketType, Resolve, Verdict, Wake};
 use crate::event::{Delivery, Event, PodKey};
 use crate::stats::Counters;
 
@@ -25,13 +25,31 @@ pub enum WireMode {
     Dozing,
     /// A dozing guest's stack runs for a moment: as `Dozing`, and report that it has answered.
     Housekeeping,
+    /// The guest is cut off from the wire and being saved: hold every frame to the pod's hardware address,
+    /// in order, until it is released; report what wakes, answer for the pod's addresses.
+    ///
+    /// Where held frames could not be given to a guest
+    /// ([`Attached::host_side`](crate::Attached::host_side)), nothing is held.
+    Cut,
+    /// Nobody is there: report what wakes, answer for the pod's addresses, and from the first frame that
+    /// wakes on hold every frame, as in `Cut`.
+    Hibernated,
     /// Woken by orders only: ignore every frame.
     Mute,
 }
 
 impl WireMode {
     const fn is_asleep(self) -> bool {
-        matches!(self, Self::Frozen | Self::Dozing | Self::Housekeeping)
+        match self {
+            Self::Frozen | Self::Dozing | Self::Housekeeping | Self::Cut | Self::Hibernated => true,
+            Self::Watch | Self::Mute => false,
+        }
+    }
+
+    /// Whether frames are held.
+    #[must_use]
+    pub const fn holds(self) -> bool {
+        matches!(self, Self::Cut | Self::Hibernated)
     }
 }
 
@@ -73,6 +91,17 @@ impl Surroundings<'_> {
     }
 }
 
+/// What is to be done with a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reaction {
+    /// Forget it.
+    Nothing,
+    /// Answer the question that it asks.
+    Answer(Resolve),
+    /// Keep it for the guest.
+    Hold,
+}
+
 /// A wake that is still to be reported.
 #[derive(Debug, Clone, Copy)]
 struct OwedWake {
@@ -89,6 +118,10 @@ pub(crate) struct Wire {
     pod: PodKey,
     mac: MacAddress,
     mode: WireMode,
+    /// Held frames could be given to a guest.
+    can_hold: bool,
+    /// In mode `Hibernated`: somebody has asked for the pod, so it is worth holding what comes.
+    wanted: bool,
     /// Activity was reported; nothing more is looked for until then.
     debounced_until: Option<Moment>,
     /// A wake was reported; no other is until then.
@@ -106,11 +139,13 @@ pub(crate) struct Wire {
 }
 
 impl Wire {
-    pub(crate) fn new(pod: PodKey, mac: MacAddress, mode: WireMode) -> Self {
+    pub(crate) fn new(pod: PodKey, mac: MacAddress, mode: WireMode, can_hold: bool) -> Self {
         Self {
             pod,
             mac,
             mode,
+            can_hold,
+            wanted: false,
             debounced_until: None,
             woken_until: None,
             breather_until: None,
@@ -142,6 +177,8 @@ impl Wire {
             self.owed_wake = None;
             self.owed_housekeeping = None;
         }
+        // A wake that was asked for while the guest was being saved is still asked for.
+        self.wanted = mode == WireMode::Hibernated && self.is_asked_for();
         if mode == WireMode::Housekeeping {
             // The thaw that is beginning serves whatever has come so far.
             self.owed_housekeeping = None;
@@ -151,26 +188,61 @@ impl Wire {
         self.mode = mode;
     }
 
+    fn is_asked_for(&self) -> bool {
+        self.woken_until.is_some() || self.owed_wake.is_some()
+    }
+
+    /// Whether every frame is held now.
+    pub(crate) const fn holds(&self) -> bool {
+        match self.mode {
+            WireMode::Cut => self.can_hold,
+            WireMode::Hibernated => self.can_hold && self.wanted,
+            _ => false,
+        }
+    }
+
+    /// The mode whose filter lets through what is looked for now.
+    pub(crate) const fn filter(&self) -> WireMode {
+        match self.mode {
+            WireMode::Cut | WireMode::Hibernated if self.holds() => WireMode::Cut,
+            WireMode::Cut | WireMode::Hibernated => WireMode::Hibernated,
+            mode => mode,
+        }
+    }
+
+    /// Nothing is held any more, because it has been held for too long.
+    pub(crate) fn on_nothing_held(&mut self) {
+        self.wanted &= self.is_asked_for();
+    }
+
     /// Whether the kernel should drop everything for now, although the mode would look for something.
     pub(crate) const fn is_closed(&self) -> bool {
         let settled = match self.mode {
             WireMode::Watch => self.debounced_until.is_some(),
             WireMode::Frozen => self.woken_until.is_some(),
             // Questions for the hardware address still have to be answered.
-            WireMode::Dozing | WireMode::Housekeeping => false,
+            WireMode::Dozing | WireMode::Housekeeping | WireMode::Cut | WireMode::Hibernated => false,
             WireMode::Mute => true,
         };
         settled || self.breather_until.is_some()
     }
 
-    /// Takes one frame's verdict. Returns a question that is to be answered now.
-    pub(crate) fn on_frame(&mut self, verdict: &Verdict, around: &mut Surroundings<'_>) -> Option<Resolve> {
+    /// Takes one frame's verdict.
+    pub(crate) fn on_frame(
+        &mut self,
+        verdict: &Verdict,
+        packet_type: PacketType,
+        around: &mut Surroundings<'_>,
+    ) -> Reaction {
         around.counters.frames.one();
         if !self.frames.try_take(around.pace.frames, around.now) {
             if self.breather_until.is_none() {
                 around.counters.breathers.one();
             }
             self.breather_until = around.until_after(around.pace.breather);
+        }
+        if self.mode.holds() {
+            return self.on_frame_for_nobody(verdict, packet_type, around);
         }
         match (self.mode, verdict) {
             (WireMode::Mute, _) | (_, Verdict::Ignore(_)) => around.counters.ignored.one(),
@@ -189,7 +261,33 @@ impl Wire {
             }
             (_, Verdict::Keepalive | Verdict::Resolve(_) | Verdict::Sent) => around.counters.ignored.one(),
         }
-        None
+        Reaction::Nothing
+    }
+
+    /// A frame in a mode in which the guest gets none.
+    fn on_frame_for_nobody(
+        &mut self,
+        verdict: &Verdict,
+        packet_type: PacketType,
+        around: &mut Surroundings<'_>,
+    ) -> Reaction {
+        match verdict {
+            Verdict::Resolve(question) => return self.on_question(question, around),
+            Verdict::Wake(wake) => {
+                self.on_wake(*wake, around);
+                // What the budget has suppressed has not been asked for, and must not fill the room.
+                self.wanted |= self.is_asked_for();
+            }
+            _ => {}
+        }
+        if self.holds() && packet_type == PacketType::Host {
+            Reaction::Hold
+        } else {
+            if !matches!(verdict, Verdict::Wake(_)) {
+                around.counters.ignored.one();
+            }
+            Reaction::Nothing
+        }
     }
 
     fn on_activity(&mut self, around: &mut Surroundings<'_>) {
@@ -280,20 +378,20 @@ impl Wire {
         self.housekeeping_after = Some(around.now.after(wait));
     }
 
-    fn on_question(&mut self, question: &Resolve, around: &Surroundings<'_>) -> Option<Resolve> {
+    fn on_question(&mut self, question: &Resolve, around: &Surroundings<'_>) -> Reaction {
         let asker = match question {
             Resolve::Arp(request) => request.sender_mac,
             Resolve::Neighbour(solicit) => solicit.sender_mac,
         };
         if asker == self.mac || !self.mac.is_unicast() {
             around.counters.ignored.one();
-            return None;
+            return Reaction::Nothing;
         }
         if !self.answers.try_take(around.pace.answers, around.now) {
             around.counters.answers_suppressed.one();
-            return None;
+            return Reaction::Nothing;
         }
-        Some(*question)
+        Reaction::Answer(*question)
     }
 
     /// When [`Self::on_time`] has something to do.
@@ -391,7 +489,7 @@ mod tests {
 
         fn with_budget(mode: WireMode, budget: Budget) -> Self {
             Self {
-                wire: Wire::new("pod".into(), MAC, mode),
+                wire: Wire::new("pod".into(), MAC, mode, true),
                 budgets: Budgets::new(budget),
                 counters: Counters::default(),
                 events: Vec::new(),
@@ -419,7 +517,14 @@ mod tests {
         }
 
         fn frame(&mut self, ms: u64, verdict: Verdict) -> Option<Resolve> {
-            self.with(ms, |wire, around| wire.on_frame(&verdict, around))
+            match self.react(ms, verdict) {
+                Reaction::Answer(question) => Some(question),
+                _ => None,
+            }
+        }
+
+        fn react(&mut self, ms: u64, verdict: Verdict) -> Reaction {
+            self.with(ms, |wire, around| wire.on_frame(&verdict, PacketType::Host, around))
         }
 
         fn time(&mut self, ms: u64) {

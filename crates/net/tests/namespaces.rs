@@ -25,7 +25,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use dormouse_net::{
-    AttachError, Attached, BucketLimits, Budget, Event, LostCause, PodKey, WakeKind, WireConfig, WireError,
+    AttachError, Attached, BucketLimits, Budget, Event, LostCause, NamespaceError, PodKey, WakeKind, WireConfig, WireError,
     WireLoop, WireMode, WireSpec, WireStats, monotonic,
 };
 use netns::{FrameSender, Netns, ip, is_root, try_ip};
@@ -201,15 +201,15 @@ fn attaches_to_the_pods_own_interface() {
     let attach = |path: PathBuf, name| wires.try_attach("b", path, name, WireMode::Watch).unwrap_err();
     assert!(matches!(
         attach("/run/netns/none".into(), None),
-        AttachError::OpenNamespace { .. }
+        AttachError::Namespace(NamespaceError::Open { .. })
     ));
     assert!(matches!(
         attach("/proc/self/ns/net".into(), None),
-        AttachError::HostNetwork(_)
+        AttachError::Namespace(NamespaceError::HostNetwork(_))
     ));
     assert!(matches!(
         attach("/etc/passwd".into(), None),
-        AttachError::EnterNamespace { .. }
+        AttachError::Namespace(NamespaceError::Enter { .. })
     ));
     assert!(matches!(
         attach(empty.path(), None),

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use super::{ArpRequest, Ignored, Resolve, Verdict};
-use crate::attach::MacAddress;
+use crate::mac::MacAddress;
 use crate::classify::read::Reader;
 use crate::interest::Interest;
 

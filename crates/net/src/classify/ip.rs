@@ -6,7 +6,7 @@ use super::neighbour;
 use super::read::Reader;
 use super::transport::{self, Segment};
 use super::{Ignored, PacketType, Verdict};
-use crate::attach::MacAddress;
+use crate::mac::MacAddress;
 use crate::interest::Interest;
 
 pub(crate) const TCP: u8 = 6;

@@ -31,7 +31,7 @@ pub(crate) mod transport;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::attach::MacAddress;
+use crate::mac::MacAddress;
 use crate::interest::Interest;
 use read::Reader;
 

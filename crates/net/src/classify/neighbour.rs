@@ -3,7 +3,7 @@
 use std::net::Ipv6Addr;
 
 use super::{Ignored, NeighbourSolicit, Resolve, Verdict};
-use crate::attach::MacAddress;
+use crate::mac::MacAddress;
 use crate::classify::read::Reader;
 use crate::interest::Interest;
 

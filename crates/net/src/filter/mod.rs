@@ -8,4 +8,5 @@ mod asm;
 mod program;
 
 pub use asm::Instruction;
+pub(crate) use program::wants_whole_frames;
 pub use program::{SNAP_LENGTH, drop_all, program};

@@ -49,6 +49,12 @@ pub fn drop_all() -> Vec<Instruction> {
     asm.finish()
 }
 
+/// Whether a mode wants frames in full, with the header that says what is unfinished about them.
+#[must_use]
+pub(crate) const fn wants_whole_frames(mode: WireMode) -> bool {
+    matches!(mode, WireMode::Cut | WireMode::Hibernated)
+}
+
 /// The program for a pod in `mode`.
 ///
 /// * `Mute`: nothing passes.
@@ -56,24 +62,46 @@ pub fn drop_all() -> Vec<Instruction> {
 /// * `Dozing`: also what the guest's stack would have to answer, and questions for the pod's hardware
 ///   address.
 /// * `Housekeeping`: also the TCP segments that the guest sends.
+/// * `Hibernated`: what wakes, tails of fragments, and questions, in full length.
+/// * `Cut`: every frame to the pod's hardware address, and questions, in full length.
 ///
 /// What needs a loop to be understood (IPv6 extension headers, VLAN tags) passes and is left to the
 /// classifier.
 #[must_use]
 pub fn program(mode: WireMode, interest: &Interest) -> Vec<Instruction> {
+    const WAKES: Scope = Scope {
+        keepalives: false,
+        questions: false,
+        outgoing: false,
+        tails: false,
+        everything: false,
+        length: SNAP_LENGTH,
+    };
     let scope = match mode {
         WireMode::Mute => return drop_all(),
-        WireMode::Watch | WireMode::Frozen => Scope {
-            stack: false,
-            outgoing: false,
-        },
+        WireMode::Watch | WireMode::Frozen => WAKES,
         WireMode::Dozing => Scope {
-            stack: true,
-            outgoing: false,
+            keepalives: true,
+            questions: true,
+            ..WAKES
         },
         WireMode::Housekeeping => Scope {
-            stack: true,
+            keepalives: true,
+            questions: true,
             outgoing: true,
+            ..WAKES
+        },
+        WireMode::Hibernated => Scope {
+            questions: true,
+            tails: true,
+            length: u32::MAX,
+            ..WAKES
+        },
+        WireMode::Cut => Scope {
+            questions: true,
+            everything: true,
+            length: u32::MAX,
+            ..WAKES
         },
     };
     let mut asm = Assembler::default();
@@ -87,7 +115,7 @@ pub fn program(mode: WireMode, interest: &Interest) -> Vec<Instruction> {
     }
     .write();
     asm.place(pass);
-    asm.ret(SNAP_LENGTH);
+    asm.ret(scope.length);
     asm.place(drop);
     asm.ret(0);
     asm.finish()
@@ -96,10 +124,18 @@ pub fn program(mode: WireMode, interest: &Interest) -> Vec<Instruction> {
 /// What passes beside what wakes.
 #[derive(Clone, Copy)]
 struct Scope {
-    /// Segments without payload, and address resolution.
-    stack: bool,
+    /// Segments without payload.
+    keepalives: bool,
+    /// Address resolution.
+    questions: bool,
     /// The guest's own segments.
     outgoing: bool,
+    /// Later parts of fragmented datagrams.
+    tails: bool,
+    /// Whatever is addressed to the pod's interface.
+    everything: bool,
+    /// How many bytes of a frame are handed on.
+    length: u32,
 }
 
 struct Writer<'a> {
@@ -117,7 +153,7 @@ impl Writer<'_> {
         // The kernel's own values sit at negative offsets, which the instruction carries as they are.
         self.asm.load32((SKF_AD_OFF + SKF_AD_PKTTYPE).cast_unsigned());
         self.asm.if_equal(u32::from(PACKET_HOST), to_host);
-        if self.scope.stack {
+        if self.scope.questions {
             self.asm.if_equal(u32::from(PACKET_BROADCAST), to_all);
             self.asm.if_equal(u32::from(PACKET_MULTICAST), to_group);
         }
@@ -128,13 +164,16 @@ impl Writer<'_> {
 
         let [v4, v6, arp, solicit] = std::array::from_fn(|_| self.asm.label());
         self.asm.place(to_host);
+        if self.scope.everything {
+            self.asm.jump(pass);
+        }
         self.asm.load16(ETHER_TYPE);
         self.asm.if_equal(u32::from(ETHERTYPE_IPV4), v4);
         self.asm.if_equal(u32::from(ETHERTYPE_IPV6), v6);
         for tag in ETHERTYPES_VLAN {
             self.asm.if_equal(u32::from(tag), pass);
         }
-        if self.scope.stack {
+        if self.scope.questions {
             self.asm.if_equal(u32::from(ETHERTYPE_ARP), arp);
         }
         self.asm.jump(drop);
@@ -210,7 +249,8 @@ impl Writer<'_> {
         self.asm.jump(self.drop);
         self.asm.place(own);
         self.asm.load16(V4_FRAGMENT);
-        self.asm.if_any_set(0x1fff, self.drop);
+        let tails = if self.scope.tails { self.pass } else { self.drop };
+        self.asm.if_any_set(0x1fff, tails);
         self.asm.load_x_header(IP);
         self.asm.load16(V4_TOTAL_LENGTH);
         self.asm.store();
@@ -223,7 +263,7 @@ impl Writer<'_> {
     /// Leaves X and scratch as for IPv4.
     fn v6(&mut self, tcp: Label, udp: Label) {
         let own = self.asm.label();
-        if self.scope.stack {
+        if self.scope.questions {
             // Unicast solicitations: a neighbour makes sure that the pod is still there.
             let other = self.asm.label();
             self.asm.load8(V6_NEXT_HEADER);
@@ -255,17 +295,17 @@ impl Writer<'_> {
         let (syn, rst, ack) = (u32::from(SYN), u32::from(RST), u32::from(ACK));
         self.asm.load8_x(FLAGS);
         self.asm
-            .if_any_set(rst, if self.scope.stack { pass } else { drop });
+            .if_any_set(rst, if self.scope.keepalives { pass } else { drop });
         let [acknowledges, port_wakes] = std::array::from_fn(|_| self.asm.label());
         self.asm.if_any_set(ack, acknowledges);
         self.asm.if_none_set(syn, drop);
         self.if_tcp_port(port_wakes);
         self.asm.jump(drop);
         self.asm.place(port_wakes);
-        self.asm.ret(SNAP_LENGTH);
+        self.asm.ret(self.scope.length);
 
         self.asm.place(acknowledges);
-        if self.scope.stack {
+        if self.scope.keepalives {
             self.asm.jump(pass);
             return;
         }
