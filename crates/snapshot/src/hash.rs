@@ -237,7 +237,7 @@ pub(crate) fn pass(
 }
 
 /// Makes runs of zero pages in `data` holes in the file.
-fn punch(disk: &dyn Disk, file: &File, data: &[u8], at: u64) -> io::Result<()> {
+pub(crate) fn punch(disk: &dyn Disk, file: &File, data: &[u8], at: u64) -> io::Result<()> {
     let mut run: Option<(u64, u64)> = None;
     let mut offset = at;
     for page in data.chunks(PAGE) {

@@ -22,6 +22,7 @@
 //! Everything is synchronous, and may take as long as the disk does. `now_ms` is always an argument, in ms
 //! since 1970.
 
+mod archive;
 mod compat;
 mod crypt;
 mod digest;
@@ -39,6 +40,7 @@ mod seal_file;
 mod sealed;
 mod store;
 
+pub use archive::{Archive, ArchiveError, check as check_archive};
 pub use compat::{CompatibilityKey, ContainerKey, Mismatch, NodeFacts};
 pub use crypt::DataKey;
 pub use digest::{Digest, InvalidDigest};
@@ -57,8 +59,8 @@ pub use manifest::{
 pub use marks::{Damage, MARKS_LOST, Scrub};
 pub use sealed::SealedError;
 pub use store::{
-    Broken, ChangeError, Checked, Class, CommitError, Draft, Finding, FsckError, HighWater, Image, OpenError,
-    OpenRequest, OpenStoreError, Pruned, Purpose, RemoveError, Report, Reservation, ReserveError,
-    ReserveRequest, Scrubbed, Snapshot, SnapshotState, StageError, Staging, Store, StoreOptions, Validated,
-    VerifyError, VerifyOnWake, boot_id,
+    Broken, ChangeError, Checked, Class, CommitError, DiffError, Draft, ExportError, FileDiff, Finding,
+    FsckError, HighWater, Image, ImportError, ImportRequest, OpenError, OpenRequest, OpenStoreError, Pruned,
+    Purpose, RemoveError, Report, Reservation, ReserveError, ReserveRequest, Scrubbed, Snapshot,
+    SnapshotState, StageError, Staging, Store, StoreOptions, Validated, VerifyError, VerifyOnWake, boot_id,
 };

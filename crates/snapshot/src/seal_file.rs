@@ -56,8 +56,7 @@ impl<'a> PlainFile<'a> {
 }
 
 /// Writes an encrypted file, chunk by chunk.
-pub(crate) struct Encryptor<'a> {
-    disk: &'a dyn Disk,
+pub(crate) struct Encryptor {
     records: crate::crypt::Records,
     file: File,
     path: std::path::PathBuf,
@@ -65,9 +64,9 @@ pub(crate) struct Encryptor<'a> {
     chunks: Vec<Digest>,
 }
 
-impl<'a> Encryptor<'a> {
+impl Encryptor {
     pub(crate) fn create(
-        disk: &'a dyn Disk,
+        disk: &dyn Disk,
         key: &DataKey,
         name: &FileName,
         size: u64,
@@ -76,7 +75,6 @@ impl<'a> Encryptor<'a> {
         let path = to.join(name.as_str());
         let file = disk.create(&path).map_err(IoError::of("create", &path))?;
         Ok(Self {
-            disk,
             records: key.records(name, size),
             file,
             path,
@@ -86,11 +84,10 @@ impl<'a> Encryptor<'a> {
     }
 
     /// Encrypts the next chunk, in place, and writes it.
-    pub(crate) fn push(&mut self, chunk: &mut Vec<u8>) -> Result<(), SealFileError> {
+    pub(crate) fn push(&mut self, disk: &dyn Disk, chunk: &mut Vec<u8>) -> Result<(), SealFileError> {
         let nth = u64::try_from(self.chunks.len()).unwrap_or(u64::MAX);
         self.records.seal(nth, chunk)?;
-        self.disk
-            .write(&self.file, chunk)
+        disk.write(&self.file, chunk)
             .map_err(IoError::of("write", &self.path))?;
         self.stored = self
             .stored
@@ -126,7 +123,7 @@ pub(crate) fn encrypt(
         pacer.take(CHUNK);
         from.read_next(&mut buffer)
             .map_err(IoError::of("read", Path::new(name.as_str())))?;
-        encryptor.push(&mut buffer)?;
+        encryptor.push(disk, &mut buffer)?;
     }
     Ok(encryptor.finish())
 }

@@ -26,8 +26,7 @@ use crate::id::{FileName, SnapshotId};
 use crate::image::header::{self, Header, HeaderError};
 use crate::key::{KeyError, MAX_WRAPPED};
 use crate::manifest::{
-    Algorithm, Encryption, FileEntry, MAX_FILE_SIZE, Manifest, ManifestError, Provenance, SandboxRef, Taken,
-    VERSION,
+    Algorithm, Encryption, FileEntry, MAX_FILE_SIZE, Manifest, ManifestError, SandboxRef, Taken, VERSION,
 };
 use crate::marks::{MAX_OWNER, Marks, Scrub};
 use crate::seal_file::{self, SealFileError};
@@ -537,14 +536,5 @@ pub(crate) fn seal_error(e: SealFileError, name: &FileName) -> CommitError {
     match e {
         SealFileError::Io(e) => e.into(),
         SealFileError::Record(_) => CommitError::Encrypt { name: name.clone() },
-    }
-}
-
-/// The provenance of an imported snapshot.
-pub(crate) fn provenance(of: &Manifest) -> Provenance {
-    Provenance {
-        id: of.id,
-        node: of.node.clone(),
-        sandbox: of.sandbox.clone(),
     }
 }

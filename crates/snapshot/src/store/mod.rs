@@ -2,7 +2,10 @@
 
 mod change;
 mod commit;
+mod diff;
+mod export;
 mod fsck;
+mod import;
 mod layout;
 mod load;
 mod open;
@@ -21,13 +24,16 @@ use crate::disk::{Disk, RealDisk};
 use crate::gc::{GcEntry, GcLimits, Usage};
 use crate::id::SnapshotId;
 use crate::key::KeyProvider;
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, Taken};
 use crate::marks::{Damage, Marks, Scrub};
 use crate::sealed::MacKey;
 
 pub use change::ChangeError;
 pub use commit::{CommitError, Draft, Validated};
+pub use diff::{DiffError, FileDiff};
+pub use export::ExportError;
 pub use fsck::{Class, Finding, FsckError, Report};
+pub use import::{ImportError, ImportRequest};
 pub use load::OpenStoreError;
 pub use open::{Checked, Image, OpenError, OpenRequest, Purpose, VerifyOnWake};
 pub use prune::Pruned;
@@ -247,7 +253,11 @@ impl Inner {
     /// What the plan of what to remove needs to know.
     pub(crate) fn gc_entries(state: &State) -> Vec<GcEntry> {
         let mut youngest: HashMap<&str, (u64, SnapshotId)> = HashMap::new();
-        for e in state.entries.values() {
+        for e in state
+            .entries
+            .values()
+            .filter(|e| e.manifest.taken != Taken::Import)
+        {
             let this = (e.manifest.created_ms, e.manifest.id);
             let known = youngest.entry(&e.manifest.sandbox.pod_uid).or_insert(this);
             *known = this.max(*known);

@@ -19,7 +19,7 @@ use crate::hash::Budget;
 use crate::id::{FileName, SnapshotId};
 use crate::image::header;
 use crate::key::{KeyError, MAX_WRAPPED};
-use crate::manifest::{Encryption, Manifest};
+use crate::manifest::{Encryption, Manifest, Taken};
 use crate::seal_file::{self, SealFileError};
 
 use super::commit::check_header;
@@ -364,10 +364,12 @@ impl Store {
 pub(crate) fn permitted(manifest: &Manifest, purpose: Purpose<'_>) -> Result<(), OpenError> {
     let of = &manifest.sandbox;
     let (fits, asked) = match purpose {
-        Purpose::Wake { pod_uid, namespace } => (
-            of.pod_uid == pod_uid && of.namespace == namespace,
-            format!("pod {pod_uid} in {namespace}"),
-        ),
+        Purpose::Wake { pod_uid, namespace } => {
+            // The word of an archive does not make a snapshot that of a pod of this node.
+            let taken_here = manifest.taken != Taken::Import;
+            let fits = taken_here && of.pod_uid == pod_uid && of.namespace == namespace;
+            (fits, format!("pod {pod_uid} in {namespace}"))
+        }
         Purpose::Restore { namespace } => (of.namespace == namespace, format!("namespace {namespace}")),
     };
     if fits {

@@ -72,16 +72,6 @@ impl Reservation {
     pub const fn id(&self) -> SnapshotId {
         self.id
     }
-
-    /// The namespace and bytes promised.
-    pub(crate) fn promised(&self) -> (String, u64) {
-        self.inner
-            .state()
-            .reserved
-            .get(&self.id)
-            .cloned()
-            .unwrap_or_default()
-    }
 }
 
 impl Drop for Reservation {

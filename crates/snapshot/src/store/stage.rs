@@ -1,7 +1,6 @@
 //! Where a runtime writes an image before it is a snapshot.
 
 use std::fs::{DirBuilder, File};
-use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -159,9 +158,4 @@ impl Reservation {
             encrypt,
         })
     }
-}
-
-/// Whether an error says that something is not there.
-pub(crate) fn is_missing(e: &io::Error) -> bool {
-    e.kind() == io::ErrorKind::NotFound
 }

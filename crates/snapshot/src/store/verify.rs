@@ -221,7 +221,7 @@ impl Inner {
         }
     }
 
-    fn damaged(&self, id: SnapshotId, what: String, now_ms: u64) -> VerifyError {
+    pub(crate) fn damaged(&self, id: SnapshotId, what: String, now_ms: u64) -> VerifyError {
         self.mark_damaged(id, &what, now_ms);
         VerifyError::Damaged { id, what }
     }
