@@ -2,8 +2,8 @@
 
 use std::net::Ipv6Addr;
 
-use crate::mac::MacAddress;
 use crate::classify::{ArpRequest, NeighbourSolicit, Resolve};
+use crate::mac::MacAddress;
 
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 const ALL_NODES_MAC: MacAddress = MacAddress([0x33, 0x33, 0, 0, 0, 1]);

@@ -99,7 +99,9 @@ impl AttachError {
         match self {
             Self::Interest(error) => error.reason(),
             Self::Namespace(error) => error.reason(),
-            Self::NoInterface { .. } | Self::NotEthernet(_) | Self::Socket { .. } => Reason::NetworkUnsupported,
+            Self::NoInterface { .. } | Self::NotEthernet(_) | Self::Socket { .. } => {
+                Reason::NetworkUnsupported
+            }
             Self::Loop(error) => error.reason(),
         }
     }
@@ -123,8 +125,14 @@ pub(crate) fn open(
 ) -> Result<Opened, AttachError> {
     let interest = Interest::new(&spec.addresses, spec.ports.clone())?;
     let namespace = Namespace::open(&spec.netns)?;
-    let (socket, attached) =
-        namespace.run(|| open_inside(namespace.path(), spec.interface.as_deref(), receive_buffer, injector))?;
+    let (socket, attached) = namespace.run(|| {
+        open_inside(
+            namespace.path(),
+            spec.interface.as_deref(),
+            receive_buffer,
+            injector,
+        )
+    })?;
     Ok(Opened {
         socket,
         attached,

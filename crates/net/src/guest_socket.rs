@@ -225,7 +225,8 @@ impl GuestSockets {
     /// # Errors
     /// See [`GuestSocketError`].
     pub fn settle(&self) -> Result<(), GuestSocketError> {
-        sys::wait_for_other_processors().map_err(|errno| call(self.pid, "wait for frames on their way to", errno))
+        sys::wait_for_other_processors()
+            .map_err(|errno| call(self.pid, "wait for frames on their way to", errno))
     }
 
     /// Whether the guest has read every frame that it got.
@@ -269,7 +270,10 @@ fn socket_descriptors(pid: u32) -> Result<Vec<RawFd>, GuestSocketError> {
     let mut descriptors = Vec::new();
     for entry in fs::read_dir(directory).map_err(failed)? {
         let entry = entry.map_err(failed)?;
-        let number = entry.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok());
+        let number = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<RawFd>().ok());
         // An entry without a target has been closed meanwhile.
         let is_socket = fs::read_link(entry.path())
             .is_ok_and(|target| target.to_str().is_some_and(|t| t.starts_with("socket:[")));

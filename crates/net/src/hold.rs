@@ -112,7 +112,10 @@ impl Hold {
     pub(crate) fn push(&mut self, frame: HeldFrame) -> bool {
         let cost = frame.cost();
         let fits = self.frames.len() < self.limits.frames
-            && self.bytes.checked_add(cost).is_some_and(|sum| sum <= self.limits.bytes)
+            && self
+                .bytes
+                .checked_add(cost)
+                .is_some_and(|sum| sum <= self.limits.bytes)
             && self.room.take(cost);
         if fits {
             self.bytes += cost;
@@ -123,7 +126,9 @@ impl Hold {
 
     /// When the oldest frame will have been held for long enough.
     pub(crate) fn next_expiry(&self) -> Option<Moment> {
-        self.frames.front().map(|oldest| oldest.seen.after(self.limits.age))
+        self.frames
+            .front()
+            .map(|oldest| oldest.seen.after(self.limits.age))
     }
 
     /// Forgets what has been held for too long; how many frames that were.

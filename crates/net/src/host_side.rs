@@ -97,7 +97,9 @@ impl Injector {
         let mut netlink = Netlink::open().map_err(unknown)?;
         let mut question = LinkMessage::default();
         question.header.index = index;
-        let answer = netlink.get(RouteNetlinkMessage::GetLink(question)).map_err(unknown)?;
+        let answer = netlink
+            .get(RouteNetlinkMessage::GetLink(question))
+            .map_err(unknown)?;
         let RouteNetlinkMessage::NewLink(link) = answer else {
             return Err(unknown(io::Error::from(io::ErrorKind::InvalidData)));
         };
@@ -135,7 +137,8 @@ impl Injector {
         let descriptor = u32::try_from(self.here.as_raw_fd()).map_err(io::Error::other)?;
         let mut question = NsidMessage::default();
         question.attributes = vec![NsidAttribute::Fd(descriptor)];
-        let RouteNetlinkMessage::NewNsId(answer) = netlink.get(RouteNetlinkMessage::GetNsId(question))? else {
+        let RouteNetlinkMessage::NewNsId(answer) = netlink.get(RouteNetlinkMessage::GetNsId(question))?
+        else {
             return Err(io::Error::from(io::ErrorKind::InvalidData));
         };
         Ok(answer.attributes.iter().find_map(|attribute| match attribute {

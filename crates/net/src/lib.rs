@@ -68,9 +68,9 @@ pub use classify::{
 };
 pub use clock::monotonic;
 pub use event::{Delivery, Event, EventSink, FrameSummary, LostCause, PodKey};
-pub use interest::{Interest, InterestError, MAX_ADDRESSES, MAX_PORTS, Ports, TcpPorts};
 pub use hold::HoldLimits;
 pub use host_side::NoHostSide;
+pub use interest::{Interest, InterestError, MAX_ADDRESSES, MAX_PORTS, Ports, TcpPorts};
 pub use mac::{MacAddress, NotAMacAddress};
 pub use netns::NamespaceError;
 pub use stats::WireStats;

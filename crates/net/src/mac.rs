@@ -73,7 +73,14 @@ mod tests {
     fn text_and_back() {
         let mac = MacAddress([2, 0, 0xab, 0xff, 9, 1]);
         assert_eq!(mac.to_string().parse(), Ok(mac));
-        for bad in ["", "02:00:ab:ff:09", "02:00:ab:ff:09:01:02", "2:0:ab:ff:9:1", "02:00:ab:ff:09:+1", "02:00:ab:ff:09:é"] {
+        for bad in [
+            "",
+            "02:00:ab:ff:09",
+            "02:00:ab:ff:09:01:02",
+            "2:0:ab:ff:9:1",
+            "02:00:ab:ff:09:+1",
+            "02:00:ab:ff:09:é",
+        ] {
             assert_eq!(bad.parse::<MacAddress>(), Err(NotAMacAddress), "{bad}");
         }
     }

@@ -102,7 +102,9 @@ impl Netlink {
             while !rest.is_empty() {
                 let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
                     .map_err(|error| invalid(&error.to_string()))?;
-                let length = usize::try_from(message.header.length).unwrap_or(0).next_multiple_of(4);
+                let length = usize::try_from(message.header.length)
+                    .unwrap_or(0)
+                    .next_multiple_of(4);
                 rest = rest.get(length.max(16)..).unwrap_or_default();
                 if message.header.sequence_number != self.sequence {
                     // The end of an exchange that was given up.

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use dormouse_core::Moment;
 
-use crate::mac::MacAddress;
 use crate::budget::{Bucket, BucketLimits, Budgets, Suppressed};
 use crate::classify::{PacketType, Resolve, Verdict, Wake};
 use crate::event::{Delivery, Event, PodKey};
+use crate::mac::MacAddress;
 use crate::stats::Counters;
 
 /// What a wire looks for: it follows the rung of its pod.
@@ -524,7 +524,9 @@ mod tests {
         }
 
         fn react(&mut self, ms: u64, verdict: Verdict) -> Reaction {
-            self.with(ms, |wire, around| wire.on_frame(&verdict, PacketType::Host, around))
+            self.with(ms, |wire, around| {
+                wire.on_frame(&verdict, PacketType::Host, around)
+            })
         }
 
         fn time(&mut self, ms: u64) {

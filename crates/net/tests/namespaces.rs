@@ -25,8 +25,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use dormouse_net::{
-    AttachError, Attached, BucketLimits, Budget, Event, LostCause, NamespaceError, PodKey, WakeKind, WireConfig, WireError,
-    WireLoop, WireMode, WireSpec, WireStats, monotonic,
+    AttachError, Attached, BucketLimits, Budget, Event, LostCause, NamespaceError, PodKey, WakeKind,
+    WireConfig, WireError, WireLoop, WireMode, WireSpec, WireStats, monotonic,
 };
 use netns::{FrameSender, Netns, ip, is_root, try_ip};
 use support::*;

@@ -113,7 +113,38 @@ pub struct Bundle {
     pub annotations: BTreeMap<String, String>,
 }
 
+/// The part of a bundle's configuration that says where its network namespace is.
+#[derive(Deserialize)]
+struct Namespaces {
+    linux: Option<LinuxPart>,
+}
+
+#[derive(Deserialize)]
+struct LinuxPart {
+    #[serde(default)]
+    namespaces: Vec<Namespace>,
+}
+
+#[derive(Deserialize)]
+struct Namespace {
+    r#type: String,
+    #[serde(default)]
+    path: PathBuf,
+}
+
 impl Bundle {
+    /// The network namespace that the container is to join; `None` where it gets one of its own, or the node's.
+    #[must_use]
+    pub fn network_namespace(&self) -> Option<PathBuf> {
+        let parts: Namespaces = serde_json::from_slice(&self.text).ok()?;
+        let network = parts
+            .linux?
+            .namespaces
+            .into_iter()
+            .find(|n| n.r#type == "network")?;
+        Some(network.path).filter(|p| p.is_absolute())
+    }
+
     /// Reads `config.json` in a bundle directory.
     ///
     /// # Errors

@@ -185,6 +185,9 @@ pub struct SaveReport {
     pub write: Duration,
     /// Time until it ran again and was back on the wire; zero for a guest that stays stopped.
     pub resume: Duration,
+    /// The moment at which the guest was cut off, on the clock of `dormouse_net::monotonic`; frames seen before
+    /// reached it.
+    pub cut_at: Option<dormouse_core::Moment>,
     /// Size of the image's files, in bytes.
     pub bytes: u64,
     /// What the guest is made of.

@@ -11,6 +11,7 @@
 pub mod cgroup;
 pub mod control;
 pub mod file;
+pub mod hold;
 mod ids;
 mod process;
 pub mod record;
@@ -21,13 +22,13 @@ pub mod switch;
 mod wake_note;
 
 pub use cgroup::{CgroupError, CgroupVersion, PodCgroup, SLEEPER};
-pub use control::{ContainerRuntimeState, ControlError, ControlSocket};
+pub use control::{ContainerRuntimeState, ControlError, ControlSocket, ImageFiles};
 pub use file::FileError;
 pub use ids::{ContainerId, InvalidId, PodUid, SandboxId};
 pub use process::ProcessId;
 pub use record::{
-    CgroupState, ContainerKind, ContainerRecord, Intent, LastKnown, LoweredLimit, PodRecordIdentity, Record,
-    RunscRecord, SwitchState,
+    CgroupState, ContainerKind, ContainerRecord, Hibernation, HibernationPhase, Intent, LastKnown, Launch,
+    LoweredLimit, Pipe, PodRecordIdentity, Record, RunscRecord, SwitchState,
 };
 pub use run_dir::{DEFAULT_RUN_DIR, RunDir, RunDirError};
 pub use runsc_state::{RunscState, RunscStateError};

@@ -132,6 +132,30 @@ pub struct LastKnown {
     pub processes: Option<Box<RawValue>>,
 }
 
+/// A pipe on a container's standard input, output or error, by which it is found again among a process's descriptors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Pipe {
+    /// The device that it is on.
+    pub device: u64,
+    /// Its inode.
+    pub inode: u64,
+}
+
+/// How the shim had a container made, so that it can be made again for the same shim.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Launch {
+    /// The arguments of `runsc create`, without runsc's own name.
+    pub create: Vec<String>,
+    /// The directory that it was called in.
+    pub directory: PathBuf,
+    /// Standard input, output and error of the container; `None` for what is no pipe (or not known yet).
+    #[serde(default)]
+    pub stdio: [Option<Pipe>; 3],
+    /// Whether the shim has had the container started.
+    #[serde(default)]
+    pub started: bool,
+}
+
 /// One container of the pod.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ContainerRecord {
@@ -146,6 +170,32 @@ pub struct ContainerRecord {
     /// What the guest said last before it was put to sleep; `None` while it runs.
     #[serde(default)]
     pub last_known: Option<LastKnown>,
+    /// How it was made; `None` where its arguments were no text.
+    #[serde(default)]
+    pub launch: Option<Launch>,
+    /// The exit status that a kill gave it while the pod was hibernated.
+    #[serde(default)]
+    pub ended: Option<u8>,
+}
+
+/// How far a hibernation is, or the wake from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HibernationPhase {
+    /// The image is durable, the guest is about to be ended: it may still be there, stopped.
+    Releasing,
+    /// The guest is gone.
+    Released,
+    /// A new guest is being made out of the image: parts of it may be there.
+    Restoring,
+}
+
+/// The pod's guest is in a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hibernation {
+    /// The snapshot's id in the node's store.
+    pub snapshot: String,
+    /// How far it is.
+    pub phase: HibernationPhase,
 }
 
 /// What is about to be done to the guest, written before it is done.
@@ -256,6 +306,13 @@ pub struct Record {
     /// Limits that are lowered now.
     #[serde(default)]
     pub limits: Vec<LoweredLimit>,
+    /// Addresses and routes of the pod's network namespace before runsc took them, as `dormouse-net` records them;
+    /// `None` where they could not be read.
+    #[serde(default)]
+    pub network: Option<Box<RawValue>>,
+    /// Set while the pod is hibernated, and on the way there and back.
+    #[serde(default)]
+    pub hibernation: Option<Hibernation>,
 }
 
 /// Only the format number, read before anything else.
@@ -287,6 +344,8 @@ impl Record {
             containers: Vec::new(),
             switch: SwitchState::default(),
             limits: Vec::new(),
+            network: None,
+            hibernation: None,
         }
     }
 
@@ -294,6 +353,11 @@ impl Record {
     #[must_use]
     pub fn container(&self, id: &ContainerId) -> Option<&ContainerRecord> {
         self.containers.iter().find(|c| &c.id == id)
+    }
+
+    /// The container of that id, to be changed.
+    pub fn container_mut(&mut self, id: &ContainerId) -> Option<&mut ContainerRecord> {
+        self.containers.iter_mut().find(|c| &c.id == id)
     }
 
     /// Enters a container, in the place of one of the same id.

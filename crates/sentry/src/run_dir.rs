@@ -65,6 +65,7 @@ impl RunDirError {
 ///   pods/<sandbox id>/visits       commands that talk to the guest now (fcntl)
 ///   pods/<sandbox id>/working-set.json  what a doze leaves in memory
 ///   containers/<container id>      -> ../pods/<sandbox id>
+///   hold/<sandbox id>-<container id>  the socket of a container's waiter
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunDir {
@@ -117,7 +118,7 @@ impl RunDir {
                 mode,
             });
         }
-        for part in [self.pods_dir(), self.containers_dir()] {
+        for part in [self.pods_dir(), self.containers_dir(), self.root.join("hold")] {
             make_dir(&part)?;
         }
         Ok(())
@@ -153,6 +154,17 @@ impl RunDir {
     #[must_use]
     pub fn working_set_path(&self, id: &SandboxId) -> PathBuf {
         self.pod_dir(id).join("working-set.json")
+    }
+
+    /// The socket of whoever waits for a container on the shim's behalf ([`crate::hold`]). A container's id has 64
+    /// characters and a socket's address 108 bytes, so the name is cut; within one pod that is enough.
+    #[must_use]
+    pub fn hold_path(&self, id: &SandboxId, container: &ContainerId) -> PathBuf {
+        let name: String = container.as_str().chars().take(12).collect();
+        self.root.join("hold").join(format!(
+            "{}-{name}",
+            id.as_str().chars().take(12).collect::<String>()
+        ))
     }
 
     /// The record of a pod sandbox.

@@ -3,9 +3,9 @@
 use std::net::Ipv4Addr;
 
 use super::{ArpRequest, Ignored, Resolve, Verdict};
-use crate::mac::MacAddress;
 use crate::classify::read::Reader;
 use crate::interest::Interest;
+use crate::mac::MacAddress;
 
 const ETHERNET: u16 = 1;
 const IPV4: u16 = 0x0800;

@@ -6,8 +6,8 @@ use super::neighbour;
 use super::read::Reader;
 use super::transport::{self, Segment};
 use super::{Ignored, PacketType, Verdict};
-use crate::mac::MacAddress;
 use crate::interest::Interest;
+use crate::mac::MacAddress;
 
 pub(crate) const TCP: u8 = 6;
 pub(crate) const UDP: u8 = 17;

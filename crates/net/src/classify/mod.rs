@@ -31,8 +31,8 @@ pub(crate) mod transport;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::mac::MacAddress;
 use crate::interest::Interest;
+use crate::mac::MacAddress;
 use read::Reader;
 
 /// To whom the frame was addressed at the link layer, as the kernel says.

@@ -3,9 +3,9 @@
 use std::net::Ipv6Addr;
 
 use super::{Ignored, NeighbourSolicit, Resolve, Verdict};
-use crate::mac::MacAddress;
 use crate::classify::read::Reader;
 use crate::interest::Interest;
+use crate::mac::MacAddress;
 
 const SOLICITATION: u8 = 135;
 const OPTION_SOURCE_LINK: u8 = 1;

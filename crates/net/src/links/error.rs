@@ -95,7 +95,11 @@ pub(super) struct Doing<'a> {
 }
 
 impl Doing<'_> {
-    pub(super) fn failed(&self, doing: &'static str, on: impl Into<String>) -> impl FnOnce(io::Error) -> LinkError {
+    pub(super) fn failed(
+        &self,
+        doing: &'static str,
+        on: impl Into<String>,
+    ) -> impl FnOnce(io::Error) -> LinkError {
         let (on, netns) = (on.into(), self.netns.to_owned());
         move |source| LinkError::Netlink {
             doing,

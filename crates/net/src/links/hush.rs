@@ -115,11 +115,7 @@ fn steps_to_end(there: &[Rule]) -> Vec<Step> {
     steps
 }
 
-fn rules(
-    netlink: &mut Netlink,
-    family: AddressFamily,
-    doing: &Doing<'_>,
-) -> Result<Vec<Rule>, LinkError> {
+fn rules(netlink: &mut Netlink, family: AddressFamily, doing: &Doing<'_>) -> Result<Vec<Rule>, LinkError> {
     let mut question = RuleMessage::default();
     question.header.family = family;
     let answers = match netlink.dump(&RouteNetlinkMessage::GetRule(question)) {
@@ -143,7 +139,8 @@ fn rule(message: &RuleMessage) -> Option<Rule> {
     let header = &message.header;
     let (mut priority, mut protocol, mut interface) = (0, RouteProtocol::Unspec, None);
     let mut table = u32::from(header.table);
-    let mut selects = header.src_len != 0 || header.dst_len != 0 || header.tos != 0 || !header.flags.is_empty();
+    let mut selects =
+        header.src_len != 0 || header.dst_len != 0 || header.tos != 0 || !header.flags.is_empty();
     for attribute in &message.attributes {
         match attribute {
             RuleAttribute::Priority(p) => priority = *p,
@@ -212,7 +209,9 @@ fn run(
                 let mut request = message(family, rule);
                 if *rule == Rule::First {
                     // Whoever put it there.
-                    request.attributes.retain(|a| !matches!(a, RuleAttribute::Protocol(_)));
+                    request
+                        .attributes
+                        .retain(|a| !matches!(a, RuleAttribute::Protocol(_)));
                 }
                 let removed = netlink.change(RouteNetlinkMessage::DelRule(request), 0);
                 done_already(removed, &[Errno::ENOENT])

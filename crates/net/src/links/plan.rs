@@ -61,7 +61,11 @@ pub(super) fn restore<'a>(
     let on_link = |route: &&RouteRecord| route.gateway.is_none();
     let over_gateway = |route: &&RouteRecord| route.gateway.is_some();
     let routes = &record.routes;
-    for route in routes.iter().filter(on_link).chain(routes.iter().filter(over_gateway)) {
+    for route in routes
+        .iter()
+        .filter(on_link)
+        .chain(routes.iter().filter(over_gateway))
+    {
         let index = routed.iter().find(|(name, _)| *name == route.interface);
         let Some((_, index)) = index.copied() else {
             return Err(LinkError::InterfaceGone {
@@ -87,10 +91,17 @@ pub(super) fn restore<'a>(
 pub(super) fn strip<'a>(record: &'a NetworkRecord, found: &Found) -> Vec<Change<'a>> {
     let mut changes = Vec::new();
     for interface in &record.interfaces {
-        let Some(link) = found.link(&interface.name).filter(|l| l.interface.mac == interface.mac) else {
+        let Some(link) = found
+            .link(&interface.name)
+            .filter(|l| l.interface.mac == interface.mac)
+        else {
             continue;
         };
-        let there = interface.addresses.iter().rev().filter(|address| has(link, address));
+        let there = interface
+            .addresses
+            .iter()
+            .rev()
+            .filter(|address| has(link, address));
         changes.extend(there.map(|address| Change::RemoveAddress {
             index: link.index,
             address,
@@ -108,10 +119,12 @@ fn has(link: &Link, wanted: &AddressRecord) -> bool {
 }
 
 fn same<'f>(interface: &InterfaceRecord, found: &'f Found, netns: &Path) -> Result<&'f Link, LinkError> {
-    let link = found.link(&interface.name).ok_or_else(|| LinkError::InterfaceGone {
-        interface: interface.name.clone(),
-        netns: netns.into(),
-    })?;
+    let link = found
+        .link(&interface.name)
+        .ok_or_else(|| LinkError::InterfaceGone {
+            interface: interface.name.clone(),
+            netns: netns.into(),
+        })?;
     if link.interface.mac == interface.mac {
         Ok(link)
     } else {

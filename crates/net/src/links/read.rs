@@ -14,9 +14,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::error::{Doing, LinkError};
-use super::record::{
-    AddressRecord, InterfaceRecord, NeighbourRecord, NetworkRecord, RouteRecord, limits,
-};
+use super::record::{AddressRecord, InterfaceRecord, NeighbourRecord, NetworkRecord, RouteRecord, limits};
 use crate::mac::MacAddress;
 use crate::netlink::Netlink;
 
@@ -125,7 +123,11 @@ pub(super) fn record(found: &Found, netns: &Path) -> Result<NetworkRecord, LinkE
         .collect();
     bounded("interfaces", interfaces.len(), limits::INTERFACES)?;
     for interface in &interfaces {
-        bounded("addresses on one interface", interface.addresses.len(), limits::ADDRESSES)?;
+        bounded(
+            "addresses on one interface",
+            interface.addresses.len(),
+            limits::ADDRESSES,
+        )?;
         bounded(
             "permanent neighbours on one interface",
             interface.neighbours.len(),
@@ -262,7 +264,10 @@ fn route(message: &RouteMessage, links: &[Link]) -> Option<Route> {
         match attribute {
             RouteAttribute::Table(t) => table = *t,
             RouteAttribute::Oif(index) => {
-                interface = links.iter().find(|l| l.index == *index).map(|l| l.interface.name.clone());
+                interface = links
+                    .iter()
+                    .find(|l| l.index == *index)
+                    .map(|l| l.interface.name.clone());
             }
             RouteAttribute::Destination(a) => route.destination = ip(a)?,
             RouteAttribute::Gateway(a) => route.gateway = ip(a),

@@ -197,7 +197,9 @@ impl Line {
                 Err(errno) => return self.on_error(errno, around.now),
             };
             let packet_type = PacketType::from_kernel(received.packet_type);
-            let frame = scratch.get(VnetHeader::LENGTH..received.length).unwrap_or_default();
+            let frame = scratch
+                .get(VnetHeader::LENGTH..received.length)
+                .unwrap_or_default();
             let verdict = classify(frame, packet_type, &self.interest);
             match self.wire.on_frame(&verdict, packet_type, around) {
                 Reaction::Nothing => {}
@@ -212,7 +214,11 @@ impl Line {
                         })
                     });
                     let counters = around.counters;
-                    if held { counters.held.one() } else { counters.held_dropped.one() }
+                    if held {
+                        counters.held.one()
+                    } else {
+                        counters.held_dropped.one()
+                    }
                 }
             }
             if self.wire.is_closed() {
@@ -305,4 +311,3 @@ impl Line {
             .min()
     }
 }
-

@@ -10,9 +10,9 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{getsockopt, sockopt};
 
+use super::WireError;
 use super::line::{Broken, Installed, Line, Refused};
 use super::order::{Addition, BELL, Command, Held, Order, Outcome, ReplayReport, ReplayWindow, Shared};
-use super::WireError;
 use crate::attach::Opened;
 use crate::budget::Budgets;
 use crate::clock::monotonic;
@@ -317,7 +317,11 @@ impl Runner {
         for token in due {
             self.with_line(token, |line, _, around| {
                 line.on_time(around)?;
-                if sweep { line.sweep(around.counters) } else { Ok(()) }
+                if sweep {
+                    line.sweep(around.counters)
+                } else {
+                    Ok(())
+                }
             });
         }
     }
@@ -353,8 +357,11 @@ fn refused(pod: &PodKey, result: Result<(), Refused>) -> Result<(), WireError> {
 }
 
 fn host_side(pod: &PodKey, line: &Line) -> Result<u32, WireError> {
-    line.attached.host_side.clone().map_err(|source| WireError::NoHostSide {
-        pod: pod.clone(),
-        source,
-    })
+    line.attached
+        .host_side
+        .clone()
+        .map_err(|source| WireError::NoHostSide {
+            pod: pod.clone(),
+            source,
+        })
 }

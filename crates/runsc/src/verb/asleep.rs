@@ -43,6 +43,15 @@ pub(super) fn sleeper(context: &Context<'_>) -> Option<Sleeper> {
 
 /// What the guest said last, or says now where it is only paused.
 pub(super) fn known(container: &ContainerId, switch: &Switch, record: Box<Record>) -> Option<Sleeper> {
+    if record.hibernation.is_some() {
+        let mut known = record.container(container)?.last_known.clone()?;
+        known.stopped |= record.container(container)?.ended.is_some();
+        return Some(Sleeper {
+            container: container.clone(),
+            record,
+            known,
+        });
+    }
     let mut record = record;
     for _ in 0..TRIES {
         if !record.switch.is_asleep() {

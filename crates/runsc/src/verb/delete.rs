@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Child, ExitStatus};
 use std::time::{Duration, Instant};
 
-use dormouse_sentry::{PodCgroup, Record};
+use dormouse_sentry::{ContainerId, HibernationPhase, PodCgroup, Record, Switch};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -17,6 +17,9 @@ use crate::real;
 
 /// How long the pod's lock is waited for when it is to be forgotten.
 const LOCK: Duration = Duration::from_secs(5);
+
+/// The same while a release or a wake may hold it.
+const SAVED: Duration = Duration::from_secs(20);
 
 /// How long a killed sentry may take to be gone.
 const REAPED: Duration = Duration::from_secs(2);
@@ -37,6 +40,9 @@ pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
         }
         Pod::Unknown => return context.exec(),
     };
+    if record.hibernation.is_some() && forget_hibernated(&container, &switch)? {
+        return Ok(Outcome::Answered);
+    }
     let woken = wake::pod(context, &container, &switch);
     // The record may have been completed by the wake.
     let record = switch.record().unwrap_or(*record);
@@ -64,6 +70,22 @@ pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
         }
     }
     Ok(Outcome::Exited(real::exit_code(status)))
+}
+
+/// Of a hibernated pod runsc knows nothing any more: only the record is to be changed. `false` where parts of a guest
+/// are there.
+fn forget_hibernated(container: &ContainerId, switch: &Switch) -> Result<bool, Failure> {
+    let held = switch.lock(SAVED).map_err(|e| Failure::from_error(&e))?;
+    let released = held
+        .record()
+        .hibernation
+        .as_ref()
+        .is_some_and(|h| h.phase == HibernationPhase::Released);
+    if released {
+        held.remove_container(container)
+            .map_err(|e| Failure::from_error(&e))?;
+    }
+    Ok(released)
 }
 
 /// Waits for runsc. The level of our own below the sandbox's cgroup is removed as soon as its processes have

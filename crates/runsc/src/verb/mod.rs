@@ -7,8 +7,14 @@
 //! | `events --stats`, `ps` | exec | answered from what the sentry said last, and the cgroup's counters |
 //! | `update` | exec | runsc as a child under the pod's lock, with the sentry thawed and the application still stopped |
 //! | `delete` | runsc as a child, then unregistered | woken first; a guest that cannot be woken is killed |
-//! | `wait`, `list`, and verbs without a container | exec | exec: `wait` blocks in the sentry and goes on after the wake; `list` and `events` without `--stats` wait for it |
-//! | all others (`exec`, `kill`, `start`, `pause`, `resume`, `checkpoint`, …) | exec | woken first, then exec |
+//! | `wait` | asks the sentry, and keeps on asking the next one after a hibernation | the same |
+//! | `start` | the container's streams are noted, exec | woken first |
+//! | `list`, and verbs without a container | exec | exec: `list` and `events` without `--stats` wait for the wake |
+//! | all others (`exec`, `kill`, `pause`, `resume`, `checkpoint`, …) | exec | woken first, then exec |
+//!
+//! A hibernated pod has no guest: `state`, `events` and `ps` are answered from what it said last, `kill` with a signal
+//! that ends and `delete` end the pod without waking it, and for everything else the agent is asked for a wake, which is
+//! waited for within a bound.
 //!
 //! While a verb that talks to the guest is under way, in the wrapper or in the real runsc, the pod is not put to sleep
 //! ([`dormouse_sentry::Visit`]); `wait` is none of these: it does not mind.
@@ -20,10 +26,13 @@ mod asleep;
 mod create;
 mod delete;
 mod events;
+mod kill;
 mod pod;
 mod ps;
+mod start;
 mod state;
 mod update;
+mod wait;
 mod wake;
 
 use std::cell::RefCell;
@@ -116,7 +125,8 @@ pub(crate) fn dispatch(
         "create" | "run" => create::run(&context),
         "update" => update::run(&context),
         "events" if !invocation.is_set("stats") => context.exec(),
-        "wait" | "list" | "help" | "flags" | "spec" | "do" | "" => context.exec(),
+        "list" | "help" | "flags" | "spec" | "do" | "" => context.exec(),
+        "wait" => wait::run(&context),
         verb => {
             context.visit_own();
             match verb {
@@ -124,8 +134,10 @@ pub(crate) fn dispatch(
                 "events" => events::run(&context),
                 "ps" => ps::run(&context),
                 "delete" => delete::run(&context),
+                "kill" => kill::run(&context),
+                "start" => start::run(&context),
                 _ => {
-                    wake::before(&context);
+                    wake::or_refuse(&context)?;
                     context.exec()
                 }
             }

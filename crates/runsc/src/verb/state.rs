@@ -73,6 +73,9 @@ fn answer(root: &Path, container: &ContainerId, switch: &Switch, record: Box<Rec
     if oci_version.is_empty() {
         return None;
     }
+    if record.hibernation.is_some() {
+        return of_hibernated(&oci_version, container, switch, record);
+    }
     let state = RunscState::read(root, switch.id(), container).ok()?;
     let status = match state.status {
         Status::Created | Status::Running => {
@@ -97,6 +100,31 @@ fn answer(root: &Path, container: &ContainerId, switch: &Switch, record: Box<Rec
         pid,
         bundle: &state.bundle_dir,
         annotations: state.annotations(),
+    })
+    .ok()
+}
+
+/// There is neither a guest nor a state file of runsc's.
+fn of_hibernated(
+    oci_version: &str,
+    container: &ContainerId,
+    switch: &Switch,
+    record: Box<Record>,
+) -> Option<String> {
+    let sleeper = known(container, switch, record)?;
+    let of_container = sleeper.record.container(container)?;
+    let stopped = sleeper.known.stopped;
+    go_pretty(&Answer {
+        oci_version,
+        id: container.as_str(),
+        status: if stopped { Status::Stopped } else { Status::Running }.as_str(),
+        pid: if stopped {
+            -1
+        } else {
+            sleeper.record.sentry.map_or(-1, |s| s.pid)
+        },
+        bundle: &of_container.bundle,
+        annotations: None,
     })
     .ok()
 }

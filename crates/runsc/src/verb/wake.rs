@@ -7,16 +7,29 @@ use dormouse_sentry::runsc_state::RunscState;
 use dormouse_sentry::switch::{Registration, WakeReport};
 use dormouse_sentry::{
     ContainerId, LockError, PodCgroup, Record, RunDir, SandboxId, Switch, SwitchError, WakeNote,
+    WakeNoteError,
 };
 
 use super::Context;
 use super::pod::{Pod, find};
-use crate::outcome::log;
+use crate::outcome::{Failure, log};
 use crate::{cri, real};
 
 /// How long a verb waits for the pod's lock. Its holders are done in milliseconds; one that was stopped in
 /// the middle of a step must not keep a pod from being killed.
 const LOCK: Duration = Duration::from_secs(5);
+
+/// How long a verb waits for the wake of a hibernated pod.
+const RESTORE: Duration = Duration::from_secs(30);
+
+/// How long it waits for an agent that does not listen.
+const NOBODY: Duration = Duration::from_secs(3);
+
+/// How often it asks again.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// How often it looks whether the pod is awake.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
 /// A wake that did not succeed.
 #[derive(Debug, thiserror::Error)]
@@ -33,9 +46,40 @@ pub(super) enum WakeError {
     /// runsc knows no such pod.
     #[error(transparent)]
     Runsc(#[from] dormouse_sentry::RunscStateError),
+    /// The pod is hibernated, and stayed so.
+    #[error(
+        "pod sandbox {sandbox} is hibernated and was not woken in {waited:?}; see `dormouse get` and the agent's log for why"
+    )]
+    Hibernated {
+        /// The pod sandbox.
+        sandbox: SandboxId,
+        /// How long it was waited for.
+        waited: Duration,
+    },
+    /// The pod is hibernated, and there is nobody to wake it.
+    #[error("the pod is hibernated, and only the agent can wake it: {0}; start the agent")]
+    Agent(#[source] WakeNoteError),
     /// The pod is not a CRI pod.
     #[error("pod sandbox {0} carries none of containerd's annotations")]
     NoIdentity(SandboxId),
+}
+
+/// The same as [`before`], except that a hibernated pod that the agent does not wake in time is refused: the real runsc
+/// knows no such container.
+pub(super) fn or_refuse(context: &Context<'_>) -> Result<(), Failure> {
+    if let Pod::Known {
+        container,
+        switch,
+        record,
+    } = find(context)
+        && record.hibernation.is_some()
+    {
+        return pod(context, &container, &switch)
+            .map(drop)
+            .map_err(|e| Failure::from_error(&e));
+    }
+    before(context);
+    Ok(())
 }
 
 /// Wakes the pod of the verb's container, if it is one of ours, and tells the agent. Whatever goes wrong is
@@ -73,6 +117,9 @@ pub(super) fn pod(
     switch: &Switch,
 ) -> Result<WakeReport, WakeError> {
     let started = Instant::now();
+    if switch.record().is_ok_and(|r| r.hibernation.is_some()) {
+        ask_agent(context, container, switch)?;
+    }
     let woken = match switch.lock(LOCK) {
         Ok(mut held) => held.wake().map_err(WakeError::from),
         Err(e) => Err(e.into()),
@@ -132,6 +179,60 @@ pub(super) fn without_record(
     Ok(report)
 }
 
+/// Asks the agent for a wake out of the pod's snapshot, and waits for it.
+fn ask_agent(context: &Context<'_>, container: &ContainerId, switch: &Switch) -> Result<(), WakeError> {
+    let sandbox = switch.id();
+    let asked = Instant::now();
+    let mut note_at = asked;
+    loop {
+        let record = switch.record().map_err(LockError::from)?;
+        if record.hibernation.is_none() {
+            return Ok(());
+        }
+        let now = Instant::now();
+        if now.duration_since(asked) >= RESTORE {
+            return Err(WakeError::Hibernated {
+                sandbox: sandbox.clone(),
+                waited: RESTORE,
+            });
+        }
+        if now >= note_at {
+            // An agent that was just being restarted has lost the first one.
+            let sent = context
+                .config
+                .dir()
+                .map(|dir| note(context, container, sandbox).send(&dir));
+            if let Some(Err(error)) = sent
+                && now.duration_since(asked) >= NOBODY
+            {
+                return Err(WakeError::Agent(error));
+            }
+            note_at = now + ASK_AGAIN;
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    }
+}
+
+fn note(context: &Context<'_>, container: &ContainerId, sandbox: &SandboxId) -> WakeNote {
+    WakeNote {
+        sandbox_id: sandbox.clone(),
+        container_id: container.clone(),
+        source: source(context),
+        verb: context.invocation.verb.chars().take(32).collect(),
+        woken: false,
+        wake_us: 0,
+        wakes: 0,
+    }
+}
+
+fn source(context: &Context<'_>) -> WakeSource {
+    match context.invocation.verb.as_str() {
+        "exec" => WakeSource::Exec,
+        "kill" | "delete" => WakeSource::Kill,
+        _ => WakeSource::Api,
+    }
+}
+
 /// Tells the agent, which may not be there.
 fn tell(
     context: &Context<'_>,
@@ -143,19 +244,11 @@ fn tell(
     if report.woken {
         context.trace.woken();
     }
-    let source = match context.invocation.verb.as_str() {
-        "exec" => WakeSource::Exec,
-        "kill" | "delete" => WakeSource::Kill,
-        _ => WakeSource::Api,
-    };
     let note = WakeNote {
-        sandbox_id: sandbox.clone(),
-        container_id: container.clone(),
-        source,
-        verb: context.invocation.verb.chars().take(32).collect(),
         woken: report.woken,
         wake_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
         wakes: report.wakes,
+        ..note(context, container, sandbox)
     };
     if let Some(dir) = context.config.dir() {
         // The agent finds out from the record, too; with nobody there the wake stands.

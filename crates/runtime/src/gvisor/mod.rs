@@ -17,9 +17,14 @@ mod freeze;
 mod housekeeping;
 mod prefetch;
 mod probe;
+mod release;
+mod restore;
+mod runsc;
+mod save;
+mod streams;
 mod wake;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -32,7 +37,7 @@ use dormouse_sentry::{Held, LockError, PodCgroup, PodUid, RunDir, SandboxId, Swi
 use crate::brake::{has_swap, not_cancelled};
 use crate::driver::{
     Cancel, Capabilities, DozeReport, Driver, DriverError, FreezeReport, Guest, PrefetchReport, Probe,
-    Resident, RuntimeKind, StopState, WakeReport,
+    ReleaseReport, Resident, RestoreReport, RuntimeKind, SaveReport, StopState, WakeReport,
 };
 use crate::failure::{BadId, Verb, run, run_until};
 use crate::kernel::{Kernel, Linux};
@@ -163,6 +168,46 @@ impl Driver for Gvisor {
 
     async fn probe(&self, guest: &Guest) -> Result<Probe, DriverError> {
         run(&self.parts, "probe", guest, probe::probe).await
+    }
+
+    async fn save(&self, guest: &Guest, image: &Path, cancel: &Cancel) -> Result<SaveReport, DriverError> {
+        let image = image.to_owned();
+        run_until(
+            &self.parts,
+            "save",
+            guest,
+            cancel,
+            move |parts, guest, verb, cancel| save::save(parts, guest, verb, &image, cancel),
+        )
+        .await
+    }
+
+    async fn snapshot(&self, guest: &Guest, image: &Path) -> Result<SaveReport, DriverError> {
+        let image = image.to_owned();
+        run(&self.parts, "snapshot", guest, move |parts, guest, verb| {
+            save::snapshot(parts, guest, verb, &image)
+        })
+        .await
+    }
+
+    async fn keep(&self, guest: &Guest) -> Result<(), DriverError> {
+        run(&self.parts, "keep", guest, save::keep).await
+    }
+
+    async fn release(&self, guest: &Guest, snapshot: &str) -> Result<ReleaseReport, DriverError> {
+        let snapshot = snapshot.to_owned();
+        run(&self.parts, "release", guest, move |parts, guest, verb| {
+            release::release(parts, guest, verb, &snapshot)
+        })
+        .await
+    }
+
+    async fn restore(&self, guest: &Guest, image: &Path) -> Result<RestoreReport, DriverError> {
+        let image = image.to_owned();
+        run(&self.parts, "restore", guest, move |parts, guest, verb| {
+            restore::restore(parts, guest, verb, &image)
+        })
+        .await
     }
 
     async fn resident(&self, guest: &Guest) -> Result<Resident, DriverError> {
@@ -319,6 +364,9 @@ fn runtime_root(guest: &Guest, id: &SandboxId) -> Option<PathBuf> {
 
 /// Where the guest stands, as its record says.
 fn stop_state(record: &Record) -> StopState {
+    if record.hibernation.is_some() {
+        return StopState::Hibernated;
+    }
     match (record.switch.paused, record.switch.cgroup) {
         (_, CgroupState::Frozen) => StopState::CgroupFrozen,
         (true, CgroupState::Thawed) => StopState::Frozen,

@@ -21,6 +21,15 @@ pub(super) fn probe(parts: &Parts, guest: &Guest, verb: Verb<'_>) -> Result<Prob
         .cloned()
         .collect();
     let limit_restored = restore_these(parts, &mut held, verb, &lowered) > 0;
+    super::restore::settle(&mut held, verb)?;
+    if let Some(hibernation) = &held.record().hibernation {
+        return Ok(Probe {
+            stop: StopState::Hibernated,
+            settled: false,
+            limit_restored,
+            snapshot: Some(hibernation.snapshot.clone()),
+        });
+    }
     held.locate().map_err(|e| switch_failed(verb, &held, e))?;
     let settled = held.record().switch.intent.is_some();
     held.settle().map_err(|e| switch_failed(verb, &held, e))?;

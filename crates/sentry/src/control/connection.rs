@@ -1,7 +1,7 @@
 //! One connection to a control socket.
 
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -11,8 +11,8 @@ use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::sockopt::{PeerCredentials, SendTimeout};
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, getsockopt, recv, send, setsockopt,
-    socket,
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, getsockopt, recv, send,
+    sendmsg, setsockopt, socket,
 };
 use nix::sys::stat::Mode;
 use nix::sys::time::{TimeVal, TimeValLike};
@@ -121,11 +121,54 @@ impl Connection {
         limit: usize,
         deadline: Instant,
     ) -> Result<Box<RawValue>, ControlError> {
+        self.call_with(method, arg, &[], limit, deadline)
+    }
+
+    /// Makes one call and passes descriptors with it, in this order; the answer may have up to `limit` bytes.
+    pub(super) fn call_with<A: Serialize>(
+        &mut self,
+        method: &'static str,
+        arg: &A,
+        files: &[BorrowedFd<'_>],
+        limit: usize,
+        deadline: Instant,
+    ) -> Result<Box<RawValue>, ControlError> {
+        self.request(method, arg, files, deadline)?;
+        self.take_answer(method, limit, deadline)
+    }
+
+    /// Sends a call and does not wait for its answer.
+    pub(super) fn ask<A: Serialize>(
+        &self,
+        method: &'static str,
+        arg: &A,
+        deadline: Instant,
+    ) -> Result<(), ControlError> {
+        self.request(method, arg, &[], deadline)
+    }
+
+    fn request<A: Serialize>(
+        &self,
+        method: &'static str,
+        arg: &A,
+        files: &[BorrowedFd<'_>],
+        deadline: Instant,
+    ) -> Result<(), ControlError> {
         let request = serde_json::to_vec(&Call { method, arg }).map_err(|_| ControlError::Garbage {
             method,
             what: "an argument that is no JSON",
         })?;
-        self.send(method, &request, deadline)?;
+        let sent = self.send_with(method, &request, files, deadline)?;
+        self.send(method, request.get(sent..).unwrap_or_default(), deadline)
+    }
+
+    /// The answer to the call that was sent.
+    pub(super) fn take_answer(
+        &mut self,
+        method: &'static str,
+        limit: usize,
+        deadline: Instant,
+    ) -> Result<Box<RawValue>, ControlError> {
         let answer = self.receive(method, limit, deadline)?;
         let answer: Answer = serde_json::from_slice(&answer).map_err(|_| ControlError::Garbage {
             method,
@@ -139,6 +182,30 @@ impl Connection {
         }
         // An empty Go slice is written as null, which is a result too.
         Ok(answer.result.unwrap_or_else(|| RawValue::NULL.to_owned()))
+    }
+
+    /// Sends the first piece of a request, which carries the descriptors; returns how much of it was sent.
+    fn send_with(
+        &self,
+        method: &'static str,
+        request: &[u8],
+        files: &[BorrowedFd<'_>],
+        deadline: Instant,
+    ) -> Result<usize, ControlError> {
+        if files.is_empty() {
+            return Ok(0);
+        }
+        let raw: Vec<RawFd> = files.iter().map(AsRawFd::as_raw_fd).collect();
+        let (rights, data) = ([ControlMessage::ScmRights(&raw)], [IoSlice::new(request)]);
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        loop {
+            match sendmsg::<UnixAddr>(self.socket.as_raw_fd(), &data, &rights, flags, None) {
+                Ok(n) => return Ok(n),
+                Err(Errno::EAGAIN) => self.wait(method, PollFlags::POLLOUT, deadline)?,
+                Err(Errno::EINTR) => {}
+                Err(e) => return Err(self.broken("write to", method, e)),
+            }
+        }
     }
 
     fn send(&self, method: &'static str, mut rest: &[u8], deadline: Instant) -> Result<(), ControlError> {
@@ -222,6 +289,12 @@ impl Connection {
             Errno::EPIPE | Errno::ECONNRESET => ControlError::Closed { method },
             e => io_error(verb, &self.path, e.into()),
         }
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 

@@ -9,6 +9,7 @@ mod scan;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -150,6 +151,36 @@ pub struct ControlSocket {
 #[derive(Serialize)]
 struct Nothing {}
 
+/// The three files of an uncompressed image, empty and open for reading and writing.
+#[derive(Debug, Clone, Copy)]
+pub struct ImageFiles<'a> {
+    /// `checkpoint.img`: the header and the sentry's state.
+    pub state: BorrowedFd<'a>,
+    /// `pages_meta.img`: which pages there are.
+    pub pages_metadata: BorrowedFd<'a>,
+    /// `pages.img`: the pages.
+    pub pages: BorrowedFd<'a>,
+}
+
+/// `control.SaveOpts`, as far as it differs from Go's zero values.
+#[derive(Serialize)]
+struct SaveOptions {
+    metadata: BTreeMap<&'static str, &'static str>,
+    have_pages_file: bool,
+    #[serde(rename = "Resume")]
+    resume: bool,
+}
+
+impl Default for SaveOptions {
+    fn default() -> Self {
+        Self {
+            metadata: BTreeMap::from([("compression", "none")]),
+            have_pages_file: true,
+            resume: true,
+        }
+    }
+}
+
 impl ControlSocket {
     /// Names the socket; touches nothing.
     #[must_use]
@@ -196,6 +227,26 @@ impl ControlSocket {
             .call("debug.Stacks", &Nothing {}, LARGE, deadline)?;
         let dump: String = typed("debug.Stacks", &raw)?;
         Ok(stacks::read(&dump))
+    }
+
+    /// Saves the guest's whole state into the files of an image and leaves the guest as it is: stopped, if it was
+    /// stopped by a Pause. Pauses are counted, so the save's own does no harm.
+    ///
+    /// Never without leaving the guest there: gVisor kills a guest whose save fails otherwise.
+    ///
+    /// # Errors
+    /// [`ControlError`]; the guest is there as before, the files are of no use.
+    pub fn checkpoint(&self, image: &ImageFiles<'_>, deadline: Instant) -> Result<(), ControlError> {
+        let files = [image.state, image.pages_metadata, image.pages];
+        self.connect(deadline)?
+            .call_with(
+                "containerManager.Checkpoint",
+                &SaveOptions::default(),
+                &files,
+                SMALL,
+                deadline,
+            )
+            .map(drop)
     }
 
     /// The guest's memory.
@@ -250,6 +301,19 @@ impl Connection {
         }
     }
 
+    /// Asks for the end of a container's first process. The sentry answers when it has ended.
+    ///
+    /// # Errors
+    /// [`ControlError`]
+    pub fn ask_for_end(
+        self,
+        container: &ContainerId,
+        deadline: Instant,
+    ) -> Result<EndQuestion, ControlError> {
+        self.ask(WAIT, container, deadline)?;
+        Ok(EndQuestion(self))
+    }
+
     /// A container's statistics, as the sentry has them.
     ///
     /// # Errors
@@ -274,6 +338,30 @@ impl Connection {
         deadline: Instant,
     ) -> Result<Box<RawValue>, ControlError> {
         self.call("containerManager.Processes", container, MEDIUM, deadline)
+    }
+}
+
+const WAIT: &str = "containerManager.Wait";
+
+/// A question for the end of a container that the sentry has not answered yet. Poll the descriptor for reading.
+#[derive(Debug)]
+pub struct EndQuestion(Connection);
+
+impl EndQuestion {
+    /// The status of the container's first process, as `wait(2)` encodes it.
+    ///
+    /// # Errors
+    /// [`ControlError::Closed`] when the sentry has ended instead, [`ControlError::Refused`] for a container that it does
+    /// not know; others.
+    pub fn answer(&mut self, deadline: Instant) -> Result<u32, ControlError> {
+        let raw = self.0.take_answer(WAIT, SMALL, deadline)?;
+        typed(WAIT, &raw)
+    }
+}
+
+impl AsFd for EndQuestion {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

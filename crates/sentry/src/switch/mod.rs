@@ -12,6 +12,7 @@
 
 mod capture;
 mod cgroup;
+mod hibernate;
 mod limits;
 mod lock;
 mod pause;

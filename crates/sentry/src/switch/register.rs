@@ -73,7 +73,11 @@ impl Switch {
         let record = Record::read(&self.dir.record_path(&self.id), &self.id);
         let (record, is_new) = match record {
             // The same id made anew: what is left of the one before is of no use.
-            Ok(record) if how == Registration::Adopted || record.sentry.is_none_or(ProcessId::is_alive) => {
+            Ok(record)
+                if how == Registration::Adopted
+                    || record.hibernation.is_some()
+                    || record.sentry.is_none_or(ProcessId::is_alive) =>
+            {
                 (record, false)
             }
             Ok(_) | Err(_) => (fresh, true),
@@ -123,6 +127,8 @@ impl Held {
                     },
                     bundle: state.bundle_dir,
                     last_known: None,
+                    launch: None,
+                    ended: None,
                 });
             }
         }

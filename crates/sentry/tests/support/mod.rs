@@ -221,6 +221,8 @@ impl Sandbox {
             kind: ContainerKind::Sandbox,
             bundle: self.bundle_dir(self.id.as_str()),
             last_known: None,
+            launch: None,
+            ended: None,
         })
         .unwrap();
         switch

@@ -1,0 +1,226 @@
+//! `wait`: the shim's long-lived question, one process per container.
+//!
+//! The real runsc's is a Go program of 7 MiB that would end with the sentry. This one asks the sentry over its control
+//! socket, keeps the container's streams while the pod is hibernated ([`dormouse_sentry::hold`]), and then asks the next
+//! sentry. Whatever is unusual is left to the real runsc.
+
+use std::io::Write;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use dormouse_sentry::hold::HoldServer;
+use dormouse_sentry::{ContainerId, ControlSocket, ProcessId, Record, RunscState, Switch};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use serde::Serialize;
+
+use super::Context;
+use super::pod::{Pod, find};
+use crate::json::go_line;
+use crate::outcome::{Failure, Outcome};
+
+/// How long a sentry may take to say that it has understood the question.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// How long the sentry of a pod whose first container has ended may take to end; runsc waits as long.
+const SENTRY_ENDS: Duration = Duration::from_secs(120);
+
+/// What runsc prints.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Answer<'a> {
+    id: &'a str,
+    exit_status: u32,
+}
+
+/// What came first.
+enum Next {
+    /// The sentry answered: the status as `wait(2)` encodes it.
+    Ended(u32),
+    /// The pod is hibernated, or the sentry ended for a hibernation.
+    Hibernated,
+    /// Something else, for the real runsc to judge.
+    Unusual,
+}
+
+/// `wait` for something else than a container.
+const OTHERS: [&str; 6] = [
+    "pid",
+    "rootpid",
+    "checkpoint",
+    "restore",
+    "fscheckpoint",
+    "fsrestore",
+];
+
+pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
+    if OTHERS.iter().any(|flag| context.invocation.flag(flag).is_some()) {
+        return context.exec();
+    }
+    let (
+        Pod::Known {
+            container, switch, ..
+        },
+        Some(dir),
+    ) = (find(context), context.config.dir())
+    else {
+        return context.exec();
+    };
+    let Ok(mut server) = HoldServer::bind(&dir, switch.id(), &container) else {
+        return context.exec();
+    };
+    let Some(changes) = Changes::of(&dir.pod_dir(switch.id())) else {
+        return context.exec();
+    };
+    while let Ok(record) = switch.record() {
+        if let Some(status) = record.container(&container).and_then(|c| c.ended) {
+            return print(&container, status.into());
+        }
+        if record.hibernation.is_some() {
+            changes.wait(&mut server);
+            continue;
+        }
+        match ask(&record, &container, &mut server, &switch) {
+            Next::Ended(status) => {
+                if container.as_str() == switch.id().as_str() {
+                    await_sentry(&record, context.invocation.root(), &container, &switch);
+                }
+                return print(&container, exit_status(status));
+            }
+            Next::Hibernated => {}
+            Next::Unusual => break,
+        }
+    }
+    // The streams close with it: the shim waits for their end.
+    drop(server);
+    context.exec()
+}
+
+/// Asks the sentry, and serves whoever puts streams by meanwhile.
+fn ask(record: &Record, container: &ContainerId, server: &mut HoldServer, switch: &Switch) -> Next {
+    let Some(socket) = control_socket(record, switch) else {
+        return Next::Unusual;
+    };
+    let asked = socket
+        .connect(Instant::now() + CONNECT)
+        .and_then(|c| c.ask_for_end(container, Instant::now() + CONNECT));
+    let Ok(mut question) = asked else {
+        return after_loss(switch);
+    };
+    loop {
+        let mut fds = [
+            PollFd::new(question.as_fd(), PollFlags::POLLIN),
+            PollFd::new(server.as_fd(), PollFlags::POLLIN),
+        ];
+        if poll(&mut fds, PollTimeout::NONE).is_err_and(|e| e != nix::errno::Errno::EINTR) {
+            return Next::Unusual;
+        }
+        let [answered, connected] = fds.map(|fd| fd.any().unwrap_or(false));
+        if connected {
+            server.serve();
+        }
+        if answered {
+            return match question.answer(Instant::now() + CONNECT) {
+                Ok(status) => Next::Ended(status),
+                Err(_) => after_loss(switch),
+            };
+        }
+    }
+}
+
+/// The sentry is gone, or refuses: a hibernation is noted before the sentry ends.
+fn after_loss(switch: &Switch) -> Next {
+    match switch.record() {
+        Ok(record) if record.hibernation.is_some() => Next::Hibernated,
+        _ => Next::Unusual,
+    }
+}
+
+fn control_socket(record: &Record, switch: &Switch) -> Option<ControlSocket> {
+    if let Some(path) = &record.control_socket {
+        return Some(ControlSocket::new(path));
+    }
+    let id = switch.id();
+    let state = RunscState::read(&record.runtime_root, id, &id.into()).ok()?;
+    Some(ControlSocket::new(state.sandbox?.control_socket_path))
+}
+
+/// runsc answers for the pod sandbox only when its sentry has ended.
+fn await_sentry(record: &Record, root: &str, container: &ContainerId, switch: &Switch) {
+    let state = || RunscState::read(root.as_ref(), switch.id(), container).ok();
+    let sentry = record.sentry.or_else(|| state()?.sentry().ok());
+    let Some(sentry) = sentry else { return };
+    let Some(handle) = pidfd(sentry) else { return };
+    let ms = u16::try_from(SENTRY_ENDS.as_millis()).unwrap_or(u16::MAX);
+    let _ = poll(&mut [PollFd::new(handle.as_fd(), PollFlags::POLLIN)], ms);
+}
+
+/// A handle on a process that is this one still.
+fn pidfd(process: ProcessId) -> Option<OwnedFd> {
+    // SAFETY: the call takes numbers and makes a descriptor that nobody else knows.
+    #[allow(unsafe_code)]
+    let fd = unsafe {
+        let raw = libc::syscall(libc::SYS_pidfd_open, process.pid, 0);
+        (raw >= 0).then(|| OwnedFd::from_raw_fd(i32::try_from(raw).unwrap_or(-1)))?
+    };
+    process.is_alive().then_some(fd)
+}
+
+/// What the shim reads.
+fn print(container: &ContainerId, exit_status: u32) -> Result<Outcome, Failure> {
+    let answer = Answer {
+        id: container.as_str(),
+        exit_status,
+    };
+    let text = go_line(&answer).map_err(|e| Failure::from_error(&e))?;
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(|e| Failure::from_error(&e))?;
+    Ok(Outcome::Answered)
+}
+
+/// 128 and the signal for a process that a signal ended, else its own code.
+const fn exit_status(status: u32) -> u32 {
+    match status & 0x7f {
+        0 => (status >> 8) & 0xff,
+        signal => 128 + signal,
+    }
+}
+
+/// Changes of the pod's record.
+struct Changes(Inotify);
+
+impl Changes {
+    fn of(dir: &std::path::Path) -> Option<Self> {
+        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).ok()?;
+        let what = AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_DELETE_SELF | AddWatchFlags::IN_DELETE;
+        inotify.add_watch(dir, what).ok()?;
+        Some(Self(inotify))
+    }
+
+    /// Waits until the record may have changed since it was last read, and serves whoever fetches streams meanwhile.
+    fn wait(&self, server: &mut HoldServer) {
+        let mut fds = [
+            PollFd::new(self.0.as_fd(), PollFlags::POLLIN),
+            PollFd::new(server.as_fd(), PollFlags::POLLIN),
+        ];
+        let _ = poll(&mut fds, PollTimeout::NONE);
+        server.serve();
+        // What they were does not matter.
+        while self.0.read_events().is_ok_and(|events| !events.is_empty()) {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::exit_status;
+
+    #[test]
+    fn statuses_are_what_runsc_makes_of_them() {
+        assert_eq!(exit_status(0), 0);
+        assert_eq!(exit_status(7 << 8), 7);
+        assert_eq!(exit_status(9), 137);
+        assert_eq!(exit_status(15), 143);
+    }
+}

@@ -1,0 +1,186 @@
+//! The saved guest ends: its memory is free, the pod stays.
+
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use dormouse_core::Reason;
+use dormouse_sentry::hold::Holder;
+use dormouse_sentry::record::{HibernationPhase, Record};
+use dormouse_sentry::{ContainerKind, ContainerRecord, Held, ProcessId, RunscState};
+use nix::poll::{PollFd, PollFlags, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::runsc::Runsc;
+use super::save::uncut;
+use super::streams::{SentryPipes, pidfd};
+use super::{Parts, switch_failed};
+use crate::driver::{DriverError, Guest, ReleaseReport, StopState};
+use crate::failure::Verb;
+
+/// How long a killed sentry may take to end. The kernel frees its memory meanwhile: some 0.1 ms/MiB.
+const ENDS: Duration = Duration::from_secs(30);
+
+/// How long runsc may take to forget a container whose sandbox is gone.
+const FORGETS: Duration = Duration::from_secs(10);
+
+pub(super) fn release(
+    parts: &Parts,
+    guest: &Guest,
+    verb: Verb<'_>,
+    snapshot: &str,
+) -> Result<ReleaseReport, DriverError> {
+    let began = Instant::now();
+    let mut held = parts.lock(guest, verb)?;
+    if held
+        .record()
+        .hibernation
+        .as_ref()
+        .is_some_and(|h| h.phase == HibernationPhase::Released)
+    {
+        return Ok(ReleaseReport::default());
+    }
+    if !held.record().switch.paused {
+        let state = Some(super::stop_state(held.record()));
+        return Err(verb.refused(Reason::WakeWon, state, "the guest runs; it was woken meanwhile"));
+    }
+    let kept = Some(StopState::Frozen);
+    let (sentry, _) = held.locate().map_err(|e| switch_failed(verb, &held, e))?;
+    put_streams_by(parts, &held, sentry, verb)?;
+    fail::fail_point!("gvisor::release::streams_put_by");
+    held.begin_release(snapshot)
+        .map_err(|e| switch_failed(verb, &held, e))?;
+    let prepare = began.elapsed();
+    let ending = Instant::now();
+    if let Err(error) = end(sentry) {
+        // It lives: the guest counts, not the snapshot.
+        let _ = held.abandon_release();
+        uncut(&mut held, verb);
+        drop_streams(parts, held.record());
+        return Err(verb.failed(Reason::Internal, kept, error));
+    }
+    let end = ending.elapsed();
+    fail::fail_point!("gvisor::release::ended");
+    let forgetting = Instant::now();
+    // What runsc still knows is tidied up again before the wake.
+    if let Err(error) = forget(held.record()) {
+        tracing::warn!(sandbox = verb.sandbox_id, %error, "runsc still knows the released guest");
+    }
+    fail::fail_point!("gvisor::release::forgotten");
+    held.note_phase(HibernationPhase::Released)
+        .map_err(|e| verb.failed(e.reason(), Some(StopState::Hibernated), e))?;
+    Ok(ReleaseReport {
+        prepare,
+        end,
+        forget: forgetting.elapsed(),
+    })
+}
+
+/// Finds the containers' pipes in the sentry, and has their waiters keep them.
+fn put_streams_by(parts: &Parts, held: &Held, sentry: ProcessId, verb: Verb<'_>) -> Result<(), DriverError> {
+    let kept = Some(StopState::Frozen);
+    let pipes = SentryPipes::of(sentry).map_err(|e| verb.failed(Reason::GuestGone, kept, e))?;
+    let record = held.record();
+    for container in live(record) {
+        let Some(launch) = &container.launch else { continue };
+        let streams = pipes
+            .take(&launch.stdio)
+            .map_err(|e| verb.failed(Reason::Internal, kept, e))?;
+        let borrowed = [
+            streams.first().and_then(Option::as_ref).map(AsFd::as_fd),
+            streams.get(1).and_then(Option::as_ref).map(AsFd::as_fd),
+            streams.get(2).and_then(Option::as_ref).map(AsFd::as_fd),
+        ];
+        Holder::of(&parts.run_dir, &record.sandbox_id, &container.id)
+            .put(&borrowed)
+            .map_err(|e| verb.failed(e.reason(), kept, e))?;
+    }
+    Ok(())
+}
+
+/// Has the waiters close what they keep.
+pub(super) fn drop_streams(parts: &Parts, record: &Record) {
+    for container in live(record) {
+        let _ = Holder::of(&parts.run_dir, &record.sandbox_id, &container.id).release();
+    }
+}
+
+/// The containers that are in the image: those that the shim has started and that have not ended.
+pub(super) fn live(record: &Record) -> impl Iterator<Item = &ContainerRecord> {
+    record.containers.iter().filter(|c| {
+        c.kind == ContainerKind::Container
+            && c.launch.as_ref().is_some_and(|l| l.started)
+            && !c.last_known.as_ref().is_some_and(|k| k.stopped)
+    })
+}
+
+/// The pod sandbox's own container.
+pub(super) fn root(record: &Record) -> Option<&ContainerRecord> {
+    record
+        .containers
+        .iter()
+        .find(|c| c.kind == ContainerKind::Sandbox)
+}
+
+/// A sentry that could not be ended.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum EndError {
+    /// The kernel refused.
+    #[error("cannot end the sentry {pid}: {source}")]
+    Kill { pid: i32, source: std::io::Error },
+    /// It did not end.
+    #[error("the sentry {pid} did not end in {ENDS:?}")]
+    Stays { pid: i32 },
+}
+
+/// Kills a sentry and waits until its memory is free.
+pub(super) fn end(sentry: ProcessId) -> Result<(), EndError> {
+    let pid = sentry.pid;
+    let handle = match pidfd(sentry) {
+        Ok(handle) => handle,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH) => {
+            return Ok(());
+        }
+        Err(source) => return Err(EndError::Kill { pid, source }),
+    };
+    match kill(Pid::from_raw(pid), Signal::SIGKILL) {
+        Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
+        Err(e) => {
+            return Err(EndError::Kill {
+                pid,
+                source: e.into(),
+            });
+        }
+    }
+    let ms = u16::try_from(ENDS.as_millis()).unwrap_or(u16::MAX);
+    match poll(&mut [PollFd::new(handle.as_fd(), PollFlags::POLLIN)], ms) {
+        Ok(0) => Err(EndError::Stays { pid }),
+        _ => Ok(()),
+    }
+}
+
+/// Has runsc forget the sandbox and its live containers, of which it keeps state. The sentry is gone.
+pub(super) fn forget(record: &Record) -> Result<(), super::runsc::RunscError> {
+    if let Some(cgroup) = &record.cgroup {
+        // Below the level that runsc is about to remove.
+        let _ = cgroup.remove_sleeper();
+    }
+    let mut result = Ok(());
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = live(record)
+            .filter(|c| known(record, c))
+            .map(|c| scope.spawn(move || Runsc::of(&record.runsc.path, c)?.delete(FORGETS)))
+            .collect();
+        for thread in threads {
+            result = std::mem::replace(&mut result, Ok(())).and(thread.join().unwrap_or(Ok(())));
+        }
+    });
+    let root = root(record).filter(|c| known(record, c));
+    result.and(root.map_or(Ok(()), |c| Runsc::of(&record.runsc.path, c)?.delete(FORGETS)))
+}
+
+fn known(record: &Record, container: &ContainerRecord) -> bool {
+    let path: PathBuf = RunscState::path(&record.runtime_root, &record.sandbox_id, &container.id);
+    path.exists()
+}

@@ -1,0 +1,191 @@
+//! A new guest in the place of the one that was saved: same pod, same network namespace, same streams.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use dormouse_core::Reason;
+use dormouse_net::links::{self, NetworkRecord};
+use dormouse_sentry::hold::Holder;
+use dormouse_sentry::record::{HibernationPhase, Record};
+use dormouse_sentry::{ContainerRecord, Held, ProcessId, RunscState};
+
+use super::Parts;
+use super::release::{drop_streams, end, forget, live, root};
+use super::runsc::{Runsc, RunscError};
+use crate::driver::{DriverError, Guest, RestoreReport, StopState};
+use crate::failure::Verb;
+
+/// How long one call of runsc may take. The last `start` waits for the whole image to be read.
+const CALL: Duration = Duration::from_secs(300);
+
+pub(super) fn restore(
+    parts: &Parts,
+    guest: &Guest,
+    verb: Verb<'_>,
+    image: &Path,
+) -> Result<RestoreReport, DriverError> {
+    let began = Instant::now();
+    let asleep = Some(StopState::Hibernated);
+    let mut held = parts.lock(guest, verb)?;
+    let phase = match &held.record().hibernation {
+        Some(hibernation) => hibernation.phase,
+        None => {
+            let state = Some(super::stop_state(held.record()));
+            return Err(verb.refused(Reason::WakeWon, state, "the pod is not hibernated"));
+        }
+    };
+    let (lock, creating) = (began.elapsed(), Instant::now());
+    if phase != HibernationPhase::Released {
+        clean(held.record(), verb)?;
+    }
+    held.note_phase(HibernationPhase::Restoring)
+        .map_err(|e| verb.failed(e.reason(), asleep, e))?;
+    let mut report = RestoreReport {
+        lock,
+        ..RestoreReport::default()
+    };
+    let netns = guest.netns.as_deref();
+    if let Err(error) = build(parts, held.record(), netns, image, creating, &mut report) {
+        let reason = error.reason();
+        let failure = verb.failed(reason, asleep, error);
+        hide(held.record(), netns, verb);
+        if clean(held.record(), verb).is_ok() {
+            let _ = held.note_phase(HibernationPhase::Released);
+        }
+        return Err(failure);
+    }
+    fail::fail_point!("gvisor::restore::started");
+    let record = held.record().clone();
+    held.note_restored()
+        .map_err(|e| verb.failed(e.reason(), None, e))?;
+    fail::fail_point!("gvisor::restore::noted");
+    drop_streams(parts, &record);
+    // So that the next step need not look for it.
+    if let Err(e) = held.locate() {
+        tracing::warn!(sandbox = verb.sandbox_id, error = %e, "the restored guest was not found at once");
+    }
+    Ok(report)
+}
+
+/// Parts of a guest were made, and it did not become whole.
+#[derive(Debug, thiserror::Error)]
+enum BuildError {
+    #[error(transparent)]
+    Runsc(#[from] RunscError),
+    #[error(transparent)]
+    Hold(#[from] dormouse_sentry::hold::HoldError),
+    #[error("the record lacks the pod sandbox's own container")]
+    NoRoot,
+    #[error(transparent)]
+    Links(#[from] links::LinkError),
+    #[error("the pod has no network namespace, or its addresses are not in its record")]
+    NoNetwork,
+    #[error("a thread of the restore ended without a word")]
+    Thread,
+}
+
+impl BuildError {
+    const fn reason(&self) -> Reason {
+        match self {
+            Self::Runsc(e) => e.reason(),
+            Self::Hold(e) => e.reason(),
+            Self::Links(e) => e.reason(),
+            Self::NoNetwork => Reason::NetworkUnsupported,
+            Self::NoRoot => Reason::RecordUnreadable,
+            Self::Thread => Reason::Internal,
+        }
+    }
+}
+
+fn build(
+    parts: &Parts,
+    record: &Record,
+    netns: Option<&Path>,
+    image: &Path,
+    began: Instant,
+    report: &mut RestoreReport,
+) -> Result<(), BuildError> {
+    let runsc = &record.runsc.path;
+    let root = Runsc::of(runsc, root(record).ok_or(BuildError::NoRoot)?)?;
+    root.create(CALL)?;
+    fail::fail_point!("gvisor::restore::root_created");
+    report.create = began.elapsed();
+    let loading = Instant::now();
+    let image = image.to_string_lossy().into_owned();
+    let netns = netns.ok_or(BuildError::NoNetwork)?;
+    // runsc takes the addresses from the interface; while they are there the pod's own kernel stack must not answer.
+    links::restore_hushed(netns, &network(record)?)?;
+    fail::fail_point!("gvisor::restore::addressed");
+    // The other containers may be made while the sandbox begins to read.
+    std::thread::scope(|scope| {
+        let subs: Vec<_> = live(record)
+            .map(|c| scope.spawn(move || Runsc::of(runsc, c)?.create(CALL)))
+            .collect();
+        let restored = root.restore(&image, CALL);
+        for sub in subs {
+            sub.join().map_err(|_| BuildError::Thread)??;
+        }
+        restored.map_err(BuildError::from)
+    })?;
+    report.on_wire_at = Some(dormouse_net::monotonic());
+    links::unhush(netns)?;
+    fail::fail_point!("gvisor::restore::root_restored");
+    report.load = loading.elapsed();
+    let starting = Instant::now();
+    let start = |container: &ContainerRecord| -> Result<(), BuildError> {
+        let streams = Holder::of(&parts.run_dir, &record.sandbox_id, &container.id).fetch()?;
+        Ok(Runsc::of(runsc, container)?.start(streams, CALL)?)
+    };
+    std::thread::scope(|scope| {
+        let start = &start;
+        let subs: Vec<_> = live(record).map(|c| scope.spawn(move || start(c))).collect();
+        subs.into_iter()
+            .try_for_each(|sub| sub.join().map_err(|_| BuildError::Thread)?)
+    })?;
+    report.start = starting.elapsed();
+    Ok(())
+}
+
+fn network(record: &Record) -> Result<NetworkRecord, BuildError> {
+    let text = record.network.as_deref().ok_or(BuildError::NoNetwork)?;
+    serde_json::from_str(text.get()).map_err(|_| BuildError::NoNetwork)
+}
+
+/// Takes the addresses off the interface again: for a hibernated pod the agent answers.
+fn hide(record: &Record, netns: Option<&Path>, verb: Verb<'_>) {
+    let (Some(netns), Ok(network)) = (netns, network(record)) else {
+        return;
+    };
+    if let Err(error) = links::strip(netns, &network).and_then(|()| links::unhush(netns)) {
+        tracing::warn!(sandbox = verb.sandbox_id, reason = %error.reason(), %error, "the pod's addresses are still on its interface");
+    }
+}
+
+/// Ends what there is of a guest that did not become whole.
+pub(super) fn clean(record: &Record, verb: Verb<'_>) -> Result<(), DriverError> {
+    let id = &record.sandbox_id;
+    if let Ok(state) = RunscState::read(&record.runtime_root, id, &id.into())
+        && let Ok(sentry) = state.sentry()
+    {
+        end(sentry).map_err(|e| verb.failed(Reason::Internal, None, e))?;
+    }
+    forget(record).map_err(|e| verb.failed(e.reason(), Some(StopState::Hibernated), e))
+}
+
+/// Settles what a dead agent left of a release or a restore.
+pub(super) fn settle(held: &mut Held, verb: Verb<'_>) -> Result<(), DriverError> {
+    let Some(hibernation) = held.record().hibernation.clone() else {
+        return Ok(());
+    };
+    match hibernation.phase {
+        HibernationPhase::Released => Ok(()),
+        HibernationPhase::Releasing if held.record().sentry.is_some_and(ProcessId::is_alive) => held
+            .abandon_release()
+            .map_err(|e| verb.failed(e.reason(), Some(StopState::Frozen), e)),
+        HibernationPhase::Releasing | HibernationPhase::Restoring => {
+            clean(held.record(), verb)?;
+            held.note_phase(HibernationPhase::Released)
+                .map_err(|e| verb.failed(e.reason(), Some(StopState::Hibernated), e))
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! The guest's state into an image, the guest left in place.
+//!
+//! Two-phase, always: the guest is cut off from the wire, stopped, saved, and stays. Without that gVisor kills a guest
+//! whose save fails. What follows, a release or a thaw, is another verb.
+
+use std::fs::{File, OpenOptions};
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use dormouse_core::{Moment, Reason};
+use dormouse_net::guest_socket::{GuestSocketError, GuestSockets};
+use dormouse_sentry::record::CgroupState;
+use dormouse_sentry::{ContainerKind, Held, ImageFiles, ProcessId, RunscState};
+
+use super::runsc::Runsc;
+use super::wake::restore_settings;
+use super::{Parts, stop_state, switch_failed};
+use crate::brake::not_cancelled;
+use crate::driver::{Cancel, DriverError, Guest, SaveReport, SavedFacts, StopState};
+use crate::failure::Verb;
+
+/// How long a save may take: 64 GiB at the speed of a slow disk.
+const SAVE: Duration = Duration::from_secs(600);
+
+/// How long the guest's stack may take for what had reached it.
+const DRAIN: Duration = Duration::from_millis(200);
+
+/// How often it is looked whether it has.
+const LOOK_AGAIN: Duration = Duration::from_micros(200);
+
+/// The image's files, in the order in which gVisor takes them.
+const FILES: [&str; 3] = ["checkpoint.img", "pages_meta.img", "pages.img"];
+
+/// Versions of runsc whose control socket takes the save's files as this one sends them.
+const BY_SOCKET: [&str; 1] = ["release-20260905.0"];
+
+/// A file of the image could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {verb} {}: {source}", path.display())]
+struct ImageError {
+    verb: &'static str,
+    path: PathBuf,
+    source: std::io::Error,
+}
+
+pub(super) fn save(
+    parts: &Parts,
+    guest: &Guest,
+    verb: Verb<'_>,
+    image: &Path,
+    cancel: &Cancel,
+) -> Result<SaveReport, DriverError> {
+    let began = Instant::now();
+    let mut held = parts.lock(guest, verb)?;
+    let lock = began.elapsed();
+    if !held.record().switch.paused {
+        let state = Some(stop_state(held.record()));
+        return Err(verb.refused(Reason::WakeWon, state, "the guest runs; it was woken meanwhile"));
+    }
+    not_cancelled(cancel).map_err(|e| verb.failed(e.reason(), Some(stop_state(held.record())), e))?;
+    let facts = facts(&held, verb)?;
+    if held.record().switch.cgroup == CgroupState::Frozen {
+        // The sentry has to read every page.
+        held.thaw_cgroup().map_err(|e| switch_failed(verb, &held, e))?;
+        restore_settings(parts, &mut held, verb);
+    }
+    let cutting = Instant::now();
+    let cut_at = Some(cut(&mut held, verb)?);
+    let cut = cutting.elapsed();
+    fail::fail_point!("gvisor::save::cut");
+    let writing = Instant::now();
+    let bytes = match write(&mut held, verb, image) {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            uncut(&mut held, verb);
+            return Err(error);
+        }
+    };
+    fail::fail_point!("gvisor::save::written");
+    Ok(SaveReport {
+        lock,
+        cut,
+        stop: Duration::ZERO,
+        write: writing.elapsed(),
+        resume: Duration::ZERO,
+        cut_at,
+        bytes,
+        facts,
+    })
+}
+
+/// The same of a guest that runs, and runs on.
+pub(super) fn snapshot(
+    parts: &Parts,
+    guest: &Guest,
+    verb: Verb<'_>,
+    image: &Path,
+) -> Result<SaveReport, DriverError> {
+    let began = Instant::now();
+    let (held, _) = parts.stop_unvisited(guest, verb, &Cancel::new(), |held| {
+        // Only to wait for commands under way; the pause follows when the guest is off the wire.
+        held.locate()
+    })?;
+    let mut held = held;
+    let lock = began.elapsed();
+    if held.record().switch.is_asleep() {
+        let state = Some(stop_state(held.record()));
+        return Err(verb.refused(
+            Reason::StopStateUnknown,
+            state,
+            "the guest is asleep, and is saved as it is",
+        ));
+    }
+    let facts = facts(&held, verb)?;
+    let cutting = Instant::now();
+    let cut_at = Some(cut(&mut held, verb)?);
+    let cut = cutting.elapsed();
+    let stopping = Instant::now();
+    let result = held.pause().map_err(|e| switch_failed(verb, &held, e));
+    let stop = stopping.elapsed();
+    let writing = Instant::now();
+    let written = result.and_then(|_| write(&mut held, verb, image));
+    let write = writing.elapsed();
+    fail::fail_point!("gvisor::snapshot::written");
+    let resuming = Instant::now();
+    // Whatever became of the image, the guest runs on.
+    let woken = held.wake().map_err(|e| switch_failed(verb, &held, e));
+    uncut(&mut held, verb);
+    let resume = resuming.elapsed();
+    let bytes = written?;
+    woken?;
+    Ok(SaveReport {
+        lock,
+        cut,
+        stop,
+        write,
+        resume,
+        cut_at,
+        bytes,
+        facts,
+    })
+}
+
+/// Puts a guest that was saved and is not released back on the wire.
+pub(super) fn keep(parts: &Parts, guest: &Guest, verb: Verb<'_>) -> Result<(), DriverError> {
+    let mut held = parts.lock(guest, verb)?;
+    uncut(&mut held, verb);
+    Ok(())
+}
+
+/// What the manifest says of the guest; refuses one that could not be made again.
+fn facts(held: &Held, verb: Verb<'_>) -> Result<SavedFacts, DriverError> {
+    let record = held.record();
+    let state = Some(stop_state(record));
+    if !record.wrapper {
+        return Err(verb.refused(
+            Reason::WrapperMissing,
+            state,
+            "the pod does not run under dormouse-runsc; give it the RuntimeClass dormouse-gvisor",
+        ));
+    }
+    let mut containers = Vec::new();
+    for container in &record.containers {
+        Runsc::of(&record.runsc.path, container).map_err(|e| verb.failed(e.reason(), state, e))?;
+        containers.push(container.name.clone());
+    }
+    if record.network.is_none() {
+        return Err(verb.refused(
+            Reason::NetworkUnsupported,
+            state,
+            "the pod's addresses were not known when it was made, so they could not be put back",
+        ));
+    }
+    let id = &record.sandbox_id;
+    let runsc = RunscState::read(&record.runtime_root, id, &id.into())
+        .map_err(|e| verb.failed(e.reason(), state, e))?;
+    let version = runsc.runsc_version().unwrap_or(&record.runsc.version).to_owned();
+    Ok(SavedFacts {
+        runtime_version: version,
+        containers,
+        restore: String::new(),
+    })
+}
+
+/// Writes the image and returns its size.
+fn write(held: &mut Held, verb: Verb<'_>, image: &Path) -> Result<u64, DriverError> {
+    let state = Some(StopState::Frozen);
+    let by_socket = BY_SOCKET.contains(&held.record().runsc.version.as_str());
+    let files = if by_socket {
+        let mut files = Vec::with_capacity(FILES.len());
+        for name in FILES {
+            files.push(make(&image.join(name)).map_err(|e| verb.failed(Reason::Internal, state, e))?);
+        }
+        let [state_file, pages_metadata, pages] = files.as_slice() else {
+            return Err(verb.refused(Reason::Internal, state, "an image has three files"));
+        };
+        let files = ImageFiles {
+            state: state_file.as_fd(),
+            pages_metadata: pages_metadata.as_fd(),
+            pages: pages.as_fd(),
+        };
+        held.checkpoint(&files, SAVE)
+            .map_err(|e| switch_failed(verb, held, e))?;
+        [state_file, pages_metadata, pages]
+            .iter()
+            .map(|f| f.metadata().map_or(0, |m| m.len()))
+            .sum()
+    } else {
+        let record = held.record();
+        let root = record
+            .containers
+            .iter()
+            .find(|c| c.kind == ContainerKind::Sandbox)
+            .ok_or_else(|| {
+                verb.refused(
+                    Reason::RecordUnreadable,
+                    state,
+                    "the record lacks the pod sandbox",
+                )
+            })?;
+        let runsc = Runsc::of(&record.runsc.path, root).map_err(|e| verb.failed(e.reason(), state, e))?;
+        runsc
+            .checkpoint(&image.to_string_lossy(), SAVE)
+            .map_err(|e| verb.failed(e.reason(), state, e))?;
+        FILES
+            .iter()
+            .map(|name| std::fs::metadata(image.join(name)).map_or(0, |m| m.len()))
+            .sum()
+    };
+    Ok(files)
+}
+
+fn make(path: &Path) -> Result<File, ImageError> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .custom_flags(libc::O_CLOEXEC | libc::O_NOFOLLOW)
+        .open(path)
+        .map_err(|source| ImageError {
+            verb: "make",
+            path: path.to_owned(),
+            source,
+        })
+}
+
+/// Cuts the guest off from the wire, and waits until it has taken what had reached it: a stopped gVisor stack goes on
+/// acknowledging what comes, and the image would lack it. Returns since when it hears nothing.
+fn cut(held: &mut Held, verb: Verb<'_>) -> Result<Moment, DriverError> {
+    let (sentry, _) = held.locate().map_err(|e| switch_failed(verb, held, e))?;
+    let state = Some(stop_state(held.record()));
+    let failed = |e: GuestSocketError| verb.failed(e.reason(), state, e);
+    let sockets = sockets(sentry).map_err(failed)?;
+    sockets.cut().map_err(failed)?;
+    let at = dormouse_net::monotonic();
+    let drained = drain(&sockets);
+    if let Err(error) = drained {
+        let _ = sockets.uncut();
+        return Err(failed(error));
+    }
+    Ok(at)
+}
+
+fn drain(sockets: &GuestSockets) -> Result<(), GuestSocketError> {
+    sockets.settle()?;
+    let deadline = Instant::now() + DRAIN;
+    // A queue that does not empty is a busy guest's; what stays in it is lost with the guest and sent again by its peer.
+    while !sockets.drained()? && Instant::now() < deadline {
+        std::thread::sleep(LOOK_AGAIN);
+    }
+    Ok(())
+}
+
+fn sockets(sentry: ProcessId) -> Result<GuestSockets, GuestSocketError> {
+    GuestSockets::find(u32::try_from(sentry.pid).unwrap_or(0))
+}
+
+/// Puts it back. A guest that stays deaf is heard of: its peers send again, and the next wake tries again.
+pub(super) fn uncut(held: &mut Held, verb: Verb<'_>) {
+    let Ok((sentry, _)) = held.locate() else { return };
+    if let Err(error) = sockets(sentry).and_then(|s| s.uncut()) {
+        tracing::warn!(sandbox = verb.sandbox_id, reason = %error.reason(), %error, "the guest is still cut off from the wire");
+    }
+}

@@ -1,0 +1,113 @@
+//! The record's part of a hibernation: what is noted before each step, so that whoever comes after a crash knows whether
+//! the guest or its snapshot is the one that counts.
+//!
+//! | noted | guest | snapshot | who comes after a crash |
+//! |---|---|---|---|
+//! | nothing | there | perhaps | the guest counts |
+//! | `Releasing` | there and stopped, or gone | durable, exact | keeps a guest that is there, else goes on |
+//! | `Released` | gone | durable | restores |
+//! | `Restoring` | parts of a new one | durable | ends the parts, then restores |
+
+use fail::fail_point;
+
+use super::{Held, SwitchError};
+use crate::control::ImageFiles;
+use crate::ids::ContainerId;
+use crate::record::{CgroupState, Hibernation, HibernationPhase, SwitchState};
+use std::time::{Duration, Instant};
+
+impl Held {
+    /// Saves the stopped guest into the files of an image, over the control socket.
+    ///
+    /// # Errors
+    /// [`SwitchError::NotPaused`] where it runs; [`SwitchError`]. The guest is as before.
+    pub fn checkpoint(&mut self, image: &ImageFiles<'_>, timeout: Duration) -> Result<(), SwitchError> {
+        if !self.record.switch.paused || self.record.switch.intent.is_some() {
+            return Err(SwitchError::NotPaused {
+                sandbox: self.switch.id.clone(),
+            });
+        }
+        let (_, socket) = self.locate()?;
+        fail_point!("switch::checkpoint::before_call");
+        socket.checkpoint(image, Instant::now() + timeout)?;
+        fail_point!("switch::checkpoint::after_call");
+        Ok(())
+    }
+
+    /// Notes that the guest is about to be ended because the snapshot holds it; keeps its last answers.
+    ///
+    /// # Errors
+    /// [`SwitchError`]; nothing is noted then.
+    pub fn begin_release(&mut self, snapshot: &str) -> Result<(), SwitchError> {
+        self.capture()?;
+        let snapshot = snapshot.to_owned();
+        self.update(|r| {
+            r.hibernation = Some(Hibernation {
+                snapshot,
+                phase: HibernationPhase::Releasing,
+            });
+        })?;
+        fail_point!("switch::release::noted");
+        Ok(())
+    }
+
+    /// Takes that back: the guest is there and counts.
+    ///
+    /// # Errors
+    /// [`SwitchError::Record`]
+    pub fn abandon_release(&mut self) -> Result<(), SwitchError> {
+        Ok(self.update(|r| r.hibernation = None)?)
+    }
+
+    /// Notes how far the hibernation is.
+    ///
+    /// # Errors
+    /// [`SwitchError::Record`]
+    pub fn note_phase(&mut self, phase: HibernationPhase) -> Result<(), SwitchError> {
+        self.update(|r| {
+            if let Some(hibernation) = &mut r.hibernation {
+                hibernation.phase = phase;
+            }
+            if phase == HibernationPhase::Released {
+                r.switch.cgroup = CgroupState::Thawed;
+                r.switch.rung = dormouse_core::Rung::Hibernated;
+            }
+        })?;
+        fail_point!("switch::hibernation::phase_noted");
+        Ok(())
+    }
+
+    /// Notes that a new guest runs, in the place of the one that was saved.
+    ///
+    /// # Errors
+    /// [`SwitchError::Record`]
+    pub fn note_restored(&mut self) -> Result<(), SwitchError> {
+        self.update(|r| {
+            r.hibernation = None;
+            r.sentry = None;
+            r.control_socket = None;
+            r.cgroup = None;
+            r.switch = SwitchState {
+                wakes: r.switch.wakes.wrapping_add(1),
+                ..SwitchState::default()
+            };
+            for container in &mut r.containers {
+                container.last_known = None;
+            }
+        })?;
+        Ok(())
+    }
+
+    /// Notes that a container of a hibernated pod was killed; its guest is not woken for that.
+    ///
+    /// # Errors
+    /// [`SwitchError::Record`]
+    pub fn note_ended(&mut self, container: &ContainerId, status: u8) -> Result<(), SwitchError> {
+        self.update(|r| {
+            if let Some(container) = r.container_mut(container) {
+                container.ended.get_or_insert(status);
+            }
+        })?;
+        Ok(())
+    }
+}
