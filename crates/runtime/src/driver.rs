@@ -192,9 +192,6 @@ pub struct SaveReport {
     pub bytes: u64,
     /// What the guest is made of.
     pub facts: SavedFacts,
-    /// The moment since which the guest's own sockets saw nothing, on the clock of `dormouse_net::monotonic`; frames
-    /// seen before have reached it, and are not replayed.
-    pub cut_at: Option<dormouse_core::Moment>,
 }
 
 impl SaveReport {

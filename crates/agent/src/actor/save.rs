@@ -115,7 +115,7 @@ impl Saving {
                     tracing::debug!(pod = %self.pod.full_name(), ?replayed, "held frames were replayed");
                 }
             }
-            Err(WireError::NoHostSide(_)) => {
+            Err(WireError::NoHostSide { .. }) => {
                 // Nothing was held; the mode is set all the same.
                 let _ = self.ctx.wires.set_mode(&self.line.key, mode);
             }
@@ -149,8 +149,7 @@ impl Running {
         };
         fail::fail_point!("agent::hibernate::committed");
         if self.cancel.is_cancelled() {
-            self.undo(report).await;
-            return Err(StepFailed::wake_won());
+            return Err(self.undone(StepFailed::wake_won(), report).await);
         }
         match self.driver.release(&self.guest, &id).await {
             Ok(done) => {
@@ -165,10 +164,7 @@ impl Running {
                     "hibernated, but not all was cleared away: {}", with_sources(&error)
                 );
             }
-            Err(error) => {
-                self.undo(report).await;
-                return Err(error.into());
-            }
+            Err(error) => return Err(self.undone(error.into(), report).await),
         }
         fail::fail_point!("agent::hibernate::released");
         report.snapshot = Some(id);
@@ -181,8 +177,7 @@ impl Running {
         let id = self.save(Taken::Durable, report).await?;
         fail::fail_point!("agent::save::committed");
         if self.cancel.is_cancelled() {
-            self.undo(report).await;
-            return Err(StepFailed::wake_won());
+            return Err(self.undone(StepFailed::wake_won(), report).await);
         }
         report.snapshot = Some(id.to_string());
         Ok(())
@@ -214,16 +209,15 @@ impl Running {
             _ => fail::fail_point!("agent::hibernate::saved"),
         }
         if self.cancel.is_cancelled() {
-            self.undo(report).await;
-            return Err(StepFailed::wake_won());
+            return Err(self.undone(StepFailed::wake_won(), report).await);
         }
         let mut lap = Lap::new();
         let committed = self.commit(staging, saved, taken).await;
         report.phase("commit", lap.took());
-        if committed.is_err() {
-            self.undo(report).await;
+        match committed {
+            Ok(id) => Ok(id),
+            Err(error) => Err(self.undone(error.into(), report).await),
         }
-        Ok(committed?)
     }
 
     /// Saves the guest; it goes on where it was, and the snapshot becomes durable behind it.
@@ -250,10 +244,15 @@ impl Running {
             self.back_as_before(saved.cut_at).await;
         } else {
             self.put_back(saved.cut_at, report).await;
+            // Its memory is in RAM again, and nothing of it was frozen but the application.
+            report.rung = Some(Rung::Frozen);
         }
         fail::fail_point!("agent::snapshot::on_wire");
         let mut lap = Lap::new();
-        let id = self.commit(staging, saved, Taken::Create).await?;
+        let id = self.commit(staging, saved, Taken::Create).await.map_err(|error| StepFailed {
+            rung: report.rung,
+            ..error.into()
+        })?;
         report.phase("commit", lap.took());
         fail::fail_point!("agent::snapshot::committed");
         report.snapshot = Some(id.to_string());
@@ -325,10 +324,28 @@ impl Running {
         Ok(snapshot.id())
     }
 
-    /// What was saved is not followed by a release: the guest is as it was before, and nothing is held for it.
-    async fn undo(&self, report: &mut StepReport) {
+    /// What was saved is not followed by a release: the guest is Frozen, on the wire, and nothing is held for it.
+    async fn undone(&self, failed: StepFailed, report: &mut StepReport) -> StepFailed {
         self.put_back(None, report).await;
         self.saving.ctx.snapshots.unhold(&self.saving.pod.uid, None);
+        StepFailed {
+            rung: failed.rung.or(Some(Rung::Frozen)),
+            ..failed
+        }
+    }
+
+    /// A guest that was kept cut off since it was saved was woken.
+    pub(super) async fn hear_again(&self, report: &mut StepReport) {
+        let mut lap = Lap::new();
+        if let Err(error) = self.driver.keep(&self.guest).await {
+            tracing::warn!(
+                pod = %self.saving.pod.full_name(), reason = %error.reason, "{}", with_sources(&error)
+            );
+        }
+        self.saving
+            .back(self.saving.line.awake, ReplayWindow::default())
+            .await;
+        report.phase("replay", lap.took());
     }
 
     /// Puts a saved guest back on the wire; it stays stopped.

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use dormouse_core::{Abilities, ClaimKind, Input, Reason, Rung, StepEnd, Transition};
-use dormouse_net::ReplayWindow;
 use dormouse_runtime::{AnyDriver, Cancel, Driver as _, Guest, StopState};
 use tokio_util::sync::CancellationToken;
 
@@ -229,7 +228,7 @@ impl Running {
         let result = self.verb(transition, &mut report).await;
         drop(permit);
         match result {
-            Ok(()) => report.rung = Some(transition.leads_to(self.rung)),
+            Ok(()) => report.rung = report.rung.or(Some(transition.leads_to(self.rung))),
             Err(failed) => {
                 report.rung = failed.rung;
                 report.failure = Some(failed.failure);
@@ -264,9 +263,7 @@ impl Running {
                 report.phase("resume", done.resume);
                 if self.saving.line.holding {
                     // It was cut off since it was saved; what came meanwhile was held.
-                    self.saving
-                        .back(self.saving.line.awake, ReplayWindow::default())
-                        .await;
+                    self.hear_again(report).await;
                 }
             }
             Transition::HousekeepingThaw => self.driver.housekeeping_thaw(&self.guest).await?,

@@ -184,16 +184,14 @@ impl Actor {
         let mode_of = |state: &PodState| {
             mode_for(state, self.stack_sleeps(), false).filter(|mode| attached && !mode.holds())
         };
-        let still = PodState {
-            transition: None,
-            wake: None,
-            exact: false,
-            ..self.state.clone()
-        };
-        let awake = PodState {
-            rung: Rung::Running,
-            ..still.clone()
-        };
+        let mut still = self.state.clone();
+        still.transition = None;
+        still.wake = None;
+        still.exact = false;
+        // A guest that was saved while it dozed has its memory in RAM.
+        still.rung = still.rung.min(Rung::Frozen);
+        let mut awake = still.clone();
+        awake.rung = Rung::Running;
         Line {
             key: self.wire.key.clone(),
             before: mode_of(&still),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use dormouse_cri::Pod;
 use dormouse_snapshot::{CompatibilityKey, ContainerKey, NodeFacts};
+use procfs::Current as _;
 
 /// The machine, as far as a guest can tell.
 #[derive(Debug, Clone, Default)]

@@ -39,7 +39,7 @@ pub struct SnapshotFailed {
 }
 
 impl SnapshotFailed {
-    fn new(reason: Reason, error: &impl Display) -> Self {
+    pub(crate) fn new(reason: Reason, error: &impl Display) -> Self {
         Self {
             reason,
             message: error.to_string(),
@@ -60,7 +60,7 @@ impl SnapshotFailed {
 /// Turns one of the store's errors into ours.
 macro_rules! ours {
     () => {
-        |error| SnapshotFailed::new(error.reason(), &error)
+        |error| $crate::snapshots::SnapshotFailed::new(error.reason(), &error)
     };
 }
 pub(crate) use ours;
@@ -393,6 +393,23 @@ impl Snapshots {
         store.get(id).is_some()
     }
 
+    /// Snapshots by why they were taken: how many, and what they take on the disk, in bytes.
+    #[must_use]
+    pub fn figures(&self) -> Vec<(&'static str, u64, u64)> {
+        let Ok(store) = self.store() else {
+            return Vec::new();
+        };
+        let all = store.list();
+        [Taken::Hibernate, Taken::Create, Taken::Durable, Taken::Import]
+            .into_iter()
+            .map(|taken| {
+                let of_kind = all.iter().filter(|snapshot| snapshot.manifest.taken == taken);
+                let bytes = of_kind.clone().map(|snapshot| snapshot.manifest.allocated()).sum();
+                (kind_of(taken), of_kind.count() as u64, bytes)
+            })
+            .collect()
+    }
+
     /// What this node has, for a snapshot with this key.
     #[must_use]
     pub fn facts_for(&self, key: &CompatibilityKey) -> NodeFacts {
@@ -443,6 +460,16 @@ impl Snapshots {
     #[must_use]
     pub fn config(&self) -> &SnapshotsConfig {
         &self.0.config
+    }
+}
+
+/// The metric label of a kind of snapshot.
+const fn kind_of(taken: Taken) -> &'static str {
+    match taken {
+        Taken::Hibernate => "hibernate",
+        Taken::Create => "create",
+        Taken::Durable => "durable",
+        Taken::Import => "import",
     }
 }
 
