@@ -47,7 +47,10 @@ pub struct Context {
 impl Context {
     /// Puts together what all actors share.
     #[must_use]
-    #[expect(clippy::too_many_arguments, reason = "called once, and each is a part of its own")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "called once, and each is a part of its own"
+    )]
     pub fn new(
         config: Config,
         journal: Journal,

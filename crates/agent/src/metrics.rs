@@ -168,7 +168,11 @@ impl Metrics {
             pause_window.clone(),
         );
         registry.register("sandboxes", "Pods by rung", sandboxes.clone());
-        registry.register("snapshots", "Snapshots on this node, by why they were taken", snapshots.clone());
+        registry.register(
+            "snapshots",
+            "Snapshots on this node, by why they were taken",
+            snapshots.clone(),
+        );
         registry.register_with_unit(
             "snapshot",
             "What snapshots take on the disk, by why they were taken",

@@ -25,9 +25,9 @@ use crate::journal::Journal;
 use crate::journal_writer::JournalWriter;
 use crate::metrics::Metrics;
 use crate::pods::{Pods, WireSink};
+use crate::snapshots::{self, Snapshots};
 use crate::swap::SwapManager;
 use crate::swap_handle::SwapHandle;
-use crate::snapshots::{self, Snapshots};
 use crate::{drivers, memory, notes};
 
 /// How long what is in flight may take to end or roll back at shutdown.

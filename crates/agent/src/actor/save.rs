@@ -185,11 +185,7 @@ impl Running {
 
     /// Saves a stopped guest and makes the snapshot durable. It stays stopped and cut off; after a failure it is back
     /// on the wire.
-    async fn save(
-        &self,
-        taken: Taken,
-        report: &mut StepReport,
-    ) -> Result<SnapshotId, StepFailed> {
+    async fn save(&self, taken: Taken, report: &mut StepReport) -> Result<SnapshotId, StepFailed> {
         let staging = self.stage(report).await?;
         match taken {
             Taken::Durable => fail::fail_point!("agent::save::staged"),
@@ -249,10 +245,13 @@ impl Running {
         }
         fail::fail_point!("agent::snapshot::on_wire");
         let mut lap = Lap::new();
-        let id = self.commit(staging, saved, Taken::Create).await.map_err(|error| StepFailed {
-            rung: report.rung,
-            ..error.into()
-        })?;
+        let id = self
+            .commit(staging, saved, Taken::Create)
+            .await
+            .map_err(|error| StepFailed {
+                rung: report.rung,
+                ..error.into()
+            })?;
         report.phase("commit", lap.took());
         fail::fail_point!("agent::snapshot::committed");
         report.snapshot = Some(id.to_string());

@@ -135,6 +135,7 @@ impl Actor {
             self.ctx.metrics.paused(self.runtime(), window);
         }
         self.last_report = Some(report);
+        self.wire.step_ended();
         self.apply(Input::Ended(end));
         if self.state.rung == Rung::Running {
             self.wake_asked = None;

@@ -32,6 +32,11 @@ impl Wire {
         }
     }
 
+    /// The step is over: the next one may have frames held again.
+    pub(super) const fn step_ended(&mut self) {
+        self.back = false;
+    }
+
     /// Whether frames are held for the pod.
     pub(super) fn is_holding(&self) -> bool {
         self.mode.is_some_and(WireMode::holds)
@@ -178,8 +183,7 @@ impl Actor {
     }
 
     /// What a step needs to know of the wire.
-    pub(super) fn line(&mut self) -> Line {
-        self.wire.back = false;
+    pub(super) fn line(&self) -> Line {
         let attached = self.wire.attached.is_ok();
         let mode_of = |state: &PodState| {
             mode_for(state, self.stack_sleeps(), false).filter(|mode| attached && !mode.holds())
@@ -281,14 +285,8 @@ mod tests {
             mode(Rung::Running, Some(Transition::Freeze)),
             Some(WireMode::Frozen)
         );
-        assert_eq!(
-            mode(Rung::Frozen, Some(Transition::Doze)),
-            Some(WireMode::Dozing)
-        );
-        assert_eq!(
-            mode(Rung::Dozing, Some(Transition::Wake(WakeSource::Api))),
-            None
-        );
+        assert_eq!(mode(Rung::Frozen, Some(Transition::Doze)), Some(WireMode::Dozing));
+        assert_eq!(mode(Rung::Dozing, Some(Transition::Wake(WakeSource::Api))), None);
         assert_eq!(
             mode_for(&state(Rung::Dozing, None), false, false),
             Some(WireMode::Frozen),

@@ -11,8 +11,8 @@ use futures::future::join_all;
 use tokio::sync::oneshot;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::snapshots::{self, Streamed, refused};
 use super::messages;
+use super::snapshots::{self, Streamed, refused};
 use super::watch::{Filter, WatchStream, stream};
 use crate::actor::{Handle, Message, OrderDone, OrderFailed};
 use crate::context::Context;

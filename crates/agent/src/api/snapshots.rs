@@ -105,7 +105,9 @@ pub(super) async fn list(
             let wanted = |snapshot: &&Snapshot| {
                 let sandbox = &snapshot.manifest.sandbox;
                 (request.namespace.is_empty() || sandbox.namespace == request.namespace)
-                    && (request.pod.is_empty() || sandbox.name == request.pod || sandbox.pod_uid == request.pod)
+                    && (request.pod.is_empty()
+                        || sandbox.name == request.pod
+                        || sandbox.pod_uid == request.pod)
             };
             let mut found: Vec<v1::Snapshot> = all.iter().filter(wanted).map(snapshot).collect();
             if request.namespace.is_empty() && request.pod.is_empty() {
@@ -117,8 +119,9 @@ pub(super) async fn list(
                 }));
             }
             found.sort_by(|a, b| b.id.cmp(&a.id));
-            let free = nix::sys::statvfs::statvfs(store.root())
-                .map_or(0, |disk| disk.blocks_available().saturating_mul(disk.fragment_size()));
+            let free = nix::sys::statvfs::statvfs(store.root()).map_or(0, |disk| {
+                disk.blocks_available().saturating_mul(disk.fragment_size())
+            });
             Ok(v1::ListSnapshotsResponse {
                 snapshots: found,
                 store_bytes: all.iter().map(|snapshot| snapshot.manifest.allocated()).sum(),
@@ -138,7 +141,9 @@ pub(super) async fn describe(
     let restore = match (&found.state, key.check(&snapshots.facts_for(key))) {
         (SnapshotState::Damaged(damage), _) => Err((Reason::SnapshotDamaged, damage.what.clone())),
         (_, Err(mismatches)) => {
-            let reason = mismatches.first().map_or(Reason::Internal, |first| first.reason());
+            let reason = mismatches
+                .first()
+                .map_or(Reason::Internal, |first| first.reason());
             let texts: Vec<String> = mismatches.iter().map(ToString::to_string).collect();
             Err((reason, texts.join("; ")))
         }
@@ -216,12 +221,12 @@ pub(super) async fn remove(
     snapshots
         .blocking(move |store| {
             let found = store.get(id);
-            if force
-                && let Some(holder) = found.iter().flat_map(|s| &s.holds).find(|holder| known(holder))
-            {
+            if force && let Some(holder) = found.iter().flat_map(|s| &s.holds).find(|holder| known(holder)) {
                 return Err(SnapshotFailed {
                     reason: Reason::SnapshotHeld,
-                    message: format!("snapshot {id} is the only state of pod {holder}; wake or delete that first"),
+                    message: format!(
+                        "snapshot {id} is the only state of pod {holder}; wake or delete that first"
+                    ),
                 });
             }
             store.remove(id, force).map_err(ours!())?;
@@ -324,7 +329,11 @@ pub(super) async fn fsck(
             let mut findings: Vec<_> = other.iter().map(finding).collect();
             let whole = whole
                 .iter()
-                .filter(|ok| !damaged.iter().any(|bad| bad.path == ok.path.display().to_string()))
+                .filter(|ok| {
+                    !damaged
+                        .iter()
+                        .any(|bad| bad.path == ok.path.display().to_string())
+                })
                 .count();
             findings.extend(damaged);
             Ok(v1::FsckSnapshotsResponse {
@@ -389,7 +398,12 @@ pub(super) async fn diff(
 
 /// What differs beside bytes.
 fn differing(a: &Manifest, b: &Manifest) -> Vec<String> {
-    let pod = |m: &Manifest| format!("{}/{} ({})", m.sandbox.namespace, m.sandbox.name, m.sandbox.pod_uid);
+    let pod = |m: &Manifest| {
+        format!(
+            "{}/{} ({})",
+            m.sandbox.namespace, m.sandbox.name, m.sandbox.pod_uid
+        )
+    };
     let containers = |m: &Manifest| {
         let names: Vec<&str> = m.key.containers.iter().map(|c| c.name.as_str()).collect();
         names.join(",")
@@ -513,7 +527,10 @@ pub(super) async fn import(
     mut stream: Streaming<v1::ImportSnapshotRequest>,
 ) -> Result<v1::Snapshot, Status> {
     let Some(first) = stream.message().await? else {
-        return Err(dormouse_rpc::status(Reason::InvalidRequest, "the archive is empty"));
+        return Err(dormouse_rpc::status(
+            Reason::InvalidRequest,
+            "the archive is empty",
+        ));
     };
     if first.namespace.is_empty() {
         return Err(dormouse_rpc::status(

@@ -28,7 +28,9 @@ pub async fn run(snapshots: Snapshots, stop: CancellationToken) {
 }
 
 async fn once(snapshots: &Snapshots) {
-    let Ok(_turn) = snapshots.0.behind.acquire().await else { return };
+    let Ok(_turn) = snapshots.0.behind.acquire().await else {
+        return;
+    };
     let (budget, scrub_after) = (snapshots.background_budget(), snapshots.config().scrub_after);
     let done = snapshots
         .blocking(move |store| {

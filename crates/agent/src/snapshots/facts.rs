@@ -61,7 +61,12 @@ pub(super) fn containers(names: &[String], images: &BTreeMap<String, String>) ->
         image: images.get(name).cloned().unwrap_or_default(),
     };
     let mut containers = vec![container("")];
-    containers.extend(names.iter().filter(|name| !name.is_empty()).map(|name| container(name)));
+    containers.extend(
+        names
+            .iter()
+            .filter(|name| !name.is_empty())
+            .map(|name| container(name)),
+    );
     containers
 }
 

@@ -111,7 +111,9 @@ impl Snapshots {
             tokio::task::spawn_blocking(move || open_store(&opening, node_name, clear.as_deref())).await;
         let store = opened.unwrap_or_else(|error| Err(SnapshotFailed::new(Reason::Internal, &error)));
         match &store {
-            Ok(store) => tracing::info!(snapshots = store.list().len(), dir = %settings.dir.display(), "snapshot store is open"),
+            Ok(store) => {
+                tracing::info!(snapshots = store.list().len(), dir = %settings.dir.display(), "snapshot store is open")
+            }
             Err(error) if error.reason == Reason::SnapshotsOff => tracing::info!("{error}"),
             Err(error) => {
                 tracing::error!(reason = %error.reason, "pods cannot be hibernated on this node: {error}");
@@ -243,7 +245,9 @@ impl Snapshots {
             if let Err(error) = superseded {
                 tracing::warn!(%pod_uid, reason = %error.reason, "superseded snapshots stay: {error}");
             }
-            let Ok(_turn) = this.0.behind.acquire().await else { return };
+            let Ok(_turn) = this.0.behind.acquire().await else {
+                return;
+            };
             let budget = this.background_budget();
             let hashed = this
                 .blocking(move |store| store.finish_hashes(id, budget, now_ms()).map_err(ours!()))
@@ -404,7 +408,10 @@ impl Snapshots {
             .into_iter()
             .map(|taken| {
                 let of_kind = all.iter().filter(|snapshot| snapshot.manifest.taken == taken);
-                let bytes = of_kind.clone().map(|snapshot| snapshot.manifest.allocated()).sum();
+                let bytes = of_kind
+                    .clone()
+                    .map(|snapshot| snapshot.manifest.allocated())
+                    .sum();
                 (kind_of(taken), of_kind.count() as u64, bytes)
             })
             .collect()
@@ -425,7 +432,8 @@ impl Snapshots {
         if prefix.len() < 8 {
             return Err(SnapshotFailed {
                 reason: Reason::InvalidRequest,
-                message: "name a snapshot by its id, or by at least the first eight characters of it".to_owned(),
+                message: "name a snapshot by its id, or by at least the first eight characters of it"
+                    .to_owned(),
             });
         }
         let whole = store.list().into_iter().map(|snapshot| snapshot.id());
@@ -441,7 +449,10 @@ impl Snapshots {
             [one] => Ok(*one),
             many => Err(SnapshotFailed {
                 reason: Reason::InvalidRequest,
-                message: format!("{} snapshots begin with {prefix:?}; give more of the id", many.len()),
+                message: format!(
+                    "{} snapshots begin with {prefix:?}; give more of the id",
+                    many.len()
+                ),
             }),
         }
     }
@@ -598,10 +609,7 @@ mod tests {
         let mut config = config(dir.path());
         assert_eq!(Snapshots::open(&config).await.usable(), Ok(()));
         config.snapshots.enabled = false;
-        assert_eq!(
-            Snapshots::open(&config).await.usable(),
-            Err(Reason::SnapshotsOff)
-        );
+        assert_eq!(Snapshots::open(&config).await.usable(), Err(Reason::SnapshotsOff));
         config.snapshots.enabled = true;
         config.snapshots.encryption_key_file = dir.path().join("no-such-key");
         assert!(Snapshots::open(&config).await.usable().is_err());
