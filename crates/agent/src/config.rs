@@ -101,6 +101,9 @@ pub struct Config {
     /// What a doze takes, and what it leaves.
     #[serde(default)]
     pub doze: DozeConfig,
+    /// Snapshots of guests on this node.
+    #[serde(default)]
+    pub snapshots: SnapshotsConfig,
     /// Waking by packets.
     #[serde(default)]
     pub packets: PacketConfig,
@@ -167,6 +170,8 @@ pub struct AdmissionConfig {
     pub concurrent_wakes: usize,
     /// Page-outs at once.
     pub concurrent_page_outs: usize,
+    /// Saves to snapshots at once.
+    pub concurrent_saves: usize,
     /// RAM that a wake must leave free, in MiB.
     pub memory_reserve_mib: u64,
 }
@@ -178,6 +183,68 @@ pub struct DozeConfig {
     /// How much of a gVisor guest is in memory while it dozes, in MiB: the pages that its last wakes needed before the
     /// first answer. 0 = none, and a wake reads each of them from swap.
     pub working_set_mib: u64,
+}
+
+/// Snapshots of guests on this node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SnapshotsConfig {
+    /// Whether pods can be hibernated and snapshots be taken.
+    pub enabled: bool,
+    /// The store; made 0700.
+    pub dir: PathBuf,
+    /// The most that all snapshots together may take, in MiB; 0 = any.
+    pub max_mib: u64,
+    /// The most snapshots; 0 = any.
+    pub max_count: u64,
+    /// The most that the snapshots of one namespace may take, in MiB; 0 = any.
+    pub namespace_max_mib: u64,
+    /// The most snapshots of one namespace; 0 = any.
+    pub namespace_max_count: u64,
+    /// How long a snapshot is kept that nobody uses; 0 = for ever.
+    #[serde(with = "human")]
+    pub ttl: Duration,
+    /// How much of the store's disk stays free, in per cent.
+    pub keep_free_percent: u8,
+    /// How much of it stays free at least, in MiB.
+    pub keep_free_mib: u64,
+    /// How many snapshots that Dormouse took by itself are kept of each pod, the newest.
+    pub keep_last: usize,
+    /// What becomes of them when the pod is deleted.
+    pub on_delete: OnDelete,
+    /// Who vouches for a snapshot's bytes before a wake.
+    pub verify_on_wake: VerifyOnWake,
+    /// How much is read for hashes and scrubs behind running pods, in MiB per second; 0 = as much as the disk gives.
+    pub background_mib_per_second: u64,
+    /// After how long a snapshot's bytes are compared with its hashes again; 0 = never.
+    #[serde(with = "human")]
+    pub scrub_after: Duration,
+    /// A file with 32 bytes, 0600, under which snapshots are encrypted; empty = they are not.
+    pub encryption_key_file: PathBuf,
+    /// Where encrypted snapshots are while they are in the clear: on a ramfs or tmpfs; empty = `images` in `run_dir`.
+    pub memory_dir: PathBuf,
+}
+
+/// What becomes of a pod's snapshots when the pod is deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnDelete {
+    /// Those that Dormouse took by itself are removed; what was ordered stays.
+    Remove,
+    /// They stay until something else removes them.
+    Keep,
+}
+
+/// Who vouches for a snapshot's bytes before a wake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VerifyOnWake {
+    /// A check since the last boot, or a full check now.
+    Auto,
+    /// A full check now.
+    Full,
+    /// Header, sizes, inodes and times have to do.
+    HeaderOnly,
 }
 
 /// Waking by packets.
@@ -220,6 +287,7 @@ impl Default for Config {
             idle: IdleConfig::default(),
             admission: AdmissionConfig::default(),
             doze: DozeConfig::default(),
+            snapshots: SnapshotsConfig::default(),
             packets: PacketConfig::default(),
             swap: SwapConfig::default(),
         }
@@ -241,6 +309,61 @@ impl Default for DozeConfig {
         Self {
             working_set_mib: dormouse_runtime::working_set::BUDGET >> 20,
         }
+    }
+}
+
+impl Default for SnapshotsConfig {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            dir: PathBuf::from("/var/lib/dormouse/snapshots"),
+            max_mib: 0,
+            max_count: 0,
+            namespace_max_mib: 0,
+            namespace_max_count: 0,
+            ttl: Duration::ZERO,
+            keep_free_percent: 5,
+            keep_free_mib: 1024,
+            keep_last: 1,
+            on_delete: OnDelete::Remove,
+            verify_on_wake: VerifyOnWake::Auto,
+            background_mib_per_second: 200,
+            scrub_after: Duration::from_secs(7 * 24 * 3600),
+            encryption_key_file: PathBuf::new(),
+            memory_dir: PathBuf::new(),
+        }
+    }
+}
+
+impl SnapshotsConfig {
+    fn check(&self) -> Result<(), ConfigError> {
+        let value = |field, problem: &str| {
+            Err(ConfigError::Value {
+                field,
+                problem: problem.to_owned(),
+            })
+        };
+        if !self.dir.is_absolute() {
+            return value("snapshots.dir", "must be an absolute path");
+        }
+        for (field, path) in [
+            ("snapshots.encryption_key_file", &self.encryption_key_file),
+            ("snapshots.memory_dir", &self.memory_dir),
+        ] {
+            if !path.as_os_str().is_empty() && !path.is_absolute() {
+                return value(field, "must be an absolute path, or empty");
+            }
+        }
+        if self.keep_free_percent > 99 {
+            return value("snapshots.keep_free_percent", "must be less than 100");
+        }
+        if self.keep_last == 0 {
+            return value(
+                "snapshots.keep_last",
+                "must be at least 1: the newest snapshot of a pod may be its only state",
+            );
+        }
+        Ok(())
     }
 }
 
@@ -283,6 +406,7 @@ impl Default for AdmissionConfig {
         Self {
             concurrent_wakes: 16,
             concurrent_page_outs: 2,
+            concurrent_saves: 2,
             memory_reserve_mib: 256,
         }
     }
@@ -410,10 +534,16 @@ impl Config {
                 return value(field, "must be an absolute path");
             }
         }
-        if self.admission.concurrent_wakes == 0 || self.admission.concurrent_page_outs == 0 {
+        let AdmissionConfig {
+            concurrent_wakes,
+            concurrent_page_outs,
+            concurrent_saves,
+            memory_reserve_mib: _,
+        } = self.admission;
+        if concurrent_wakes == 0 || concurrent_page_outs == 0 || concurrent_saves == 0 {
             return value(
                 "admission",
-                "must allow at least one wake and one page-out at once",
+                "must allow at least one wake, one page-out and one save at once",
             );
         }
         if self.api.order_deadline.is_zero() {
@@ -426,6 +556,7 @@ impl Config {
             );
         }
         self.http_address()?;
+        self.snapshots.check()?;
         self.swap.check()?;
         Ok(())
     }
@@ -457,6 +588,7 @@ impl Config {
         AdmissionLimits {
             wakes: self.admission.concurrent_wakes,
             page_outs: self.admission.concurrent_page_outs,
+            saves: self.admission.concurrent_saves,
             reserve: self.admission.memory_reserve_mib << 20,
         }
     }
@@ -533,6 +665,20 @@ mod tests {
         let mut config = Config::default();
         config.admission.concurrent_wakes = 0;
         assert!(config.check().is_err());
+        let broken: [fn(&mut SnapshotsConfig); 5] = [
+            |s| s.dir = "relative".into(),
+            |s| s.encryption_key_file = "relative".into(),
+            |s| s.memory_dir = "relative".into(),
+            |s| s.keep_free_percent = 100,
+            |s| s.keep_last = 0,
+        ];
+        for change in broken {
+            let mut config = Config::default();
+            change(&mut config.snapshots);
+            assert!(config.check().is_err(), "{:?}", config.snapshots);
+        }
+        assert!(parse("version = 1\n[snapshots]\non_delete = \"shred\"").is_err());
+        assert!(parse("version = 1\n[snapshots]\nverify_on_wake = \"header-only\"").is_ok());
         let mut config = Config::default();
         config.http.listen = "here".into();
         assert!(config.check().is_err());

@@ -12,6 +12,7 @@ use crate::journal::Journal;
 use crate::journal_writer::JournalWriter;
 use crate::metrics::Metrics;
 use crate::signal_watch::SignalWatch;
+use crate::snapshots::Snapshots;
 use crate::swap_handle::SwapHandle;
 use crate::view::PodNews;
 
@@ -33,6 +34,8 @@ pub struct Context {
     pub metrics: Metrics,
     /// The node's swap.
     pub swap: SwapHandle,
+    /// The node's snapshots.
+    pub snapshots: Snapshots,
     /// The wire loop.
     pub wires: WireLoop,
     /// Signals that wait for sleepers; run by whoever made this.
@@ -44,12 +47,17 @@ pub struct Context {
 impl Context {
     /// Puts together what all actors share.
     #[must_use]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "called once, and each is a part of its own"
+    )]
     pub fn new(
         config: Config,
         journal: Journal,
         writer: JournalWriter,
         metrics: Metrics,
         swap: SwapHandle,
+        snapshots: Snapshots,
         wires: WireLoop,
         drivers: Vec<Arc<AnyDriver>>,
     ) -> Self {
@@ -60,6 +68,7 @@ impl Context {
             writer,
             metrics,
             swap,
+            snapshots,
             wires,
             signals: SignalWatch::default(),
             drivers,

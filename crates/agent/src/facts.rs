@@ -24,6 +24,7 @@ impl NodeFacts {
             ("kata", driver(RuntimeKind::Kata)),
             ("runc", driver(RuntimeKind::Runc)),
             ("swap", ctx.swap.usable()),
+            ("snapshots", ctx.snapshots.usable()),
             (
                 "runtime",
                 if self.runtime_version.is_empty() {

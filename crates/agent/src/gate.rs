@@ -113,6 +113,7 @@ mod tests {
         Gate::new(AdmissionLimits {
             wakes: 1,
             page_outs: 1,
+            saves: 1,
             reserve: 0,
         })
     }

@@ -72,6 +72,7 @@ async fn metrics(State(pages): State<Pages>) -> impl IntoResponse {
         frames_seen: wires.frames,
         wakes_suppressed: wires.suppressed_source.saturating_add(wires.suppressed_node),
         events_refused: wires.events_refused,
+        snapshots: pages.ctx.snapshots.figures(),
     };
     (
         [(header::CONTENT_TYPE, OPEN_METRICS)],

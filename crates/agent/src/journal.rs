@@ -41,6 +41,12 @@ pub struct Entry {
     pub resident_before: u64,
     /// The last wake.
     pub last_wake: Option<WakeEntry>,
+    /// The newest snapshot of the pod; its only state where it is hibernated.
+    #[serde(default)]
+    pub snapshot: Option<String>,
+    /// The snapshot that the guest was restored from, if it was.
+    #[serde(default)]
+    pub restored_from: Option<String>,
 }
 
 /// A wake that is remembered.
@@ -70,6 +76,8 @@ impl Entry {
             moving_to: None,
             resident_before: 0,
             last_wake: None,
+            snapshot: None,
+            restored_from: None,
         }
     }
 }
@@ -286,6 +294,21 @@ mod tests {
         assert_eq!(journal.sweep(|uid| uid == UID).unwrap(), 0);
         assert_eq!(journal.sweep(|_| false).unwrap(), 1);
         assert_eq!(journal.read(UID).unwrap(), None);
+    }
+
+    #[test]
+    fn an_entry_of_an_earlier_version_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(dir.path()).unwrap();
+        let entry = Entry::new(UID, "abc");
+        journal.write(&entry).unwrap();
+        let path = dir.path().join("pods").join(UID).join("state.json");
+        let mut value: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        for added in ["snapshot", "restored_from"] {
+            value.as_object_mut().unwrap().remove(added).unwrap();
+        }
+        std::fs::write(&path, value.to_string()).unwrap();
+        assert_eq!(journal.read(UID).unwrap(), Some(entry));
     }
 
     #[test]

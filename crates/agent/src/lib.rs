@@ -25,6 +25,7 @@ pub mod notes;
 pub mod pods;
 mod run;
 pub mod signal_watch;
+pub mod snapshots;
 pub mod step_report;
 pub mod swap;
 pub mod swap_handle;

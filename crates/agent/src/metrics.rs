@@ -49,6 +49,16 @@ struct RungLabels {
     runtime: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RuntimeLabels {
+    runtime: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabels {
+    kind: &'static str,
+}
+
 fn histogram() -> Histogram {
     Histogram::new(BUCKETS)
 }
@@ -64,7 +74,10 @@ struct Inner {
     failures: Family<FailureLabels, Counter>,
     wake: Family<WakeLabels, Counter>,
     wake_seconds: Family<WakeLabels, Histogram, fn() -> Histogram>,
+    pause_window: Family<RuntimeLabels, Histogram, fn() -> Histogram>,
     sandboxes: Family<RungLabels, Gauge>,
+    snapshots: Family<KindLabels, Gauge>,
+    snapshot_bytes: Family<KindLabels, Gauge>,
     paged_out: Counter,
     prefetched: Counter,
     saved: Gauge,
@@ -85,7 +98,7 @@ struct NodeGauges {
 }
 
 /// Figures of the node at the moment of a scrape.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct NodeFigures {
     /// Steps under way.
     pub steps_running: usize,
@@ -105,6 +118,8 @@ pub struct NodeFigures {
     pub wakes_suppressed: u64,
     /// Events that the wire loop could not hand over at once.
     pub events_refused: u64,
+    /// Snapshots by kind: how many, and what they take on the disk, in bytes.
+    pub snapshots: Vec<(&'static str, u64, u64)>,
 }
 
 impl Default for Metrics {
@@ -122,7 +137,9 @@ impl Metrics {
         let failures = Family::default();
         let wake = Family::default();
         let wake_seconds = Family::new_with_constructor(histogram as fn() -> Histogram);
+        let pause_window = Family::new_with_constructor(histogram as fn() -> Histogram);
         let sandboxes = Family::default();
+        let (snapshots, snapshot_bytes) = (Family::default(), Family::default());
         let (paged_out, prefetched, saved) = (Counter::default(), Counter::default(), Gauge::default());
         let gauges = NodeGauges::default();
         registry.register(
@@ -144,7 +161,24 @@ impl Metrics {
             Unit::Seconds,
             wake_seconds.clone(),
         );
+        registry.register_with_unit(
+            "pause_window",
+            "How long running applications stood still for a snapshot",
+            Unit::Seconds,
+            pause_window.clone(),
+        );
         registry.register("sandboxes", "Pods by rung", sandboxes.clone());
+        registry.register(
+            "snapshots",
+            "Snapshots on this node, by why they were taken",
+            snapshots.clone(),
+        );
+        registry.register_with_unit(
+            "snapshot",
+            "What snapshots take on the disk, by why they were taken",
+            Unit::Bytes,
+            snapshot_bytes.clone(),
+        );
         registry.register_with_unit(
             "paged_out",
             "Memory that sleepers let go of",
@@ -198,7 +232,10 @@ impl Metrics {
             failures,
             wake,
             wake_seconds,
+            pause_window,
             sandboxes,
+            snapshots,
+            snapshot_bytes,
             paged_out,
             prefetched,
             saved,
@@ -212,7 +249,7 @@ impl Metrics {
         let to = if report.failure.is_none() {
             to
         } else {
-            report.transition.leads_to()
+            report.transition.leads_to(from)
         };
         for phase in &report.phases {
             let labels = StepLabels {
@@ -239,6 +276,9 @@ impl Metrics {
         let step = match transition {
             Transition::Freeze => "freeze",
             Transition::Doze => "doze",
+            Transition::Hibernate => "hibernate",
+            Transition::Save => "save",
+            Transition::Snapshot => "snapshot",
             Transition::Wake(_) => "wake",
             Transition::HousekeepingThaw | Transition::HousekeepingFreeze => "housekeeping",
         };
@@ -248,6 +288,14 @@ impl Metrics {
             reason: reason.as_str(),
         };
         self.0.failures.get_or_create(&labels).inc();
+    }
+
+    /// A running application stood still for a snapshot.
+    pub fn paused(&self, runtime: &'static str, window: Duration) {
+        self.0
+            .pause_window
+            .get_or_create(&RuntimeLabels { runtime })
+            .observe(window.as_secs_f64());
     }
 
     /// A wake ended.
@@ -316,6 +364,11 @@ impl Metrics {
         set(&gauges.frames_seen, figures.frames_seen);
         set(&gauges.wakes_suppressed, figures.wakes_suppressed);
         set(&gauges.events_refused, figures.events_refused);
+        for (kind, count, bytes) in &figures.snapshots {
+            let labels = KindLabels { kind };
+            set(&self.0.snapshots.get_or_create(&labels), *count);
+            set(&self.0.snapshot_bytes.get_or_create(&labels), *bytes);
+        }
         let mut text = String::new();
         match encode(&mut text, &self.0.registry) {
             Ok(()) => text,
@@ -337,6 +390,7 @@ mod tests {
         metrics.woken(WakeSource::Packet, true, Duration::from_millis(3), "gvisor");
         let text = metrics.render(&NodeFigures {
             saved: 5,
+            snapshots: vec![("hibernate", 2, 7)],
             ..NodeFigures::default()
         });
         assert!(
@@ -348,6 +402,10 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("dormouse_memory_saved_bytes 5"), "{text}");
+        assert!(
+            text.contains(r#"dormouse_snapshot_bytes{kind="hibernate"} 7"#),
+            "{text}"
+        );
         assert!(text.ends_with("# EOF\n"));
     }
 }

@@ -171,6 +171,7 @@ impl Pods {
                     sweep_limits(&ctx, |id| id == sandbox_id);
                     if !self.views().iter().any(|view| view.uid == uid) {
                         ctx.writer.remove(&uid);
+                        ctx.snapshots.pod_deleted(&uid);
                     }
                 }
                 PodEvent::ExecAdded { sandbox_id, .. } => {
@@ -239,6 +240,7 @@ impl Pods {
             Ok(forgotten) => tracing::info!(forgotten, "forgot pods that are gone"),
             Err(error) => tracing::warn!(reason = %error.reason(), "{error}"),
         }
+        ctx.snapshots.sweep_holds(|uid| !uids.contains(uid));
         sweep_limits(ctx, |id| self.get(id).is_none());
     }
 

@@ -25,6 +25,7 @@ use crate::journal::Journal;
 use crate::journal_writer::JournalWriter;
 use crate::metrics::Metrics;
 use crate::pods::{Pods, WireSink};
+use crate::snapshots::{self, Snapshots};
 use crate::swap::SwapManager;
 use crate::swap_handle::SwapHandle;
 use crate::{drivers, memory, notes};
@@ -46,6 +47,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let journal = Journal::open(&config.state_dir)?;
     let writer = JournalWriter::start(journal.clone()).context("cannot start the journal's writer")?;
     let swap = start_swap(&config).await?;
+    let snapshots = Snapshots::open(&config).await;
     let runtime = Runtime::lazy(&config.runtime_endpoint)?;
     let facts = Arc::new(NodeFacts {
         runtime_version: runtime.version().await.map_or_else(
@@ -70,6 +72,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         writer,
         Metrics::new(),
         swap,
+        snapshots,
         wires,
         drivers,
     ));
@@ -83,6 +86,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         let (dir, pods, stop) = (run_dir, pods.clone(), stop.clone());
         tasks.spawn(async move { notes::listen(&dir, pods, stop).await.map_err(anyhow::Error::from) });
     }
+    tokio::spawn(snapshots::run_background(ctx.snapshots.clone(), stop.clone()));
     if let Some(address) = http_address {
         let pages = Pages {
             ctx: Arc::clone(&ctx),

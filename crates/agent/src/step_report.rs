@@ -35,6 +35,31 @@ pub struct StepReport {
     pub phases: Vec<Phase>,
     /// Bytes charged to the pod before and after, where that was measured.
     pub resident: Option<(u64, u64)>,
+    /// The snapshot that was taken.
+    pub snapshot: Option<String>,
+    /// How long the application stood still for a snapshot after which it went on.
+    pub pause_window: Option<Duration>,
+}
+
+impl StepReport {
+    /// A step of which nothing is known yet.
+    #[must_use]
+    pub const fn new(transition: Transition) -> Self {
+        Self {
+            transition,
+            rung: None,
+            failure: None,
+            phases: Vec::new(),
+            resident: None,
+            snapshot: None,
+            pause_window: None,
+        }
+    }
+
+    /// Adds a phase.
+    pub fn phase(&mut self, name: &'static str, took: Duration) {
+        self.phases.push(Phase { name, took });
+    }
 }
 
 impl StepReport {

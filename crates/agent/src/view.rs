@@ -54,6 +54,8 @@ pub struct PodView {
     pub capabilities: Vec<(&'static str, Result<(), Reason>)>,
     /// Since when it stands there.
     pub since: SystemTime,
+    /// Its newest snapshot.
+    pub snapshot: Option<String>,
 }
 
 /// What happened to a pod.

@@ -12,6 +12,8 @@ pub(crate) const DEFAULT_SOCKET: &str = "/run/dormouse/agent.sock";
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed, or failed for some pods; 2 wrong usage; 3 the agent or \
 containerd cannot be reached.\nA POD is a name, NAMESPACE/NAME, a UID, or the beginning of a sandbox id.";
 
+const SNAPSHOT_IDS: &str = "An ID is the snapshot's id, or at least its first eight characters.";
+
 /// Puts sandbox pods to sleep with all their state, and wakes them in milliseconds.
 #[derive(Debug, Parser)]
 #[command(name = "dormouse", version, after_help = EXIT_CODES, propagate_version = true)]
@@ -64,8 +66,13 @@ pub(crate) enum Verb {
     Freeze(OrderArgs),
     /// Push guests' memory out to swap (-> Dozing).
     Doze(OrderArgs),
+    /// Save guests to snapshots on this node and end them; pods and addresses stay (-> Hibernated).
+    Hibernate(OrderArgs),
     /// Wake guests.
     Wake(OrderArgs),
+    /// Take, look at and look after snapshots on this node.
+    #[command(visible_alias = "snap", after_help = SNAPSHOT_IDS)]
+    Snapshot(SnapshotArgs),
     /// Take pods under management.
     Manage(ManageArgs),
     /// Let pods go; one that sleeps is woken first.
@@ -92,6 +99,98 @@ pub(crate) enum Verb {
         /// The shell.
         shell: clap_complete::Shell,
     },
+}
+
+/// What to do with snapshots.
+#[derive(Debug, Args)]
+pub(crate) struct SnapshotArgs {
+    #[command(subcommand)]
+    pub(crate) verb: SnapshotVerb,
+}
+
+/// What to do with snapshots.
+#[derive(Debug, Subcommand)]
+pub(crate) enum SnapshotVerb {
+    /// Take snapshots of pods, which go on: a running one stands still for some tens of milliseconds.
+    Create(OrderArgs),
+    /// List snapshots, the newest first.
+    #[command(visible_alias = "list")]
+    Ls {
+        /// Only those of this pod: its name or UID.
+        #[arg(value_name = "POD")]
+        pod: Option<String>,
+    },
+    /// Describe a snapshot: what is in it, what it needs, and whether it could be restored here.
+    Inspect {
+        /// The snapshot.
+        #[arg(value_name = "ID")]
+        id: String,
+    },
+    /// Read every byte of snapshots and compare it with what was committed.
+    Verify(SnapshotIds),
+    /// Say where two snapshots differ.
+    Diff {
+        /// The one.
+        #[arg(value_name = "A")]
+        a: String,
+        /// The other.
+        #[arg(value_name = "B")]
+        b: String,
+    },
+    /// Keep snapshots until they are unpinned.
+    Pin(SnapshotIds),
+    /// Let them go again.
+    Unpin(SnapshotIds),
+    /// Remove snapshots.
+    Rm {
+        #[command(flatten)]
+        ids: SnapshotIds,
+        /// Also pinned ones, and ones that cannot be read.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Remove what has expired, and what exceeds the limits of the agent's configuration.
+    Prune {
+        /// Say what would be removed.
+        #[arg(long)]
+        dry_run: bool,
+        /// Remove everything that is neither pinned, nor in use, nor the only state of a pod.
+        #[arg(long)]
+        all: bool,
+    },
+    /// Check the whole store.
+    #[command(after_help = "Exit codes: 0 all is whole, or was repaired; 1 something is not.")]
+    Fsck {
+        /// Finish hashes, and move what is torn or foreign out of the way.
+        #[arg(long)]
+        repair: bool,
+        /// Read every byte of every snapshot, too.
+        #[arg(long)]
+        full: bool,
+    },
+    /// Write a snapshot to one file.
+    Export {
+        /// The snapshot.
+        #[arg(value_name = "ID")]
+        id: String,
+        /// The file; `-` is the standard output.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Take a snapshot in out of a file; it belongs to the namespace of -n (`default` without it).
+    Import {
+        /// The file; `-` is the standard input.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+}
+
+/// Which snapshots.
+#[derive(Debug, Args)]
+pub(crate) struct SnapshotIds {
+    /// The snapshots.
+    #[arg(value_name = "ID", required = true)]
+    pub(crate) ids: Vec<String>,
 }
 
 /// Which pods `ps` lists.
@@ -142,12 +241,35 @@ pub(crate) struct PolicyFlags {
     /// How long after the start of idleness its memory is pushed out.
     #[arg(long, value_parser = duration, value_name = "TIME")]
     pub(crate) doze_after: Option<Duration>,
+    /// How long after the start of idleness it is saved to a snapshot and its guest is ended.
+    #[arg(long, value_parser = duration, value_name = "TIME")]
+    pub(crate) hibernate_after: Option<Duration>,
+    /// Save it to a snapshot before its memory is pushed out, so that a crash of the node loses nothing.
+    #[arg(long)]
+    pub(crate) durable: bool,
+    /// What becomes of it if its snapshot cannot be restored.
+    #[arg(long, value_enum)]
+    pub(crate) fallback: Option<FallbackFlag>,
     /// What may wake it.
     #[arg(long, value_enum)]
     pub(crate) resume_policy: Option<ResumeFlag>,
     /// UDP ports whose payload wakes it.
     #[arg(long, value_delimiter = ',', value_name = "PORTS", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) wake_udp_ports: Vec<u16>,
+}
+
+/// What becomes of a hibernated pod whose snapshot cannot be restored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FallbackFlag {
+    /// It stays hibernated, and is tried again.
+    #[value(name = "Hold", alias = "hold")]
+    Hold,
+    /// It stays hibernated, and only a new wake tries again.
+    #[value(name = "Fail", alias = "fail")]
+    Fail,
+    /// It starts anew; not built yet.
+    #[value(name = "ColdStart", alias = "cold-start")]
+    ColdStart,
 }
 
 /// What may wake a pod.
@@ -238,7 +360,10 @@ pub(crate) struct RunArgs {
     /// Do not put the pod under management.
     #[arg(
         long,
-        conflicts_with_all = ["idle_timeout", "freeze_after", "doze_after", "resume_policy", "wake_udp_ports"]
+        conflicts_with_all = [
+            "idle_timeout", "freeze_after", "doze_after", "hibernate_after", "durable", "fallback", "resume_policy",
+            "wake_udp_ports",
+        ]
     )]
     pub(crate) unmanaged: bool,
     #[command(flatten)]
@@ -418,5 +543,11 @@ mod tests {
         assert!(parse("dormouse run --image x --idle-timeout 5m -- /bin/sh -c true").is_ok());
         assert!(parse("dormouse run --image x --idle-timeout 5").is_err());
         assert!(parse("dormouse policy set a --wake-udp-ports 53,0").is_err());
+        assert!(parse("dormouse hibernate a b").is_ok());
+        assert!(parse("dormouse snapshot create --all").is_ok());
+        assert!(parse("dormouse snap ls -o wide").is_ok());
+        assert!(parse("dormouse snapshot rm").is_err());
+        assert!(parse("dormouse snapshot diff a").is_err());
+        assert!(parse("dormouse snapshot export a -").is_ok());
     }
 }

@@ -41,6 +41,16 @@ pub(crate) enum CliError {
         /// What is lacking.
         lacks: &'static str,
     },
+    /// A file cannot be read or written.
+    #[error("cannot {verb} {}", path.display())]
+    File {
+        /// What was tried.
+        verb: &'static str,
+        /// On which file.
+        path: std::path::PathBuf,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
     /// Printing failed.
     #[error("cannot print")]
     Print(#[from] std::io::Error),
@@ -83,6 +93,7 @@ impl CliError {
             | Self::Select(_)
             | Self::Policy(_)
             | Self::Empty { .. }
+            | Self::File { .. }
             | Self::Print(_)
             | Self::Format { .. } => None,
         }

@@ -6,6 +6,7 @@ mod doze;
 mod events;
 mod freeze;
 mod get;
+mod hibernate;
 mod manage;
 mod node;
 mod orders;
@@ -13,6 +14,7 @@ mod policy;
 mod ps;
 mod rm;
 mod run;
+mod snapshot;
 mod top;
 mod unmanage;
 mod version;
@@ -31,6 +33,8 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode, CliError> {
         Verb::Get(args) => get::get(&global, &args).await,
         Verb::Freeze(args) => freeze::freeze(&global, args).await,
         Verb::Doze(args) => doze::doze(&global, args).await,
+        Verb::Hibernate(args) => hibernate::hibernate(&global, args).await,
+        Verb::Snapshot(args) => snapshot::snapshot(&global, args).await,
         Verb::Wake(args) => wake::wake(&global, args).await,
         Verb::Manage(args) => manage::manage(&global, args).await,
         Verb::Unmanage(args) => unmanage::unmanage(&global, args).await,

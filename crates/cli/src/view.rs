@@ -6,11 +6,13 @@
 mod event;
 mod node;
 mod pod;
+mod snapshot;
 pub(crate) mod units;
 
 pub(crate) use event::EventView;
 pub(crate) use node::NodeView;
 pub(crate) use pod::{PodView, PolicyView, describe, pod_table, rung_name};
+pub(crate) use snapshot::{DetailView, SnapshotView, describe_snapshot, snapshot_table};
 
 /// Text of pods or the network for a terminal: without control characters.
 pub(crate) fn clean(text: &str) -> String {

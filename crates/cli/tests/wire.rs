@@ -34,6 +34,11 @@ struct Seen {
     freezes: Vec<v1::FreezeRequest>,
     manages: Vec<v1::ManageRequest>,
     policies: Vec<v1::SetPolicyRequest>,
+    hibernates: Vec<v1::HibernateRequest>,
+    removes: Vec<v1::RemoveSnapshotRequest>,
+    fscks: Vec<v1::FsckSnapshotsRequest>,
+    /// Namespace and bytes of the archive that came in.
+    imported: (String, Vec<u8>),
     /// How many wakes break without a reason before one is answered.
     break_wakes: usize,
     /// Pods, by UID, whose wake is refused.
@@ -76,6 +81,40 @@ fn known(reference: Option<v1::PodRef>) -> Result<v1::Pod, Status> {
         .find(|pod| pod.uid == reference.uid && pod.sandbox_id == reference.sandbox_id)
         .ok_or_else(|| status(Reason::PodNotFound, "no such pod"))
 }
+
+const SNAPSHOT: &str = "0192f4a0-0000-7000-8000-0000deadbeef";
+
+/// Longer than one message, so that pieces have to be put together.
+fn archive() -> Vec<u8> {
+    (0..3_000_000_u32).map(|n| n as u8).collect()
+}
+
+fn snapshot(id: &str) -> Result<v1::Snapshot, Status> {
+    if id.len() < 8 || !SNAPSHOT.starts_with(id) {
+        return Err(status(Reason::SnapshotNotFound, "no such snapshot"));
+    }
+    Ok(v1::Snapshot {
+        id: SNAPSHOT.into(),
+        namespace: "default".into(),
+        pod: "api".into(),
+        taken: "Hibernate".into(),
+        image_bytes: 64 << 20,
+        disk_bytes: 40 << 20,
+        state: "Ok".into(),
+        held_by: vec!["aaaa1".into()],
+        ..Default::default()
+    })
+}
+
+fn outcome(nanos: i32) -> v1::Outcome {
+    v1::Outcome {
+        moved: true,
+        took: Some(prost_types::Duration { seconds: 0, nanos }),
+        phases: vec![],
+    }
+}
+
+type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 type Watch = Pin<Box<dyn Stream<Item = Result<v1::WatchResponse, Status>> + Send>>;
 
@@ -245,6 +284,224 @@ impl Node for Stub {
                 took,
                 phases: vec![],
             }),
+        }))
+    }
+
+    async fn hibernate(
+        &self,
+        request: Request<v1::HibernateRequest>,
+    ) -> Result<Response<v1::HibernateResponse>, Status> {
+        let request = request.into_inner();
+        let pod = v1::Pod {
+            rung: v1::Rung::Hibernated.into(),
+            ..known(request.pod.clone())?
+        };
+        self.0.lock().unwrap().hibernates.push(request);
+        Ok(Response::new(v1::HibernateResponse {
+            pod: Some(pod),
+            outcome: Some(outcome(812_000_000)),
+            snapshot_id: SNAPSHOT.into(),
+        }))
+    }
+
+    async fn create_snapshot(
+        &self,
+        request: Request<v1::CreateSnapshotRequest>,
+    ) -> Result<Response<v1::CreateSnapshotResponse>, Status> {
+        let pod = known(request.into_inner().pod)?;
+        Ok(Response::new(v1::CreateSnapshotResponse {
+            pod: Some(pod),
+            outcome: Some(outcome(60_000_000)),
+            snapshot: Some(snapshot(SNAPSHOT)?),
+        }))
+    }
+
+    async fn list_snapshots(
+        &self,
+        request: Request<v1::ListSnapshotsRequest>,
+    ) -> Result<Response<v1::ListSnapshotsResponse>, Status> {
+        let request = request.into_inner();
+        let snapshots = snapshot(SNAPSHOT)
+            .into_iter()
+            .filter(|s| request.namespace.is_empty() || s.namespace == request.namespace)
+            .filter(|s| request.pod.is_empty() || s.pod == request.pod)
+            .collect();
+        Ok(Response::new(v1::ListSnapshotsResponse {
+            snapshots,
+            store_bytes: 40 << 20,
+            free_bytes: 9 << 30,
+        }))
+    }
+
+    async fn get_snapshot(
+        &self,
+        request: Request<v1::GetSnapshotRequest>,
+    ) -> Result<Response<v1::GetSnapshotResponse>, Status> {
+        Ok(Response::new(v1::GetSnapshotResponse {
+            snapshot: Some(snapshot(&request.into_inner().id)?),
+            arch: "x86_64".into(),
+            restore: Some(v1::Capability {
+                name: "restore".into(),
+                available: true,
+                ..Default::default()
+            }),
+            ..Default::default()
+        }))
+    }
+
+    type VerifySnapshotStream = Streamed<v1::VerifySnapshotResponse>;
+
+    async fn verify_snapshot(
+        &self,
+        request: Request<v1::VerifySnapshotRequest>,
+    ) -> Result<Response<Self::VerifySnapshotStream>, Status> {
+        let id = request.into_inner().id;
+        let steps = if id.starts_with("damaged") {
+            vec![
+                Ok(v1::VerifySnapshotResponse {
+                    total_bytes: 5,
+                    ..Default::default()
+                }),
+                Err(status(Reason::SnapshotDamaged, "pages.img differs")),
+            ]
+        } else if id.starts_with("brokenoff") {
+            vec![Ok(v1::VerifySnapshotResponse::default())]
+        } else {
+            let total_bytes = snapshot(&id)?.image_bytes;
+            vec![Ok(v1::VerifySnapshotResponse {
+                done_bytes: total_bytes,
+                total_bytes,
+                whole: true,
+            })]
+        };
+        Ok(Response::new(Box::pin(tokio_stream::iter(steps))))
+    }
+
+    async fn diff_snapshots(
+        &self,
+        _: Request<v1::DiffSnapshotsRequest>,
+    ) -> Result<Response<v1::DiffSnapshotsResponse>, Status> {
+        Ok(Response::new(v1::DiffSnapshotsResponse {
+            files: vec![v1::diff_snapshots_response::File {
+                name: "pages.img".into(),
+                same_bytes: 60 << 20,
+                changed_bytes: 4 << 20,
+                ..Default::default()
+            }],
+            facts: vec!["pod: default/api and default/worker".into()],
+        }))
+    }
+
+    async fn pin_snapshot(
+        &self,
+        request: Request<v1::PinSnapshotRequest>,
+    ) -> Result<Response<v1::PinSnapshotResponse>, Status> {
+        Ok(Response::new(v1::PinSnapshotResponse {
+            snapshot: Some(snapshot(&request.into_inner().id)?),
+        }))
+    }
+
+    async fn unpin_snapshot(
+        &self,
+        request: Request<v1::UnpinSnapshotRequest>,
+    ) -> Result<Response<v1::UnpinSnapshotResponse>, Status> {
+        Ok(Response::new(v1::UnpinSnapshotResponse {
+            snapshot: Some(snapshot(&request.into_inner().id)?),
+        }))
+    }
+
+    async fn remove_snapshot(
+        &self,
+        request: Request<v1::RemoveSnapshotRequest>,
+    ) -> Result<Response<v1::RemoveSnapshotResponse>, Status> {
+        let request = request.into_inner();
+        let found = snapshot(&request.id)?;
+        let force = request.force;
+        self.0.lock().unwrap().removes.push(request);
+        if !force {
+            return Err(status(Reason::SnapshotHeld, "it is the only state of aaaa1"));
+        }
+        Ok(Response::new(v1::RemoveSnapshotResponse {
+            id: found.id,
+            freed_bytes: found.disk_bytes,
+        }))
+    }
+
+    async fn prune_snapshots(
+        &self,
+        request: Request<v1::PruneSnapshotsRequest>,
+    ) -> Result<Response<v1::PruneSnapshotsResponse>, Status> {
+        assert!(request.into_inner().dry_run);
+        Ok(Response::new(v1::PruneSnapshotsResponse {
+            removed: vec![v1::prune_snapshots_response::Removed {
+                id: SNAPSHOT.into(),
+                bytes: 40 << 20,
+                why: "the node has too many".into(),
+            }],
+            freed_bytes: 40 << 20,
+            unmet: vec![],
+        }))
+    }
+
+    async fn fsck_snapshots(
+        &self,
+        request: Request<v1::FsckSnapshotsRequest>,
+    ) -> Result<Response<v1::FsckSnapshotsResponse>, Status> {
+        let request = request.into_inner();
+        self.0.lock().unwrap().fscks.push(request);
+        Ok(Response::new(v1::FsckSnapshotsResponse {
+            whole: 3,
+            findings: vec![v1::fsck_snapshots_response::Finding {
+                path: "/store/snapshots/x".into(),
+                class: "Torn".into(),
+                message: "no manifest".into(),
+                action: "move it to quarantine".into(),
+                done: request.repair,
+                ..Default::default()
+            }],
+        }))
+    }
+
+    type ExportSnapshotStream = Streamed<v1::ExportSnapshotResponse>;
+
+    async fn export_snapshot(
+        &self,
+        request: Request<v1::ExportSnapshotRequest>,
+    ) -> Result<Response<Self::ExportSnapshotStream>, Status> {
+        let id = request.into_inner().id;
+        let mut pieces: Vec<_> = archive()
+            .chunks(1_000_000)
+            .map(|data| {
+                Ok(v1::ExportSnapshotResponse {
+                    data: data.to_vec(),
+                    total_bytes: 3_000_000,
+                })
+            })
+            .collect();
+        if id.starts_with("damaged") {
+            pieces.push(Err(status(Reason::SnapshotDamaged, "pages.img differs")));
+        } else {
+            snapshot(&id)?;
+        }
+        Ok(Response::new(Box::pin(tokio_stream::iter(pieces))))
+    }
+
+    async fn import_snapshot(
+        &self,
+        request: Request<tonic::Streaming<v1::ImportSnapshotRequest>>,
+    ) -> Result<Response<v1::ImportSnapshotResponse>, Status> {
+        let mut pieces = request.into_inner();
+        let (mut namespace, mut data) = (String::new(), Vec::new());
+        while let Some(piece) = pieces.message().await? {
+            namespace.push_str(&piece.namespace);
+            data.extend(piece.data);
+        }
+        if data.starts_with(b"rubbish") {
+            return Err(status(Reason::SnapshotInvalid, "this is no archive"));
+        }
+        self.0.lock().unwrap().imported = (namespace, data);
+        Ok(Response::new(v1::ImportSnapshotResponse {
+            snapshot: Some(snapshot(SNAPSHOT)?),
         }))
     }
 }
@@ -440,6 +697,11 @@ async fn policies() {
     assert_eq!(code(&output), 0, "{}", err(&output));
     assert_eq!(code(&fixture.run("manage free").await), 0);
     assert_eq!(code(&fixture.run("unmanage worker").await), 0);
+    let cold = fixture
+        .run("policy set worker --idle-timeout 5m --fallback ColdStart")
+        .await;
+    assert_eq!(code(&cold), 2, "{}", err(&cold));
+    assert!(err(&cold).contains("not built yet"), "{}", err(&cold));
     let contradiction = fixture
         .run("policy set worker --idle-timeout 5m --doze-after 1m")
         .await;
@@ -512,10 +774,156 @@ async fn events() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn hibernating_names_the_snapshot() {
+    let fixture = Fixture::start();
+    let output = fixture.run("hibernate worker").await;
+    assert_eq!(code(&output), 0, "{}", err(&output));
+    assert_eq!(
+        out(&output),
+        format!("default/worker  Hibernated  812.0 ms  snapshot {SNAPSHOT}\n")
+    );
+    assert!(!fixture.seen().hibernates[0].operation_id.is_empty());
+    let output = fixture.run("snapshot create default/api -o json").await;
+    assert_eq!(code(&output), 0, "{}", err(&output));
+    let results: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(results[0]["snapshot"], SNAPSHOT);
+    assert_eq!(results[0]["rung"], "Dozing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn snapshots_are_listed_and_described() {
+    let fixture = Fixture::start();
+    let output = fixture.run("snapshot ls").await;
+    assert_eq!(code(&output), 0, "{}", err(&output));
+    assert!(out(&output).contains(SNAPSHOT) && out(&output).contains("only state"));
+    assert!(out(&fixture.run("snap ls -n other").await).contains("no snapshots"));
+    assert!(out(&fixture.run("snapshot ls nobody").await).contains("no snapshots"));
+    let wide = fixture.run("snapshot ls api -o wide").await;
+    assert!(out(&wide).contains("store: 40.0 MiB; free on its disk: 9216.0 MiB"));
+    let output = fixture.run("snapshot inspect 0192f4a0 -o json").await;
+    let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(value["id"], SNAPSHOT);
+    assert_eq!(value["restore"]["available"], true);
+    let output = fixture.run("snapshot inspect nothinglikeit").await;
+    assert_eq!(code(&output), 1);
+    assert!(
+        err(&output).starts_with("dormouse: SnapshotNotFound: description of snapshot nothinglikeit"),
+        "{}",
+        err(&output)
+    );
+    let output = fixture.run("snapshot diff 0192f4a0 0192f4a0").await;
+    assert!(out(&output).contains("pages.img"), "{}", err(&output));
+    assert!(out(&output).contains("pod: default/api and default/worker"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verification_says_which_one_is_damaged() {
+    let fixture = Fixture::start();
+    let output = fixture.run("snapshot verify 0192f4a0 damaged1 brokenoff").await;
+    assert_eq!(code(&output), 1);
+    assert_eq!(out(&output), "0192f4a0  whole  64.0 MiB\n");
+    assert!(err(&output).contains("damaged1  SnapshotDamaged: pages.img differs"));
+    assert!(err(&output).contains("brokenoff  "), "{}", err(&output));
+    let output = fixture.run("snapshot verify 0192f4a0 -o json").await;
+    assert_eq!(code(&output), 0);
+    let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(value[0]["whole"], true);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn snapshots_are_kept_and_removed() {
+    let fixture = Fixture::start();
+    let output = fixture.run("snapshot pin 0192f4a0").await;
+    assert_eq!(out(&output), format!("{SNAPSHOT}  pinned\n"), "{}", err(&output));
+    let output = fixture.run("snapshot unpin 0192f4a0").await;
+    assert_eq!(out(&output), format!("{SNAPSHOT}  unpinned\n"));
+    let output = fixture.run("snapshot rm 0192f4a0").await;
+    assert_eq!(code(&output), 1);
+    assert!(err(&output).contains("0192f4a0  SnapshotHeld: it is the only state"));
+    let output = fixture.run("snapshot rm --force 0192f4a0").await;
+    assert_eq!(out(&output), format!("{SNAPSHOT}  removed  40.0 MiB\n"));
+    let output = fixture.run("snapshot prune --dry-run").await;
+    assert!(
+        out(&output).contains("1 snapshots would be removed, 40.0 MiB freed"),
+        "{}",
+        out(&output)
+    );
+    let output = fixture.run("snapshot fsck").await;
+    assert_eq!(code(&output), 1, "{}", err(&output));
+    assert!(out(&output).contains("3 snapshots are whole, 1 findings"));
+    let output = fixture.run("snapshot fsck --repair --full -o yaml").await;
+    assert_eq!(code(&output), 0, "{}", err(&output));
+    let last = *fixture.seen().fscks.last().unwrap();
+    assert!(last.repair && last.full);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_goes_out_and_comes_in() {
+    let fixture = Fixture::start();
+    let file = fixture.directory.path().join("a.snap");
+    let output = fixture
+        .run(&format!("snapshot export 0192f4a0 {}", file.display()))
+        .await;
+    assert_eq!(code(&output), 0, "{}", err(&output));
+    assert!(std::fs::read(&file).unwrap() == archive());
+    let output = fixture.run("snapshot export 0192f4a0 -").await;
+    assert!(output.stdout == archive());
+    let output = fixture
+        .run(&format!("snapshot import {} -n agents", file.display()))
+        .await;
+    assert_eq!(code(&output), 0, "{}", err(&output));
+    assert_eq!(out(&output), format!("{SNAPSHOT}  64.0 MiB\n"));
+    {
+        let seen = fixture.seen();
+        assert_eq!(seen.imported.0, "agents");
+        assert!(seen.imported.1 == archive());
+    }
+    let torn = fixture.directory.path().join("torn.snap");
+    let output = fixture
+        .run(&format!("snapshot export damaged1 {}", torn.display()))
+        .await;
+    assert_eq!(code(&output), 1);
+    assert!(err(&output).contains("SnapshotDamaged"), "{}", err(&output));
+    let left: Vec<_> = std::fs::read_dir(fixture.directory.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .filter(|name| name.to_string_lossy().contains("torn"))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+    std::fs::write(&torn, b"rubbish").unwrap();
+    let output = fixture.run(&format!("snapshot import {}", torn.display())).await;
+    assert_eq!(code(&output), 1);
+    assert!(
+        err(&output).contains("SnapshotInvalid: import of"),
+        "{}",
+        err(&output)
+    );
+    let output = fixture.run("snapshot import /no/such/file").await;
+    assert_eq!(code(&output), 1);
+    assert!(
+        err(&output).contains("cannot open /no/such/file"),
+        "{}",
+        err(&output)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_an_agent() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("none.sock");
-    for line in ["ps", "wake x", "top --once", "events", "node", "get x"] {
+    for line in [
+        "ps",
+        "wake x",
+        "hibernate x",
+        "snapshot ls",
+        "snapshot rm 01234567",
+        "snapshot verify 01234567",
+        "snapshot export 01234567 -",
+        "top --once",
+        "events",
+        "node",
+        "get x",
+    ] {
         let output = dormouse(&socket, line).await;
         assert_eq!(code(&output), 3, "{line}: {}", err(&output));
         assert!(

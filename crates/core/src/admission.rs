@@ -9,8 +9,15 @@ use crate::Reason;
 pub enum ClaimKind {
     /// A wake: comes first.
     Wake,
+    /// A save to a snapshot.
+    Save,
     /// A page-out.
     PageOut,
+}
+
+impl ClaimKind {
+    /// Every kind, who comes first first.
+    const ALL: [Self; 3] = [Self::Wake, Self::Save, Self::PageOut];
 }
 
 /// A step that asks to run.
@@ -29,6 +36,8 @@ pub struct Claim {
 pub struct AdmissionLimits {
     /// Wakes at once.
     pub wakes: usize,
+    /// Saves to snapshots at once.
+    pub saves: usize,
     /// Page-outs at once.
     pub page_outs: usize,
     /// Bytes of RAM that a wake must leave free.
@@ -106,7 +115,7 @@ impl Admission {
         self.running.retain(|claim| claim.id != id);
         self.waiting.retain(|claim| claim.id != id);
         let mut admitted = Vec::new();
-        for kind in [ClaimKind::Wake, ClaimKind::PageOut] {
+        for kind in ClaimKind::ALL {
             while self.has_room(kind) {
                 let Some(position) = self.waiting.iter().position(|claim| claim.kind == kind) else {
                     break;
@@ -127,15 +136,16 @@ impl Admission {
         (self.running.len(), self.waiting.len())
     }
 
-    /// Whether one more step of this kind may run. A page-out also waits while any wake waits.
+    /// Whether one more step of this kind may run. Saves and page-outs also wait while any wake waits.
     fn has_room(&self, kind: ClaimKind) -> bool {
         let running = self.running.iter().filter(|claim| claim.kind == kind).count();
-        match kind {
-            ClaimKind::Wake => running < self.limits.wakes,
-            ClaimKind::PageOut => {
-                running < self.limits.page_outs && !self.waiting.iter().any(|c| c.kind == ClaimKind::Wake)
-            }
-        }
+        let limit = match kind {
+            ClaimKind::Wake => self.limits.wakes,
+            ClaimKind::Save => self.limits.saves,
+            ClaimKind::PageOut => self.limits.page_outs,
+        };
+        let first = kind == ClaimKind::Wake || !self.waiting.iter().any(|c| c.kind == ClaimKind::Wake);
+        running < limit && first
     }
 }
 
@@ -151,6 +161,7 @@ mod tests {
         Admission::new(AdmissionLimits {
             wakes,
             page_outs,
+            saves: 1,
             reserve: GIB,
         })
     }
@@ -197,13 +208,13 @@ mod tests {
     proptest! {
         #[test]
         fn limits_hold_and_nobody_is_forgotten(
-            asks in proptest::collection::vec((any::<bool>(), any::<bool>()), 1..60),
+            asks in proptest::collection::vec((0_usize..3, any::<bool>()), 1..60),
         ) {
             let mut admission = admission(2, 1);
             let mut running = Vec::new();
             let mut waiting = Vec::new();
-            for (id, (wake, finish)) in asks.iter().enumerate() {
-                let kind = if *wake { ClaimKind::Wake } else { ClaimKind::PageOut };
+            for (id, (kind, finish)) in asks.iter().enumerate() {
+                let kind = ClaimKind::ALL[*kind];
                 let claim = claim(id as u64, kind);
                 match admission.ask(claim, ROOM) {
                     Verdict::Run => running.push(claim),
@@ -217,7 +228,9 @@ mod tests {
                     }
                 }
                 prop_assert!(running.iter().filter(|c| c.kind == ClaimKind::Wake).count() <= 2);
-                prop_assert!(running.iter().filter(|c| c.kind == ClaimKind::PageOut).count() <= 1);
+                for kind in [ClaimKind::PageOut, ClaimKind::Save] {
+                    prop_assert!(running.iter().filter(|c| c.kind == kind).count() <= 1);
+                }
                 prop_assert_eq!(admission.load(), (running.len(), waiting.len()));
             }
             while let Some(done) = running.pop() {

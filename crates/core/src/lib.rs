@@ -15,9 +15,10 @@ mod wake;
 pub use admission::{Admission, AdmissionLimits, Claim, ClaimKind, Memory, Verdict};
 pub use moment::Moment;
 pub use policy::{
-    ANNOTATION_DOZE_AFTER, ANNOTATION_FREEZE_AFTER, ANNOTATION_IDLE_TIMEOUT, ANNOTATION_MANAGED,
-    ANNOTATION_PREFIX, ANNOTATION_RESUME_POLICY, ANNOTATION_WAKE_UDP_PORTS, MAX_DURATION, Policy,
-    PolicyDefaults, PolicyError, ResumePolicy, format_duration, parse_duration,
+    ANNOTATION_DOZE_AFTER, ANNOTATION_DURABLE, ANNOTATION_FALLBACK, ANNOTATION_FREEZE_AFTER,
+    ANNOTATION_HIBERNATE_AFTER, ANNOTATION_IDLE_TIMEOUT, ANNOTATION_MANAGED, ANNOTATION_PREFIX,
+    ANNOTATION_RESUME_POLICY, ANNOTATION_WAKE_UDP_PORTS, Fallback, MAX_DURATION, Policy, PolicyDefaults,
+    PolicyError, ResumePolicy, format_duration, parse_duration,
 };
 pub use reason::Reason;
 pub use rung::{Rung, UnknownRung};

@@ -1,6 +1,7 @@
 //! When a pod goes to sleep, and what may wake it.
 
 use std::collections::BTreeMap;
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,12 @@ pub const ANNOTATION_IDLE_TIMEOUT: &str = "dormouse.dev/idle-timeout";
 pub const ANNOTATION_FREEZE_AFTER: &str = "dormouse.dev/freeze-after";
 /// How long after the start of idleness the pod's memory is pushed out.
 pub const ANNOTATION_DOZE_AFTER: &str = "dormouse.dev/doze-after";
+/// How long after the start of idleness the guest is saved to a snapshot and ended.
+pub const ANNOTATION_HIBERNATE_AFTER: &str = "dormouse.dev/hibernate-after";
+/// `"true"`: the guest is saved to a snapshot before its memory is pushed out.
+pub const ANNOTATION_DURABLE: &str = "dormouse.dev/durable";
+/// `Hold`, `Fail` or `ColdStart`.
+pub const ANNOTATION_FALLBACK: &str = "dormouse.dev/fallback";
 /// `OnDemand` or `Manual`.
 pub const ANNOTATION_RESUME_POLICY: &str = "dormouse.dev/resume-policy";
 /// UDP ports whose payload wakes the pod, as in `"53,5353"`.
@@ -39,6 +46,41 @@ pub enum ResumePolicy {
     Manual,
 }
 
+/// What becomes of a hibernated pod whose snapshot cannot be restored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub enum Fallback {
+    /// It stays hibernated, its snapshot is kept, and the wake is tried again, ever less often.
+    #[default]
+    Hold,
+    /// It stays hibernated, its snapshot is kept, and only a new wake tries again.
+    Fail,
+    /// It starts anew without its memory. Not built yet: a policy that asks for it is refused.
+    ColdStart,
+}
+
+impl Fallback {
+    /// The name, as it stands in annotations, APIs and logs.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Hold => "Hold",
+            Self::Fail => "Fail",
+            Self::ColdStart => "ColdStart",
+        }
+    }
+}
+
+impl FromStr for Fallback {
+    type Err = PolicyError;
+
+    fn from_str(s: &str) -> Result<Self, PolicyError> {
+        [Self::Hold, Self::Fail, Self::ColdStart]
+            .into_iter()
+            .find(|fallback| fallback.as_str() == s)
+            .ok_or_else(|| PolicyError::UnknownFallback { value: shown(s) })
+    }
+}
+
 /// When a pod goes to sleep, and what may wake it.
 ///
 /// All times count from the start of idleness. A pod without `idle_timeout` never sleeps by itself.
@@ -54,6 +96,15 @@ pub struct Policy {
     /// When its memory is pushed out; `None` = the node's default after the freeze.
     #[serde(default)]
     pub doze_after: Option<Duration>,
+    /// When it is saved to a snapshot and its guest is ended; `None` = never by itself.
+    #[serde(default)]
+    pub hibernate_after: Option<Duration>,
+    /// Whether it is saved to a snapshot before its memory is pushed out.
+    #[serde(default)]
+    pub durable: bool,
+    /// What becomes of it if its snapshot cannot be restored.
+    #[serde(default)]
+    pub fallback: Fallback,
     /// What may wake it.
     #[serde(default)]
     pub resume_policy: ResumePolicy,
@@ -115,7 +166,7 @@ pub enum PolicyError {
         /// Its value in milliseconds.
         earlier_ms: u128,
     },
-    /// `freeze_after` or `doze_after` without `idle_timeout`.
+    /// `freeze_after`, `doze_after` or `hibernate_after` without `idle_timeout`.
     #[error("{field} is set but idle-timeout is not, so the pod would never sleep; set idle-timeout too")]
     NoIdleTimeout {
         /// Which field.
@@ -130,9 +181,20 @@ pub enum PolicyError {
         /// The value, shortened.
         value: String,
     },
+    /// None of `Hold`, `Fail` and `ColdStart`.
+    #[error("fallback is {value:?}; expected Hold or Fail")]
+    UnknownFallback {
+        /// The value, shortened.
+        value: String,
+    },
+    /// A cold start in place of a restore cannot be done yet.
+    #[error("fallback ColdStart is not built yet; use Hold (stay hibernated and try again) or Fail")]
+    NoColdStart,
     /// Neither `true` nor `false`.
-    #[error("annotation dormouse.dev/managed is {value:?}; expected \"true\" or \"false\"")]
-    BadManaged {
+    #[error("annotation {annotation} is {value:?}; expected \"true\" or \"false\"")]
+    BadFlag {
+        /// Which annotation.
+        annotation: String,
         /// The value, shortened.
         value: String,
     },
@@ -192,16 +254,13 @@ impl Policy {
                 });
             }
             match key.as_str() {
-                ANNOTATION_MANAGED => {
-                    managed = Some(match value.as_str() {
-                        "true" => true,
-                        "false" => false,
-                        _ => return Err(PolicyError::BadManaged { value: shown(value) }),
-                    });
-                }
+                ANNOTATION_MANAGED => managed = Some(flag(key, value)?),
                 ANNOTATION_IDLE_TIMEOUT => policy.idle_timeout = Some(duration(key, value)?),
                 ANNOTATION_FREEZE_AFTER => policy.freeze_after = Some(duration(key, value)?),
                 ANNOTATION_DOZE_AFTER => policy.doze_after = Some(duration(key, value)?),
+                ANNOTATION_HIBERNATE_AFTER => policy.hibernate_after = Some(duration(key, value)?),
+                ANNOTATION_DURABLE => policy.durable = flag(key, value)?,
+                ANNOTATION_FALLBACK => policy.fallback = value.parse()?,
                 ANNOTATION_RESUME_POLICY => {
                     policy.resume_policy = match value.as_str() {
                         "OnDemand" => ResumePolicy::OnDemand,
@@ -230,6 +289,7 @@ impl Policy {
             ("idle-timeout", self.idle_timeout),
             ("freeze-after", self.freeze_after),
             ("doze-after", self.doze_after),
+            ("hibernate-after", self.hibernate_after),
         ];
         for (field, value) in named {
             if value.is_some_and(|v| v > MAX_DURATION) {
@@ -245,6 +305,7 @@ impl Policy {
             for (field, value) in [
                 ("freeze-after", self.freeze_after),
                 ("doze-after", self.doze_after),
+                ("hibernate-after", self.hibernate_after),
             ] {
                 if value.is_some() {
                     return Err(PolicyError::NoIdleTimeout { field });
@@ -269,6 +330,9 @@ impl Policy {
         if self.wake_udp_ports.len() > MAX_UDP_PORTS {
             return Err(PolicyError::TooManyPorts);
         }
+        if self.fallback == Fallback::ColdStart {
+            return Err(PolicyError::NoColdStart);
+        }
         Ok(())
     }
 
@@ -285,6 +349,23 @@ impl Policy {
             self.doze_after
                 .unwrap_or_else(|| freeze.saturating_add(defaults.doze_after_freeze))
         })
+    }
+
+    /// After how much idleness the pod is hibernated; `None` if it never is by itself.
+    #[must_use]
+    pub fn hibernates_after(&self) -> Option<Duration> {
+        self.idle_timeout.and(self.hibernate_after)
+    }
+}
+
+fn flag(annotation: &str, value: &str) -> Result<bool, PolicyError> {
+    match value {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        _ => Err(PolicyError::BadFlag {
+            annotation: shown(annotation),
+            value: shown(value),
+        }),
     }
 }
 
@@ -396,6 +477,9 @@ mod tests {
             ("idle-timeout", "1m30s"),
             ("freeze-after", "2m"),
             ("doze-after", "1h"),
+            ("hibernate-after", "2h"),
+            ("durable", "true"),
+            ("fallback", "Fail"),
             ("resume-policy", "Manual"),
             ("wake-udp-ports", "53, 5353"),
         ]);
@@ -403,6 +487,9 @@ mod tests {
         let (managed, policy) = Policy::from_annotations(&all).unwrap();
         assert_eq!(managed, Some(true));
         assert_eq!(policy.idle_timeout, Some(Duration::from_secs(90)));
+        assert_eq!(policy.hibernates_after(), Some(Duration::from_secs(7200)));
+        assert!(policy.durable);
+        assert_eq!(policy.fallback, Fallback::Fail);
         assert_eq!(policy.freezes_after(), Some(Duration::from_secs(120)));
         assert_eq!(
             policy.dozes_after(&PolicyDefaults::default()),
@@ -446,6 +533,19 @@ mod tests {
                 "{pair:?}"
             );
         }
+        assert_eq!(
+            Policy::from_annotations(&annotations(&[("fallback", "ColdStart")])),
+            Err(PolicyError::NoColdStart)
+        );
+        assert!(Policy::from_annotations(&annotations(&[("fallback", "cold")])).is_err());
+        assert!(Policy::from_annotations(&annotations(&[("durable", "yes")])).is_err());
+        assert!(Policy::from_annotations(&annotations(&[("hibernate-after", "1h")])).is_err());
+        let early = [
+            ("idle-timeout", "5m"),
+            ("doze-after", "10m"),
+            ("hibernate-after", "6m"),
+        ];
+        assert!(Policy::from_annotations(&annotations(&early)).is_err());
         let long = "9".repeat(300);
         assert!(Policy::from_annotations(&annotations(&[("idle-timeout", &long)])).is_err());
         let many = vec!["1"; 40].join(",");

@@ -147,6 +147,8 @@ reasons! {
     LimitRestored,
 
     // Snapshots.
+    /// Snapshots are switched off in the agent's configuration.
+    SnapshotsOff,
     /// No snapshot of that id is in the store.
     SnapshotNotFound,
     /// The snapshot's files are not those that were committed: torn, truncated or changed.
@@ -193,6 +195,28 @@ reasons! {
     JournalFailed,
     /// Something inside the agent failed that should not; please report it.
     Internal,
+}
+
+impl Reason {
+    /// Whether a restore that failed for this reason fails again, however often it is tried, until somebody does
+    /// something about it.
+    #[must_use]
+    pub const fn is_lasting(self) -> bool {
+        matches!(
+            self,
+            Self::SnapshotNotFound
+                | Self::SnapshotDamaged
+                | Self::SnapshotForged
+                | Self::SnapshotInvalid
+                | Self::SnapshotFormatUnknown
+                | Self::SnapshotNamespaceMismatch
+                | Self::SnapshotKeyMissing
+                | Self::RuntimeVersionMismatch
+                | Self::CpuMismatch
+                | Self::NetworkKindMismatch
+                | Self::ContainersMismatch
+        )
+    }
 }
 
 impl fmt::Display for Reason {

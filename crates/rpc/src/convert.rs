@@ -58,6 +58,14 @@ impl From<&core::Policy> for v1::Policy {
             idle_timeout: policy.idle_timeout.map(to_wire),
             freeze_after: policy.freeze_after.map(to_wire),
             doze_after: policy.doze_after.map(to_wire),
+            hibernate_after: policy.hibernate_after.map(to_wire),
+            durable: policy.durable,
+            fallback: match policy.fallback {
+                core::Fallback::Hold => v1::Fallback::Hold,
+                core::Fallback::Fail => v1::Fallback::Fail,
+                core::Fallback::ColdStart => v1::Fallback::ColdStart,
+            }
+            .into(),
             resume_policy: match policy.resume_policy {
                 core::ResumePolicy::OnDemand => v1::ResumePolicy::OnDemand,
                 core::ResumePolicy::Manual => v1::ResumePolicy::Manual,
@@ -88,6 +96,18 @@ impl TryFrom<v1::Policy> for core::Policy {
             idle_timeout: from_wire("idle_timeout", wire.idle_timeout)?,
             freeze_after: from_wire("freeze_after", wire.freeze_after)?,
             doze_after: from_wire("doze_after", wire.doze_after)?,
+            hibernate_after: from_wire("hibernate_after", wire.hibernate_after)?,
+            durable: wire.durable,
+            fallback: match v1::Fallback::try_from(wire.fallback) {
+                Ok(v1::Fallback::Hold | v1::Fallback::Unspecified) => core::Fallback::Hold,
+                Ok(v1::Fallback::Fail) => core::Fallback::Fail,
+                Ok(v1::Fallback::ColdStart) => core::Fallback::ColdStart,
+                Err(_) => {
+                    return Err(core::PolicyError::UnknownFallback {
+                        value: wire.fallback.to_string(),
+                    });
+                }
+            },
             resume_policy: match v1::ResumePolicy::try_from(wire.resume_policy) {
                 Ok(v1::ResumePolicy::OnDemand | v1::ResumePolicy::Unspecified) => {
                     core::ResumePolicy::OnDemand
@@ -116,6 +136,9 @@ mod tests {
             idle_timeout: Some(Duration::from_millis(1500)),
             freeze_after: Some(Duration::from_secs(2)),
             doze_after: None,
+            hibernate_after: Some(Duration::from_secs(7200)),
+            durable: true,
+            fallback: core::Fallback::Fail,
             resume_policy: core::ResumePolicy::Manual,
             wake_udp_ports: vec![53],
         };
@@ -137,6 +160,13 @@ mod tests {
             ..Default::default()
         };
         assert!(core::Policy::try_from(port).is_err());
+        for fallback in [9, v1::Fallback::ColdStart.into()] {
+            let policy = v1::Policy {
+                fallback,
+                ..Default::default()
+            };
+            assert!(core::Policy::try_from(policy).is_err());
+        }
         let resume = v1::Policy {
             resume_policy: 9,
             ..Default::default()

@@ -33,8 +33,11 @@ pub fn reason_of(status: &Status) -> Option<Reason> {
 /// The gRPC code that says best what a client may do next.
 const fn code(reason: Reason) -> Code {
     match reason {
-        Reason::PodNotFound => Code::NotFound,
-        Reason::InvalidRequest | Reason::InvalidAnnotation => Code::InvalidArgument,
+        Reason::PodNotFound | Reason::SnapshotNotFound => Code::NotFound,
+        Reason::InvalidRequest
+        | Reason::InvalidAnnotation
+        | Reason::SnapshotInvalid
+        | Reason::SnapshotFormatUnknown => Code::InvalidArgument,
         Reason::OperationIdReused => Code::AlreadyExists,
         Reason::PermissionDenied => Code::PermissionDenied,
         Reason::DeadlineExceeded => Code::DeadlineExceeded,
@@ -43,7 +46,12 @@ const fn code(reason: Reason) -> Code {
         | Reason::RuntimeUnavailable
         | Reason::ControlSocketTimeout
         | Reason::LockTimeout => Code::Unavailable,
-        Reason::SwapFull | Reason::InsufficientMemory | Reason::NodeBusy => Code::ResourceExhausted,
+        Reason::SwapFull
+        | Reason::InsufficientMemory
+        | Reason::NodeBusy
+        | Reason::SnapshotQuotaExceeded
+        | Reason::DiskFull => Code::ResourceExhausted,
+        Reason::SnapshotDamaged | Reason::SnapshotForged | Reason::SnapshotUnverified => Code::DataLoss,
         Reason::NotManaged
         | Reason::StaleGeneration
         | Reason::RuntimeUnsupported
@@ -54,6 +62,16 @@ const fn code(reason: Reason) -> Code {
         | Reason::NoSwap
         | Reason::PlainSwapRefused
         | Reason::KubeletForbidsSwap
+        | Reason::SnapshotsOff
+        | Reason::SnapshotInUse
+        | Reason::SnapshotPinned
+        | Reason::SnapshotHeld
+        | Reason::SnapshotNamespaceMismatch
+        | Reason::SnapshotKeyMissing
+        | Reason::RuntimeVersionMismatch
+        | Reason::CpuMismatch
+        | Reason::NetworkKindMismatch
+        | Reason::ContainersMismatch
         | Reason::GuestGone => Code::FailedPrecondition,
         _ => Code::Internal,
     }

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use dormouse_core::{Abilities, Input, Reason, Rung};
 use dormouse_cri::Pod;
-use dormouse_runtime::{Driver as _, RuntimeKind, StopState};
+use dormouse_runtime::{AnyDriver, Driver as _, RuntimeKind};
 
+use super::step::rung_of;
 use super::{Actor, guest_of};
 use crate::view::NewsKind;
 
@@ -33,22 +34,15 @@ impl Actor {
 
     /// Asks the driver what it can do to this guest.
     pub(super) async fn learn_abilities(&mut self) {
-        let not_ready = Abilities {
-            freeze: Err(Reason::PodNotReady),
-            doze: Err(Reason::PodNotReady),
-        };
         let Some(driver) = self.kind.and_then(|kind| self.ctx.driver(kind)) else {
             let message = format!("no driver serves runtime type {:?}", self.pod.runtime_type);
             self.left_alone = Some((Reason::RuntimeUnsupported, message));
-            self.set_abilities(Abilities {
-                freeze: Err(Reason::RuntimeUnsupported),
-                doze: Err(Reason::RuntimeUnsupported),
-            });
+            self.set_abilities(Abilities::none(Reason::RuntimeUnsupported));
             return;
         };
         if !self.pod.ready || self.guest.containers.is_empty() {
             self.capabilities = None;
-            self.set_abilities(not_ready);
+            self.set_abilities(Abilities::none(Reason::PodNotReady));
             return;
         }
         let capabilities = driver.capabilities(&self.guest).await;
@@ -56,23 +50,20 @@ impl Actor {
         let mut abilities = Abilities {
             freeze: capabilities.freeze,
             doze: capabilities.freeze.and(capabilities.doze),
+            hibernate: capabilities.freeze.and(capabilities.hibernate),
         };
+        if abilities.hibernate.is_ok() {
+            abilities.hibernate = self.ctx.snapshots.usable();
+        }
         if abilities.doze.is_ok() {
             abilities.doze = self.ctx.swap.usable();
         }
         if self.kind == Some(RuntimeKind::Gvisor) && !capabilities.wrapper && abilities.freeze.is_ok() {
             // Without the wrapper nothing wakes the guest for a kill: a deletion would hang to its deadline.
-            let ability = Err(Reason::WrapperMissing);
-            abilities = Abilities {
-                freeze: ability,
-                doze: ability,
-            };
+            abilities = Abilities::none(Reason::WrapperMissing);
         }
         if self.guest.netns.is_none() && abilities.freeze.is_ok() {
-            abilities = Abilities {
-                freeze: Err(Reason::NetworkUnsupported),
-                doze: Err(Reason::NetworkUnsupported),
-            };
+            abilities = Abilities::none(Reason::NetworkUnsupported);
         }
         self.set_abilities(abilities);
     }
@@ -84,7 +75,7 @@ impl Actor {
     }
 
     /// Swap comes and goes while pods live.
-    pub(super) fn refresh_doze_ability(&mut self) {
+    pub(super) fn refresh_abilities(&mut self) {
         let Some(capabilities) = self.capabilities else {
             return;
         };
@@ -102,12 +93,9 @@ impl Actor {
         };
         match driver.probe(&self.guest).await {
             Ok(probe) => {
-                self.state.rung = match probe.stop {
-                    StopState::Running => Rung::Running,
-                    StopState::Frozen => Rung::Frozen,
-                    StopState::CgroupFrozen => Rung::Dozing,
-                    StopState::Hibernated => Rung::Hibernated,
-                };
+                self.state.rung = rung_of(probe.stop);
+                self.state.exact = false;
+                self.find_snapshot(&driver, probe.snapshot).await;
                 if probe.settled {
                     tracing::info!(
                         pod = %self.pod.full_name(), rung = %self.state.rung,
@@ -132,11 +120,39 @@ impl Actor {
             Err(error) => {
                 tracing::warn!(pod = %self.pod.full_name(), reason = %error.reason, "{error}");
                 self.left_alone = Some((error.reason, error.to_string()));
-                let ability = Err(error.reason);
-                self.set_abilities(Abilities {
-                    freeze: ability,
-                    doze: ability,
-                });
+                self.set_abilities(Abilities::none(error.reason));
+            }
+        }
+    }
+
+    /// Compares what the store holds for the pod with where it stands.
+    async fn find_snapshot(&mut self, driver: &AnyDriver, recorded: Option<String>) {
+        let can = self.capabilities.is_some_and(|c| c.hibernate.is_ok());
+        match self.state.rung {
+            Rung::Hibernated => {
+                // The record is nearer to the guest than the journal.
+                if recorded.is_some() {
+                    self.entry.snapshot = recorded;
+                }
+                let snapshot = self.entry.snapshot.clone().unwrap_or_default();
+                let held = self.ctx.snapshots.hold(&snapshot, &self.pod.uid).await;
+                self.ctx.snapshots.unhold(&self.pod.uid, Some(&snapshot));
+                if let Err(error) = held {
+                    let message = format!("hibernated, but its snapshot cannot be used: {error}");
+                    tracing::error!(pod = %self.pod.full_name(), reason = %error.reason, "{message}");
+                    self.left_alone = Some((error.reason, message.clone()));
+                    self.tell_news(NewsKind::Warning, Some(error.reason), message, None, None);
+                }
+            }
+            rung => {
+                self.ctx.snapshots.unhold(&self.pod.uid, None);
+                // It may have been saved by an agent that was killed before it went on; it is deaf until this.
+                if rung.is_asleep()
+                    && can
+                    && let Err(error) = driver.keep(&self.guest).await
+                {
+                    tracing::warn!(pod = %self.pod.full_name(), reason = %error.reason, "{error}");
+                }
             }
         }
     }

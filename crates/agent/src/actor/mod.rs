@@ -7,6 +7,7 @@ mod orders;
 mod pending;
 mod policy;
 mod report;
+mod save;
 mod signals;
 mod step;
 mod told;
@@ -19,10 +20,11 @@ use dormouse_core::{
     Abilities, Action, Input, Moment, Order, PodState, Policy, Reason, Rung, Transition, WakeSource, next,
 };
 use dormouse_cri::Pod;
-use dormouse_net::FrameSummary;
+use dormouse_net::{FrameSummary, WireMode};
 use dormouse_runtime::{Cancel, Capabilities, Guest, GuestContainer, PodIdentity, RuntimeKind};
 use dormouse_sentry::WakeNote;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::clock;
 use crate::context::Context;
@@ -83,6 +85,8 @@ pub enum Message {
     },
     /// All execs that were counted are void: containerd was restarted.
     ForgetExecs,
+    /// The step under way has put the guest back on the wire, with this mode.
+    OnWire(WireMode),
     /// A step ended.
     Ended(Box<StepReport>),
     /// Let the step under way end, or call it off, and say when nothing is under way.
@@ -144,6 +148,8 @@ struct Actor {
     next_order: u64,
     /// The step under way.
     step_cancel: Cancel,
+    /// Raised with it, for a step that waits for its turn.
+    step_queue: CancellationToken,
     step_began: Moment,
     prefetch_cancel: Cancel,
     /// When the thing that caused the present wake was seen.
@@ -172,10 +178,7 @@ pub fn spawn(ctx: Arc<Context>, pod: Arc<Pod>, ready: oneshot::Sender<()>) -> Ha
         false,
         Policy::default(),
         ctx.config.policy_defaults(),
-        Abilities {
-            freeze: Err(Reason::PodNotReady),
-            doze: Err(Reason::PodNotReady),
-        },
+        Abilities::none(Reason::PodNotReady),
         now,
     );
     let guest = Arc::new(guest_of(&pod));
@@ -191,6 +194,7 @@ pub fn spawn(ctx: Arc<Context>, pod: Arc<Pod>, ready: oneshot::Sender<()>) -> Ha
         pending: pending::Pending::default(),
         next_order: 0,
         step_cancel: Cancel::new(),
+        step_queue: CancellationToken::new(),
         step_began: now,
         prefetch_cancel: Cancel::new(),
         wake_asked: None,
@@ -245,7 +249,7 @@ impl Actor {
         self.recall();
         self.read_policy();
         self.learn_abilities().await;
-        if self.state.abilities.freeze.is_ok() {
+        if self.state.abilities.freeze.is_ok() || self.entry.rung == Rung::Hibernated {
             self.find_rung().await;
         }
         self.wire.attach(&self.ctx, &self.pod, &self.state);
@@ -291,7 +295,7 @@ impl Actor {
             self.measure_cpu(now).await;
         }
         if self.state.deadline().is_some_and(|due| due <= now) {
-            self.refresh_doze_ability();
+            self.refresh_abilities();
             self.apply(Input::Timer);
         }
     }
@@ -335,10 +339,15 @@ impl Actor {
                     self.apply(Input::ExecEnded);
                 }
             }
+            Message::OnWire(mode) => self.on_wire(mode),
             Message::Ended(report) => self.ended(*report).await,
             Message::Settle(settled) => {
-                if matches!(self.state.transition, Some(Transition::Doze)) {
-                    self.step_cancel.cancel();
+                let can_be_called_off = matches!(
+                    self.state.transition,
+                    Some(Transition::Doze | Transition::Save | Transition::Hibernate | Transition::Snapshot)
+                );
+                if can_be_called_off {
+                    self.call_off();
                 }
                 self.settling.push(settled);
             }
@@ -362,7 +371,7 @@ impl Actor {
         for action in step.actions {
             match action {
                 Action::Start(transition, reason) => self.start(transition, reason),
-                Action::Cancel => self.step_cancel.cancel(),
+                Action::Cancel => self.call_off(),
                 Action::Reply(id, result) => self.reply(id, result),
                 Action::Prefetch => self.prefetch(),
                 Action::StopPrefetch => self.prefetch_cancel.cancel(),
@@ -377,13 +386,19 @@ impl Actor {
         self.publish();
     }
 
+    /// Asks the step under way to end soon.
+    fn call_off(&self) {
+        self.step_cancel.cancel();
+        self.step_queue.cancel();
+    }
+
     fn runtime(&self) -> &'static str {
         self.kind.map_or("", RuntimeKind::as_str)
     }
 
     /// The pod is gone: whoever waits hears of it.
     fn end(&mut self) {
-        self.step_cancel.cancel();
+        self.call_off();
         self.prefetch_cancel.cancel();
         self.wire.detach(&self.ctx);
         self.ctx.signals.remove(&self.pod.sandbox_id);

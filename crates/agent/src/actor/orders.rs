@@ -24,7 +24,7 @@ impl Actor {
                 }));
                 return;
             }
-            self.refresh_doze_ability();
+            self.refresh_abilities();
             // An unmanaged pod has no wire yet; an order to sleep wants it woken by packets all the same.
             self.wire.attach(&self.ctx, &self.pod, &self.state);
         }
@@ -49,6 +49,7 @@ impl Actor {
                 } else {
                     Vec::new()
                 },
+                snapshot: self.entry.snapshot.clone(),
                 pod: Arc::new(report::of(self)),
             }),
             Err(Refusal(reason)) => Err(OrderFailed {

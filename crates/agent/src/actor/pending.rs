@@ -19,6 +19,8 @@ pub struct OrderDone {
     pub moved: bool,
     /// The phases of the last step.
     pub phases: Vec<Phase>,
+    /// The pod's newest snapshot.
+    pub snapshot: Option<String>,
     /// The pod afterwards.
     pub pod: Arc<PodView>,
 }

@@ -33,6 +33,7 @@ pub(super) fn blank(pod: &Pod) -> PodView {
         message: String::new(),
         capabilities: Vec::new(),
         since: SystemTime::now(),
+        snapshot: None,
     }
 }
 
@@ -63,9 +64,11 @@ pub(super) fn of(actor: &Actor) -> PodView {
         capabilities: vec![
             ("freeze", state.abilities.freeze),
             ("doze", state.abilities.doze),
+            ("hibernate", state.abilities.hibernate),
             ("packet-wake", wire),
         ],
         since: actor.since,
+        snapshot: actor.entry.snapshot.clone(),
         ..blank(&actor.pod)
     }
 }

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
-use dormouse_core::{ClaimKind, Input, Reason, Rung, StepEnd, Transition};
-use dormouse_runtime::{AnyDriver, Cancel, Driver as _, DriverError, Guest, StopState};
+use dormouse_core::{Abilities, ClaimKind, Input, Reason, Rung, StepEnd, Transition};
+use dormouse_runtime::{AnyDriver, Cancel, Driver as _, Guest, StopState};
+use tokio_util::sync::CancellationToken;
 
+use super::save::{Saving, StepFailed};
 use super::{Actor, Message, unix_ms};
 use crate::clock;
 use crate::gate::Gate;
@@ -22,8 +24,9 @@ impl Actor {
             return;
         };
         self.step_cancel = Cancel::new();
+        self.step_queue = CancellationToken::new();
         self.step_began = clock::now();
-        self.entry.moving_to = Some(transition.leads_to());
+        self.entry.moving_to = Some(transition.leads_to(self.state.rung));
         if matches!(transition, Transition::Wake(_)) {
             self.prefetch_cancel.cancel();
         }
@@ -32,12 +35,23 @@ impl Actor {
             driver,
             guest: Arc::clone(&self.guest),
             cancel: self.step_cancel.clone(),
+            queue: self.step_queue.clone(),
             gate: self.ctx.gate.clone(),
+            rung: self.state.rung,
             // Only what had left RAM needs room there again.
-            bytes: if self.state.rung == Rung::Dozing {
+            bytes: if self.state.rung >= Rung::Dozing {
                 self.entry.resident_before
             } else {
                 0
+            },
+            saving: Saving {
+                ctx: Arc::clone(&self.ctx),
+                pod: Arc::clone(&self.pod),
+                line: self.line(),
+                snapshot: self.entry.snapshot.clone(),
+                restored_from: self.entry.restored_from.clone(),
+                exact: self.state.exact,
+                memory: self.entry.resident_before,
             },
         };
         let answer = self.self_sender.clone();
@@ -64,6 +78,10 @@ impl Actor {
             rung: report.rung.unwrap_or(self.state.rung),
             failure: report.failure.as_ref().map(|f| f.reason),
         };
+        if report.snapshot.is_some() {
+            self.entry.snapshot.clone_from(&report.snapshot);
+        }
+        let from = self.state.rung;
         if let Some((before, after)) = report.resident {
             self.entry.resident_before = before;
             self.resident = after;
@@ -106,20 +124,31 @@ impl Actor {
             .failure
             .as_ref()
             .is_some_and(|f| f.reason == Reason::GuestGone);
+        if matches!(report.transition, Transition::Wake(_)) && report.failure.is_none() {
+            if from == Rung::Hibernated {
+                self.entry.restored_from.clone_from(&self.entry.snapshot);
+            }
+            // Behind the wake; also what was saved ahead of a doze is nobody's only state any more.
+            self.ctx.snapshots.unhold(&self.pod.uid, None);
+        }
+        if let Some(window) = report.pause_window {
+            self.ctx.metrics.paused(self.runtime(), window);
+        }
         self.last_report = Some(report);
+        self.wire.step_ended();
         self.apply(Input::Ended(end));
         if self.state.rung == Rung::Running {
             self.wake_asked = None;
         }
         if gone {
             // containerd will say the same in a moment; until then nothing more is tried.
-            let ability = Err(Reason::GuestGone);
-            self.set_abilities(dormouse_core::Abilities {
-                freeze: ability,
-                doze: ability,
-            });
+            self.set_abilities(Abilities::none(Reason::GuestGone));
         }
-        if matches!(end.transition, Transition::Freeze) && end.failure.is_none() {
+        if matches!(end.transition, Transition::Save | Transition::Snapshot) {
+            self.remember();
+            self.publish();
+        }
+        if matches!(end.transition, Transition::Freeze | Transition::Hibernate) && end.failure.is_none() {
             self.look_at_memory().await;
             self.publish();
         }
@@ -153,34 +182,41 @@ impl Actor {
 }
 
 /// A step on its way.
-struct Running {
-    driver: Arc<AnyDriver>,
-    guest: Arc<Guest>,
-    cancel: Cancel,
+pub(super) struct Running {
+    pub(super) driver: Arc<AnyDriver>,
+    pub(super) guest: Arc<Guest>,
+    pub(super) cancel: Cancel,
+    /// Raised with `cancel`: ends the wait for a turn.
+    queue: CancellationToken,
     gate: Gate,
+    /// Where the pod stands.
+    pub(super) rung: Rung,
     bytes: u64,
+    pub(super) saving: Saving,
 }
 
 impl Running {
     async fn run(self, transition: Transition) -> StepReport {
-        let mut report = StepReport {
-            transition,
-            rung: None,
-            failure: None,
-            phases: Vec::new(),
-            resident: None,
-        };
+        let mut report = StepReport::new(transition);
         let asked = clock::now();
-        let permit = match transition {
-            Transition::Wake(_) => Some(self.gate.enter(ClaimKind::Wake, self.bytes).await),
-            Transition::Doze => Some(self.gate.enter(ClaimKind::PageOut, 0).await),
+        let claim = match transition {
+            Transition::Wake(_) => Some((ClaimKind::Wake, self.bytes)),
+            Transition::Doze => Some((ClaimKind::PageOut, 0)),
+            // What is saved already needs no turn.
+            Transition::Hibernate if self.saving.exact => None,
+            Transition::Hibernate | Transition::Save | Transition::Snapshot => Some((ClaimKind::Save, 0)),
             Transition::Freeze | Transition::HousekeepingThaw | Transition::HousekeepingFreeze => None,
         };
-        report.phases.push(Phase {
-            name: "admission",
-            took: clock::now().since(asked),
-        });
-        let permit = match permit.transpose() {
+        let permit = match claim {
+            None => Ok(None),
+            Some((kind, bytes)) => tokio::select! {
+                permit = self.gate.enter(kind, bytes) => permit.map(Some),
+                // A wake must not wait for a turn that it does away with.
+                () = self.queue.cancelled() => Err(Reason::WakeWon),
+            },
+        };
+        report.phase("admission", clock::now().since(asked));
+        let permit = match permit {
             Ok(permit) => permit,
             Err(reason) => {
                 report.failure = Some(Failure {
@@ -193,46 +229,43 @@ impl Running {
         let result = self.verb(transition, &mut report).await;
         drop(permit);
         match result {
-            Ok(()) => report.rung = Some(transition.leads_to()),
-            Err(error) => {
-                report.rung = error.state.map(|state| match state {
-                    StopState::Running => Rung::Running,
-                    StopState::Frozen => Rung::Frozen,
-                    StopState::CgroupFrozen => Rung::Dozing,
-                    StopState::Hibernated => Rung::Hibernated,
-                });
-                let message = with_sources(&error);
-                report.failure = Some(Failure {
-                    reason: error.reason,
-                    message,
-                });
+            Ok(()) => report.rung = report.rung.or(Some(transition.leads_to(self.rung))),
+            Err(failed) => {
+                report.rung = failed.rung;
+                report.failure = Some(failed.failure);
             }
         }
         report
     }
 
-    async fn verb(&self, transition: Transition, report: &mut StepReport) -> Result<(), DriverError> {
-        let phases = &mut report.phases;
-        let mut phase = |name, took| phases.push(Phase { name, took });
+    async fn verb(&self, transition: Transition, report: &mut StepReport) -> Result<(), StepFailed> {
         match transition {
             Transition::Freeze => {
                 let done = self.driver.freeze(&self.guest).await?;
-                phase("lock", done.lock);
-                phase("stop", done.stop);
+                report.phase("lock", done.lock);
+                report.phase("stop", done.stop);
             }
             Transition::Doze => {
                 let done = self.driver.doze(&self.guest, &self.cancel).await?;
-                phase("cgroup-freeze", done.cgroup_freeze);
-                phase("page-out", done.page_out);
-                phase("reclaim", done.reclaim);
-                phase("bring-back", done.bring_back);
+                report.phase("cgroup-freeze", done.cgroup_freeze);
+                report.phase("page-out", done.page_out);
+                report.phase("reclaim", done.reclaim);
+                report.phase("bring-back", done.bring_back);
                 report.resident = Some((done.resident_before, done.resident_after));
             }
+            Transition::Hibernate => self.hibernate(report).await?,
+            Transition::Save => self.save_ahead(report).await?,
+            Transition::Snapshot => self.snapshot(report).await?,
+            Transition::Wake(_) if self.rung == Rung::Hibernated => self.restore(report).await?,
             Transition::Wake(_) => {
                 let done = self.driver.wake(&self.guest).await?;
-                phase("lock", done.lock);
-                phase("cgroup-thaw", done.cgroup_thaw);
-                phase("resume", done.resume);
+                report.phase("lock", done.lock);
+                report.phase("cgroup-thaw", done.cgroup_thaw);
+                report.phase("resume", done.resume);
+                if self.saving.line.holding {
+                    // It was cut off since it was saved; what came meanwhile was held.
+                    self.hear_again(report).await;
+                }
             }
             Transition::HousekeepingThaw => self.driver.housekeeping_thaw(&self.guest).await?,
             Transition::HousekeepingFreeze => {
@@ -243,8 +276,18 @@ impl Running {
     }
 }
 
+/// The rung of a guest that is stopped like this.
+pub(super) const fn rung_of(state: StopState) -> Rung {
+    match state {
+        StopState::Running => Rung::Running,
+        StopState::Frozen => Rung::Frozen,
+        StopState::CgroupFrozen => Rung::Dozing,
+        StopState::Hibernated => Rung::Hibernated,
+    }
+}
+
 /// An error with everything below it, in one line.
-fn with_sources(error: &dyn std::error::Error) -> String {
+pub(super) fn with_sources(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(below) = source {

@@ -8,6 +8,7 @@ use dormouse_runtime::Driver as _;
 use dormouse_sentry::WakeNote;
 
 use super::{Actor, report, unix_ms};
+use crate::clock;
 use crate::journal::WakeEntry;
 use crate::step_report::StepReport;
 use crate::view::{NewsKind, PodNews};
@@ -48,6 +49,12 @@ impl Actor {
             self.apply(Input::Activity);
             return;
         }
+        if self.state.rung == Rung::Hibernated && !note.woken {
+            // The wrapper cannot restore it: it asks us to.
+            self.wake_asked.get_or_insert_with(clock::now);
+            self.apply(Input::Wake(note.source));
+            return;
+        }
         if note.woken {
             self.entry.last_wake = Some(WakeEntry {
                 source: note.source,
@@ -61,7 +68,11 @@ impl Actor {
                 self.runtime(),
             );
         }
+        let holding = self.wire.is_holding();
         self.apply(Input::FoundRunning(note.source));
+        if holding && self.state.rung == Rung::Running {
+            self.release_held();
+        }
         if note.woken
             && let Some(driver) = self.kind.and_then(|kind| self.ctx.driver(kind))
             && let Err(error) = driver.wake(&self.guest).await

@@ -2,9 +2,10 @@
 
 use dormouse_core::{Input, PodState, Reason, ResumePolicy, Rung, Transition, WakeSource};
 use dormouse_cri::Pod;
-use dormouse_net::{PodKey, Ports, WireMode, WireSpec};
+use dormouse_net::{PodKey, Ports, ReplayWindow, WireMode, WireSpec};
 
 use super::Actor;
+use super::save::Line;
 use crate::context::Context;
 use crate::view::NewsKind;
 
@@ -17,6 +18,8 @@ pub(super) struct Wire {
     key: PodKey,
     attached: Result<(), Reason>,
     mode: Option<WireMode>,
+    /// The step under way has put the guest back on the wire already.
+    back: bool,
 }
 
 impl Wire {
@@ -25,7 +28,18 @@ impl Wire {
             key: PodKey::from(sandbox_id),
             attached: Err(Reason::PodNotReady),
             mode: None,
+            back: false,
         }
+    }
+
+    /// The step is over: the next one may have frames held again.
+    pub(super) const fn step_ended(&mut self) {
+        self.back = false;
+    }
+
+    /// Whether frames are held for the pod.
+    pub(super) fn is_holding(&self) -> bool {
+        self.mode.is_some_and(WireMode::holds)
     }
 
     /// Whether packets can wake the pod.
@@ -43,7 +57,7 @@ impl Wire {
             return;
         };
         // The right mode from the first frame on: a sleeper found at the agent's start may be wanted already.
-        let mode = mode_for(state, pod.runtime_type == GVISOR).unwrap_or(WireMode::Mute);
+        let mode = mode_for(state, pod.runtime_type == GVISOR, self.back).unwrap_or(WireMode::Mute);
         let spec = WireSpec {
             netns,
             interface: None,
@@ -98,7 +112,9 @@ fn ports_of(state: &PodState) -> Ports {
 ///
 /// A guest whose network stack sleeps with it (gVisor's, in the frozen sentry) has its neighbours answered
 /// for it while it dozes; any other stack (the host kernel's for runc, the VM's for Kata) answers for itself.
-fn mode_for(state: &PodState, stack_sleeps: bool) -> Option<WireMode> {
+///
+/// `back`: the step under way has put the guest back on the wire, so that nothing is to be held for it any more.
+fn mode_for(state: &PodState, stack_sleeps: bool, back: bool) -> Option<WireMode> {
     let dozing = if stack_sleeps {
         WireMode::Dozing
     } else {
@@ -108,12 +124,29 @@ fn mode_for(state: &PodState, stack_sleeps: bool) -> Option<WireMode> {
         ResumePolicy::OnDemand => mode,
         ResumePolicy::Manual => WireMode::Mute,
     };
-    match (state.transition, state.rung) {
+    let transition = state.transition.filter(|transition| {
+        !(back
+            && matches!(
+                transition,
+                Transition::Hibernate | Transition::Save | Transition::Snapshot
+            ))
+    });
+    match (transition, state.rung) {
         // Until the guest runs, frames still count as asleep; the loop reports no second wake meanwhile.
         (Some(Transition::Wake(_)), _) => None,
         (Some(Transition::Freeze), _) => Some(asleep_mode(WireMode::Frozen)),
+        (Some(Transition::Doze), _) if state.exact => Some(asleep_mode(WireMode::Hibernated)),
         (Some(Transition::Doze | Transition::HousekeepingFreeze), _) => Some(asleep_mode(dozing)),
+        // A running pod misses nothing, whatever may wake it once it sleeps.
+        (Some(Transition::Snapshot), Rung::Running) => Some(WireMode::Cut),
+        (Some(Transition::Hibernate | Transition::Save | Transition::Snapshot), _) => {
+            Some(asleep_mode(WireMode::Cut))
+        }
         (Some(Transition::HousekeepingThaw), _) => Some(asleep_mode(WireMode::Housekeeping)),
+        // A wake that failed is tried again: what is held is held until then.
+        (None, rung) if rung.is_asleep() && state.wake.is_some() => None,
+        (None, Rung::Hibernated) => Some(asleep_mode(WireMode::Hibernated)),
+        (None, _) if state.exact => Some(asleep_mode(WireMode::Hibernated)),
         (None, Rung::Frozen) => Some(asleep_mode(WireMode::Frozen)),
         (None, Rung::Dozing) if state.housekeeping_until.is_some() => {
             Some(asleep_mode(WireMode::Housekeeping))
@@ -130,7 +163,7 @@ impl Actor {
         if self.wire.attached.is_err() {
             return;
         }
-        let Some(mode) = mode_for(&self.state, self.pod.runtime_type == GVISOR) else {
+        let Some(mode) = mode_for(&self.state, self.stack_sleeps(), self.wire.back) else {
             return;
         };
         if self.wire.mode == Some(mode) {
@@ -141,6 +174,55 @@ impl Actor {
             Err(error) => {
                 tracing::warn!(pod = %self.pod.full_name(), "the pod's wire cannot be set to {mode:?}: {error}");
                 self.wire.mode = None;
+            }
+        }
+    }
+
+    fn stack_sleeps(&self) -> bool {
+        self.pod.runtime_type == GVISOR
+    }
+
+    /// What a step needs to know of the wire.
+    pub(super) fn line(&self) -> Line {
+        let attached = self.wire.attached.is_ok();
+        let mode_of = |state: &PodState| {
+            mode_for(state, self.stack_sleeps(), false).filter(|mode| attached && !mode.holds())
+        };
+        let mut still = self.state.clone();
+        still.transition = None;
+        still.wake = None;
+        still.exact = false;
+        // A guest that was saved while it dozed has its memory in RAM.
+        still.rung = still.rung.min(Rung::Frozen);
+        let mut awake = still.clone();
+        awake.rung = Rung::Running;
+        Line {
+            key: self.wire.key.clone(),
+            before: mode_of(&still),
+            awake: mode_of(&awake),
+            holding: self.wire.is_holding(),
+            actor: self.self_sender.clone(),
+        }
+    }
+
+    /// The step under way has put the guest back on the wire.
+    pub(super) fn on_wire(&mut self, mode: WireMode) {
+        self.wire.mode = Some(mode);
+        self.wire.back = true;
+        self.follow_wire();
+    }
+
+    /// The guest was put back on the wire by somebody else: it gets what was held for it.
+    pub(super) fn release_held(&mut self) {
+        let Some(mode) = self.line().awake else { return };
+        match self
+            .ctx
+            .wires
+            .release_held(&self.wire.key, mode, ReplayWindow::default())
+        {
+            Ok(_) => self.wire.mode = Some(mode),
+            Err(error) => {
+                tracing::warn!(pod = %self.pod.full_name(), "held frames are lost: {error}");
             }
         }
     }
@@ -197,29 +279,54 @@ mod tests {
 
     #[test]
     fn the_wire_goes_ahead_of_the_guest() {
-        assert_eq!(mode_for(&state(Rung::Running, None), true), Some(WireMode::Watch));
+        let mode = |rung, transition| mode_for(&state(rung, transition), true, false);
+        assert_eq!(mode(Rung::Running, None), Some(WireMode::Watch));
         assert_eq!(
-            mode_for(&state(Rung::Running, Some(Transition::Freeze)), true),
+            mode(Rung::Running, Some(Transition::Freeze)),
             Some(WireMode::Frozen)
         );
+        assert_eq!(mode(Rung::Frozen, Some(Transition::Doze)), Some(WireMode::Dozing));
+        assert_eq!(mode(Rung::Dozing, Some(Transition::Wake(WakeSource::Api))), None);
         assert_eq!(
-            mode_for(&state(Rung::Frozen, Some(Transition::Doze)), true),
-            Some(WireMode::Dozing)
-        );
-        assert_eq!(
-            mode_for(
-                &state(Rung::Dozing, Some(Transition::Wake(WakeSource::Api))),
-                true
-            ),
-            None
-        );
-        assert_eq!(
-            mode_for(&state(Rung::Dozing, None), false),
+            mode_for(&state(Rung::Dozing, None), false, false),
             Some(WireMode::Frozen),
             "runc's stack is awake"
         );
         let mut manual = state(Rung::Dozing, None);
         manual.policy.resume_policy = ResumePolicy::Manual;
-        assert_eq!(mode_for(&manual, true), Some(WireMode::Mute));
+        assert_eq!(mode_for(&manual, true, false), Some(WireMode::Mute));
+    }
+
+    #[test]
+    fn nothing_is_lost_around_a_save() {
+        let mode = |rung, transition| mode_for(&state(rung, transition), true, false);
+        for step in [Transition::Hibernate, Transition::Save, Transition::Snapshot] {
+            assert_eq!(mode(Rung::Frozen, Some(step)), Some(WireMode::Cut), "{step:?}");
+            assert_eq!(
+                mode_for(&state(Rung::Frozen, Some(step)), true, true),
+                Some(WireMode::Frozen),
+                "{step:?} that put the guest back holds nothing any more"
+            );
+        }
+        assert_eq!(mode(Rung::Hibernated, None), Some(WireMode::Hibernated));
+        let mut exact = state(Rung::Frozen, Some(Transition::Doze));
+        exact.exact = true;
+        assert_eq!(mode_for(&exact, true, false), Some(WireMode::Hibernated));
+        let mut waiting = state(Rung::Hibernated, None);
+        waiting.wake = Some(WakeSource::Packet);
+        assert_eq!(mode_for(&waiting, true, false), None, "held until it wakes");
+    }
+
+    #[test]
+    fn a_pod_that_frames_do_not_wake_has_them_held_only_while_it_runs() {
+        let mut manual = state(Rung::Hibernated, None);
+        manual.policy.resume_policy = ResumePolicy::Manual;
+        assert_eq!(mode_for(&manual, true, false), Some(WireMode::Mute));
+        manual.rung = Rung::Frozen;
+        manual.transition = Some(Transition::Hibernate);
+        assert_eq!(mode_for(&manual, true, false), Some(WireMode::Mute));
+        manual.rung = Rung::Running;
+        manual.transition = Some(Transition::Snapshot);
+        assert_eq!(mode_for(&manual, true, false), Some(WireMode::Cut));
     }
 }

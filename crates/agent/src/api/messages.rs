@@ -66,6 +66,7 @@ pub(super) fn pod(view: &PodView) -> v1::Pod {
         labels: view.labels.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
         addresses: view.addresses.iter().map(ToString::to_string).collect(),
         since: Some(view.since.into()),
+        snapshot_id: view.snapshot.clone().unwrap_or_default(),
     }
 }
 

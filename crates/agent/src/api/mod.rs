@@ -5,6 +5,7 @@ mod messages;
 mod node;
 mod selector;
 mod server;
+mod snapshots;
 mod watch;
 
 pub use caller::AllowedCallers;

@@ -6,11 +6,13 @@ use std::time::{Duration, SystemTime};
 
 use dormouse_core::{Order, Policy, Reason, Rung, WakeSource};
 use dormouse_rpc::v1::{self, node_server::Node};
+use dormouse_snapshot::SnapshotId;
 use futures::future::join_all;
 use tokio::sync::oneshot;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::messages;
+use super::snapshots::{self, Streamed, refused};
 use super::watch::{Filter, WatchStream, stream};
 use crate::actor::{Handle, Message, OrderDone, OrderFailed};
 use crate::context::Context;
@@ -71,6 +73,17 @@ impl NodeService {
         order: Order,
         operation_id: String,
     ) -> Result<(v1::Pod, v1::Outcome), Status> {
+        let done = self.done(pod, order, operation_id).await?;
+        Ok((messages::pod(&done.pod), messages::outcome(&done)))
+    }
+
+    /// Gives an order and waits until it is done.
+    async fn done(
+        &self,
+        pod: Option<v1::PodRef>,
+        order: Order,
+        operation_id: String,
+    ) -> Result<OrderDone, Status> {
         self.open()?;
         if operation_id.len() > MAX_OPERATION_ID {
             return Err(dormouse_rpc::status(
@@ -80,18 +93,20 @@ impl NodeService {
         }
         let handle = self.find(pod)?;
         let (answer, answered) = oneshot::channel();
-        let done: OrderDone = self
-            .ask(
-                &handle,
-                Message::Order {
-                    order,
-                    operation_id,
-                    answer,
-                },
-                answered,
-            )
-            .await?;
-        Ok((messages::pod(&done.pod), messages::outcome(&done)))
+        self.ask(
+            &handle,
+            Message::Order {
+                order,
+                operation_id,
+                answer,
+            },
+            answered,
+        )
+        .await
+    }
+
+    fn snapshot(&self, id: &str) -> Result<SnapshotId, Status> {
+        self.ctx.snapshots.find(id).map_err(|error| refused(&error))
     }
 
     /// Tells an actor something and waits for the answer, within the deadline.
@@ -323,13 +338,160 @@ impl Node for NodeService {
             outcome: Some(outcome),
         }))
     }
+
+    async fn hibernate(
+        &self,
+        request: Request<v1::HibernateRequest>,
+    ) -> Result<Response<v1::HibernateResponse>, Status> {
+        let request = request.into_inner();
+        let done = self
+            .done(request.pod, Order::Hibernate, request.operation_id)
+            .await?;
+        Ok(Response::new(v1::HibernateResponse {
+            pod: Some(messages::pod(&done.pod)),
+            outcome: Some(messages::outcome(&done)),
+            snapshot_id: done.snapshot.unwrap_or_default(),
+        }))
+    }
+
+    async fn create_snapshot(
+        &self,
+        request: Request<v1::CreateSnapshotRequest>,
+    ) -> Result<Response<v1::CreateSnapshotResponse>, Status> {
+        let request = request.into_inner();
+        let done = self
+            .done(request.pod, Order::Snapshot, request.operation_id)
+            .await?;
+        let id = self.snapshot(done.snapshot.as_deref().unwrap_or_default())?;
+        let described = snapshots::describe(&self.ctx.snapshots, id)
+            .await
+            .map_err(|error| refused(&error))?;
+        Ok(Response::new(v1::CreateSnapshotResponse {
+            pod: Some(messages::pod(&done.pod)),
+            outcome: Some(messages::outcome(&done)),
+            snapshot: described.snapshot,
+        }))
+    }
+
+    async fn list_snapshots(
+        &self,
+        request: Request<v1::ListSnapshotsRequest>,
+    ) -> Result<Response<v1::ListSnapshotsResponse>, Status> {
+        let listed = snapshots::list(&self.ctx.snapshots, request.into_inner()).await;
+        listed.map(Response::new).map_err(|error| refused(&error))
+    }
+
+    async fn get_snapshot(
+        &self,
+        request: Request<v1::GetSnapshotRequest>,
+    ) -> Result<Response<v1::GetSnapshotResponse>, Status> {
+        let id = self.snapshot(&request.into_inner().id)?;
+        let described = snapshots::describe(&self.ctx.snapshots, id).await;
+        described.map(Response::new).map_err(|error| refused(&error))
+    }
+
+    type VerifySnapshotStream = Streamed<v1::VerifySnapshotResponse>;
+
+    async fn verify_snapshot(
+        &self,
+        request: Request<v1::VerifySnapshotRequest>,
+    ) -> Result<Response<Self::VerifySnapshotStream>, Status> {
+        self.open()?;
+        let id = self.snapshot(&request.into_inner().id)?;
+        Ok(Response::new(snapshots::verify(&self.ctx.snapshots, id)))
+    }
+
+    async fn diff_snapshots(
+        &self,
+        request: Request<v1::DiffSnapshotsRequest>,
+    ) -> Result<Response<v1::DiffSnapshotsResponse>, Status> {
+        let request = request.into_inner();
+        let (a, b) = (self.snapshot(&request.a)?, self.snapshot(&request.b)?);
+        let diff = snapshots::diff(&self.ctx.snapshots, a, b).await;
+        diff.map(Response::new).map_err(|error| refused(&error))
+    }
+
+    async fn pin_snapshot(
+        &self,
+        request: Request<v1::PinSnapshotRequest>,
+    ) -> Result<Response<v1::PinSnapshotResponse>, Status> {
+        self.open()?;
+        let id = self.snapshot(&request.into_inner().id)?;
+        let pinned = snapshots::pin(&self.ctx.snapshots, id, true).await;
+        let snapshot = Some(pinned.map_err(|error| refused(&error))?);
+        Ok(Response::new(v1::PinSnapshotResponse { snapshot }))
+    }
+
+    async fn unpin_snapshot(
+        &self,
+        request: Request<v1::UnpinSnapshotRequest>,
+    ) -> Result<Response<v1::UnpinSnapshotResponse>, Status> {
+        self.open()?;
+        let id = self.snapshot(&request.into_inner().id)?;
+        let unpinned = snapshots::pin(&self.ctx.snapshots, id, false).await;
+        let snapshot = Some(unpinned.map_err(|error| refused(&error))?);
+        Ok(Response::new(v1::UnpinSnapshotResponse { snapshot }))
+    }
+
+    async fn remove_snapshot(
+        &self,
+        request: Request<v1::RemoveSnapshotRequest>,
+    ) -> Result<Response<v1::RemoveSnapshotResponse>, Status> {
+        self.open()?;
+        let request = request.into_inner();
+        let id = self.snapshot(&request.id)?;
+        let pods = self.pods.clone();
+        let known = move |uid: &str| pods.views().iter().any(|view| view.uid == uid);
+        let removed = snapshots::remove(&self.ctx.snapshots, id, request.force, known).await;
+        removed.map(Response::new).map_err(|error| refused(&error))
+    }
+
+    async fn prune_snapshots(
+        &self,
+        request: Request<v1::PruneSnapshotsRequest>,
+    ) -> Result<Response<v1::PruneSnapshotsResponse>, Status> {
+        self.open()?;
+        let pruned = snapshots::prune(&self.ctx.snapshots, request.into_inner()).await;
+        pruned.map(Response::new).map_err(|error| refused(&error))
+    }
+
+    async fn fsck_snapshots(
+        &self,
+        request: Request<v1::FsckSnapshotsRequest>,
+    ) -> Result<Response<v1::FsckSnapshotsResponse>, Status> {
+        self.open()?;
+        let checked = snapshots::fsck(&self.ctx.snapshots, request.into_inner()).await;
+        checked.map(Response::new).map_err(|error| refused(&error))
+    }
+
+    type ExportSnapshotStream = Streamed<v1::ExportSnapshotResponse>;
+
+    async fn export_snapshot(
+        &self,
+        request: Request<v1::ExportSnapshotRequest>,
+    ) -> Result<Response<Self::ExportSnapshotStream>, Status> {
+        self.open()?;
+        let id = self.snapshot(&request.into_inner().id)?;
+        Ok(Response::new(snapshots::export(&self.ctx.snapshots, id)))
+    }
+
+    async fn import_snapshot(
+        &self,
+        request: Request<Streaming<v1::ImportSnapshotRequest>>,
+    ) -> Result<Response<v1::ImportSnapshotResponse>, Status> {
+        self.open()?;
+        let snapshot = snapshots::import(&self.ctx.snapshots, request.into_inner()).await?;
+        Ok(Response::new(v1::ImportSnapshotResponse {
+            snapshot: Some(snapshot),
+        }))
+    }
 }
 
 /// Bytes that sleepers had resident before and have not now.
 pub(crate) fn saved(views: &[Arc<PodView>]) -> u64 {
     views
         .iter()
-        .filter(|view| view.rung == Rung::Dozing)
+        .filter(|view| view.rung >= Rung::Dozing)
         .map(|view| view.resident_before.saturating_sub(view.resident))
         .sum()
 }

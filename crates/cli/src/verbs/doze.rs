@@ -22,6 +22,7 @@ pub(super) async fn doze(global: &Global, args: OrderArgs) -> Result<ExitCode, C
         Ok(Answer {
             pod: answer.pod,
             outcome: answer.outcome,
+            snapshot: None,
         })
     })
     .await

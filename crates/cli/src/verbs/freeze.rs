@@ -22,6 +22,7 @@ pub(super) async fn freeze(global: &Global, args: OrderArgs) -> Result<ExitCode,
         Ok(Answer {
             pod: answer.pod,
             outcome: answer.outcome,
+            snapshot: None,
         })
     })
     .await

@@ -35,6 +35,7 @@ pub(super) async fn manage(global: &Global, args: ManageArgs) -> Result<ExitCode
             Ok(Answer {
                 pod: answer.pod,
                 outcome: None,
+                snapshot: None,
             })
         }
     })

@@ -25,6 +25,8 @@ pub(super) struct Answer {
     pub(super) pod: Option<v1::Pod>,
     /// Absent for orders that do not move the pod.
     pub(super) outcome: Option<v1::Outcome>,
+    /// The snapshot that was taken, for orders that take one.
+    pub(super) snapshot: Option<String>,
 }
 
 /// What became of one order, as `-o json` and `-o yaml` print it.
@@ -37,6 +39,8 @@ struct Outcome {
     rung: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     moved: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    snapshot: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     took_ms: Option<f64>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -147,6 +151,7 @@ impl Outcome {
             ok: false,
             rung: None,
             moved: None,
+            snapshot: None,
             took_ms: None,
             phases: Vec::new(),
             reason: Some(reason),
@@ -166,7 +171,11 @@ impl Outcome {
                     ..Self::failure(pod, reason, message_text(&status))
                 }
             }
-            Ok(Answer { pod: state, outcome }) => {
+            Ok(Answer {
+                pod: state,
+                outcome,
+                snapshot,
+            }) => {
                 let took = outcome
                     .as_ref()
                     .and_then(|outcome| duration(outcome.took.as_ref()));
@@ -175,6 +184,7 @@ impl Outcome {
                     ok: true,
                     rung: state.map(|state| rung_name(state.rung)),
                     moved: outcome.as_ref().map(|outcome| outcome.moved),
+                    snapshot,
                     took_ms: took.map(millis_number),
                     phases: outcome
                         .map(|outcome| outcome.phases)
@@ -219,6 +229,9 @@ impl Outcome {
         };
         if let Some(took) = self.took.filter(|_| self.moved == Some(true)) {
             text.push_str(&format!("  {}", millis(took)));
+        }
+        if let Some(snapshot) = &self.snapshot {
+            text.push_str(&format!("  snapshot {}", clean(snapshot)));
         }
         if wide && !self.phases.is_empty() {
             let phases: Vec<String> = self

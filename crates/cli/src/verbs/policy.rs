@@ -3,12 +3,12 @@
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use dormouse_core::{Policy, ResumePolicy};
+use dormouse_core::{Fallback, Policy, ResumePolicy};
 use dormouse_rpc::v1;
 
 use super::get::one_pod;
 use super::orders::{Answer, to_all};
-use crate::args::{Global, OrderArgs, PolicyArgs, PolicyFlags, PolicyVerb, ResumeFlag};
+use crate::args::{FallbackFlag, Global, OrderArgs, PolicyArgs, PolicyFlags, PolicyVerb, ResumeFlag};
 use crate::error::CliError;
 use crate::output::print;
 use crate::view::PolicyView;
@@ -49,6 +49,7 @@ async fn set(global: &Global, pods: Vec<String>, flags: &PolicyFlags) -> Result<
             Ok(Answer {
                 pod: answer.pod,
                 outcome: None,
+                snapshot: None,
             })
         }
     })
@@ -61,6 +62,13 @@ pub(super) fn from_flags(flags: &PolicyFlags) -> Result<Policy, CliError> {
         idle_timeout: flags.idle_timeout,
         freeze_after: flags.freeze_after,
         doze_after: flags.doze_after,
+        hibernate_after: flags.hibernate_after,
+        durable: flags.durable,
+        fallback: match flags.fallback {
+            None | Some(FallbackFlag::Hold) => Fallback::Hold,
+            Some(FallbackFlag::Fail) => Fallback::Fail,
+            Some(FallbackFlag::ColdStart) => Fallback::ColdStart,
+        },
         resume_policy: match flags.resume_policy {
             None | Some(ResumeFlag::OnDemand) => ResumePolicy::OnDemand,
             Some(ResumeFlag::Manual) => ResumePolicy::Manual,

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use dormouse_core::{
-    ANNOTATION_DOZE_AFTER, ANNOTATION_FREEZE_AFTER, ANNOTATION_IDLE_TIMEOUT, ANNOTATION_MANAGED,
-    ANNOTATION_RESUME_POLICY, ANNOTATION_WAKE_UDP_PORTS, Policy, ResumePolicy, format_duration,
+    ANNOTATION_DOZE_AFTER, ANNOTATION_DURABLE, ANNOTATION_FALLBACK, ANNOTATION_FREEZE_AFTER,
+    ANNOTATION_HIBERNATE_AFTER, ANNOTATION_IDLE_TIMEOUT, ANNOTATION_MANAGED, ANNOTATION_RESUME_POLICY,
+    ANNOTATION_WAKE_UDP_PORTS, Fallback, Policy, ResumePolicy, format_duration,
 };
 use dormouse_cri::{ContainerRequest, PodRequest, RunningPod, Runtime};
 use serde::Serialize;
@@ -117,10 +118,20 @@ fn policy_annotations(flags: &PolicyFlags, managed: bool) -> Result<BTreeMap<Str
         (ANNOTATION_IDLE_TIMEOUT, policy.idle_timeout),
         (ANNOTATION_FREEZE_AFTER, policy.freeze_after),
         (ANNOTATION_DOZE_AFTER, policy.doze_after),
+        (ANNOTATION_HIBERNATE_AFTER, policy.hibernate_after),
     ] {
         if let Some(value) = value {
             annotations.insert(key.to_owned(), format_duration(value));
         }
+    }
+    if policy.durable {
+        annotations.insert(ANNOTATION_DURABLE.to_owned(), "true".to_owned());
+    }
+    if policy.fallback != Fallback::default() {
+        annotations.insert(
+            ANNOTATION_FALLBACK.to_owned(),
+            policy.fallback.as_str().to_owned(),
+        );
     }
     if policy.resume_policy == ResumePolicy::Manual {
         annotations.insert(ANNOTATION_RESUME_POLICY.to_owned(), "Manual".to_owned());
@@ -151,6 +162,7 @@ mod tests {
     fn flags_become_annotations() {
         let request = parsed(
             "dormouse run --image x:1 -n agents --idle-timeout 90s --doze-after 5m --resume-policy Manual \
+             --hibernate-after 1h --durable --fallback Fail \
              --wake-udp-ports 53,5353 -e A=b=c --memory 256Mi -- /bin/sh -c true",
         )
         .unwrap();
@@ -161,6 +173,8 @@ mod tests {
         assert_eq!(managed, Some(true));
         assert_eq!(policy.idle_timeout.unwrap().as_secs(), 90);
         assert_eq!(policy.wake_udp_ports, [53, 5353]);
+        assert_eq!(policy.hibernate_after.unwrap().as_secs(), 3600);
+        assert!(policy.durable && policy.fallback == Fallback::Fail);
         assert_eq!(policy.resume_policy, ResumePolicy::Manual);
         let main = &request.containers[0];
         assert_eq!(main.command, ["/bin/sh", "-c", "true"]);
@@ -171,6 +185,7 @@ mod tests {
     fn what_contradicts_itself_is_refused() {
         for line in [
             "dormouse run --image x --doze-after 5m",
+            "dormouse run --image x --idle-timeout 5m --fallback ColdStart",
             "dormouse run --image x --idle-timeout 5m --doze-after 1m",
             "dormouse run --image x --annotation dormouse.dev/idle-timeout=soon",
         ] {

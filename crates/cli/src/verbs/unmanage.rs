@@ -24,6 +24,7 @@ pub(super) async fn unmanage(global: &Global, args: OrderArgs) -> Result<ExitCod
         Ok(Answer {
             pod: answer.pod,
             outcome: None,
+            snapshot: None,
         })
     })
     .await

@@ -23,6 +23,7 @@ pub(super) async fn wake(global: &Global, args: OrderArgs) -> Result<ExitCode, C
         Ok(Answer {
             pod: answer.pod,
             outcome: answer.outcome,
+            snapshot: None,
         })
     })
     .await

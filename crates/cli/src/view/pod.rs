@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use dormouse_core::{Policy, ResumePolicy, format_duration};
+use dormouse_core::{Fallback, Policy, ResumePolicy, format_duration};
 use dormouse_rpc::v1;
 use serde::Serialize;
 
@@ -29,6 +29,9 @@ pub(crate) struct PodView {
     resident_bytes: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     resident_before_bytes: Option<u64>,
+    /// The snapshot that holds the guest, or the newest of the pod.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    snapshot: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     idle_ms: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -103,6 +106,12 @@ pub(crate) struct PolicyView {
     freeze_after: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     doze_after: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hibernate_after: Option<String>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    durable: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fallback: Option<&'static str>,
     resume_policy: &'static str,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     wake_udp_ports: Vec<u16>,
@@ -114,6 +123,9 @@ impl From<&Policy> for PolicyView {
             idle_timeout: policy.idle_timeout.map(format_duration),
             freeze_after: policy.freeze_after.map(format_duration),
             doze_after: policy.doze_after.map(format_duration),
+            hibernate_after: policy.hibernate_after.map(format_duration),
+            durable: policy.durable,
+            fallback: (policy.fallback != Fallback::default()).then(|| policy.fallback.as_str()),
             resume_policy: match policy.resume_policy {
                 ResumePolicy::OnDemand => "OnDemand",
                 ResumePolicy::Manual => "Manual",
@@ -137,6 +149,7 @@ impl PolicyView {
             ("idle", &self.idle_timeout),
             ("freeze", &self.freeze_after),
             ("doze", &self.doze_after),
+            ("hibernate", &self.hibernate_after),
         ] {
             if let Some(value) = value {
                 parts.push(format!("{name}={value}"));
@@ -144,6 +157,12 @@ impl PolicyView {
         }
         if parts.is_empty() {
             parts.push("by order".to_owned());
+        }
+        if self.durable {
+            parts.push("durable".to_owned());
+        }
+        if let Some(fallback) = self.fallback {
+            parts.push(format!("fallback={fallback}"));
         }
         if self.resume_policy != "OnDemand" {
             parts.push("wake=Manual".to_owned());
@@ -182,6 +201,7 @@ impl From<&v1::Pod> for PodView {
             rung: rung_name(pod.rung),
             moving_to: rung_of(pod.moving_to),
             since: rfc3339(pod.since.as_ref()),
+            snapshot: pod.snapshot_id.clone(),
             resident_bytes: pod.resident_bytes,
             resident_before_bytes: (pod.resident_before_bytes > 0).then_some(pod.resident_before_bytes),
             idle_ms: duration(pod.idle_for.as_ref()).map(millis_number),
@@ -215,7 +235,7 @@ const HEADER: [&str; 8] = [
     ">IDLE",
     "LAST WAKE",
 ];
-const WIDE: [&str; 6] = ["IP", "POLICY", "REASON", "HANDLER", "UID", "SANDBOX"];
+const WIDE: [&str; 7] = ["IP", "POLICY", "REASON", "HANDLER", "UID", "SANDBOX", "SNAPSHOT"];
 
 /// The pods as a table.
 pub(crate) fn pod_table(pods: &[v1::Pod], wide: bool) -> String {
@@ -253,6 +273,7 @@ fn pod_row(pod: &v1::Pod, wide: bool) -> Vec<String> {
             or_dash(&pod.handler),
             or_dash(&pod.uid),
             or_dash(&pod.sandbox_id.chars().take(13).collect::<String>()),
+            or_dash(&pod.snapshot_id),
         ]);
     }
     row
@@ -305,6 +326,9 @@ pub(crate) fn describe(pod: &v1::Pod) -> String {
         lines.push(("Idle for", span(idle)));
     }
     lines.push(("Last wake", last_wake(pod)));
+    if !pod.snapshot_id.is_empty() {
+        lines.push(("Snapshot", clean(&pod.snapshot_id)));
+    }
     let policy = PolicyView::of(pod).map_or_else(|| "-".to_owned(), |policy| policy.text());
     lines.push((
         "Policy",
@@ -402,6 +426,21 @@ default     worker   runc      Running -> Frozen (unmanaged)   12.3 MiB         
             last.contains("10.0.0.2   idle=5m   IdleTimeout   dormouse-gvisor   0192f   81de3ef38457f"),
             "{last}"
         );
+    }
+
+    #[test]
+    fn a_hibernated_pod_shows_its_snapshot() {
+        let pod = v1::Pod {
+            rung: v1::Rung::Hibernated.into(),
+            snapshot_id: "0192f4a0-0000-7000-8000-0000deadbeef".into(),
+            ..sleeper()
+        };
+        assert!(pod_table(std::slice::from_ref(&pod), false).contains("Hibernated"));
+        let wide = pod_table(std::slice::from_ref(&pod), true);
+        assert!(wide.contains(&pod.snapshot_id), "{wide}");
+        assert!(describe(&pod).contains("Snapshot      0192f4a0-"));
+        let value: serde_json::Value = serde_json::from_str(&json(&PodView::from(&pod)).unwrap()).unwrap();
+        assert_eq!(value["snapshot"], pod.snapshot_id.as_str());
     }
 
     #[test]

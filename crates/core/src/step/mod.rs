@@ -8,7 +8,7 @@ use std::time::Duration;
 pub use state::PodState;
 pub use words::{Abilities, Action, Input, Order, OrderId, Refusal, StepEnd, Transition, Waiting};
 
-use crate::{Moment, Reason, Rung, WakeSource};
+use crate::{Fallback, Moment, Reason, Rung, WakeSource};
 
 /// How long the guest's network stack may take to answer a keepalive.
 pub(crate) const HOUSEKEEPING: Duration = Duration::from_millis(500);
@@ -18,6 +18,9 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(250);
 const LONGEST_WAKE_BACKOFF: Duration = Duration::from_secs(5);
 const FIRST_SLEEP_BACKOFF: Duration = Duration::from_secs(10);
 const LONGEST_SLEEP_BACKOFF: Duration = Duration::from_secs(600);
+/// After so many failures in a row to restore a hibernated pod, the policy's fallback is taken; at once where another
+/// try cannot help.
+const RESTORE_TRIES: u32 = 5;
 
 /// The state after an input, and what is to be done.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,7 +77,10 @@ pub fn next(state: &PodState, input: Input, now: Moment) -> Step {
 
 impl Step {
     fn going_down(&self) -> bool {
-        matches!(self.state.transition, Some(Transition::Freeze | Transition::Doze))
+        matches!(
+            self.state.transition,
+            Some(Transition::Freeze | Transition::Save | Transition::Doze | Transition::Hibernate)
+        )
     }
 
     fn order(&mut self, id: OrderId, order: Order, now: Moment) {
@@ -93,36 +99,41 @@ impl Step {
             self.wake(source, now);
             return;
         }
+        let unmoved = self.state.transition.is_none() && self.state.wake.is_none();
+        let saved = order == Order::Snapshot && self.state.exact;
+        if unmoved && (saved || order.is_met_by(self.state.rung)) {
+            self.actions.push(Action::Reply(id, Ok(false)));
+            return;
+        }
         let abilities = self.state.abilities;
         let refused = match order {
             Order::Doze => abilities.freeze.and(abilities.doze).err(),
+            Order::Hibernate | Order::Snapshot => abilities.freeze.and(abilities.hibernate).err(),
             Order::Freeze | Order::Wake(_) => abilities.freeze.err(),
         };
         if let Some(reason) = refused {
             self.actions.push(Action::Reply(id, Err(Refusal(reason))));
             return;
         }
-        let unmoved = self.state.transition.is_none() && self.state.wake.is_none();
-        if unmoved && order.is_met_by(self.state.rung) {
-            self.actions.push(Action::Reply(id, Ok(false)));
-            return;
-        }
-        let rung = if order == Order::Doze {
-            Rung::Dozing
-        } else {
-            Rung::Frozen
-        };
-        self.state.down_to = Some(self.state.down_to.map_or(rung, |wanted| wanted.max(rung)));
         self.state.waiting.push(Waiting {
             id,
             order,
             moved: false,
         });
-        self.state.retry_at = None;
+        if let Some(rung) = order.down_to() {
+            self.state.down_to = Some(self.state.down_to.map_or(rung, |wanted| wanted.max(rung)));
+            self.state.retry_at = None;
+        }
     }
 
     fn is_settled_running(&self) -> bool {
-        self.state.rung == Rung::Running && self.state.transition.is_none() && self.state.down_to.is_none()
+        self.runs_on() && self.state.down_to.is_none()
+    }
+
+    /// Whether the pod runs, and will when the step under way has ended.
+    fn runs_on(&self) -> bool {
+        let stays = matches!(self.state.transition, None | Some(Transition::Snapshot));
+        self.state.rung == Rung::Running && stays
     }
 
     fn wake(&mut self, source: WakeSource, now: Moment) {
@@ -135,7 +146,11 @@ impl Step {
         }
         // Even one that waits behind a wake under way: the newer wish is to run.
         self.drop_down_orders(Reason::WakeWon);
-        if !matches!(self.state.transition, Some(Transition::Wake(_))) {
+        if self.state.wake.is_none() && self.state.rung != Rung::Hibernated {
+            // What is waited for after a failed step down is no reason to sleep on; after a failed restore it is.
+            self.state.retry_at = None;
+        }
+        if !self.runs_on() && !matches!(self.state.transition, Some(Transition::Wake(_))) {
             self.state.wake.get_or_insert(source);
             if self.state.transition.is_some() && !self.state.cancelled {
                 self.state.cancelled = true;
@@ -147,13 +162,18 @@ impl Step {
     /// Answers every order that wants the pod asleep.
     fn drop_down_orders(&mut self, reason: Reason) {
         self.state.down_to = None;
+        self.answer(|waiting| waiting.order.down_to().is_some(), Err(Refusal(reason)));
+    }
+
+    /// Gives the same answer to every order that waits and is meant.
+    fn answer(&mut self, meant: impl Fn(&Waiting) -> bool, result: Result<bool, Refusal>) {
         let actions = &mut self.actions;
         self.state.waiting.retain(|waiting| {
-            let keep = waiting.order.is_wake();
-            if !keep {
-                actions.push(Action::Reply(waiting.id, Err(Refusal(reason))));
+            let answered = meant(waiting);
+            if answered {
+                actions.push(Action::Reply(waiting.id, result));
             }
-            keep
+            !answered
         });
     }
 
@@ -171,7 +191,9 @@ impl Step {
             .housekept_at
             .is_none_or(|at| now.since(at) >= HOUSEKEEPING_PAUSE);
         let idle = self.state.transition.is_none() && self.state.wake.is_none();
-        if self.state.rung == Rung::Dozing && idle && rested && self.state.housekeeping_until.is_none() {
+        // What was saved stays exact: nobody answers for it.
+        let may = self.state.rung == Rung::Dozing && !self.state.exact;
+        if may && idle && rested && self.state.housekeeping_until.is_none() {
             self.state.answered = false;
             self.state.housekeeping_until = Some(now.after(HOUSEKEEPING));
             self.start(Transition::HousekeepingThaw, self.state.reason);
@@ -193,6 +215,7 @@ impl Step {
         }
         self.drop_down_orders(Reason::WakeWon);
         self.state.housekeeping_until = None;
+        self.state.exact = false;
         let from = self.state.rung;
         self.arrive(Rung::Running, source.reason());
         self.state.wake = None;
@@ -209,6 +232,15 @@ impl Step {
         let from = self.state.rung;
         let cancelled = std::mem::take(&mut self.state.cancelled);
         self.state.transition = None;
+        self.state.exact = match end.transition {
+            Transition::Save => end.failure.is_none() && end.rung.is_asleep(),
+            Transition::Doze => self.state.exact && end.rung.is_asleep(),
+            _ => false,
+        };
+        if end.transition == Transition::Snapshot {
+            self.snapshot_ended(end, cancelled);
+            return;
+        }
         match end.transition {
             Transition::HousekeepingThaw if end.failure.is_some() => self.state.housekeeping_until = None,
             Transition::HousekeepingFreeze => {
@@ -216,7 +248,7 @@ impl Step {
                 self.state.housekept_at = Some(now);
             }
             Transition::Wake(_) => self.state.housekeeping_until = None,
-            Transition::Freeze | Transition::Doze | Transition::HousekeepingThaw => {}
+            _ => {}
         }
         let reason = match end.transition {
             Transition::Wake(source) => source.reason(),
@@ -230,7 +262,12 @@ impl Step {
             _ => {
                 self.state.failures = 0;
                 self.state.retry_at = None;
+                self.state.shunned = None;
             }
+        }
+        if self.state.exact {
+            // Whoever wants a snapshot has one.
+            self.answer(|waiting| waiting.order == Order::Snapshot, Ok(true));
         }
         if end.rung == Rung::Running {
             self.state.idle_since = now;
@@ -241,6 +278,25 @@ impl Step {
                 self.actions.push(Action::Prefetch);
             }
         }
+    }
+
+    /// A save that changes nothing ended: whoever asked for it hears of it, and nothing else follows.
+    fn snapshot_ended(&mut self, end: StepEnd, cancelled: bool) {
+        self.arrive(end.rung, Reason::Ordered);
+        let result = match end.failure {
+            // It is tried again when the pod is awake.
+            Some(Reason::WakeWon) if cancelled => return,
+            Some(reason) => {
+                self.actions.push(Action::Failed {
+                    transition: end.transition,
+                    reason,
+                    rung: end.rung,
+                });
+                Err(Refusal(reason))
+            }
+            None => Ok(true),
+        };
+        self.answer(|waiting| waiting.order.hears_of(end.transition), result);
     }
 
     /// Moves the pod to `rung` and answers the orders that are met by it.
@@ -265,7 +321,7 @@ impl Step {
         }
         let actions = &mut self.actions;
         self.state.waiting.retain(|waiting| {
-            let met = waiting.order.is_met_by(rung) && (!waking || waiting.order.is_wake());
+            let met = waiting.order.is_met_by(rung) && (!waking || waiting.order.down_to().is_none());
             if met {
                 actions.push(Action::Reply(waiting.id, Ok(waiting.moved)));
             }
@@ -283,7 +339,9 @@ impl Step {
             rung,
         });
         let up = matches!(transition, Transition::Wake(_));
-        let (first, longest) = if up {
+        let fall_back =
+            up && rung == Rung::Hibernated && (reason.is_lasting() || self.state.failures >= RESTORE_TRIES);
+        let (first, longest) = if up && !fall_back {
             (FIRST_BACKOFF, LONGEST_WAKE_BACKOFF)
         } else {
             (FIRST_SLEEP_BACKOFF, LONGEST_SLEEP_BACKOFF)
@@ -292,23 +350,28 @@ impl Step {
         self.state.retry_at = Some(now.after(first.saturating_mul(1 << doublings).min(longest)));
         if !up {
             self.state.down_to = None;
+            self.state.shunned = Some(match transition {
+                // The doze that it was for.
+                Transition::Save => Rung::Dozing,
+                _ => transition.leads_to(rung),
+            });
         }
         // Whoever waits hears of the failure; a wake is tried again all the same.
-        let actions = &mut self.actions;
-        self.state.waiting.retain(|waiting| {
-            let concerned = waiting.order.is_wake() == up;
-            if concerned {
-                actions.push(Action::Reply(waiting.id, Err(Refusal(reason))));
-            }
-            !concerned
-        });
+        self.answer(|waiting| waiting.order.hears_of(transition), Err(Refusal(reason)));
+        if fall_back && self.state.policy.fallback == Fallback::Fail {
+            self.state.wake = None;
+            // Who wanted the pod down behind the wake has it there.
+            self.arrive(rung, reason);
+        }
     }
 
     fn start(&mut self, transition: Transition, reason: Reason) {
         self.state.transition = Some(transition);
         self.state.cancelled = false;
-        if matches!(transition, Transition::Freeze) {
-            self.actions.push(Action::StopPrefetch);
+        match transition {
+            Transition::Freeze => self.actions.push(Action::StopPrefetch),
+            Transition::Wake(_) => self.state.exact = false,
+            _ => {}
         }
         self.actions.push(Action::Start(transition, reason));
     }
@@ -334,14 +397,20 @@ impl Step {
             }
             return;
         }
+        if self.state.snapshot_wanted() {
+            match self.state.abilities.hibernate {
+                Ok(()) => return self.start(Transition::Snapshot, Reason::Ordered),
+                Err(reason) => self.answer(|waiting| waiting.order == Order::Snapshot, Err(Refusal(reason))),
+            }
+        }
         if waits {
             return;
         }
         if let Some(wanted) = self.state.down_to {
-            let (ability, transition) = if self.state.rung == Rung::Running {
-                (self.state.abilities.freeze, Transition::Freeze)
-            } else {
-                (self.state.abilities.doze, Transition::Doze)
+            let (ability, transition) = match (self.state.rung, wanted) {
+                (Rung::Running, _) => (self.state.abilities.freeze, Transition::Freeze),
+                (_, Rung::Dozing) => (self.state.abilities.doze, Transition::Doze),
+                _ => (self.state.abilities.hibernate, Transition::Hibernate),
             };
             if self.state.rung >= wanted {
                 self.state.down_to = None;
@@ -349,15 +418,22 @@ impl Step {
                 self.drop_down_orders(reason);
             } else {
                 self.state.ordered = true;
-                self.start(transition, Reason::Ordered);
+                self.start_down(transition, Reason::Ordered);
             }
             return;
         }
-        if let Some((after, transition)) = self.state.policy_step()
-            && self.state.idle_for(now) >= after
-        {
+        if let Some(transition) = self.state.policy_step(now) {
             self.state.ordered = false;
-            self.start(transition, Reason::IdleTimeout);
+            self.start_down(transition, Reason::IdleTimeout);
+        }
+    }
+
+    /// Starts a step down, or what has to come before it.
+    fn start_down(&mut self, transition: Transition, reason: Reason) {
+        if transition == Transition::Doze && self.state.saves_before_doze() {
+            self.start(Transition::Save, reason);
+        } else {
+            self.start(transition, reason);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::words::{Abilities, Transition, Waiting};
+use super::words::{Abilities, Order, Transition, Waiting};
 use crate::policy::{Policy, PolicyDefaults, ResumePolicy};
 use crate::{Moment, Reason, Rung, WakeSource};
 
@@ -39,6 +39,8 @@ pub struct PodState {
     pub housekept_at: Option<Moment>,
     /// Whether something was answered in this housekeeping thaw.
     pub answered: bool,
+    /// Whether a snapshot holds exactly what the guest is: it was saved, and nothing has reached it since.
+    pub exact: bool,
     /// Failures in a row of steps up or down.
     pub failures: u32,
     /// Before this moment no failed step is tried again.
@@ -47,6 +49,8 @@ pub struct PodState {
     pub reason: Reason,
     /// The next step down was asked for by an order, not by the policy.
     pub(super) ordered: bool,
+    /// The rung that the last step down failed to reach; where there is another, it is tried first.
+    pub(super) shunned: Option<Rung>,
 }
 
 impl PodState {
@@ -76,10 +80,12 @@ impl PodState {
             housekeeping_until: None,
             housekept_at: None,
             answered: false,
+            exact: false,
             failures: 0,
             retry_at: None,
             reason: Reason::Ordered,
             ordered: false,
+            shunned: None,
         }
     }
 
@@ -93,11 +99,21 @@ impl PodState {
     #[must_use]
     pub fn moving_to(&self) -> Option<Rung> {
         self.transition
-            .map(Transition::leads_to)
+            .map(|transition| transition.leads_to(self.rung))
             .filter(|to| *to != self.rung)
     }
 
+    /// Whether somebody waits for a snapshot.
+    #[must_use]
+    pub fn snapshot_wanted(&self) -> bool {
+        self.waiting
+            .iter()
+            .any(|waiting| waiting.order == Order::Snapshot)
+    }
+
     /// When [`Input::Timer`] is due; `None` if nothing waits for time to pass.
+    ///
+    /// [`Input::Timer`]: super::Input::Timer
     #[must_use]
     pub fn deadline(&self) -> Option<Moment> {
         if let Some(until) = self.housekeeping_until {
@@ -110,29 +126,55 @@ impl PodState {
             // Only a failed step leaves a wish open while nothing is under way.
             self.retry_at
         } else {
-            self.policy_step().map(|(after, _)| {
+            self.policy_steps().map(|(after, _)| after).min().map(|after| {
                 let due = self.idle_since.after(after);
                 self.retry_at.map_or(due, |retry| due.max(retry))
             })
         }
     }
 
-    /// What the policy wants next, and after how much idleness.
-    pub(super) fn policy_step(&self) -> Option<(Duration, Transition)> {
-        if !self.managed || self.execs > 0 {
-            return None;
-        }
-        match self.rung {
-            Rung::Running if self.abilities.freeze.is_ok() => self
-                .policy
-                .freezes_after()
-                .map(|after| (after, Transition::Freeze)),
-            Rung::Frozen if self.abilities.doze.is_ok() => self
-                .policy
-                .dozes_after(&self.defaults)
-                .map(|after| (after, Transition::Doze)),
-            _ => None,
-        }
+    /// The steps that the policy may want next, each with the idleness that it takes, the shallowest first.
+    fn policy_steps(&self) -> impl Iterator<Item = (Duration, Transition)> {
+        let able = |able: Result<(), Reason>, after: Option<Duration>, step| {
+            after.filter(|_| able.is_ok()).map(|after| (after, step))
+        };
+        let (policy, abilities) = (&self.policy, self.abilities);
+        let freeze = able(abilities.freeze, policy.freezes_after(), Transition::Freeze);
+        let doze = able(
+            abilities.doze,
+            policy.dozes_after(&self.defaults),
+            Transition::Doze,
+        );
+        let hibernate = able(
+            abilities.hibernate,
+            policy.hibernates_after(),
+            Transition::Hibernate,
+        );
+        let steps = match self.rung {
+            _ if !self.managed || self.execs > 0 => [None, None],
+            Rung::Running => [freeze, None],
+            Rung::Frozen => [doze, hibernate],
+            Rung::Dozing => [hibernate, None],
+            Rung::Hibernated | Rung::Archived | Rung::Stopped => [None, None],
+        };
+        steps.into_iter().flatten()
+    }
+
+    /// What the policy wants now. Of several steps that are due, the deepest, unless it is the one that failed last.
+    pub(super) fn policy_step(&self, now: Moment) -> Option<Transition> {
+        let idle = self.idle_for(now);
+        self.policy_steps()
+            .filter(|(after, _)| idle >= *after)
+            .map(|(_, transition)| transition)
+            .max_by_key(|transition| {
+                let to = transition.leads_to(self.rung);
+                (self.shunned != Some(to), to)
+            })
+    }
+
+    /// Whether a guest that is about to doze has to be saved first.
+    pub(super) fn saves_before_doze(&self) -> bool {
+        self.policy.durable && !self.exact && self.rung == Rung::Frozen && self.abilities.hibernate.is_ok()
     }
 
     /// Whether something from outside may wake the pod.

@@ -35,8 +35,17 @@ fn feed(state: &mut PodState, input: Input, now: Moment) -> Vec<Action> {
 fn ok(transition: Transition) -> Input {
     Input::Ended(StepEnd {
         transition,
-        rung: transition.leads_to(),
+        // Only a snapshot depends on where it was taken; the tests say so themselves.
+        rung: transition.leads_to(Rung::Frozen),
         failure: None,
+    })
+}
+
+fn failed(transition: Transition, rung: Rung, reason: Reason) -> Input {
+    Input::Ended(StepEnd {
+        transition,
+        rung,
+        failure: Some(reason),
     })
 }
 
@@ -134,6 +143,22 @@ fn a_full_swap_leaves_it_frozen_and_says_so() {
     assert!(
         pod.deadline().is_some_and(|retry| retry > at(2)),
         "the policy tries again later"
+    );
+}
+
+#[test]
+fn a_step_down_that_failed_does_not_delay_a_wake() {
+    let mut pod = sleepy();
+    pod.rung = Rung::Frozen;
+    feed(&mut pod, Input::Order(OrderId(3), Order::Doze), at(1));
+    feed(
+        &mut pod,
+        failed(Transition::Doze, Rung::Frozen, Reason::SwapFull),
+        at(2),
+    );
+    assert_eq!(
+        feed(&mut pod, Input::Wake(WakeSource::Packet), at(3)),
+        [Action::Start(PACKET, Reason::PacketReceived)]
     );
 }
 
@@ -239,6 +264,288 @@ fn the_wrapper_may_wake_it_behind_our_back() {
     assert!(!actions.contains(&Action::Prefetch), "it is about to end");
 }
 
+/// Sleeps to the foot of the node's ladder.
+fn deep() -> PodState {
+    let mut pod = sleepy();
+    pod.policy.hibernate_after = Some(Duration::from_secs(60));
+    pod
+}
+
+#[test]
+fn a_dozing_pod_is_hibernated_when_its_time_comes() {
+    let mut pod = deep();
+    pod.rung = Rung::Dozing;
+    assert_eq!(pod.deadline(), Some(at(60)));
+    let actions = feed(&mut pod, Input::Timer, at(60));
+    assert_eq!(
+        actions,
+        [Action::Start(Transition::Hibernate, Reason::IdleTimeout)]
+    );
+    feed(&mut pod, ok(Transition::Hibernate), at(61));
+    assert_eq!((pod.rung, pod.deadline()), (Rung::Hibernated, None));
+    assert_eq!(
+        feed(&mut pod, Input::Keepalive, at(62)),
+        [],
+        "nobody is there to answer"
+    );
+    let actions = feed(&mut pod, Input::Wake(WakeSource::Packet), at(70));
+    assert_eq!(actions, [Action::Start(PACKET, Reason::PacketReceived)]);
+    feed(&mut pod, ok(PACKET), at(70));
+    assert_eq!(pod.rung, Rung::Running);
+}
+
+#[test]
+fn without_swap_the_ladder_goes_from_frozen_to_hibernated() {
+    let mut pod = deep();
+    pod.abilities.doze = Err(Reason::NoSwap);
+    pod.rung = Rung::Frozen;
+    assert_eq!(pod.deadline(), Some(at(60)));
+    let actions = feed(&mut pod, Input::Timer, at(60));
+    assert_eq!(
+        actions,
+        [Action::Start(Transition::Hibernate, Reason::IdleTimeout)]
+    );
+}
+
+#[test]
+fn a_step_that_failed_does_not_bar_the_other_way_down() {
+    let mut pod = deep();
+    pod.rung = Rung::Frozen;
+    feed(&mut pod, Input::Timer, at(30));
+    assert_eq!(pod.transition, Some(Transition::Doze));
+    let full = failed(Transition::Doze, Rung::Frozen, Reason::SwapFull);
+    feed(&mut pod, full, at(55));
+    assert_eq!(pod.deadline(), Some(at(65)), "only after a while");
+    feed(&mut pod, Input::Timer, at(65));
+    assert_eq!(
+        pod.transition,
+        Some(Transition::Hibernate),
+        "both are due, and the doze failed"
+    );
+    let full = failed(Transition::Hibernate, Rung::Frozen, Reason::DiskFull);
+    feed(&mut pod, full, at(66));
+    let due = pod.deadline().unwrap();
+    feed(&mut pod, Input::Timer, due);
+    assert_eq!(pod.transition, Some(Transition::Doze));
+}
+
+#[test]
+fn an_order_to_hibernate_freezes_first_and_does_not_doze() {
+    let mut pod = sleepy();
+    let order = OrderId(7);
+    feed(&mut pod, Input::Order(order, Order::Hibernate), at(1));
+    assert_eq!(pod.transition, Some(Transition::Freeze));
+    let actions = feed(&mut pod, ok(Transition::Freeze), at(1));
+    assert!(actions.contains(&Action::Start(Transition::Hibernate, Reason::Ordered)));
+    let actions = feed(&mut pod, ok(Transition::Hibernate), at(2));
+    assert!(actions.contains(&Action::Reply(order, Ok(true))));
+    let again = feed(&mut pod, Input::Order(OrderId(8), Order::Snapshot), at(3));
+    assert_eq!(
+        again,
+        [Action::Reply(OrderId(8), Ok(false))],
+        "it is in a snapshot already"
+    );
+}
+
+#[test]
+fn a_wake_during_the_save_wins_and_after_the_release_follows() {
+    for released in [false, true] {
+        let mut pod = sleepy();
+        pod.rung = Rung::Dozing;
+        let order = OrderId(1);
+        feed(&mut pod, Input::Order(order, Order::Hibernate), at(1));
+        let actions = feed(&mut pod, Input::Wake(WakeSource::Packet), at(2));
+        assert_eq!(
+            actions,
+            [
+                Action::Reply(order, Err(Refusal(Reason::WakeWon))),
+                Action::Cancel
+            ]
+        );
+        let end = if released {
+            ok(Transition::Hibernate)
+        } else {
+            failed(Transition::Hibernate, Rung::Dozing, Reason::WakeWon)
+        };
+        let actions = feed(&mut pod, end, at(2));
+        assert_eq!(
+            actions.last(),
+            Some(&Action::Start(PACKET, Reason::PacketReceived)),
+            "released: {released}"
+        );
+        assert!(
+            !actions.iter().any(|a| matches!(a, Action::Failed { .. })),
+            "{actions:?}"
+        );
+        feed(&mut pod, ok(PACKET), at(2));
+        assert_eq!(pod.rung, Rung::Running);
+    }
+}
+
+#[test]
+fn a_snapshot_of_a_running_pod_changes_nothing() {
+    let mut pod = sleepy();
+    let order = OrderId(1);
+    let actions = feed(&mut pod, Input::Order(order, Order::Snapshot), at(1));
+    assert_eq!(actions, [Action::Start(Transition::Snapshot, Reason::Ordered)]);
+    assert_eq!(pod.moving_to(), None);
+    let wake = feed(
+        &mut pod,
+        Input::Order(OrderId(2), Order::Wake(WakeSource::Api)),
+        at(2),
+    );
+    assert_eq!(wake, [Action::Reply(OrderId(2), Ok(false))], "it runs");
+    feed(&mut pod, Input::Order(OrderId(3), Order::Freeze), at(2));
+    let end = StepEnd {
+        transition: Transition::Snapshot,
+        rung: Rung::Running,
+        failure: None,
+    };
+    let actions = feed(&mut pod, Input::Ended(end), at(3));
+    assert_eq!(
+        actions,
+        [
+            Action::Reply(order, Ok(true)),
+            Action::StopPrefetch,
+            Action::Start(Transition::Freeze, Reason::Ordered)
+        ],
+        "what was asked meanwhile comes next"
+    );
+    assert_eq!(
+        pod.idle_since,
+        at(2),
+        "a snapshot is no use of the pod, a wake is"
+    );
+}
+
+#[test]
+fn a_snapshot_of_a_sleeper_gives_way_to_a_wake_and_is_taken_then() {
+    let mut pod = sleepy();
+    pod.rung = Rung::Frozen;
+    let order = OrderId(1);
+    feed(&mut pod, Input::Order(order, Order::Snapshot), at(1));
+    let actions = feed(&mut pod, Input::Wake(WakeSource::Packet), at(2));
+    assert_eq!(actions, [Action::Cancel]);
+    let end = failed(Transition::Snapshot, Rung::Frozen, Reason::WakeWon);
+    assert_eq!(
+        feed(&mut pod, end, at(2)),
+        [Action::Start(PACKET, Reason::PacketReceived)]
+    );
+    let actions = feed(&mut pod, ok(PACKET), at(2));
+    assert!(actions.contains(&Action::Start(Transition::Snapshot, Reason::Ordered)));
+}
+
+#[test]
+fn a_failed_snapshot_fails_its_order_alone() {
+    let mut pod = sleepy();
+    let order = OrderId(1);
+    feed(&mut pod, Input::Order(order, Order::Snapshot), at(1));
+    let end = failed(Transition::Snapshot, Rung::Running, Reason::DiskFull);
+    let actions = feed(&mut pod, end, at(2));
+    assert!(actions.contains(&Action::Reply(order, Err(Refusal(Reason::DiskFull)))));
+    assert_eq!(
+        (pod.failures, pod.deadline()),
+        (0, Some(at(10))),
+        "its policy goes on"
+    );
+}
+
+#[test]
+fn a_durable_pod_is_saved_before_it_dozes() {
+    let mut pod = deep();
+    pod.policy.durable = true;
+    pod.rung = Rung::Frozen;
+    let actions = feed(&mut pod, Input::Timer, at(30));
+    assert_eq!(actions, [Action::Start(Transition::Save, Reason::IdleTimeout)]);
+    let actions = feed(&mut pod, ok(Transition::Save), at(31));
+    assert_eq!(actions, [Action::Start(Transition::Doze, Reason::IdleTimeout)]);
+    feed(&mut pod, ok(Transition::Doze), at(32));
+    assert!(pod.exact);
+    assert_eq!(
+        feed(&mut pod, Input::Keepalive, at(33)),
+        [],
+        "it would not be exact any more"
+    );
+    let order = Input::Order(OrderId(1), Order::Snapshot);
+    assert_eq!(
+        feed(&mut pod, order, at(34)),
+        [Action::Reply(OrderId(1), Ok(false))]
+    );
+    feed(&mut pod, Input::Wake(WakeSource::Packet), at(40));
+    assert!(!pod.exact);
+}
+
+#[test]
+fn a_durable_pod_that_cannot_be_saved_stays_frozen() {
+    let mut pod = sleepy();
+    pod.policy.durable = true;
+    pod.rung = Rung::Frozen;
+    let order = OrderId(1);
+    feed(&mut pod, Input::Order(order, Order::Doze), at(1));
+    let actions = feed(
+        &mut pod,
+        failed(Transition::Save, Rung::Frozen, Reason::DiskFull),
+        at(2),
+    );
+    assert!(actions.contains(&Action::Reply(order, Err(Refusal(Reason::DiskFull)))));
+    assert_eq!((pod.rung, pod.transition), (Rung::Frozen, None));
+    pod.abilities.hibernate = Err(Reason::RuntimeCannotSnapshot);
+    feed(&mut pod, Input::Order(OrderId(2), Order::Doze), at(3));
+    assert_eq!(
+        pod.transition,
+        Some(Transition::Doze),
+        "one that never can is not held up"
+    );
+}
+
+#[test]
+fn what_cannot_be_restored_is_held_or_given_up_for_now() {
+    let wake = Transition::Wake(WakeSource::Packet);
+    for (fallback, reason, first_wait) in [
+        (Fallback::Hold, Reason::GuestRefused, Duration::from_millis(250)),
+        (Fallback::Hold, Reason::SnapshotDamaged, Duration::from_secs(10)),
+        (Fallback::Fail, Reason::SnapshotDamaged, Duration::MAX),
+    ] {
+        let mut pod = deep();
+        pod.policy.fallback = fallback;
+        pod.rung = Rung::Hibernated;
+        feed(&mut pod, Input::Wake(WakeSource::Packet), at(1));
+        let actions = feed(&mut pod, failed(wake, Rung::Hibernated, reason), at(2));
+        assert!(actions.iter().any(|a| matches!(a, Action::Failed { .. })));
+        assert_eq!(pod.rung, Rung::Hibernated);
+        if fallback == Fallback::Fail {
+            assert_eq!((pod.wake, pod.deadline()), (None, None));
+            let order = Input::Order(OrderId(1), Order::Wake(WakeSource::Api));
+            assert_ne!(feed(&mut pod, order, at(3)), [], "an order tries at once");
+        } else {
+            assert_eq!(pod.deadline(), Some(at(2).after(first_wait)));
+        }
+    }
+}
+
+#[test]
+fn a_restore_that_keeps_failing_is_tried_ever_less_often() {
+    let mut pod = deep();
+    pod.rung = Rung::Hibernated;
+    feed(&mut pod, Input::Wake(WakeSource::Packet), at(1));
+    let mut now = at(1);
+    let mut waits = Vec::new();
+    for _ in 0..12 {
+        feed(
+            &mut pod,
+            failed(PACKET, Rung::Hibernated, Reason::GuestRefused),
+            now,
+        );
+        let due = pod.deadline().unwrap();
+        waits.push(due.since(now));
+        now = due;
+        feed(&mut pod, Input::Timer, now);
+        assert_eq!(pod.transition, Some(PACKET));
+    }
+    assert!(waits.is_sorted(), "{waits:?}");
+    assert_eq!(waits.last(), Some(&LONGEST_SLEEP_BACKOFF));
+}
+
 #[derive(Debug, Clone)]
 enum Event {
     Input(Input),
@@ -256,6 +563,8 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
     let order = prop_oneof![
         Just(Order::Freeze),
         Just(Order::Doze),
+        Just(Order::Hibernate),
+        Just(Order::Snapshot),
         source.clone().prop_map(Order::Wake)
     ];
     let input = prop_oneof![
@@ -269,8 +578,11 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         Just(Input::Timer),
         source.prop_map(Input::FoundRunning),
         any::<bool>().prop_map(Input::SetManaged),
-        prop_oneof![Just(Ok(())), Just(Err(Reason::NoSwap))]
-            .prop_map(|doze| Input::SetAbilities(Abilities { freeze: Ok(()), doze })),
+        (any::<bool>(), any::<bool>()).prop_map(|(doze, hibernate)| Input::SetAbilities(Abilities {
+            freeze: Ok(()),
+            doze: if doze { Ok(()) } else { Err(Reason::NoSwap) },
+            hibernate: if hibernate { Ok(()) } else { Err(Reason::DiskFull) },
+        })),
     ];
     let event = prop_oneof![
         4 => input.prop_map(Event::Input),
@@ -279,6 +591,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
             1 => Just(Some(Reason::SwapFull)),
             1 => Just(Some(Reason::WakeWon)),
             1 => Just(Some(Reason::ControlSocketTimeout)),
+            1 => Just(Some(Reason::SnapshotDamaged)),
         ].prop_map(Event::End),
         2 => (1u64..20_000).prop_map(Event::Pass),
     ];
@@ -305,6 +618,7 @@ impl World {
             other => other,
         };
         let ended = matches!(input, Input::Ended(_));
+        let wakes = matches!(input, Input::Wake(_));
         let step = next(&self.state, input, self.now);
         let mut starts = 0;
         for action in &step.actions {
@@ -318,6 +632,30 @@ impl World {
                     if *transition == Transition::Doze {
                         prop_assert!(step.state.abilities.doze.is_ok());
                         prop_assert_eq!(step.state.rung, Rung::Frozen);
+                    }
+                    if matches!(
+                        transition,
+                        Transition::Hibernate | Transition::Save | Transition::Snapshot
+                    ) {
+                        prop_assert!(step.state.abilities.hibernate.is_ok());
+                        prop_assert!(step.state.rung < Rung::Hibernated);
+                    }
+                    if matches!(transition, Transition::Hibernate | Transition::Save) {
+                        prop_assert!(step.state.rung.is_asleep());
+                        prop_assert!(step.state.managed || step.state.down_to.is_some());
+                    }
+                    if *transition == Transition::Save {
+                        prop_assert!(step.state.policy.durable && !step.state.exact);
+                    }
+                    if *transition == Transition::Snapshot {
+                        prop_assert!(step.state.snapshot_wanted());
+                    }
+                    if matches!(
+                        transition,
+                        Transition::HousekeepingThaw | Transition::HousekeepingFreeze
+                    ) {
+                        prop_assert_eq!(step.state.rung, Rung::Dozing);
+                        prop_assert!(!step.state.exact);
                     }
                     if *transition == Transition::Freeze {
                         prop_assert_eq!(step.state.rung, Rung::Running);
@@ -337,6 +675,20 @@ impl World {
             prop_assert!(waiting.contains(id), "an order was forgotten");
         }
         prop_assert_eq!(waiting.len(), self.open.len());
+        if step.state.exact {
+            prop_assert!(matches!(step.state.rung, Rung::Frozen | Rung::Dozing));
+        }
+        let leaving = step
+            .state
+            .transition
+            .is_some_and(|t| t != Transition::Snapshot || step.state.rung.is_asleep());
+        if wakes
+            && before.transition.is_some()
+            && leaving
+            && !matches!(before.transition, Some(Transition::Wake(_)))
+        {
+            prop_assert!(step.state.cancelled, "a wake waits for {:?}", before.transition);
+        }
         if step.state.wake.is_some() {
             let served = step.state.transition.is_some() || step.state.deadline().is_some();
             prop_assert!(served, "a wake waits for nothing: {:?}", step.state);
@@ -350,7 +702,7 @@ impl World {
             return Ok(());
         };
         let rung = if failure.is_none() {
-            transition.leads_to()
+            transition.leads_to(self.state.rung)
         } else {
             self.state.rung
         };
@@ -366,8 +718,11 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn the_invariants_hold(events in events()) {
-        let mut world = World { state: sleepy(), now: START, open: Default::default(), orders: 0 };
+    fn the_invariants_hold(events in events(), durable: bool, fail: bool) {
+        let mut state = deep();
+        state.policy.durable = durable;
+        state.policy.fallback = if fail { Fallback::Fail } else { Fallback::Hold };
+        let mut world = World { state, now: START, open: Default::default(), orders: 0 };
         for event in events {
             match event {
                 Event::Input(input) => world.apply(input)?,
@@ -392,7 +747,7 @@ proptest! {
             }
             world.end(None)?;
         }
-        let orders_down = world.state.waiting.iter().any(|w| !matches!(w.order, Order::Wake(_)));
+        let orders_down = world.state.waiting.iter().any(|w| !matches!(w.order, Order::Wake(_) | Order::Snapshot));
         prop_assert!(!orders_down);
         prop_assert!(world.open.is_empty(), "{:?}", world.state);
     }

@@ -13,6 +13,10 @@ pub enum Order {
     Freeze,
     /// To be at least Dozing.
     Doze,
+    /// To be at least Hibernated.
+    Hibernate,
+    /// To be saved to a snapshot, and to go on as before.
+    Snapshot,
     /// To run.
     Wake(WakeSource),
 }
@@ -24,12 +28,29 @@ impl Order {
         match self {
             Self::Freeze => rung >= Rung::Frozen,
             Self::Doze => rung >= Rung::Dozing,
+            // What is hibernated is in a snapshot already.
+            Self::Hibernate | Self::Snapshot => rung >= Rung::Hibernated,
             Self::Wake(_) => rung == Rung::Running,
         }
     }
 
-    pub(super) const fn is_wake(self) -> bool {
-        matches!(self, Self::Wake(_))
+    /// The rung that the order wants the pod to go down to, if it does.
+    pub(super) const fn down_to(self) -> Option<Rung> {
+        match self {
+            Self::Freeze => Some(Rung::Frozen),
+            Self::Doze => Some(Rung::Dozing),
+            Self::Hibernate => Some(Rung::Hibernated),
+            Self::Snapshot | Self::Wake(_) => None,
+        }
+    }
+
+    /// Whether the end of `transition` concerns whoever gave this order.
+    pub(super) const fn hears_of(self, transition: Transition) -> bool {
+        match transition {
+            Transition::Wake(_) => matches!(self, Self::Wake(_)),
+            Transition::Snapshot => matches!(self, Self::Snapshot),
+            _ => self.down_to().is_some(),
+        }
     }
 }
 
@@ -40,7 +61,14 @@ pub enum Transition {
     Freeze,
     /// Frozen -> Dozing.
     Doze,
-    /// Frozen or Dozing -> Running.
+    /// Frozen or Dozing -> Hibernated: saved, then released. What a [`Transition::Save`] saved is not saved again.
+    Hibernate,
+    /// A frozen guest is saved ahead of its doze and kept as it was saved, so that nothing is read back from swap to
+    /// hibernate it, and a node that crashes loses nothing.
+    Save,
+    /// Saves the guest to a snapshot; it goes on where it was.
+    Snapshot,
+    /// Frozen, Dozing or Hibernated -> Running.
     Wake(WakeSource),
     /// Thaws a dozing pod's cgroup for a moment, the application stays stopped.
     HousekeepingThaw,
@@ -49,12 +77,14 @@ pub enum Transition {
 }
 
 impl Transition {
-    /// The rung on which the pod stands once the step has succeeded.
+    /// The rung on which a pod that stands on `from` stands once the step has succeeded.
     #[must_use]
-    pub const fn leads_to(self) -> Rung {
+    pub const fn leads_to(self, from: Rung) -> Rung {
         match self {
             Self::Freeze => Rung::Frozen,
             Self::Doze | Self::HousekeepingThaw | Self::HousekeepingFreeze => Rung::Dozing,
+            Self::Hibernate => Rung::Hibernated,
+            Self::Save | Self::Snapshot => from,
             Self::Wake(_) => Rung::Running,
         }
     }
@@ -78,6 +108,20 @@ pub struct Abilities {
     pub freeze: Result<(), Reason>,
     /// Whether it can doze, or why not.
     pub doze: Result<(), Reason>,
+    /// Whether it can be saved to a snapshot, or why not.
+    pub hibernate: Result<(), Reason>,
+}
+
+impl Abilities {
+    /// Nothing can be done, for one reason.
+    #[must_use]
+    pub const fn none(reason: Reason) -> Self {
+        Self {
+            freeze: Err(reason),
+            doze: Err(reason),
+            hibernate: Err(reason),
+        }
+    }
 }
 
 impl Default for Abilities {
@@ -85,6 +129,7 @@ impl Default for Abilities {
         Self {
             freeze: Ok(()),
             doze: Ok(()),
+            hibernate: Ok(()),
         }
     }
 }

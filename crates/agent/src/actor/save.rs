@@ -1,0 +1,378 @@
+//! The steps that have to do with snapshots: hibernate, save, snapshot, and the wake from a snapshot.
+//!
+//! Fail points (feature `failpoints`), in this order: `agent::hibernate::{staged, saved, committed, released}`,
+//! `agent::save::{staged, saved, committed}`, `agent::snapshot::{staged, saved, on_wire, committed}`,
+//! `agent::restore::{opened, restored, on_wire}`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dormouse_core::{Moment, Reason, Rung};
+use dormouse_cri::Pod;
+use dormouse_net::{PodKey, ReplayWindow, WireError, WireMode};
+use dormouse_runtime::{Driver as _, DriverError, SaveReport, StopState};
+use dormouse_snapshot::{SnapshotId, Staging, Taken};
+use tokio::sync::mpsc;
+
+use super::Message;
+use super::step::{Running, rung_of, with_sources};
+use crate::clock;
+use crate::context::Context;
+use crate::snapshots::{SnapshotFailed, Taking};
+use crate::step_report::{Failure, StepReport};
+
+/// What a step needs that has to do with snapshots.
+#[derive(Debug)]
+pub(super) struct Saving {
+    pub(super) ctx: Arc<Context>,
+    pub(super) pod: Arc<Pod>,
+    pub(super) line: Line,
+    /// The pod's newest snapshot.
+    pub(super) snapshot: Option<String>,
+    /// Whether it holds exactly what the guest is.
+    pub(super) exact: bool,
+    /// The snapshot that the guest was restored from.
+    pub(super) restored_from: Option<String>,
+    /// What the guest's memory may be, where its cgroup does not say.
+    pub(super) memory: u64,
+}
+
+/// The pod's end of the wire loop, for a step.
+#[derive(Debug)]
+pub(super) struct Line {
+    pub(super) key: PodKey,
+    /// The mode for a guest that is where it was before the step; `None` if the pod has no wire.
+    pub(super) before: Option<WireMode>,
+    /// The mode for a guest that runs; `None` if the pod has no wire.
+    pub(super) awake: Option<WireMode>,
+    /// Whether frames are held for the pod already.
+    pub(super) holding: bool,
+    pub(super) actor: mpsc::Sender<Message>,
+}
+
+/// A step that did not get where it was to lead.
+#[derive(Debug)]
+pub(super) struct StepFailed {
+    pub(super) failure: Failure,
+    /// Where the pod stands now, if it is not where it stood before.
+    pub(super) rung: Option<Rung>,
+}
+
+impl From<DriverError> for StepFailed {
+    fn from(error: DriverError) -> Self {
+        Self {
+            failure: Failure {
+                reason: error.reason,
+                message: with_sources(&error),
+            },
+            rung: error.state.map(rung_of),
+        }
+    }
+}
+
+impl From<SnapshotFailed> for StepFailed {
+    fn from(error: SnapshotFailed) -> Self {
+        Self {
+            failure: Failure {
+                reason: error.reason,
+                message: error.message,
+            },
+            rung: None,
+        }
+    }
+}
+
+impl StepFailed {
+    pub(super) fn wake_won() -> Self {
+        Self::from(SnapshotFailed {
+            reason: Reason::WakeWon,
+            message: Reason::WakeWon.meaning().trim().to_owned(),
+        })
+    }
+}
+
+/// Takes the time since it was last asked.
+pub(super) struct Lap(Moment);
+
+impl Lap {
+    pub(super) fn new() -> Self {
+        Self(clock::now())
+    }
+
+    pub(super) fn took(&mut self) -> Duration {
+        let now = clock::now();
+        now.since(std::mem::replace(&mut self.0, now))
+    }
+}
+
+impl Saving {
+    /// The guest hears the wire again: gives it what it missed, and looks for what matters in `mode`.
+    pub(super) async fn back(&self, mode: Option<WireMode>, window: ReplayWindow) {
+        let Some(mode) = mode else { return };
+        match self.ctx.wires.release_held(&self.line.key, mode, window) {
+            Ok(replayed) => {
+                if replayed.replayed > 0 || replayed.failed > 0 {
+                    tracing::debug!(pod = %self.pod.full_name(), ?replayed, "held frames were replayed");
+                }
+            }
+            Err(WireError::NoHostSide { .. }) => {
+                // Nothing was held; the mode is set all the same.
+                let _ = self.ctx.wires.set_mode(&self.line.key, mode);
+            }
+            Err(error) => {
+                tracing::warn!(pod = %self.pod.full_name(), "held frames are lost: {error}");
+                return;
+            }
+        }
+        // An actor that has ended needs to know nothing.
+        let _ = self.line.actor.send(Message::OnWire(mode)).await;
+    }
+}
+
+impl Running {
+    /// Frozen or Dozing -> Hibernated.
+    pub(super) async fn hibernate(&self, report: &mut StepReport) -> Result<(), StepFailed> {
+        let saving = &self.saving;
+        let uid = &saving.pod.uid;
+        let before = match self.rung {
+            Rung::Frozen => self.driver.resident(&self.guest).await.ok(),
+            // Its memory had left before.
+            _ => None,
+        };
+        let exact = saving.snapshot.as_ref().filter(|_| saving.exact);
+        let id = match exact {
+            Some(id) if saving.ctx.snapshots.hold(id, uid).await.is_ok() => id.clone(),
+            _ => {
+                let id = self.save(Taken::Hibernate, report).await?;
+                id.to_string()
+            }
+        };
+        fail::fail_point!("agent::hibernate::committed");
+        if self.cancel.is_cancelled() {
+            return Err(self.undone(StepFailed::wake_won(), report).await);
+        }
+        match self.driver.release(&self.guest, &id).await {
+            Ok(done) => {
+                report.phase("prepare", done.prepare);
+                report.phase("end", done.end);
+                report.phase("forget", done.forget);
+            }
+            Err(error) if error.state == Some(StopState::Hibernated) => {
+                // The guest is gone and its state is safe; what was left over is cleared away by the wake.
+                tracing::warn!(
+                    pod = %saving.pod.full_name(), reason = %error.reason,
+                    "hibernated, but not all was cleared away: {}", with_sources(&error)
+                );
+            }
+            Err(error) => return Err(self.undone(error.into(), report).await),
+        }
+        fail::fail_point!("agent::hibernate::released");
+        report.snapshot = Some(id);
+        report.resident = before.map(|resident| (resident.cgroup, 0));
+        Ok(())
+    }
+
+    /// Saves a frozen guest ahead of its doze; it stays cut off, so that the snapshot stays exact.
+    pub(super) async fn save_ahead(&self, report: &mut StepReport) -> Result<(), StepFailed> {
+        let id = self.save(Taken::Durable, report).await?;
+        fail::fail_point!("agent::save::committed");
+        if self.cancel.is_cancelled() {
+            return Err(self.undone(StepFailed::wake_won(), report).await);
+        }
+        report.snapshot = Some(id.to_string());
+        Ok(())
+    }
+
+    /// Saves a stopped guest and makes the snapshot durable. It stays stopped and cut off; after a failure it is back
+    /// on the wire.
+    async fn save(&self, taken: Taken, report: &mut StepReport) -> Result<SnapshotId, StepFailed> {
+        let staging = self.stage(report).await?;
+        match taken {
+            Taken::Durable => fail::fail_point!("agent::save::staged"),
+            _ => fail::fail_point!("agent::hibernate::staged"),
+        }
+        let saved = match self.driver.save(&self.guest, staging.dir(), &self.cancel).await {
+            Ok(saved) => saved,
+            Err(error) => {
+                // The driver has put the guest back on the wire.
+                self.back_as_before(None).await;
+                return Err(error.into());
+            }
+        };
+        phases_of(&saved, report);
+        match taken {
+            Taken::Durable => fail::fail_point!("agent::save::saved"),
+            _ => fail::fail_point!("agent::hibernate::saved"),
+        }
+        if self.cancel.is_cancelled() {
+            return Err(self.undone(StepFailed::wake_won(), report).await);
+        }
+        let mut lap = Lap::new();
+        let committed = self.commit(staging, saved, taken).await;
+        report.phase("commit", lap.took());
+        match committed {
+            Ok(id) => Ok(id),
+            Err(error) => Err(self.undone(error.into(), report).await),
+        }
+    }
+
+    /// Saves the guest; it goes on where it was, and the snapshot becomes durable behind it.
+    pub(super) async fn snapshot(&self, report: &mut StepReport) -> Result<(), StepFailed> {
+        let staging = self.stage(report).await?;
+        fail::fail_point!("agent::snapshot::staged");
+        let runs = self.rung == Rung::Running;
+        let result = if runs {
+            self.driver.snapshot(&self.guest, staging.dir()).await
+        } else {
+            self.driver.save(&self.guest, staging.dir(), &self.cancel).await
+        };
+        let saved = match result {
+            Ok(saved) => saved,
+            Err(error) => {
+                self.back_as_before(None).await;
+                return Err(error.into());
+            }
+        };
+        phases_of(&saved, report);
+        fail::fail_point!("agent::snapshot::saved");
+        if runs {
+            report.pause_window = Some(saved.pause_window());
+            self.back_as_before(saved.cut_at).await;
+        } else {
+            self.put_back(saved.cut_at, report).await;
+            // Its memory is in RAM again, and nothing of it was frozen but the application.
+            report.rung = Some(Rung::Frozen);
+        }
+        fail::fail_point!("agent::snapshot::on_wire");
+        let mut lap = Lap::new();
+        let id = self
+            .commit(staging, saved, Taken::Create)
+            .await
+            .map_err(|error| StepFailed {
+                rung: report.rung,
+                ..error.into()
+            })?;
+        report.phase("commit", lap.took());
+        fail::fail_point!("agent::snapshot::committed");
+        report.snapshot = Some(id.to_string());
+        Ok(())
+    }
+
+    /// Hibernated -> Running.
+    pub(super) async fn restore(&self, report: &mut StepReport) -> Result<(), StepFailed> {
+        let saving = &self.saving;
+        let id = saving.snapshot.as_deref().ok_or_else(|| SnapshotFailed {
+            reason: Reason::SnapshotNotFound,
+            message: "it is not known which snapshot holds the guest".to_owned(),
+        })?;
+        let mut lap = Lap::new();
+        let image = saving.ctx.snapshots.open_image(id, &self.guest.pod).await?;
+        report.phase("open", lap.took());
+        fail::fail_point!("agent::restore::opened");
+        let done = self.driver.restore(&self.guest, image.dir()).await?;
+        report.phase("lock", done.lock);
+        report.phase("create", done.create);
+        report.phase("load", done.load);
+        report.phase("start", done.start);
+        fail::fail_point!("agent::restore::restored");
+        let mut lap = Lap::new();
+        // What came before the guest had sockets of its own was seen by nobody but the wire loop.
+        let window = ReplayWindow {
+            after: None,
+            until: done.on_wire_at,
+        };
+        saving.back(saving.line.awake, window).await;
+        report.phase("replay", lap.took());
+        fail::fail_point!("agent::restore::on_wire");
+        Ok(())
+    }
+
+    /// Makes room, before anything is done to the guest.
+    async fn stage(&self, report: &mut StepReport) -> Result<Staging, StepFailed> {
+        let mut lap = Lap::new();
+        let resident = self.driver.resident(&self.guest).await.unwrap_or_default();
+        let memory = resident
+            .cgroup
+            .saturating_add(resident.swapped)
+            .max(self.saving.memory);
+        let staging = self
+            .saving
+            .ctx
+            .snapshots
+            .stage(&self.saving.pod.namespace, memory)
+            .await;
+        report.phase("stage", lap.took());
+        Ok(staging?)
+    }
+
+    async fn commit(
+        &self,
+        staging: Staging,
+        saved: SaveReport,
+        taken: Taken,
+    ) -> Result<SnapshotId, SnapshotFailed> {
+        let saving = &self.saving;
+        let taking = Taking {
+            pod: &saving.pod,
+            runtime: self.driver.kind(),
+            taken,
+            parent: saving.restored_from.as_deref(),
+            hold: taken != Taken::Create,
+        };
+        let snapshot = saving.ctx.snapshots.commit(staging, saved, &taking).await?;
+        Ok(snapshot.id())
+    }
+
+    /// What was saved is not followed by a release: the guest is Frozen, on the wire, and nothing is held for it.
+    async fn undone(&self, failed: StepFailed, report: &mut StepReport) -> StepFailed {
+        self.put_back(None, report).await;
+        self.saving.ctx.snapshots.unhold(&self.saving.pod.uid, None);
+        StepFailed {
+            rung: failed.rung.or(Some(Rung::Frozen)),
+            ..failed
+        }
+    }
+
+    /// A guest that was kept cut off since it was saved was woken.
+    pub(super) async fn hear_again(&self, report: &mut StepReport) {
+        let mut lap = Lap::new();
+        if let Err(error) = self.driver.keep(&self.guest).await {
+            tracing::warn!(
+                pod = %self.saving.pod.full_name(), reason = %error.reason, "{}", with_sources(&error)
+            );
+        }
+        self.saving
+            .back(self.saving.line.awake, ReplayWindow::default())
+            .await;
+        report.phase("replay", lap.took());
+    }
+
+    /// Puts a saved guest back on the wire; it stays stopped.
+    async fn put_back(&self, cut_at: Option<Moment>, report: &mut StepReport) {
+        let mut lap = Lap::new();
+        if let Err(error) = self.driver.keep(&self.guest).await {
+            // The next wake does the same.
+            tracing::warn!(
+                pod = %self.saving.pod.full_name(), reason = %error.reason, "{}", with_sources(&error)
+            );
+        }
+        self.back_as_before(cut_at).await;
+        report.phase("keep", lap.took());
+    }
+
+    async fn back_as_before(&self, cut_at: Option<Moment>) {
+        let window = ReplayWindow {
+            after: cut_at,
+            until: None,
+        };
+        self.saving.back(self.saving.line.before, window).await;
+    }
+}
+
+fn phases_of(saved: &SaveReport, report: &mut StepReport) {
+    report.phase("lock", saved.lock);
+    report.phase("cut", saved.cut);
+    report.phase("stop", saved.stop);
+    report.phase("write", saved.write);
+    report.phase("resume", saved.resume);
+}

@@ -1,0 +1,106 @@
+//! What a snapshot needs to be restored, and what this node has.
+
+use std::collections::BTreeMap;
+
+use dormouse_cri::Pod;
+use dormouse_snapshot::{CompatibilityKey, ContainerKey, NodeFacts};
+use procfs::Current as _;
+
+/// The machine, as far as a guest can tell.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Machine {
+    pub(super) arch: String,
+    /// Sorted, without repetition.
+    pub(super) cpu_features: Vec<String>,
+}
+
+impl Machine {
+    pub(super) fn read() -> Self {
+        let mut cpu_features: Vec<String> = procfs::CpuInfo::current()
+            .ok()
+            .and_then(|cpus| {
+                cpus.flags(0)
+                    .map(|flags| flags.into_iter().map(str::to_owned).collect())
+            })
+            .unwrap_or_default();
+        cpu_features.sort_unstable();
+        cpu_features.dedup();
+        Self {
+            arch: std::env::consts::ARCH.to_owned(),
+            cpu_features,
+        }
+    }
+
+    /// What this node has for a snapshot with this key. Version and network of the runtime are the runtime's own to
+    /// judge: it reads both out of the image before it touches anything.
+    pub(super) fn facts_for(&self, key: &CompatibilityKey) -> NodeFacts {
+        NodeFacts {
+            runtimes: vec![(key.runtime.clone(), key.runtime_version.clone())],
+            arch: self.arch.clone(),
+            cpu_features: self.cpu_features.clone(),
+            network: key.network.clone(),
+            containers: None,
+        }
+    }
+}
+
+/// The images of a pod's containers by name, as far as the CRI names them by digest.
+pub(super) fn images(pod: &Pod) -> BTreeMap<String, String> {
+    pod.running()
+        .filter_map(|container| {
+            let digest = container.image.find("sha256:")?;
+            Some((container.name.clone(), container.image.get(digest..)?.to_owned()))
+        })
+        .collect()
+}
+
+/// The containers of a guest: the pod sandbox's own first, which has no name.
+pub(super) fn containers(names: &[String], images: &BTreeMap<String, String>) -> Vec<ContainerKey> {
+    let container = |name: &str| ContainerKey {
+        name: name.to_owned(),
+        image: images.get(name).cloned().unwrap_or_default(),
+    };
+    let mut containers = vec![container("")];
+    containers.extend(
+        names
+            .iter()
+            .filter(|name| !name.is_empty())
+            .map(|name| container(name)),
+    );
+    containers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pod_sandbox_comes_first() {
+        let images = BTreeMap::from([("app".to_owned(), "sha256:ab".to_owned())]);
+        let found = containers(&["app".to_owned(), String::new()], &images);
+        let names: Vec<(&str, &str)> = found
+            .iter()
+            .map(|c| (c.name.as_str(), c.image.as_str()))
+            .collect();
+        assert_eq!(names, [("", ""), ("app", "sha256:ab")]);
+    }
+
+    #[test]
+    fn this_machine_fits_itself() {
+        let machine = Machine::read();
+        let key = CompatibilityKey {
+            runtime: "gvisor".into(),
+            runtime_version: "release-1".into(),
+            arch: machine.arch.clone(),
+            cpu_features: machine.cpu_features.clone(),
+            network: "sandbox".into(),
+            containers: containers(&[], &BTreeMap::new()),
+        };
+        assert_eq!(key.check(&machine.facts_for(&key)), Ok(()));
+        let other = CompatibilityKey {
+            arch: "vax".into(),
+            ..key
+        };
+        assert!(other.check(&machine.facts_for(&other)).is_err());
+    }
+}
