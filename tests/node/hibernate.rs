@@ -1,12 +1,19 @@
-//! Saved, ended and made again by the driver alone, on the real shim.
+//! Hibernation on the real shim: the driver alone, then with the agent.
 
+use std::time::{Duration, Instant};
+
+use dormouse_core::{Reason, Rung};
+use dormouse_rpc::v1;
 use dormouse_runtime::{Cancel, Driver as _, Guest, GuestContainer, Gvisor, PodIdentity, StopState};
 use dormouse_sentry::RunDir;
 use dormouse_testkit::guest::AgentGuest;
-use dormouse_testkit::{DORMOUSE_GVISOR, Pod, Stack, StackOptions, http};
+use dormouse_testkit::host::wait;
+use dormouse_testkit::peer::Peer;
+use dormouse_testkit::rig::{Rig, reason};
+use dormouse_testkit::{ContainerSpec, DORMOUSE_GVISOR, Pod, PodSpec, RUNC, Stack, StackOptions, http};
 use k8s_cri::v1::{ContainerState, PodSandboxState};
 
-use crate::support::{LIMIT, address, ask};
+use crate::support::{LIMIT, address, ask, at_work, swap};
 
 /// What the agent's index would say of a pod.
 fn guest(stack: &Stack, pod: &Pod) -> Guest {
@@ -43,7 +50,9 @@ async fn the_driver_saves_ends_and_makes_a_guest_again() {
         .unwrap();
     pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
     let hash = ask(&pod, "/hash").await;
-    http::post(address(&pod), "/history", "before", LIMIT).await.unwrap();
+    http::post(address(&pod), "/history", "before", LIMIT)
+        .await
+        .unwrap();
     let guest = guest(&stack, &pod);
     let images = tempfile::tempdir_in("/var/tmp").unwrap();
     for round in 0..5 {
@@ -66,11 +75,200 @@ async fn the_driver_saves_ends_and_makes_a_guest_again() {
         let output = pod.exec(&["echo", "hello"], LIMIT).await.unwrap();
         assert_eq!((output.code, output.stdout.as_str()), (0, "hello\n"));
     }
-    pod.stop_container(std::time::Duration::from_secs(5)).await.unwrap();
+    pod.stop_container(std::time::Duration::from_secs(5))
+        .await
+        .unwrap();
     let status = pod.container_status().await.unwrap();
     println!("{} {}", status.exit_code, status.reason);
     assert_eq!(status.state(), ContainerState::ContainerExited);
     pod.stop().await.unwrap();
     pod.remove().await.unwrap();
     stack.close().await.unwrap();
+}
+
+/// A pod whose connections survive a hibernation.
+fn connected(spec: PodSpec) -> PodSpec {
+    let (key, value) = ("dev.gvisor.flag.allow-connected-on-save", "true");
+    let mut spec = spec.handler(DORMOUSE_GVISOR);
+    spec.annotations.insert(key.into(), value.into());
+    spec.container_annotations.insert(key.into(), value.into());
+    spec
+}
+
+async fn listed(rig: &Rig) -> Vec<v1::Snapshot> {
+    let request = v1::ListSnapshotsRequest::default();
+    let answer = rig.client.clone().list_snapshots(request).await.unwrap();
+    answer.into_inner().snapshots
+}
+
+async fn hibernated(rig: &Rig, pod: &Pod) {
+    assert!(rig.hibernate(pod).await.unwrap().moved);
+    let view = rig.get(pod).await.unwrap();
+    assert_eq!(view.rung().to_core(), Some(Rung::Hibernated));
+    let status = pod.container_status().await.unwrap();
+    assert_eq!(status.state(), ContainerState::ContainerRunning);
+    assert_eq!(pod.status().await.unwrap().state(), PodSandboxState::SandboxReady);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_hibernates_and_wakes_by_order_packet_and_exec() {
+    let _swap = swap();
+    let (rig, pod) = at_work(connected(AgentGuest::mib(64).pod("sleeper"))).await;
+    let hash = ask(&pod, "/hash").await;
+    http::post(address(&pod), "/history", "before", LIMIT)
+        .await
+        .unwrap();
+    // From Running, from Frozen, from Dozing.
+    for round in 0..6 {
+        match round % 3 {
+            0 => {}
+            1 => drop(rig.freeze(&pod).await.unwrap()),
+            _ => drop(rig.doze(&pod).await.unwrap()),
+        }
+        let began = Instant::now();
+        hibernated(&rig, &pod).await;
+        println!("round {round}: hibernated in {:?}", began.elapsed());
+        let began = Instant::now();
+        match round % 3 {
+            0 => {
+                let woken = rig.wake(&pod).await.unwrap();
+                println!("order: {woken:?}");
+            }
+            1 => {
+                let answer = http::get(address(&pod), "/answer", LIMIT).await.unwrap();
+                println!(
+                    "packet: connected {:?}, first byte {:?}",
+                    answer.connected, answer.first_byte
+                );
+                assert_eq!(rig.get(&pod).await.unwrap().last_wake.unwrap().source, "Packet");
+                // The kernel's own next attempt would have been after a second.
+                assert!(
+                    answer.connected < Duration::from_millis(950),
+                    "{:?}",
+                    answer.connected
+                );
+            }
+            _ => {
+                let output = pod.exec(&["echo", "hello"], LIMIT).await.unwrap();
+                assert_eq!((output.code, output.stdout.as_str()), (0, "hello\n"));
+            }
+        }
+        println!("round {round}: awake in {:?}", began.elapsed());
+        rig.wait_rung(&pod, Rung::Running, LIMIT).await.unwrap();
+        assert_eq!(ask(&pod, "/hash").await, hash);
+        assert_eq!(ask(&pod, "/history").await[0], "before");
+    }
+    pod.stop_container(Duration::from_secs(5)).await.unwrap();
+    rig.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hibernated_pod_survives_the_agent_and_containerd() {
+    let _swap = swap();
+    let (mut rig, pod) = at_work(connected(AgentGuest::mib(8).pod("sleeper"))).await;
+    let hash = ask(&pod, "/hash").await;
+    hibernated(&rig, &pod).await;
+    rig.crash_and_restart().await.unwrap();
+    assert_eq!(rig.rung(&pod).await.unwrap(), Rung::Hibernated);
+    rig.stack
+        .restart_containerd(nix::sys::signal::Signal::SIGKILL)
+        .await
+        .unwrap();
+    let status = pod.container_status().await.unwrap();
+    assert_eq!(status.state(), ContainerState::ContainerRunning);
+    assert_eq!(ask(&pod, "/hash").await, hash);
+    // With nobody to wake it an exec says so, in time.
+    hibernated(&rig, &pod).await;
+    rig.agent.kill().unwrap();
+    let refused = pod.exec(&["true"], LIMIT).await.unwrap_err();
+    assert!(
+        format!("{refused:#}").contains("only the agent can wake it"),
+        "{refused:#}"
+    );
+    rig.agent.restart(&rig.stack, None).await.unwrap();
+    rig.reconnect().await.unwrap();
+    assert_eq!(ask(&pod, "/hash").await, hash);
+    rig.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hibernated_pod_is_deleted_without_being_woken() {
+    let _swap = swap();
+    let (rig, pod) = at_work(AgentGuest::mib(8).pod("sleeper").handler(DORMOUSE_GVISOR)).await;
+    hibernated(&rig, &pod).await;
+    let began = Instant::now();
+    pod.stop_container(Duration::from_secs(10)).await.unwrap();
+    let status = pod.container_status().await.unwrap();
+    assert_eq!(
+        (status.state(), status.exit_code),
+        (ContainerState::ContainerExited, 143)
+    );
+    pod.stop().await.unwrap();
+    pod.remove().await.unwrap();
+    println!("deleted in {:?}", began.elapsed());
+    // Nobody needs its snapshot any more.
+    wait::until("the snapshot to go", LIMIT, async || {
+        let left = listed(&rig).await;
+        anyhow::ensure!(left.is_empty(), "{left:?}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    rig.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_outlive_a_hibernation() {
+    let _swap = swap();
+    let rig = Rig::plain().await.unwrap();
+    // The bridge, and with it the peer's address, comes with the first pod.
+    rig.stack
+        .run_pod(
+            PodSpec::new("first")
+                .handler(DORMOUSE_GVISOR)
+                .container(ContainerSpec::shell("sh", "sleep 600")),
+        )
+        .await
+        .unwrap();
+    let (_, host) = rig.stack.bridge();
+    let peer = Peer::listen(host.into(), None).await.unwrap();
+    let guest = AgentGuest {
+        connect: Some(peer.address()),
+        ..AgentGuest::mib(8)
+    };
+    let pod = rig.run_pod(connected(guest.pod("linked"))).await.unwrap();
+    pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
+    assert_eq!(ask(&pod, "/say?text=before").await["echo"], "before");
+    for round in 0..3 {
+        hibernated(&rig, &pod).await;
+        let text = format!("after{round}");
+        assert_eq!(
+            ask(&pod, &format!("/say?text={text}")).await["echo"],
+            text.as_str()
+        );
+    }
+    let links = peer.links();
+    assert_eq!(links.len(), 1, "{links:?}");
+    assert_eq!(links[0].ended, None);
+    rig.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_of_a_running_pod_lets_it_run_on() {
+    let _swap = swap();
+    let (rig, pod) = at_work(connected(AgentGuest::mib(64).pod("worker"))).await;
+    let hash = ask(&pod, "/hash").await;
+    let snapshot = rig.snapshot(&pod).await.unwrap();
+    println!("{snapshot:?}");
+    assert_eq!(rig.rung(&pod).await.unwrap(), Rung::Running);
+    assert_eq!(ask(&pod, "/hash").await, hash);
+    assert!(snapshot.pod_uid == pod.uid && !snapshot.id.is_empty());
+    let plain = rig
+        .run_pod(AgentGuest::mib(8).pod("plain").handler(RUNC))
+        .await
+        .unwrap();
+    plain.wait_http(8080, "/answer", LIMIT).await.unwrap();
+    let refused = rig.hibernate(&plain).await.unwrap_err();
+    assert_eq!(reason(&refused), Some(Reason::RuntimeCannotSnapshot), "{refused}");
+    rig.stop().await.unwrap();
 }

@@ -51,8 +51,17 @@ pub fn config(paths: &AgentPaths, more: &str) -> String {
     } else {
         "[log]\nlevel = \"debug,h2=info,hyper=info,tower=info\"\n"
     };
+    let snapshots = if more.contains("[snapshots]") {
+        String::new()
+    } else {
+        // A test's disk may be nearly full, and its images are small.
+        format!(
+            "[snapshots]\ndir = \"{}\"\nkeep_free_percent = 1\n",
+            paths.state_dir.join("snapshots").display()
+        )
+    };
     format!(
-        "version = 1\nruntime_endpoint = \"unix://{}\"\nrun_dir = \"{}\"\nstate_dir = \"{}\"\n[api]\nsocket = \"{}\"\n{http}{swap}{log}{more}",
+        "version = 1\nruntime_endpoint = \"unix://{}\"\nrun_dir = \"{}\"\nstate_dir = \"{}\"\n[api]\nsocket = \"{}\"\n{http}{swap}{log}{snapshots}{more}",
         paths.containerd.display(),
         paths.run_dir.display(),
         paths.state_dir.display(),
@@ -213,6 +222,44 @@ impl Rig {
             .await?
             .into_inner()
             .outcome
+            .unwrap_or_default())
+    }
+
+    /// Orders a hibernation.
+    ///
+    /// # Errors
+    /// As the agent says.
+    pub async fn hibernate(&self, pod: &Pod) -> Result<v1::Outcome, tonic::Status> {
+        let request = v1::HibernateRequest {
+            pod: Some(reference(pod)),
+            ..Default::default()
+        };
+        Ok(self
+            .client
+            .clone()
+            .hibernate(request)
+            .await?
+            .into_inner()
+            .outcome
+            .unwrap_or_default())
+    }
+
+    /// Orders a snapshot of a pod that goes on.
+    ///
+    /// # Errors
+    /// As the agent says.
+    pub async fn snapshot(&self, pod: &Pod) -> Result<v1::Snapshot, tonic::Status> {
+        let request = v1::CreateSnapshotRequest {
+            pod: Some(reference(pod)),
+            ..Default::default()
+        };
+        Ok(self
+            .client
+            .clone()
+            .create_snapshot(request)
+            .await?
+            .into_inner()
+            .snapshot
             .unwrap_or_default())
     }
 
