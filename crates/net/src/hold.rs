@@ -157,3 +157,81 @@ impl Drop for Hold {
         self.take();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn at(ms: u64) -> Moment {
+        Moment::from_start(Duration::from_millis(ms))
+    }
+
+    fn frame(ms: u64, length: usize) -> HeldFrame {
+        HeldFrame {
+            seen: at(ms),
+            header: VnetHeader::default(),
+            bytes: vec![length as u8; length].into(),
+        }
+    }
+
+    #[derive(Debug, Clone)]
+    enum Act {
+        Push(usize),
+        Wait(u64),
+        Expire,
+        Take,
+    }
+
+    fn acts() -> impl Strategy<Value = Vec<(bool, Act)>> {
+        let act = prop_oneof![
+            6 => (0_usize..400).prop_map(Act::Push),
+            2 => (0_u64..40).prop_map(Act::Wait),
+            1 => Just(Act::Expire),
+            1 => Just(Act::Take),
+        ];
+        prop::collection::vec((any::<bool>(), act), 0..200)
+    }
+
+    proptest! {
+        /// Two pods in one room: order, bounds and the count of the room hold whatever happens.
+        #[test]
+        fn in_order_and_within_bounds(acts in acts(), frames in 0_usize..8, bytes in 0_usize..2000, node in 0_u64..3000) {
+            let limits = HoldLimits { frames, bytes, node_bytes: node, age: Duration::from_millis(50) };
+            let room = Arc::new(Room::new(node));
+            let mut holds = [Hold::new(limits, Arc::clone(&room)), Hold::new(limits, Arc::clone(&room))];
+            let mut models: [Vec<HeldFrame>; 2] = Default::default();
+            let mut now = 0;
+            let cost = |model: &[HeldFrame]| model.iter().map(HeldFrame::cost).sum::<usize>();
+            for (second, act) in acts {
+                let all: usize = models.iter().map(|m| cost(m)).sum();
+                let (hold, model) = (&mut holds[usize::from(second)], &mut models[usize::from(second)]);
+                match act {
+                    Act::Push(length) => {
+                        let frame = frame(now, length);
+                        let fits = model.len() < frames
+                            && cost(model) + frame.cost() <= bytes
+                            && (all + frame.cost()) as u64 <= node;
+                        if fits {
+                            model.push(frame.clone());
+                        }
+                        prop_assert_eq!(hold.push(frame), fits);
+                    }
+                    Act::Wait(ms) => now += ms,
+                    Act::Expire => {
+                        let before = model.len();
+                        model.retain(|f| f.seen.after(limits.age) > at(now));
+                        prop_assert_eq!(hold.expire(at(now)), (before - model.len()) as u64);
+                        prop_assert!(hold.next_expiry().is_none_or(|next| next > at(now)));
+                    }
+                    Act::Take => prop_assert_eq!(Vec::from(hold.take()), std::mem::take(model)),
+                }
+                prop_assert_eq!((hold.len(), hold.bytes()), (model.len(), cost(model)));
+                prop_assert_eq!(room.used(), models.iter().map(|m| cost(m)).sum::<usize>() as u64);
+            }
+            drop(holds);
+            prop_assert_eq!(room.used(), 0);
+        }
+    }
+}

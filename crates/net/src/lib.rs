@@ -35,9 +35,19 @@
 //! * housekeeping thaw: `set_mode(Housekeeping)`, thaw, wait for [`Event::Answered`] or some 20 ms,
 //!   `set_mode(Dozing)`, freeze.
 //! * waking: thaw and resume the guest first, then `set_mode(Watch)`.
+//! * saving: `set_mode(Cut)`; then cut the guest's own sockets off and wait until they are drained
+//!   ([`guest_socket`]); then save. If the guest goes on: let it in again and [`WireLoop::release_held`]. If it
+//!   is let go: `set_mode(Hibernated)`, which keeps what is held.
+//! * waking a guest that is not there: put the addresses back under a hush ([`links`]), restore the guest,
+//!   end the hush, [`WireLoop::release_held`]. What a guest had got before it was cut off, and what a new one
+//!   gets because its socket is open already, a [`ReplayWindow`] leaves out: a moment after the cut bounds it
+//!   on one side, [`WireLoop::mark`] after the restore on the other. Without a window such frames come twice,
+//!   which networks do, too; too narrow a window loses some.
 //! * a pod that goes away: `remove`. An open socket keeps the network namespace alive.
 //!
-//! Nothing here puts an address, a route or a neighbour on anything.
+//! Held frames live in this process alone. If it ends, they are lost, and clients repeat what they sent.
+//!
+//! Nothing puts an address, a route, a neighbour or a rule on anything but the functions of [`links`].
 
 mod answer;
 mod attach;

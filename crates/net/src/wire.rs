@@ -715,6 +715,78 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_that_is_cut_off_misses_nothing() {
+        let mut b = Bench::new(WireMode::Cut);
+        assert!(b.wire.holds());
+        for verdict in [
+            Verdict::Keepalive,
+            Verdict::Ignore(Ignored::Protocol),
+            wake(WakeKind::TcpPayload),
+            Verdict::Sent,
+        ] {
+            assert_eq!(b.react(0, verdict), Reaction::Hold);
+        }
+        assert!(matches!(
+            b.react(1, arp(MacAddress([2, 0, 0, 0, 0, 9]))),
+            Reaction::Answer(_)
+        ));
+        assert_eq!(b.kinds(), ["wake"]);
+        // It had been asked for, and so it is still.
+        b.wire.set_mode(WireMode::Hibernated);
+        assert_eq!(b.wire.filter(), WireMode::Cut);
+        assert_eq!(b.react(2, Verdict::Keepalive), Reaction::Hold);
+        b.wire.set_mode(WireMode::Watch);
+        assert!(!b.wire.holds());
+        assert_eq!(b.react(3, Verdict::Keepalive), Reaction::Nothing);
+    }
+
+    #[test]
+    fn nobody_misses_what_comes_before_the_first_wake() {
+        let mut b = Bench::with_budget(WireMode::Hibernated, ONE);
+        assert_eq!(b.wire.filter(), WireMode::Hibernated);
+        assert_eq!(b.react(0, Verdict::Keepalive), Reaction::Nothing);
+        assert_eq!(b.react(0, wake(WakeKind::TcpSyn)), Reaction::Hold);
+        assert_eq!(b.react(1, Verdict::Keepalive), Reaction::Hold);
+        assert_eq!((b.wire.filter(), b.kinds()), (WireMode::Cut, vec!["wake"]));
+        // All that was held has been forgotten; the wake is still under way, and then it is not.
+        b.wire.on_nothing_held();
+        assert!(b.wire.holds());
+        b.time(1000);
+        b.wire.on_nothing_held();
+        assert!(!b.wire.holds());
+        // Over budget: a SYN comes again by itself, data may not.
+        assert_eq!(b.react(1001, wake(WakeKind::TcpSyn)), Reaction::Nothing);
+        assert_eq!(b.react(1002, wake(WakeKind::Udp)), Reaction::Hold);
+        assert!(b.wire.holds());
+    }
+
+    #[test]
+    fn only_frames_to_the_pod_alone_are_held() {
+        let mut b = Bench::new(WireMode::Cut);
+        for packet_type in [
+            PacketType::Broadcast,
+            PacketType::Multicast,
+            PacketType::OtherHost,
+        ] {
+            let verdict = Verdict::Ignore(Ignored::NotToHost);
+            let reaction = b.with(0, |wire, around| wire.on_frame(&verdict, packet_type, around));
+            assert_eq!(reaction, Reaction::Nothing);
+        }
+    }
+
+    #[test]
+    fn where_nothing_can_be_given_back_nothing_is_held() {
+        for mode in [WireMode::Cut, WireMode::Hibernated] {
+            let mut b = Bench::new(mode);
+            b.wire = Wire::new("pod".into(), MAC, mode, false);
+            assert_eq!(b.wire.filter(), WireMode::Hibernated);
+            assert_eq!(b.react(0, wake(WakeKind::TcpSyn)), Reaction::Nothing);
+            assert_eq!(b.react(0, wake(WakeKind::TcpSyn)), Reaction::Nothing);
+            assert_eq!(b.kinds(), ["wake"]);
+        }
+    }
+
+    #[test]
     fn mute_ignores_all() {
         let mut b = Bench::new(WireMode::Mute);
         assert!(b.wire.is_closed());

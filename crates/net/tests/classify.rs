@@ -376,19 +376,27 @@ fn what_the_guest_sends() {
 fn acts(mode: WireMode, verdict: &Verdict) -> bool {
     match verdict {
         Verdict::Wake(_) => mode != WireMode::Mute,
-        Verdict::Keepalive | Verdict::Resolve(_) => matches!(mode, WireMode::Dozing | WireMode::Housekeeping),
+        Verdict::Keepalive => matches!(mode, WireMode::Dozing | WireMode::Housekeeping),
+        Verdict::Resolve(_) => !matches!(mode, WireMode::Watch | WireMode::Frozen | WireMode::Mute),
         Verdict::Sent => mode == WireMode::Housekeeping,
         Verdict::Ignore(_) => false,
     }
 }
 
-const MODES: [WireMode; 5] = [
+const MODES: [WireMode; 7] = [
     WireMode::Watch,
     WireMode::Frozen,
     WireMode::Dozing,
     WireMode::Housekeeping,
+    WireMode::Cut,
+    WireMode::Hibernated,
     WireMode::Mute,
 ];
+
+/// How much of a frame a mode gets.
+fn length(mode: WireMode) -> u32 {
+    if mode.holds() { u32::MAX } else { SNAP_LENGTH }
+}
 
 fn snapped(frame: &[u8], length: u32) -> &[u8] {
     &frame[..frame.len().min(length as usize)]
@@ -400,10 +408,11 @@ fn compare(frame: &[u8], packet_type: PacketType, ports: &Ports) -> Result<(), T
         let passed = run_filter(&program(mode, &interest), frame, kernel_type(packet_type));
         let whole = classify(frame, packet_type, &interest);
         let seen = classify(snapped(frame, SNAP_LENGTH), packet_type, &interest);
-        if acts(mode, &whole) {
+        let held = mode == WireMode::Cut && packet_type == PacketType::Host;
+        if acts(mode, &whole) || held {
             prop_assert_eq!(
                 passed,
-                SNAP_LENGTH,
+                length(mode),
                 "{:?} {:?} {:?} {:02x?}",
                 mode,
                 packet_type,
@@ -423,7 +432,7 @@ fn the_filter_drops_what_it_can() {
         run_filter(&program(mode, &interest), frame, kernel_type(packet_type)) != 0
     };
     use PacketType::{Broadcast, Host, Multicast, OtherHost, Outgoing};
-    use WireMode::{Dozing, Frozen, Housekeeping, Mute, Watch};
+    use WireMode::{Cut, Dozing, Frozen, Hibernated, Housekeeping, Mute, Watch};
     let syn = frame4(6, &tcp(80, SYN, b""));
     let ack = frame4(6, &tcp(80, ACK, b""));
     let ack6 = frame6(6, &tcp(80, ACK, b""));
@@ -455,6 +464,31 @@ fn the_filter_drops_what_it_can() {
         assert_eq!(passes(mode, &neighbour, Host), stack);
     }
     assert!(!passes(Mute, &syn, Host));
+
+    let tail = ethernet(POD_MAC, &[], 0x0800, &ipv4(POD4, 17, 1, &[], b"rest"));
+    for (frame, to, hibernated, cut) in [
+        (&syn, Host, true, true),
+        (&data, Host, true, true),
+        (&tail, Host, true, true),
+        (&ack, Host, false, true),
+        (&ack6, Host, false, true),
+        (&scan, Host, false, true),
+        (&quiet, Host, false, true),
+        (&ping, Host, false, true),
+        (&reply, Host, false, true),
+        (&who, Broadcast, true, true),
+        (&who, Host, true, true),
+        (&neighbour, Multicast, true, true),
+        (&neighbour, Host, true, true),
+        (&who_else, Broadcast, false, false),
+        (&other_neighbour, Multicast, false, false),
+        (&syn, Broadcast, false, false),
+        (&syn, OtherHost, false, false),
+        (&syn, Outgoing, false, false),
+    ] {
+        assert_eq!(passes(Hibernated, frame, to), hibernated, "{to:?} {frame:02x?}");
+        assert_eq!(passes(Cut, frame, to), cut, "{to:?} {frame:02x?}");
+    }
 }
 
 #[test]

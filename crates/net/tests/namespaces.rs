@@ -15,158 +15,28 @@ mod netns;
 #[path = "support/strategies.rs"]
 mod strategies;
 mod support;
+#[path = "support/wires.rs"]
+mod wires;
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::mpsc::RecvTimeoutError;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use dormouse_net::{
-    AttachError, Attached, BucketLimits, Budget, Event, LostCause, NamespaceError, PodKey, WakeKind,
-    WireConfig, WireError, WireLoop, WireMode, WireSpec, WireStats, monotonic,
+    AttachError, BucketLimits, Budget, Event, LostCause, NamespaceError, PodKey, WakeKind, WireConfig,
+    WireError, WireMode, monotonic,
 };
 use netns::{FrameSender, Netns, ip, is_root, try_ip};
 use support::*;
+use wires::{Ptp, SOON, Wires, generous, ms};
 
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
-const SOON: Duration = Duration::from_secs(5);
 const BRIDGE4: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 254);
-
-fn ms(n: u64) -> Duration {
-    Duration::from_millis(n)
-}
-
-/// No budget in the way.
-fn generous() -> WireConfig {
-    let much = BucketLimits {
-        burst: 1_000_000,
-        refill: Duration::from_nanos(1),
-    };
-    WireConfig {
-        budget: Budget {
-            per_source: much,
-            per_node: much,
-            sources: NonZeroUsize::new(64).unwrap(),
-        },
-        sweep: ms(100),
-        ..WireConfig::default()
-    }
-}
-
-struct Wires {
-    wires: WireLoop,
-    events: Receiver<Event>,
-}
-
-impl Wires {
-    fn new(config: WireConfig) -> Self {
-        let (sender, events) = mpsc::sync_channel(4096);
-        Self {
-            wires: WireLoop::start(sender, config).unwrap(),
-            events,
-        }
-    }
-
-    fn attach(&self, pod: &str, netns: &Netns, mode: WireMode) -> Attached {
-        self.try_attach(pod, netns.path(), None, mode).unwrap()
-    }
-
-    fn try_attach(
-        &self,
-        pod: &str,
-        netns: PathBuf,
-        interface: Option<&str>,
-        mode: WireMode,
-    ) -> Result<Attached, AttachError> {
-        let spec = WireSpec {
-            netns,
-            interface: interface.map(str::to_owned),
-            addresses: vec![IpAddr::V4(POD4), IpAddr::V6(POD6)],
-            ports: udp_ports(&[53]),
-            mode,
-        };
-        self.wires.add(&PodKey::from(pod), &spec)
-    }
-
-    fn mode(&self, pod: &str, mode: WireMode) {
-        self.wires.set_mode(&PodKey::from(pod), mode).unwrap();
-    }
-
-    #[track_caller]
-    fn next(&self) -> Event {
-        self.events.recv_timeout(SOON).expect("no event")
-    }
-
-    #[track_caller]
-    fn next_wake(&self) -> (PodKey, WakeKind, SocketAddr) {
-        match self.next() {
-            Event::Wake { pod, frame, .. } => (
-                pod,
-                frame.kind,
-                SocketAddr::new(frame.source, frame.destination_port),
-            ),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    /// Nothing is waiting. Call it when something later has already arrived.
-    #[track_caller]
-    fn assert_silent(&self) {
-        if let Ok(event) = self.events.try_recv() {
-            panic!("{event:?}");
-        }
-    }
-
-    fn stats(&self) -> WireStats {
-        self.wires.stats()
-    }
-
-    /// Waits until a counter has got there.
-    #[track_caller]
-    fn until(&self, what: &str, reached: impl Fn(&WireStats) -> bool) {
-        let start = Instant::now();
-        while !reached(&self.stats()) {
-            assert!(start.elapsed() < SOON, "{what}: {:?}", self.stats());
-            thread::sleep(ms(1));
-        }
-    }
-}
-
-/// A pod whose guest does not run, on a veth as the CNI plugin ptp makes it.
-struct Ptp {
-    node: Netns,
-    pod: Netns,
-}
-
-impl Ptp {
-    fn new() -> Self {
-        let (node, pod) = (Netns::new("node"), Netns::new("pod"));
-        node.ip(&format!(
-            "link add veth0 type veth peer name eth0 netns {}",
-            pod.name
-        ));
-        pod.ip("link set lo up");
-        pod.ip("link set eth0 address 02:00:00:00:00:02 up");
-        node.ip("link set veth0 address 02:00:00:00:00:01 up");
-        node.ip(&format!("addr add {PEER4}/32 dev veth0"));
-        node.ip(&format!("-6 addr add {PEER6}/128 dev veth0 nodad"));
-        node.ip(&format!("route add {POD4}/32 dev veth0 src {PEER4}"));
-        node.ip(&format!("-6 route add {POD6}/128 dev veth0 src {PEER6}"));
-        Self { node, pod }
-    }
-
-    fn peer(&self) -> FrameSender {
-        self.node.sender("veth0")
-    }
-
-    fn guest(&self) -> FrameSender {
-        self.pod.sender("eth0")
-    }
-}
 
 /// Connects from a namespace; nobody answers, so it is only tried.
 fn knock(from: &Netns, to: IpAddr, port: u16) {

@@ -221,3 +221,51 @@ fn run(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn act(rules: &mut Vec<Rule>, step: &Step) {
+        match step {
+            Step::Add(rule) => rules.push(rule.clone()),
+            Step::Remove(rule) => rules.retain(|there| there != rule),
+        }
+    }
+
+    fn has_local(rules: &[Rule]) -> bool {
+        rules.contains(&Rule::First) || rules.contains(&Rule::Second)
+    }
+
+    /// Every way to be interrupted, and then to go on in either direction.
+    #[test]
+    fn from_anywhere_to_either_end() {
+        let names = ["eth0", "eth1"];
+        let awake = vec![Rule::First];
+        let mut hushed = vec![Rule::Second];
+        hushed.extend(names.map(|name| Rule::Blackhole(name.to_owned())));
+        let mut seen = vec![awake.clone(), hushed.clone()];
+        let mut at = 0;
+        while let Some(from) = seen.get(at).cloned() {
+            at += 1;
+            for (steps, end) in [
+                (steps_to_begin(&from, &names), &hushed),
+                (steps_to_end(&from), &awake),
+            ] {
+                let mut rules = from.clone();
+                for step in &steps {
+                    act(&mut rules, step);
+                    assert!(has_local(&rules), "{from:?} {steps:?}");
+                    if !seen.contains(&rules) {
+                        seen.push(rules.clone());
+                    }
+                }
+                assert!(
+                    rules.len() == end.len() && end.iter().all(|rule| rules.contains(rule)),
+                    "{rules:?}"
+                );
+            }
+        }
+        assert!(seen.len() > 10);
+    }
+}

@@ -48,20 +48,29 @@ pub fn record(netns: &Path) -> Result<NetworkRecord, LinkError> {
 
 /// Puts back what is missing: MTU, addresses, routes, neighbours. Whatever else is there stays.
 ///
+/// When this returns, whoever asks finds all of it. (The node's own stack answers for an IPv6 address only
+/// some hundred microseconds later, which matters to nobody who brings a stack of his own.)
+///
 /// # Errors
 /// See [`LinkError`]; with an interface missing or exchanged, nothing is changed.
 pub fn restore(netns: &Path, record: &NetworkRecord) -> Result<(), LinkError> {
-    inside(netns, |netlink, doing| put_back(netlink, record, doing))
+    inside(netns, |netlink, doing| {
+        let found = read::look(netlink, doing)?;
+        let changes = plan::restore(record, &found, doing.netns)?;
+        write::apply_all(netlink, &changes, doing)
+    })
 }
 
 /// [`hush`] and then [`restore`], in one go.
 ///
 /// # Errors
-/// As both.
+/// As both; with an interface missing or exchanged, nothing is changed.
 pub fn restore_hushed(netns: &Path, record: &NetworkRecord) -> Result<(), LinkError> {
     inside(netns, |netlink, doing| {
+        let found = read::look(netlink, doing)?;
+        let changes = plan::restore(record, &found, doing.netns)?;
         hush::begin(netlink, record, doing)?;
-        put_back(netlink, record, doing)
+        write::apply_all(netlink, &changes, doing)
     })
 }
 
@@ -73,9 +82,7 @@ pub fn restore_hushed(netns: &Path, record: &NetworkRecord) -> Result<(), LinkEr
 pub fn strip(netns: &Path, record: &NetworkRecord) -> Result<(), LinkError> {
     inside(netns, |netlink, doing| {
         let found = read::look(netlink, doing)?;
-        plan::strip(record, &found)
-            .iter()
-            .try_for_each(|change| write::apply(netlink, change, doing))
+        write::apply_all(netlink, &plan::strip(record, &found), doing)
     })
 }
 
@@ -102,13 +109,6 @@ pub fn unhush(netns: &Path) -> Result<(), LinkError> {
 /// See [`LinkError`].
 pub fn is_hushed(netns: &Path) -> Result<bool, LinkError> {
     inside(netns, hush::is_on)
-}
-
-fn put_back(netlink: &mut Netlink, record: &NetworkRecord, doing: &Doing<'_>) -> Result<(), LinkError> {
-    let found = read::look(netlink, doing)?;
-    plan::restore(record, &found, doing.netns)?
-        .iter()
-        .try_for_each(|change| write::apply(netlink, change, doing))
 }
 
 fn inside<R: Send>(

@@ -54,9 +54,12 @@ pub(super) fn restore<'a>(
         if !link.up {
             changes.push(Change::SetUp { index, interface });
         }
-        let missing = |wanted: &&AddressRecord| !has(link, wanted);
-        let addresses = interface.addresses.iter().filter(missing);
-        changes.extend(addresses.map(|address| Change::AddAddress { index, address }));
+        // The first address counts as the interface's own. IPv4 addresses are listed as they come, IPv6
+        // addresses the last first.
+        let v4 = interface.addresses.iter().filter(|a| a.address.is_ipv4());
+        let v6 = interface.addresses.iter().rev().filter(|a| a.address.is_ipv6());
+        let missing = v4.chain(v6).filter(|wanted| !has(link, wanted));
+        changes.extend(missing.map(|address| Change::AddAddress { index, address }));
     }
     let on_link = |route: &&RouteRecord| route.gateway.is_none();
     let over_gateway = |route: &&RouteRecord| route.gateway.is_some();

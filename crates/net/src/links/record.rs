@@ -115,3 +115,41 @@ pub struct RouteRecord {
     /// Whether the gateway counts as being on the link, although no route says so.
     pub onlink: bool,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(interfaces: &str, routes: &str) -> Result<NetworkRecord, serde_json::Error> {
+        serde_json::from_str(&format!(
+            "{{\"interfaces\":[{interfaces}],\"routes\":[{routes}]}}"
+        ))
+    }
+
+    fn interface(name: &str, addresses: &str) -> String {
+        format!(
+            "{{\"name\":{name:?},\"mac\":\"02:00:00:00:00:01\",\"mtu\":1500,\"addresses\":[{addresses}],\
+             \"neighbours\":[]}}"
+        )
+    }
+
+    const ADDRESS: &str = r#"{"address":"10.0.0.1","prefix":24,"peer":null,"broadcast":null,"scope":0,"flags":0,
+        "metric":null}"#;
+
+    #[test]
+    fn what_is_read_is_bounded_and_known() {
+        let record = parse(&interface("eth0", ADDRESS), "").unwrap();
+        assert!(record.has_addresses());
+        assert!(!parse(&interface("eth0", ""), "").unwrap().has_addresses());
+        let addresses = |n| vec![ADDRESS; n].join(",");
+        assert!(parse(&interface("eth0", &addresses(limits::ADDRESSES)), "").is_ok());
+        assert!(parse(&interface("eth0", &addresses(limits::ADDRESSES + 1)), "").is_err());
+        let many = vec![interface("eth0", ""); limits::INTERFACES + 1].join(",");
+        assert!(parse(&many, "").is_err());
+        for name in ["", ".", "..", "a/b", "a b", "a-name-too-long-"] {
+            assert!(parse(&interface(name, ""), "").is_err(), "{name:?}");
+        }
+        assert!(serde_json::from_str::<NetworkRecord>(r#"{"interfaces":[],"routes":[],"more":1}"#).is_err());
+        assert!(serde_json::from_str::<NetworkRecord>(r#"{"interfaces":[]}"#).is_err());
+    }
+}

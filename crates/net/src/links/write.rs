@@ -18,8 +18,19 @@ use super::plan::Change;
 use super::record::{AddressRecord, NeighbourRecord, RouteRecord};
 use crate::netlink::Netlink;
 
+/// Carries out all changes in their order.
+pub(super) fn apply_all(
+    netlink: &mut Netlink,
+    changes: &[Change<'_>],
+    doing: &Doing<'_>,
+) -> Result<(), LinkError> {
+    changes
+        .iter()
+        .try_for_each(|change| apply(netlink, change, doing))
+}
+
 /// Carries out one change. That it has been carried out already is no error.
-pub(super) fn apply(netlink: &mut Netlink, change: &Change<'_>, doing: &Doing<'_>) -> Result<(), LinkError> {
+fn apply(netlink: &mut Netlink, change: &Change<'_>, doing: &Doing<'_>) -> Result<(), LinkError> {
     const NEW: u16 = NLM_F_CREATE | NLM_F_EXCL;
     match change {
         Change::SetMtu { index, interface } => {

@@ -35,7 +35,7 @@ const DOWN_CHECKS: [Duration; 4] = [
 /// make longer ones.
 const LONGEST: usize = VnetHeader::LENGTH + 68 * 1024;
 
-/// How many frames are read at once when a wire changes its mode: more than fit into its buffer.
+/// How many frames are read when a wire begins or ends to hold: more than fit into its buffer.
 const DRAIN: usize = 8192;
 
 pub(super) struct Line {
@@ -118,15 +118,34 @@ impl Line {
         scratch: &mut Vec<u8>,
         around: &mut Surroundings<'_>,
     ) -> Result<Result<(), Refused>, Broken> {
-        if self.wire.mode().holds() {
-            self.read(DRAIN, scratch, around)?;
-            around.now = monotonic();
-        } else if mode.holds() {
+        if self.wire.mode().holds() || mode.holds() {
+            self.drain(scratch, around)?;
+        }
+        if mode.holds() && !self.wire.mode().holds() {
             // Left over from a sleep before this one.
             self.forget(around.counters);
         }
         self.wire.set_mode(mode);
         Ok(self.install(false))
+    }
+
+    /// Reads all that has come so far. What must not be lost when holding ends, must not be held when it
+    /// begins: the guest has got it.
+    pub(super) fn drain(
+        &mut self,
+        scratch: &mut Vec<u8>,
+        around: &mut Surroundings<'_>,
+    ) -> Result<(), Broken> {
+        for _ in 0..DRAIN {
+            // A wire that is closed for a moment stops reading after each frame.
+            if !sys::first_waiting(self.socket.as_fd()).is_ok_and(|length| length != 0) {
+                break;
+            }
+            around.now = monotonic();
+            self.read(DRAIN, scratch, around)?;
+        }
+        around.now = monotonic();
+        Ok(())
     }
 
     /// Forgets all that is held; how many frames that were.
@@ -215,9 +234,9 @@ impl Line {
                     });
                     let counters = around.counters;
                     if held {
-                        counters.held.one()
+                        counters.held.one();
                     } else {
-                        counters.held_dropped.one()
+                        counters.held_dropped.one();
                     }
                 }
             }

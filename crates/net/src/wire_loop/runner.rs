@@ -145,10 +145,12 @@ impl Runner {
                 return self.line(pod).map(|line| Outcome::Count(line.forget(counters)));
             }
             Order::Mark => {
-                self.line(pod)?;
-                let most = usize::from(u16::MAX);
-                self.with_pod(pod, |line, scratch, around| line.read(most, scratch, around))?;
-                return Ok(Outcome::Mark(monotonic()));
+                return self
+                    .with_pod(pod, |line, scratch, around| {
+                        line.drain(scratch, around)?;
+                        Ok(around.now)
+                    })
+                    .map(Outcome::Mark);
             }
             Order::Release(mode, window) => return self.release(pod, mode, window).map(Outcome::Replayed),
         }

@@ -40,6 +40,18 @@ pub fn try_ip(line: &str) -> Result<(), String> {
     }
 }
 
+/// What `ip` says.
+#[track_caller]
+pub fn ip_output(line: &str) -> String {
+    let out = Command::new("ip").args(line.split_whitespace()).output().unwrap();
+    assert!(
+        out.status.success(),
+        "ip {line}: {}",
+        String::from_utf8_lossy(&out.stderr)
+    );
+    String::from_utf8(out.stdout).unwrap()
+}
+
 /// A network namespace of this test's own.
 pub struct Netns {
     pub name: String,
