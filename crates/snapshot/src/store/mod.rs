@@ -371,3 +371,6 @@ impl Drop for UseGuard {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -131,6 +131,18 @@ impl Store {
         if manifest.is_hashed() {
             return Ok(());
         }
+        // Hashes of bytes that were found bad would make them good.
+        if let Some(damage) = inner
+            .state()
+            .entries
+            .get(&id)
+            .and_then(|e| e.marks.damage.clone())
+        {
+            return Err(VerifyError::Damaged {
+                id,
+                what: damage.what,
+            });
+        }
         let pacer = Pacer::new(budget);
         for (entry, open) in manifest.files.iter_mut().zip(&opened) {
             let pass = Pass {
