@@ -11,6 +11,7 @@ mod cli;
 mod connections;
 mod cri;
 mod deletion;
+mod hibernate;
 mod ladder;
 mod networks;
 mod orders;

@@ -364,11 +364,12 @@ impl Qemu {
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
     }
 
-    /// A hash of the memory that the firmware leaves alone.
+    /// A hash of the memory that the firmware leaves alone: it keeps its tables right below the last 16 MiB, and may
+    /// write them at any time after the start.
     fn hash(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         let mut buffer = vec![0; MIB as usize];
-        for mib in 16..RAM - 16 {
+        for mib in 16..RAM - 32 {
             self.memory.read_exact_at(&mut buffer, mib * MIB).unwrap();
             hasher.write(&buffer);
         }
