@@ -98,7 +98,10 @@ pub struct Taking<'a> {
 impl Snapshots {
     /// Opens the store. One that cannot be opened is no reason not to serve the other rungs.
     pub async fn open(config: &Config) -> Self {
-        let settings = config.snapshots.clone();
+        let settings = SnapshotsConfig {
+            dir: config.snapshots_dir(),
+            ..config.snapshots.clone()
+        };
         let memory = (!settings.encryption_key_file.as_os_str().is_empty()).then(|| {
             if settings.memory_dir.as_os_str().is_empty() {
                 config.run_dir.join("images")
