@@ -191,7 +191,7 @@ pub struct DozeConfig {
 pub struct SnapshotsConfig {
     /// Whether pods can be hibernated and snapshots be taken.
     pub enabled: bool,
-    /// The store; made 0700.
+    /// The store; made 0700. Empty = `snapshots` in `state_dir`.
     pub dir: PathBuf,
     /// The most that all snapshots together may take, in MiB; 0 = any.
     pub max_mib: u64,
@@ -316,7 +316,7 @@ impl Default for SnapshotsConfig {
     fn default() -> Self {
         Self {
             enabled: true,
-            dir: PathBuf::from("/var/lib/dormouse/snapshots"),
+            dir: PathBuf::new(),
             max_mib: 0,
             max_count: 0,
             namespace_max_mib: 0,
@@ -343,10 +343,8 @@ impl SnapshotsConfig {
                 problem: problem.to_owned(),
             })
         };
-        if !self.dir.is_absolute() {
-            return value("snapshots.dir", "must be an absolute path");
-        }
         for (field, path) in [
+            ("snapshots.dir", &self.dir),
             ("snapshots.encryption_key_file", &self.encryption_key_file),
             ("snapshots.memory_dir", &self.memory_dir),
         ] {
@@ -593,6 +591,16 @@ impl Config {
         }
     }
 
+    /// Where the snapshot store is.
+    #[must_use]
+    pub fn snapshots_dir(&self) -> PathBuf {
+        if self.snapshots.dir.as_os_str().is_empty() {
+            self.state_dir.join("snapshots")
+        } else {
+            self.snapshots.dir.clone()
+        }
+    }
+
     /// What the node adds to policies.
     #[must_use]
     pub const fn policy_defaults(&self) -> PolicyDefaults {
@@ -637,6 +645,16 @@ mod tests {
     fn what_is_written_is_read() {
         let text = toml::to_string(&Config::default()).unwrap();
         assert_eq!(parse(&text).unwrap(), Config::default());
+    }
+
+    #[test]
+    fn the_store_is_in_the_state_directory() {
+        let mut config = Config::default();
+        assert_eq!(config.snapshots_dir(), Path::new("/var/lib/dormouse/snapshots"));
+        config.state_dir = "/elsewhere".into();
+        assert_eq!(config.snapshots_dir(), Path::new("/elsewhere/snapshots"));
+        config.snapshots.dir = "/big/disk".into();
+        assert_eq!(config.snapshots_dir(), Path::new("/big/disk"));
     }
 
     #[test]

@@ -33,7 +33,7 @@ use dormouse_net::{
     BucketLimits, HoldLimits, NoHostSide, PodKey, ReplayWindow, WakeKind, WireConfig, WireError, WireMode,
     WireSpec,
 };
-use netns::{Netns, is_root, try_ip};
+use netns::{Netns, ip_output, is_root, try_ip};
 use support::*;
 use wires::{Ptp, SOON, Wires, generous, ms};
 
@@ -79,6 +79,16 @@ fn with_addresses(net: &Ptp) -> NetworkRecord {
     links::record(&net.pod.path()).unwrap()
 }
 
+/// Waits until the pod's kernel takes an address for its own: a moment after it is on the interface, for IPv6.
+fn until_local(net: &Ptp, address: IpAddr) {
+    let family = if address.is_ipv4() { "-4" } else { "-6" };
+    let start = Instant::now();
+    let question = format!("{family} -n {} route show table local {address}", net.pod.name);
+    while ip_output(&question).is_empty() {
+        assert!(start.elapsed() < SOON);
+    }
+}
+
 /// The client has never talked to the pod, nobody is there when it connects, and yet it need not repeat its
 /// SYN. A machine that is too slow to put a guest there within the second after which it would is given
 /// some chances.
@@ -120,6 +130,7 @@ fn connects_at_once(to: IpAddr) -> bool {
         let _listener = net
             .pod
             .run(|| TcpListener::bind(SocketAddr::new(to, 8080)).unwrap());
+        until_local(&net, to);
         links::unhush(&path).unwrap();
         let start = Instant::now();
         let report = wires.wires.release_held(&pod(), WireMode::Watch, ALL).unwrap();

@@ -15,6 +15,7 @@ impl Actor {
     pub(super) fn recall(&mut self) {
         match self.ctx.journal.read(&self.pod.uid) {
             Ok(Some(entry)) => {
+                self.recalled = true;
                 let same = entry.sandbox_id == self.pod.sandbox_id;
                 self.entry = entry;
                 self.entry.sandbox_id.clone_from(&self.pod.sandbox_id);
@@ -146,8 +147,8 @@ impl Actor {
             }
             rung => {
                 self.ctx.snapshots.unhold(&self.pod.uid, None);
-                // It may have been saved by an agent that was killed before it went on; it is deaf until this.
-                if rung.is_asleep()
+                // An agent that was killed may have cut it off to save it; it is deaf until this.
+                if (rung.is_asleep() || self.recalled)
                     && can
                     && let Err(error) = driver.keep(&self.guest).await
                 {
@@ -193,8 +194,11 @@ impl Actor {
         if self.capabilities.is_none() {
             return;
         }
-        if let Ok(resident) = driver.resident(&self.guest).await {
-            self.resident = resident.cgroup;
+        match driver.resident(&self.guest).await {
+            Ok(resident) => self.resident = resident.cgroup,
+            // There is no guest that could have any.
+            Err(_) if self.state.rung == Rung::Hibernated => self.resident = 0,
+            Err(_) => {}
         }
     }
 }

@@ -158,6 +158,8 @@ struct Actor {
     resident: u64,
     since: SystemTime,
     settling: Vec<oneshot::Sender<()>>,
+    /// Whether an earlier agent knew the pod.
+    recalled: bool,
     self_sender: mpsc::Sender<Message>,
     view: watch::Sender<Arc<PodView>>,
     signals_watched: bool,
@@ -202,6 +204,7 @@ pub fn spawn(ctx: Arc<Context>, pod: Arc<Pod>, ready: oneshot::Sender<()>) -> Ha
         resident: 0,
         since: SystemTime::now(),
         settling: Vec::new(),
+        recalled: false,
         self_sender: sender.clone(),
         view: watch::channel(Arc::new(report::blank(&pod))).0,
         signals_watched: false,

@@ -1,8 +1,8 @@
 //! The steps that have to do with snapshots: hibernate, save, snapshot, and the wake from a snapshot.
 //!
-//! Fail points (feature `failpoints`), in this order: `agent::hibernate::{staged, saved, committed, released}`,
-//! `agent::save::{staged, saved, committed}`, `agent::snapshot::{staged, saved, on_wire, committed}`,
-//! `agent::restore::{opened, restored, on_wire}`.
+//! Fail points (feature `failpoints`), in this order: to hibernate `agent::save::{staged, saved}`,
+//! `agent::hibernate::{committed, released}`; to save ahead of a doze `agent::save::{staged, saved, committed}`; for a
+//! snapshot `agent::snapshot::{staged, saved, on_wire, committed}`; to wake `agent::restore::{opened, restored, on_wire}`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -187,10 +187,7 @@ impl Running {
     /// on the wire.
     async fn save(&self, taken: Taken, report: &mut StepReport) -> Result<SnapshotId, StepFailed> {
         let staging = self.stage(report).await?;
-        match taken {
-            Taken::Durable => fail::fail_point!("agent::save::staged"),
-            _ => fail::fail_point!("agent::hibernate::staged"),
-        }
+        fail::fail_point!("agent::save::staged");
         let saved = match self.driver.save(&self.guest, staging.dir(), &self.cancel).await {
             Ok(saved) => saved,
             Err(error) => {
@@ -200,10 +197,7 @@ impl Running {
             }
         };
         phases_of(&saved, report);
-        match taken {
-            Taken::Durable => fail::fail_point!("agent::save::saved"),
-            _ => fail::fail_point!("agent::hibernate::saved"),
-        }
+        fail::fail_point!("agent::save::saved");
         if self.cancel.is_cancelled() {
             return Err(self.undone(StepFailed::wake_won(), report).await);
         }

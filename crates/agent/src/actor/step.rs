@@ -26,9 +26,16 @@ impl Actor {
         self.step_cancel = Cancel::new();
         self.step_queue = CancellationToken::new();
         self.step_began = clock::now();
-        self.entry.moving_to = Some(transition.leads_to(self.state.rung));
+        self.entry.moving_to = self.state.moving_to();
         if matches!(transition, Transition::Wake(_)) {
             self.prefetch_cancel.cancel();
+        }
+        if matches!(
+            transition,
+            Transition::Save | Transition::Snapshot | Transition::Hibernate
+        ) {
+            // So that an agent after this one knows that there was something to put back.
+            self.remember();
         }
         tracing::debug!(pod = %self.pod.full_name(), ?transition, %reason, "step begins");
         let step = Running {

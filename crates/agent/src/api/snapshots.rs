@@ -143,16 +143,20 @@ pub(super) async fn describe(
         (_, Err(mismatches)) => {
             let reason = mismatches
                 .first()
-                .map_or(Reason::Internal, |first| first.reason());
+                .map_or(Reason::Internal, dormouse_snapshot::Mismatch::reason);
             let texts: Vec<String> = mismatches.iter().map(ToString::to_string).collect();
             Err((reason, texts.join("; ")))
         }
         (_, Ok(())) => Ok(()),
     };
-    let mut capability = messages::capability("restore", restore.as_ref().map(|()| ()).map_err(|(r, _)| *r));
-    if let Err((_, message)) = restore {
-        capability.message = message;
-    }
+    let (able, message) = match restore {
+        Ok(()) => (Ok(()), String::new()),
+        Err((reason, message)) => (Err(reason), message),
+    };
+    let capability = v1::Capability {
+        message,
+        ..messages::capability("restore", able)
+    };
     let restorable_by = match found.holds.as_slice() {
         [] => format!("pods of namespace {}", manifest.sandbox.namespace),
         _ => format!(

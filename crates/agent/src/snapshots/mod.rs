@@ -98,7 +98,10 @@ pub struct Taking<'a> {
 impl Snapshots {
     /// Opens the store. One that cannot be opened is no reason not to serve the other rungs.
     pub async fn open(config: &Config) -> Self {
-        let settings = config.snapshots.clone();
+        let settings = SnapshotsConfig {
+            dir: config.snapshots_dir(),
+            ..config.snapshots.clone()
+        };
         let memory = (!settings.encryption_key_file.as_os_str().is_empty()).then(|| {
             if settings.memory_dir.as_os_str().is_empty() {
                 config.run_dir.join("images")
@@ -112,7 +115,8 @@ impl Snapshots {
         let store = opened.unwrap_or_else(|error| Err(SnapshotFailed::new(Reason::Internal, &error)));
         match &store {
             Ok(store) => {
-                tracing::info!(snapshots = store.list().len(), dir = %settings.dir.display(), "snapshot store is open")
+                let snapshots = store.list().len();
+                tracing::info!(snapshots, dir = %settings.dir.display(), "snapshot store is open");
             }
             Err(error) if error.reason == Reason::SnapshotsOff => tracing::info!("{error}"),
             Err(error) => {
@@ -323,49 +327,68 @@ impl Snapshots {
 
     /// Behind a wake: no snapshot is the pod's only state any more, but `keep`, if that is one.
     pub fn unhold(&self, pod_uid: &str, keep: Option<&str>) {
-        let (this, uid) = (self.clone(), pod_uid.to_owned());
         let keep: Option<SnapshotId> = keep.and_then(|id| id.parse().ok());
+        // What is held now: a snapshot that is taken from here on is another matter.
+        let held: Vec<SnapshotId> = self
+            .held_by(pod_uid)
+            .into_iter()
+            .filter(|id| Some(*id) != keep)
+            .collect();
+        if held.is_empty() {
+            return;
+        }
+        let (this, uid) = (self.clone(), pod_uid.to_owned());
         tokio::spawn(async move {
             let unheld = this
                 .blocking(move |store| {
-                    for snapshot in held_by(store, &uid) {
-                        if Some(snapshot.id()) != keep {
-                            store.unhold(snapshot.id(), &uid).map_err(ours!())?;
-                            store.touch(snapshot.id(), now_ms()).map_err(ours!())?;
-                        }
+                    for id in held {
+                        store.unhold(id, &uid).map_err(ours!())?;
+                        store.touch(id, now_ms()).map_err(ours!())?;
                     }
                     Ok(())
                 })
                 .await;
-            if let Err(error) = unheld
-                && this.usable().is_ok()
-            {
+            if let Err(error) = unheld {
                 tracing::warn!(reason = %error.reason, "a snapshot stays marked as a pod's only state: {error}");
             }
         });
     }
 
+    /// The snapshots that are held for a pod.
+    fn held_by(&self, pod_uid: &str) -> Vec<SnapshotId> {
+        let Ok(store) = self.store() else {
+            return Vec::new();
+        };
+        store
+            .list()
+            .into_iter()
+            .filter(|snapshot| snapshot.holds.iter().any(|holder| holder == pod_uid))
+            .map(|snapshot| snapshot.id())
+            .collect()
+    }
+
     /// The pod is deleted.
     pub fn pod_deleted(&self, pod_uid: &str) {
+        let Ok(store) = self.store() else { return };
+        let held = self.held_by(pod_uid);
+        let removed: Vec<SnapshotId> = match self.0.config.on_delete {
+            OnDelete::Remove => taken_by_itself(store, pod_uid).iter().map(Snapshot::id).collect(),
+            OnDelete::Keep => Vec::new(),
+        };
         let (this, uid) = (self.clone(), pod_uid.to_owned());
-        let remove = self.0.config.on_delete == OnDelete::Remove;
         tokio::spawn(async move {
             let done = this
                 .blocking(move |store| {
-                    for snapshot in held_by(store, &uid) {
-                        store.unhold(snapshot.id(), &uid).map_err(ours!())?;
+                    for id in held {
+                        store.unhold(id, &uid).map_err(ours!())?;
                     }
-                    if remove {
-                        for snapshot in taken_by_itself(store, &uid) {
-                            remove_if_free(store, snapshot.id());
-                        }
+                    for id in removed {
+                        remove_if_free(store, id);
                     }
                     Ok(())
                 })
                 .await;
-            if let Err(error) = done
-                && this.usable().is_ok()
-            {
+            if let Err(error) = done {
                 tracing::warn!(reason = %error.reason, "snapshots of a deleted pod stay: {error}");
             }
         });
@@ -487,12 +510,6 @@ const fn kind_of(taken: Taken) -> &'static str {
 /// A snapshot's id.
 pub(crate) fn parse(id: &str) -> Result<SnapshotId, SnapshotFailed> {
     id.parse().map_err(|_| SnapshotFailed::not_found(id))
-}
-
-fn held_by<'a>(store: &Store, uid: &'a str) -> impl Iterator<Item = Snapshot> + use<'a> {
-    let all = store.list();
-    all.into_iter()
-        .filter(move |snapshot| snapshot.holds.iter().any(|holder| holder == uid))
 }
 
 /// Snapshots of a pod that nobody ordered, the oldest first.

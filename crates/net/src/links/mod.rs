@@ -48,6 +48,9 @@ pub fn record(netns: &Path) -> Result<NetworkRecord, LinkError> {
 
 /// Puts back what is missing: MTU, addresses, routes, neighbours. Whatever else is there stays.
 ///
+/// When this returns, whoever asks finds all of it. (The node's own stack answers for an IPv6 address only
+/// some hundred microseconds later, which matters to nobody who brings a stack of his own.)
+///
 /// # Errors
 /// See [`LinkError`]; with an interface missing or exchanged, nothing is changed.
 pub fn restore(netns: &Path, record: &NetworkRecord) -> Result<(), LinkError> {
