@@ -8,6 +8,7 @@
 )]
 
 mod guest;
+mod hibernate;
 mod kills;
 mod room;
 mod support;

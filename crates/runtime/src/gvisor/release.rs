@@ -22,6 +22,12 @@ use crate::failure::Verb;
 /// How long a killed sentry may take to end. The kernel frees its memory meanwhile: some 0.1 ms/MiB.
 const ENDS: Duration = Duration::from_secs(30);
 
+/// How long its parent may take to notice.
+const REAPED: Duration = Duration::from_secs(2);
+
+/// How often it is looked whether it has.
+const LOOK_AGAIN: Duration = Duration::from_micros(500);
+
 /// How long runsc may take to forget a container whose sandbox is gone.
 const FORGETS: Duration = Duration::from_secs(10);
 
@@ -154,10 +160,17 @@ pub(super) fn end(sentry: ProcessId) -> Result<(), EndError> {
         }
     }
     let ms = u16::try_from(ENDS.as_millis()).unwrap_or(u16::MAX);
-    match poll(&mut [PollFd::new(handle.as_fd(), PollFlags::POLLIN)], ms) {
-        Ok(0) => Err(EndError::Stays { pid }),
-        _ => Ok(()),
+    if let Ok(0) = poll(&mut [PollFd::new(handle.as_fd(), PollFlags::POLLIN)], ms) {
+        return Err(EndError::Stays { pid });
     }
+    // To runsc a process that has ended and was not waited for still runs. Its parent is the shim, or whoever takes
+    // orphans on this node.
+    let entry = PathBuf::from(format!("/proc/{pid}"));
+    let deadline = Instant::now() + REAPED;
+    while entry.exists() && Instant::now() < deadline {
+        std::thread::sleep(LOOK_AGAIN);
+    }
+    Ok(())
 }
 
 /// Has runsc forget the sandbox and its live containers, of which it keeps state. The sentry is gone.

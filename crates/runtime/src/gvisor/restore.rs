@@ -183,7 +183,11 @@ pub(super) fn settle(held: &mut Held, verb: Verb<'_>) -> Result<(), DriverError>
             .abandon_release()
             .map_err(|e| verb.failed(e.reason(), Some(StopState::Frozen), e)),
         HibernationPhase::Releasing | HibernationPhase::Restoring => {
-            clean(held.record(), verb)?;
+            if let Err(error) = clean(held.record(), verb) {
+                // The wake does it again; until then the pod is hibernated all the same.
+                tracing::warn!(sandbox = verb.sandbox_id, reason = %error.reason, "parts of a guest are left: {error}");
+                return Ok(());
+            }
             held.note_phase(HibernationPhase::Released)
                 .map_err(|e| verb.failed(e.reason(), Some(StopState::Hibernated), e))
         }
