@@ -23,6 +23,13 @@ const ROUNDS: u32 = 4;
 /// A round that gained less than this is the last one, in bytes.
 const WORTH_ANOTHER: u64 = 8 << 20;
 
+/// How long a push-out that gained nothing leaves the pages to others. The node's own proactive reclaim (DAMON takes up
+/// to 128 MiB at once) holds them for some tens of milliseconds.
+const HANDS_OFF: Duration = Duration::from_millis(50);
+
+/// How often it is looked meanwhile whether the step was called off.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
 /// Which program stands guard over lowered limits.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum GuardProgram {
@@ -200,6 +207,10 @@ pub fn push_out<K: Kernel + ?Sized>(
     }
     for round in 1..=ROUNDS {
         let began = Instant::now();
+        let charged = match job.cgroup {
+            Some((dir, method)) => reclaim::usage(kernel, dir, method.version())?,
+            None => 0,
+        };
         for _ in 0..job.passes {
             fail::fail_point!("push_out::before_pass");
             let paged = page_out(kernel, job.processes, brake)?;
@@ -213,15 +224,19 @@ pub fn push_out<K: Kernel + ?Sized>(
         let Some((dir, method)) = job.cgroup else { break };
         let reclaimed = reclaim_all(kernel, dir, method, desk, &mut guard, brake)?;
         report.reclaim += began.elapsed();
-        let gained = reclaimed.before.saturating_sub(reclaimed.after);
+        let gained = charged.saturating_sub(reclaimed.after);
         report.reclaimed = match round {
             1 => reclaimed,
             _ => report.reclaimed.and(reclaimed),
         };
         // A disk that is slow to take the pages makes the kernel give up early.
         let most = reclaimed.after <= reclaim::FLOOR.saturating_add(report.in_memory() / 8);
-        if most || gained < WORTH_ANOTHER || method == Method::ForceEmpty {
+        // One that gained nothing is believed the second time: the kernel's own reclaim may have had the pages in hand.
+        if most || (gained < WORTH_ANOTHER && round > 1) || method == Method::ForceEmpty {
             break;
+        }
+        if gained < WORTH_ANOTHER {
+            pause(brake)?;
         }
     }
     fail::fail_point!("push_out::reclaimed");
@@ -239,6 +254,16 @@ pub fn push_out<K: Kernel + ?Sized>(
     report.bring_back = began.elapsed();
     fail::fail_point!("push_out::brought_back");
     Ok(report)
+}
+
+/// Lets others put back what they have in hand.
+fn pause(brake: &mut dyn Brake) -> Result<(), Stop> {
+    let until = Instant::now() + HANDS_OFF;
+    while Instant::now() < until {
+        brake.check()?;
+        std::thread::sleep(LOOK_AGAIN);
+    }
+    Ok(())
 }
 
 /// The swap may have filled up in the last step, when nobody looked: then most of the pod is still in memory.
