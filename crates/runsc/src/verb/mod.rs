@@ -22,6 +22,7 @@
 //! `pause` and `resume` by hand are runsc's own count, beside ours: the pod is woken, so ours is nought, and
 //! what runsc then counts runsc ends. A pod that is paused that way can be put to sleep and woken above it.
 
+mod again;
 mod asleep;
 mod create;
 mod delete;

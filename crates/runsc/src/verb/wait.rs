@@ -1,21 +1,21 @@
 //! `wait`: the shim's long-lived question, one process per container.
 //!
 //! The real runsc's is a Go program of 7 MiB that would end with the sentry. This one asks the sentry over its control
-//! socket, keeps the container's streams while the pod is hibernated ([`dormouse_sentry::hold`]), and then asks the next
-//! sentry. Whatever is unusual is left to the real runsc.
+//! socket, keeps the container's streams while the pod is hibernated, makes the container again for the agent
+//! ([`dormouse_sentry::hold`]), and then asks the next sentry. Whatever is unusual is left to the real runsc.
 
 use std::io::Write;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use dormouse_sentry::hold::HoldServer;
+use dormouse_sentry::hold::{HoldServer, Run, RunscCall, Streams};
 use dormouse_sentry::{ContainerId, ControlSocket, ProcessId, Record, RunscState, Switch};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use serde::Serialize;
 
-use super::Context;
 use super::pod::{Pod, find};
+use super::{Context, again};
 use crate::json::go_line;
 use crate::outcome::{Failure, Outcome};
 
@@ -72,15 +72,18 @@ pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
     let Some(changes) = Changes::of(&dir.pod_dir(switch.id())) else {
         return context.exec();
     };
+    let runsc = context.config.runsc.clone();
+    let mut run =
+        |call: &RunscCall, streams: &Streams| again::call(&runsc, &switch, &container, call, streams);
     while let Ok(record) = switch.record() {
         if let Some(status) = record.container(&container).and_then(|c| c.ended) {
             return print(&container, status.into());
         }
         if record.hibernation.is_some() {
-            changes.wait(&mut server);
+            changes.wait(&mut server, &mut run);
             continue;
         }
-        match ask(&record, &container, &mut server, &switch) {
+        match ask(&record, &container, &mut server, &mut run, &switch) {
             Next::Ended(status) => {
                 if container.as_str() == switch.id().as_str() {
                     await_sentry(&record, context.invocation.root(), &container, &switch);
@@ -97,7 +100,13 @@ pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
 }
 
 /// Asks the sentry, and serves whoever puts streams by meanwhile.
-fn ask(record: &Record, container: &ContainerId, server: &mut HoldServer, switch: &Switch) -> Next {
+fn ask(
+    record: &Record,
+    container: &ContainerId,
+    server: &mut HoldServer,
+    run: &mut Run<'_>,
+    switch: &Switch,
+) -> Next {
     let Some(socket) = control_socket(record, switch) else {
         return Next::Unusual;
     };
@@ -117,7 +126,7 @@ fn ask(record: &Record, container: &ContainerId, server: &mut HoldServer, switch
         }
         let [answered, connected] = fds.map(|fd| fd.any().unwrap_or(false));
         if connected {
-            server.serve();
+            server.serve(run);
         }
         if answered {
             return match question.answer(Instant::now() + CONNECT) {
@@ -200,13 +209,13 @@ impl Changes {
     }
 
     /// Waits until the record may have changed since it was last read, and serves whoever fetches streams meanwhile.
-    fn wait(&self, server: &mut HoldServer) {
+    fn wait(&self, server: &mut HoldServer, run: &mut Run<'_>) {
         let mut fds = [
             PollFd::new(self.0.as_fd(), PollFlags::POLLIN),
             PollFd::new(server.as_fd(), PollFlags::POLLIN),
         ];
         let _ = poll(&mut fds, PollTimeout::NONE);
-        server.serve();
+        server.serve(run);
         // What they were does not matter.
         while self.0.read_events().is_ok_and(|events| !events.is_empty()) {}
     }

@@ -19,7 +19,6 @@ mod prefetch;
 mod probe;
 mod release;
 mod restore;
-mod runsc;
 mod save;
 mod streams;
 mod wake;

@@ -21,7 +21,7 @@ pub(super) fn probe(parts: &Parts, guest: &Guest, verb: Verb<'_>) -> Result<Prob
         .cloned()
         .collect();
     let limit_restored = restore_these(parts, &mut held, verb, &lowered) > 0;
-    super::restore::settle(&mut held, verb)?;
+    super::restore::settle(parts, &mut held, verb)?;
     if let Some(hibernation) = &held.record().hibernation {
         return Ok(Probe {
             stop: StopState::Hibernated,

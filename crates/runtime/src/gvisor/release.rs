@@ -5,14 +5,13 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use dormouse_core::Reason;
-use dormouse_sentry::hold::Holder;
+use dormouse_sentry::hold::{HoldError, Holder, RunscCall, STREAMS};
 use dormouse_sentry::record::{HibernationPhase, Record};
 use dormouse_sentry::{ContainerKind, ContainerRecord, Held, ProcessId, RunscState};
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::runsc::Runsc;
 use super::save::uncut;
 use super::streams::{SentryPipes, pidfd};
 use super::{Parts, switch_failed};
@@ -70,7 +69,7 @@ pub(super) fn release(
     fail::fail_point!("gvisor::release::ended");
     let forgetting = Instant::now();
     // What runsc still knows is tidied up again before the wake.
-    if let Err(error) = forget(held.record()) {
+    if let Err(error) = forget(parts, held.record()) {
         tracing::warn!(sandbox = verb.sandbox_id, %error, "runsc still knows the released guest");
     }
     fail::fail_point!("gvisor::release::forgotten");
@@ -93,11 +92,7 @@ fn put_streams_by(parts: &Parts, held: &Held, sentry: ProcessId, verb: Verb<'_>)
         let streams = pipes
             .take(&launch.stdio)
             .map_err(|e| verb.failed(Reason::Internal, kept, e))?;
-        let borrowed = [
-            streams.first().and_then(Option::as_ref).map(AsFd::as_fd),
-            streams.get(1).and_then(Option::as_ref).map(AsFd::as_fd),
-            streams.get(2).and_then(Option::as_ref).map(AsFd::as_fd),
-        ];
+        let borrowed: [_; STREAMS] = streams.each_ref().map(|s| s.as_ref().map(AsFd::as_fd));
         Holder::of(&parts.run_dir, &record.sandbox_id, &container.id)
             .put(&borrowed)
             .map_err(|e| verb.failed(e.reason(), kept, e))?;
@@ -174,23 +169,27 @@ pub(super) fn end(sentry: ProcessId) -> Result<(), EndError> {
 }
 
 /// Has runsc forget the sandbox and its live containers, of which it keeps state. The sentry is gone.
-pub(super) fn forget(record: &Record) -> Result<(), super::runsc::RunscError> {
+pub(super) fn forget(parts: &Parts, record: &Record) -> Result<(), HoldError> {
     if let Some(cgroup) = &record.cgroup {
         // Below the level that runsc is about to remove.
         let _ = cgroup.remove_sleeper();
     }
+    let delete = |c: &ContainerRecord| {
+        Holder::of(&parts.run_dir, &record.sandbox_id, &c.id).call(RunscCall::Delete, FORGETS)
+    };
     let mut result = Ok(());
     std::thread::scope(|scope| {
+        let delete = &delete;
         let threads: Vec<_> = live(record)
             .filter(|c| known(record, c))
-            .map(|c| scope.spawn(move || Runsc::of(&record.runsc.path, c)?.delete(FORGETS)))
+            .map(|c| scope.spawn(move || delete(c)))
             .collect();
         for thread in threads {
             result = std::mem::replace(&mut result, Ok(())).and(thread.join().unwrap_or(Ok(())));
         }
     });
     let root = root(record).filter(|c| known(record, c));
-    result.and(root.map_or(Ok(()), |c| Runsc::of(&record.runsc.path, c)?.delete(FORGETS)))
+    result.and(root.map_or(Ok(()), delete))
 }
 
 fn known(record: &Record, container: &ContainerRecord) -> bool {

@@ -5,13 +5,12 @@ use std::time::{Duration, Instant};
 
 use dormouse_core::Reason;
 use dormouse_net::links::{self, NetworkRecord};
-use dormouse_sentry::hold::Holder;
+use dormouse_sentry::hold::{Holder, RunscCall};
 use dormouse_sentry::record::{HibernationPhase, Record};
 use dormouse_sentry::{ContainerRecord, Held, ProcessId, RunscState};
 
 use super::Parts;
 use super::release::{drop_streams, end, forget, live, root};
-use super::runsc::{Runsc, RunscError};
 use crate::driver::{DriverError, Guest, RestoreReport, StopState};
 use crate::failure::Verb;
 
@@ -36,7 +35,7 @@ pub(super) fn restore(
     };
     let (lock, creating) = (began.elapsed(), Instant::now());
     if phase != HibernationPhase::Released {
-        clean(held.record(), verb)?;
+        clean(parts, held.record(), verb)?;
     }
     held.note_phase(HibernationPhase::Restoring)
         .map_err(|e| verb.failed(e.reason(), asleep, e))?;
@@ -49,7 +48,7 @@ pub(super) fn restore(
         let reason = error.reason();
         let failure = verb.failed(reason, asleep, error);
         hide(held.record(), netns, verb);
-        if clean(held.record(), verb).is_ok() {
+        if clean(parts, held.record(), verb).is_ok() {
             let _ = held.note_phase(HibernationPhase::Released);
         }
         return Err(failure);
@@ -71,8 +70,6 @@ pub(super) fn restore(
 #[derive(Debug, thiserror::Error)]
 enum BuildError {
     #[error(transparent)]
-    Runsc(#[from] RunscError),
-    #[error(transparent)]
     Hold(#[from] dormouse_sentry::hold::HoldError),
     #[error("the record lacks the pod sandbox's own container")]
     NoRoot,
@@ -87,7 +84,6 @@ enum BuildError {
 impl BuildError {
     const fn reason(&self) -> Reason {
         match self {
-            Self::Runsc(e) => e.reason(),
             Self::Hold(e) => e.reason(),
             Self::Links(e) => e.reason(),
             Self::NoNetwork => Reason::NetworkUnsupported,
@@ -105,23 +101,26 @@ fn build(
     began: Instant,
     report: &mut RestoreReport,
 ) -> Result<(), BuildError> {
-    let runsc = &record.runsc.path;
-    let root = Runsc::of(runsc, root(record).ok_or(BuildError::NoRoot)?)?;
-    root.create(CALL)?;
+    let call = |container: &ContainerRecord, call: RunscCall| {
+        Holder::of(&parts.run_dir, &record.sandbox_id, &container.id).call(call, CALL)
+    };
+    let root = root(record).ok_or(BuildError::NoRoot)?;
+    call(root, RunscCall::Create)?;
     fail::fail_point!("gvisor::restore::root_created");
     report.create = began.elapsed();
     let loading = Instant::now();
-    let image = image.to_string_lossy().into_owned();
     let netns = netns.ok_or(BuildError::NoNetwork)?;
     // runsc takes the addresses from the interface; while they are there the pod's own kernel stack must not answer.
     links::restore_hushed(netns, &network(record)?)?;
     fail::fail_point!("gvisor::restore::addressed");
     // The other containers may be made while the sandbox begins to read.
     std::thread::scope(|scope| {
+        let call = &call;
         let subs: Vec<_> = live(record)
-            .map(|c| scope.spawn(move || Runsc::of(runsc, c)?.create(CALL)))
+            .map(|c| scope.spawn(move || call(c, RunscCall::Create)))
             .collect();
-        let restored = root.restore(&image, CALL);
+        let image = image.to_owned();
+        let restored = call(root, RunscCall::Restore { image });
         for sub in subs {
             sub.join().map_err(|_| BuildError::Thread)??;
         }
@@ -132,15 +131,13 @@ fn build(
     fail::fail_point!("gvisor::restore::root_restored");
     report.load = loading.elapsed();
     let starting = Instant::now();
-    let start = |container: &ContainerRecord| -> Result<(), BuildError> {
-        let streams = Holder::of(&parts.run_dir, &record.sandbox_id, &container.id).fetch()?;
-        Ok(Runsc::of(runsc, container)?.start(streams, CALL)?)
-    };
     std::thread::scope(|scope| {
-        let start = &start;
-        let subs: Vec<_> = live(record).map(|c| scope.spawn(move || start(c))).collect();
+        let call = &call;
+        let subs: Vec<_> = live(record)
+            .map(|c| scope.spawn(move || call(c, RunscCall::Start)))
+            .collect();
         subs.into_iter()
-            .try_for_each(|sub| sub.join().map_err(|_| BuildError::Thread)?)
+            .try_for_each(|sub| Ok::<_, BuildError>(sub.join().map_err(|_| BuildError::Thread)??))
     })?;
     report.start = starting.elapsed();
     Ok(())
@@ -162,18 +159,18 @@ fn hide(record: &Record, netns: Option<&Path>, verb: Verb<'_>) {
 }
 
 /// Ends what there is of a guest that did not become whole.
-pub(super) fn clean(record: &Record, verb: Verb<'_>) -> Result<(), DriverError> {
+pub(super) fn clean(parts: &Parts, record: &Record, verb: Verb<'_>) -> Result<(), DriverError> {
     let id = &record.sandbox_id;
     if let Ok(state) = RunscState::read(&record.runtime_root, id, &id.into())
         && let Ok(sentry) = state.sentry()
     {
         end(sentry).map_err(|e| verb.failed(Reason::Internal, None, e))?;
     }
-    forget(record).map_err(|e| verb.failed(e.reason(), Some(StopState::Hibernated), e))
+    forget(parts, record).map_err(|e| verb.failed(e.reason(), Some(StopState::Hibernated), e))
 }
 
 /// Settles what a dead agent left of a release or a restore.
-pub(super) fn settle(held: &mut Held, verb: Verb<'_>) -> Result<(), DriverError> {
+pub(super) fn settle(parts: &Parts, held: &mut Held, verb: Verb<'_>) -> Result<(), DriverError> {
     let Some(hibernation) = held.record().hibernation.clone() else {
         return Ok(());
     };
@@ -183,7 +180,7 @@ pub(super) fn settle(held: &mut Held, verb: Verb<'_>) -> Result<(), DriverError>
             .abandon_release()
             .map_err(|e| verb.failed(e.reason(), Some(StopState::Frozen), e)),
         HibernationPhase::Releasing | HibernationPhase::Restoring => {
-            if let Err(error) = clean(held.record(), verb) {
+            if let Err(error) = clean(parts, held.record(), verb) {
                 // The wake does it again; until then the pod is hibernated all the same.
                 tracing::warn!(sandbox = verb.sandbox_id, reason = %error.reason, "parts of a guest are left: {error}");
                 return Ok(());

@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use dormouse_core::{Moment, Reason};
 use dormouse_net::guest_socket::{GuestSocketError, GuestSockets};
+use dormouse_sentry::hold::{Holder, RunscCall};
 use dormouse_sentry::record::CgroupState;
 use dormouse_sentry::{ContainerKind, Held, ImageFiles, ProcessId, RunscState};
 
-use super::runsc::Runsc;
 use super::wake::restore_settings;
 use super::{Parts, stop_state, switch_failed};
 use crate::brake::not_cancelled;
@@ -71,7 +71,7 @@ pub(super) fn save(
     let cut = cutting.elapsed();
     fail::fail_point!("gvisor::save::cut");
     let writing = Instant::now();
-    let bytes = match write(&mut held, verb, image) {
+    let bytes = match write(parts, &mut held, verb, image) {
         Ok(bytes) => bytes,
         Err(error) => {
             uncut(&mut held, verb);
@@ -121,7 +121,7 @@ pub(super) fn snapshot(
     let result = held.pause().map_err(|e| switch_failed(verb, &held, e));
     let stop = stopping.elapsed();
     let writing = Instant::now();
-    let written = result.and_then(|_| write(&mut held, verb, image));
+    let written = result.and_then(|_| write(parts, &mut held, verb, image));
     let write = writing.elapsed();
     fail::fail_point!("gvisor::snapshot::written");
     let resuming = Instant::now();
@@ -163,7 +163,13 @@ fn facts(held: &Held, verb: Verb<'_>) -> Result<SavedFacts, DriverError> {
     }
     let mut containers = Vec::new();
     for container in &record.containers {
-        Runsc::of(&record.runsc.path, container).map_err(|e| verb.failed(e.reason(), state, e))?;
+        if container.launch.is_none() {
+            return Err(verb.refused(
+                Reason::WrapperMissing,
+                state,
+                "it is not known how its containers were created; it can be hibernated after it was made anew",
+            ));
+        }
         containers.push(container.name.clone());
     }
     if record.network.is_none() {
@@ -185,7 +191,7 @@ fn facts(held: &Held, verb: Verb<'_>) -> Result<SavedFacts, DriverError> {
 }
 
 /// Writes the image and returns its size.
-fn write(held: &mut Held, verb: Verb<'_>, image: &Path) -> Result<u64, DriverError> {
+fn write(parts: &Parts, held: &mut Held, verb: Verb<'_>, image: &Path) -> Result<u64, DriverError> {
     let state = Some(StopState::Frozen);
     let by_socket = BY_SOCKET.contains(&held.record().runsc.version.as_str());
     let files = if by_socket {
@@ -220,9 +226,11 @@ fn write(held: &mut Held, verb: Verb<'_>, image: &Path) -> Result<u64, DriverErr
                     "the record lacks the pod sandbox",
                 )
             })?;
-        let runsc = Runsc::of(&record.runsc.path, root).map_err(|e| verb.failed(e.reason(), state, e))?;
-        runsc
-            .checkpoint(&image.to_string_lossy(), SAVE)
+        let call = RunscCall::Checkpoint {
+            image: image.to_owned(),
+        };
+        Holder::of(&parts.run_dir, &record.sandbox_id, &root.id)
+            .call(call, SAVE)
             .map_err(|e| verb.failed(e.reason(), state, e))?;
         FILES
             .iter()

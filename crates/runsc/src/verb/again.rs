@@ -1,0 +1,156 @@
+//! What the waiter does for the agent while its pod is hibernated: it calls the real runsc for its own container, the way
+//! the shim called it.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use dormouse_sentry::hold::{RunscCall, Streams};
+use dormouse_sentry::{ContainerId, Launch, Switch};
+
+/// The most that is kept of what runsc says, in bytes.
+const WORDS: u64 = 4096;
+
+/// Calls runsc, and says what it said where it failed.
+pub(super) fn call(
+    runsc: &Path,
+    switch: &Switch,
+    container: &ContainerId,
+    call: &RunscCall,
+    streams: &Streams,
+) -> Result<(), String> {
+    let record = switch.record().map_err(|e| e.to_string())?;
+    // The guest that runs is the shim's alone; only a save may be asked of it.
+    if record.hibernation.is_none() && !matches!(call, RunscCall::Checkpoint { .. }) {
+        return Err("the pod is not hibernated".to_owned());
+    }
+    let launch = record
+        .container(container)
+        .and_then(|c| c.launch.as_ref())
+        .ok_or("it is not known how the container was created")?;
+    let (args, streams) = arguments(launch, container, call, streams)?;
+    run(runsc, launch, call.verb(), &args, streams)
+}
+
+/// runsc's arguments, with the shim's global flags before them, and the streams for it.
+fn arguments(
+    launch: &Launch,
+    container: &ContainerId,
+    call: &RunscCall,
+    streams: &Streams,
+) -> Result<(Vec<String>, Streams), String> {
+    let verb = launch
+        .create
+        .iter()
+        .position(|a| a == "create")
+        .ok_or("the shim did not call `create`")?;
+    if matches!(call, RunscCall::Create) {
+        return Ok((launch.create.clone(), Streams::default()));
+    }
+    let mut args = launch.create.get(..verb).unwrap_or_default().to_vec();
+    args.push(call.verb().to_owned());
+    match call {
+        RunscCall::Checkpoint { image } => args.extend(["--leave-running".to_owned(), image_path(image)]),
+        RunscCall::Restore { image } => args.extend(["--detach".to_owned(), image_path(image)]),
+        RunscCall::Delete => args.push("--force".to_owned()),
+        RunscCall::Create | RunscCall::Start => {}
+    }
+    args.push(container.to_string());
+    let mut own = Streams::default();
+    if matches!(call, RunscCall::Start) {
+        for (own, kept) in own.iter_mut().zip(streams) {
+            *own = kept
+                .as_ref()
+                .map(OwnedFd::try_clone)
+                .transpose()
+                .map_err(|e| format!("cannot copy a stream: {e}"))?;
+        }
+    }
+    Ok((args, own))
+}
+
+fn image_path(image: &Path) -> String {
+    format!("--image-path={}", image.display())
+}
+
+fn run(runsc: &Path, launch: &Launch, verb: &str, args: &[String], streams: Streams) -> Result<(), String> {
+    let failed = |what: &str, e: &dyn std::fmt::Display| format!("cannot {what} {}: {e}", runsc.display());
+    // Its own words come through a file: a pipe would be inherited by the sentry and never end.
+    let words = nix::sys::memfd::memfd_create(c"runsc-stderr", nix::sys::memfd::MFdFlags::MFD_CLOEXEC)
+        .map(File::from)
+        .map_err(|e| failed("take the words of", &e))?;
+    let own = words.try_clone().map_err(|e| failed("take the words of", &e))?;
+    let [stdin, stdout, stderr] = streams;
+    let mut command = Command::new(runsc);
+    command.args(args).current_dir(&launch.directory);
+    command.stdin(stream(stdin)).stdout(stream(stdout));
+    // A container's standard error is its own; runsc then speaks through its log alone.
+    match stderr {
+        Some(fd) => command.stderr(Stdio::from(fd)),
+        None if verb == "start" => command.stderr(Stdio::null()),
+        None => command.stderr(Stdio::from(own)),
+    };
+    let status = command.status().map_err(|e| failed("start", &e))?;
+    if status.success() {
+        return Ok(());
+    }
+    let said = said(words);
+    Err(if said.is_empty() {
+        format!("{status}; see runsc's log")
+    } else {
+        format!("{status}: {said}")
+    })
+}
+
+fn stream(fd: Option<OwnedFd>) -> Stdio {
+    fd.map_or_else(Stdio::null, Stdio::from)
+}
+
+fn said(mut words: File) -> String {
+    let mut text = Vec::new();
+    let _ = words.seek(SeekFrom::Start(0));
+    let _ = words.take(WORDS).read_to_end(&mut text);
+    String::from_utf8_lossy(&text).trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn launch() -> Launch {
+        let create = ["--root=/r", "--log=/l", "create", "--bundle", "/b", "c1"];
+        Launch {
+            create: create.map(str::to_owned).to_vec(),
+            directory: "/b".into(),
+            stdio: [None; 3],
+            started: true,
+        }
+    }
+
+    fn words(call: &RunscCall) -> String {
+        let container = "c1".parse().unwrap();
+        let (args, _) = arguments(&launch(), &container, call, &Streams::default()).unwrap();
+        args.join(" ")
+    }
+
+    #[test]
+    fn runsc_is_called_with_the_shims_own_flags() {
+        let image = std::path::PathBuf::from("/i");
+        assert_eq!(
+            words(&RunscCall::Create),
+            "--root=/r --log=/l create --bundle /b c1"
+        );
+        assert_eq!(words(&RunscCall::Start), "--root=/r --log=/l start c1");
+        assert_eq!(words(&RunscCall::Delete), "--root=/r --log=/l delete --force c1");
+        assert_eq!(
+            words(&RunscCall::Restore { image: image.clone() }),
+            "--root=/r --log=/l restore --detach --image-path=/i c1"
+        );
+        assert_eq!(
+            words(&RunscCall::Checkpoint { image }),
+            "--root=/r --log=/l checkpoint --leave-running --image-path=/i c1"
+        );
+    }
+}

@@ -1,0 +1,217 @@
+//! What goes over a waiter's socket: one packet each way.
+//!
+//! | byte | meaning |
+//! |---|---|
+//! | 0 | which request or answer |
+//! | 1 | which of the three streams come with it, a bit each |
+//! | 2 … | a path, or words |
+
+use std::ffi::OsStr;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::sys::socket::sockopt::{ReceiveTimeout, SendTimeout};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr,
+    connect as connect_to, recvmsg, sendmsg, setsockopt, socket,
+};
+use nix::sys::time::TimeVal;
+
+use super::{RunscCall, STREAMS, Streams};
+
+/// The largest packet, in bytes: a path, or some lines of runsc's.
+const LIMIT: usize = 6 << 10;
+
+/// The most words of a failure, in bytes.
+pub(super) const WORDS: usize = 4 << 10;
+
+/// What is asked for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Packet {
+    /// Keep the streams that come with it.
+    Put,
+    /// Close what is kept.
+    Drop,
+    /// Call runsc.
+    Call(RunscCall),
+}
+
+/// What is answered.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    Done,
+    Failed(String),
+}
+
+impl Packet {
+    const fn kind(&self) -> u8 {
+        match self {
+            Self::Put => b'P',
+            Self::Drop => b'D',
+            Self::Call(RunscCall::Checkpoint { .. }) => b'V',
+            Self::Call(RunscCall::Create) => b'C',
+            Self::Call(RunscCall::Restore { .. }) => b'R',
+            Self::Call(RunscCall::Start) => b'S',
+            Self::Call(RunscCall::Delete) => b'X',
+        }
+    }
+
+    fn read(kind: u8, rest: &[u8]) -> Option<Self> {
+        let image = || {
+            let path = PathBuf::from(OsStr::from_bytes(rest));
+            path.is_absolute().then_some(path)
+        };
+        Some(match kind {
+            b'P' => Self::Put,
+            b'D' => Self::Drop,
+            b'V' => Self::Call(RunscCall::Checkpoint { image: image()? }),
+            b'C' => Self::Call(RunscCall::Create),
+            b'R' => Self::Call(RunscCall::Restore { image: image()? }),
+            b'S' => Self::Call(RunscCall::Start),
+            b'X' => Self::Call(RunscCall::Delete),
+            _ => return None,
+        })
+    }
+
+    pub(super) fn send(&self, socket: &OwnedFd, streams: &[Option<RawFd>; STREAMS]) -> io::Result<()> {
+        let rest = match self {
+            Self::Call(call) => call.image().map_or(&[][..], |p| p.as_os_str().as_bytes()),
+            Self::Put | Self::Drop => &[],
+        };
+        send(socket, self.kind(), rest, streams)
+    }
+
+    /// The next request; `None` for what is none.
+    pub(super) fn receive(socket: &OwnedFd) -> io::Result<Option<(Self, Streams)>> {
+        let Some((kind, rest, streams)) = receive(socket)? else {
+            return Ok(None);
+        };
+        Ok(Self::read(kind, &rest).map(|request| (request, streams)))
+    }
+}
+
+impl Answer {
+    pub(super) fn send(&self, socket: &OwnedFd) -> io::Result<()> {
+        match self {
+            Self::Done => send(socket, b'k', &[], &[None; STREAMS]),
+            Self::Failed(words) => {
+                let words = words.as_bytes();
+                let words = words.get(..words.len().min(WORDS)).unwrap_or_default();
+                send(socket, b'e', words, &[None; STREAMS])
+            }
+        }
+    }
+
+    pub(super) fn receive(socket: &OwnedFd) -> io::Result<Option<Self>> {
+        Ok(receive(socket)?.and_then(|(kind, rest, _)| match kind {
+            b'k' => Some(Self::Done),
+            b'e' => Some(Self::Failed(String::from_utf8_lossy(&rest).into_owned())),
+            _ => None,
+        }))
+    }
+}
+
+/// Connects to a waiter, which has `within` to answer.
+pub(super) fn connect(path: &Path, within: Duration) -> io::Result<OwnedFd> {
+    let fd = socket(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    patient(&fd, within)?;
+    connect_to(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+    Ok(fd)
+}
+
+pub(super) fn patient(fd: &OwnedFd, within: Duration) -> io::Result<()> {
+    let limit = TimeVal::new(
+        i64::try_from(within.as_secs()).unwrap_or(i64::MAX),
+        within.subsec_micros().into(),
+    );
+    setsockopt(fd, ReceiveTimeout, &limit)?;
+    Ok(setsockopt(fd, SendTimeout, &limit)?)
+}
+
+fn send(socket: &OwnedFd, kind: u8, rest: &[u8], streams: &[Option<RawFd>; STREAMS]) -> io::Result<()> {
+    let mut present = 0_u8;
+    for (bit, stream) in streams.iter().enumerate() {
+        present |= u8::from(stream.is_some()) << bit;
+    }
+    let fds: Vec<RawFd> = streams.iter().copied().flatten().collect();
+    let rights = [ControlMessage::ScmRights(&fds)];
+    let rights: &[ControlMessage<'_>] = if fds.is_empty() { &[] } else { &rights };
+    let head = [kind, present];
+    let data = [IoSlice::new(&head), IoSlice::new(rest)];
+    sendmsg::<UnixAddr>(socket.as_raw_fd(), &data, rights, MsgFlags::MSG_NOSIGNAL, None)?;
+    Ok(())
+}
+
+/// A packet and its descriptors; `None` where the other side has hung up or sent something else.
+fn receive(socket: &OwnedFd) -> io::Result<Option<(u8, Vec<u8>, Streams)>> {
+    let mut message = vec![0_u8; LIMIT];
+    let mut space = nix::cmsg_space!([RawFd; STREAMS]);
+    let mut data = [IoSliceMut::new(&mut message)];
+    let received = recvmsg::<UnixAddr>(
+        socket.as_raw_fd(),
+        &mut data,
+        Some(&mut space),
+        MsgFlags::MSG_CMSG_CLOEXEC,
+    )?;
+    let (length, whole) = (
+        received.bytes,
+        !received
+            .flags
+            .intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC),
+    );
+    let mut fds = Vec::new();
+    for control in received.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(raw) = control {
+            // SAFETY: the kernel has just made these descriptors for this process, and nobody else knows them.
+            #[allow(unsafe_code)]
+            fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+        }
+    }
+    message.truncate(length);
+    let (Some(&kind), Some(&present)) = (message.first(), message.get(1)) else {
+        return Ok(None);
+    };
+    if !whole || present.count_ones() as usize != fds.len() || present >= 1 << STREAMS {
+        return Ok(None);
+    }
+    let mut fds = fds.into_iter();
+    let mut streams = Streams::default();
+    for (bit, stream) in streams.iter_mut().enumerate() {
+        if present & (1 << bit) != 0 {
+            *stream = fds.next();
+        }
+    }
+    Ok(Some((kind, message.split_off(2), streams)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_come_back_as_they_were() {
+        let image = PathBuf::from("/var/lib/image");
+        for call in [
+            RunscCall::Checkpoint { image: image.clone() },
+            RunscCall::Create,
+            RunscCall::Restore { image },
+            RunscCall::Start,
+            RunscCall::Delete,
+        ] {
+            let packet = Packet::Call(call.clone());
+            let rest = call.image().map_or(&[][..], |p| p.as_os_str().as_bytes());
+            assert_eq!(Packet::read(packet.kind(), rest), Some(packet));
+        }
+        assert_eq!(Packet::read(b'R', b"not/absolute"), None);
+        assert_eq!(Packet::read(b'R', b""), None);
+        assert_eq!(Packet::read(b'?', b""), None);
+    }
+}
