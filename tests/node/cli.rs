@@ -530,3 +530,57 @@ async fn the_doctor_tells_what_is_there_and_what_is_missing() {
     );
     rig.stack.close().await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_line_keeps_snapshots() {
+    let _swap = swap();
+    let rig = Rig::plain().await.unwrap();
+    let cli = Cli::of(&rig);
+    let pod = cli.run("saved", PYTHON, &[], &["python3", "-c", SERVER]).await;
+    let answers = async || http::get(pod.http(), "/", LIMIT).await;
+    let hash = wait::until("the pod to answer", LIMIT, answers)
+        .await
+        .unwrap()
+        .body;
+
+    cli.good(&["snapshot", "create", &pod.uid]).await;
+    let listed = cli.json(&["snapshot", "ls"]).await;
+    let id = listed[0]["id"].as_str().unwrap().to_owned();
+    assert_eq!(listed[0]["pod"], "saved", "{listed}");
+    cli.good(&["snapshot", "verify", &id]).await;
+    cli.good(&["snapshot", "inspect", &id]).await;
+    cli.good(&["snapshot", "pin", &id]).await;
+    let refused = cli.say(&["snapshot", "rm", &id]).await;
+    assert_ne!(refused.code, 0, "a pinned snapshot stays");
+    assert!(refused.err.contains("SnapshotPinned"), "{}", refused.err);
+    cli.good(&["snapshot", "unpin", &id]).await;
+
+    // A second one, and what is between them.
+    cli.good(&["hibernate", &pod.uid]).await;
+    assert_eq!(cli.rung(&pod.uid).await, "Hibernated");
+    let listed = cli.json(&["snapshot", "ls"]).await;
+    let other = listed[0]["id"].as_str().unwrap().to_owned();
+    assert_ne!(other, id, "{listed}");
+    cli.good(&["snapshot", "verify", &other]).await;
+    cli.good(&["snapshot", "diff", &id, &other]).await;
+    let refused = cli.say(&["snapshot", "rm", &other]).await;
+    assert_ne!(refused.code, 0, "what a pod is hibernated in stays");
+    let woken = http::get(pod.http(), "/", LIMIT).await.unwrap().body;
+    assert_eq!(woken, hash, "the same memory");
+
+    // Out into a file, and back in.
+    let files = tempfile::tempdir_in("/var/tmp").unwrap();
+    let file = files.path().join("snapshot").display().to_string();
+    cli.good(&["snapshot", "export", &id, &file]).await;
+    cli.good(&["snapshot", "rm", &id]).await;
+    cli.good(&["snapshot", "import", &file]).await;
+    cli.good(&["snapshot", "fsck", "--full"]).await;
+    let mut bytes = std::fs::read(&file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    let refused = cli.say(&["snapshot", "import", &file]).await;
+    assert_ne!(refused.code, 0, "a damaged archive is refused");
+    cli.good(&["rm", "saved", "--grace", "1s"]).await;
+    rig.stop().await.unwrap();
+}

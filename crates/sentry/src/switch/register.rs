@@ -151,6 +151,8 @@ impl Held {
     pub fn remove_container(mut self, id: &ContainerId) -> Result<(), RegisterError> {
         self.update(|r| r.remove_container(id))?;
         self.switch.dir.unlink(id)?;
+        // Its waiter takes its socket away when it ends, unless it was killed.
+        let _ = std::fs::remove_file(self.switch.dir.hold_path(&self.switch.id, id));
         if self.record.containers.is_empty() || id.as_str() == self.switch.id.as_str() {
             self.forget()?;
         }
