@@ -49,8 +49,9 @@ impl Actor {
             self.apply(Input::Activity);
             return;
         }
-        if self.state.rung == Rung::Hibernated && !note.woken {
-            // The wrapper cannot restore it: it asks us to.
+        let hibernates = matches!(self.state.transition, Some(Transition::Hibernate));
+        if (self.state.rung == Rung::Hibernated || hibernates) && !note.woken {
+            // The wrapper cannot restore it, nor take back its release: it asks us to.
             self.wake_asked.get_or_insert_with(clock::now);
             self.apply(Input::Wake(note.source));
             return;
