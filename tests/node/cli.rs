@@ -572,7 +572,14 @@ async fn the_command_line_keeps_snapshots() {
     let files = tempfile::tempdir_in("/var/tmp").unwrap();
     let file = files.path().join("snapshot").display().to_string();
     cli.good(&["snapshot", "export", &id, &file]).await;
-    cli.good(&["snapshot", "rm", &id]).await;
+    // Its hashes may just be being made, behind everybody's back.
+    wait::until("the snapshot to be removed", LIMIT, async || {
+        let said = cli.say(&["snapshot", "rm", &id]).await;
+        anyhow::ensure!(said.code == 0, "{}", said.err);
+        Ok(())
+    })
+    .await
+    .unwrap();
     cli.good(&["snapshot", "import", &file]).await;
     cli.good(&["snapshot", "fsck", "--full"]).await;
     let mut bytes = std::fs::read(&file).unwrap();

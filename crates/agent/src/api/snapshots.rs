@@ -81,6 +81,14 @@ pub(super) fn snapshot(snapshot: &Snapshot) -> v1::Snapshot {
     }
 }
 
+/// A snapshot gets its hashes behind the guest's back; who asks for what takes them need not wait for its turn.
+fn hashed(store: &Store, id: SnapshotId) -> Result<(), SnapshotFailed> {
+    get(store, id)?;
+    store
+        .finish_hashes(id, dormouse_snapshot::Budget::default(), now_ms())
+        .map_err(ours!())
+}
+
 fn get(store: &Store, id: SnapshotId) -> Result<Snapshot, SnapshotFailed> {
     if let Some(snapshot) = store.get(id) {
         return Ok(snapshot);
@@ -373,6 +381,8 @@ pub(super) async fn diff(
 ) -> Result<v1::DiffSnapshotsResponse, SnapshotFailed> {
     snapshots
         .blocking(move |store| {
+            hashed(store, a)?;
+            hashed(store, b)?;
             let (first, second) = (get(store, a)?, get(store, b)?);
             let files = store.diff(a, b).map_err(ours!())?;
             Ok(v1::DiffSnapshotsResponse {
@@ -451,6 +461,7 @@ pub(super) fn verify(snapshots: &Snapshots, id: SnapshotId) -> Streamed<v1::Veri
             let _ = sender.send(Ok(progress(0, total, false))).await;
             snapshots
                 .blocking(move |store| {
+                    hashed(store, id)?;
                     store
                         .verify(id, dormouse_snapshot::Budget::default(), now_ms())
                         .map_err(ours!())
@@ -475,6 +486,7 @@ pub(super) fn export(snapshots: &Snapshots, id: SnapshotId) -> Streamed<v1::Expo
         let pieces = sender.clone();
         let done = snapshots
             .blocking(move |store| {
+                hashed(store, id)?;
                 let mut to = Pieces {
                     sender: pieces,
                     buffer: Vec::with_capacity(PIECE),

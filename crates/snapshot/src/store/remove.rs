@@ -72,15 +72,16 @@ impl Store {
         {
             let mut state = inner.state();
             if let Some(entry) = state.entries.get_mut(&id) {
-                if entry.users > 0 || entry.leaving {
-                    return Err(RemoveError::InUse { id });
-                }
+                // What lasts before what passes: to try again later would not help.
                 if entry.marks.pinned && !force {
                     return Err(RemoveError::Pinned { id });
                 }
                 if !entry.marks.holds.is_empty() && !force {
                     let holders = entry.marks.holds.iter().cloned().collect();
                     return Err(RemoveError::Held { id, holders });
+                }
+                if entry.users > 0 || entry.leaving {
+                    return Err(RemoveError::InUse { id });
                 }
                 entry.leaving = true;
             } else if !(force && state.broken.contains_key(&id)) {

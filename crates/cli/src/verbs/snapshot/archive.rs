@@ -16,8 +16,8 @@ use crate::output::{complain, print};
 use crate::view::units::mib;
 use crate::view::{SnapshotView, clean};
 
-/// How much of an archive is in one message.
-const PIECE: usize = 1 << 20;
+/// How much of an archive goes into one message, in bytes: half of what the agent takes in one request.
+const PIECE: usize = 32 << 10;
 
 fn failed(verb: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> CliError {
     let path = path.to_owned();
