@@ -209,8 +209,6 @@ pub struct SavedFacts {
     pub runtime_version: String,
     /// Names of the containers in the image, the pod sandbox's (empty) first.
     pub containers: Vec<String>,
-    /// What the driver itself wants to find again, as JSON: addresses, routes, how each container was started.
-    pub restore: String,
 }
 
 /// What a release measured.

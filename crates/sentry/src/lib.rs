@@ -13,7 +13,7 @@ pub mod control;
 pub mod file;
 pub mod hold;
 mod ids;
-mod process;
+pub mod process;
 pub mod record;
 mod run_dir;
 pub mod runsc_state;

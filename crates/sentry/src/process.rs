@@ -1,13 +1,44 @@
 //! A process on this host, named so that a reused pid is noticed.
 
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::file::{FileError, read_bounded};
 
 /// The most that is read of `/proc/PID/stat`, in bytes.
 const STAT_LIMIT: usize = 4096;
+
+/// How often it is looked whether a process that has ended was waited for.
+const LOOK_AGAIN: Duration = Duration::from_micros(500);
+
+/// A process that could not be ended.
+#[derive(Debug, thiserror::Error)]
+pub enum EndError {
+    /// The kernel refused.
+    #[error("cannot end process {pid}: {source}")]
+    Kill {
+        /// The process.
+        pid: i32,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// It did not end.
+    #[error("process {pid} did not end in {waited:?}")]
+    Stays {
+        /// The process.
+        pid: i32,
+        /// How long it was waited for.
+        waited: Duration,
+    },
+}
 
 /// A process: its pid, and the time it was started at.
 ///
@@ -57,11 +88,116 @@ impl ProcessId {
             })
     }
 
+    /// A handle on the process (`pidfd_open(2)`), which no other process can take over.
+    ///
+    /// # Errors
+    /// `NotFound` where it has ended; the kernel's answer.
+    pub fn open(self) -> io::Result<OwnedFd> {
+        let handle = pidfd_open(self.pid).map_err(|e| match e.raw_os_error() {
+            Some(libc::ESRCH) => io::ErrorKind::NotFound.into(),
+            _ => e,
+        })?;
+        // Looked at with the handle in hand: from now on the pid cannot come to mean another process.
+        if self.is_alive() {
+            Ok(handle)
+        } else {
+            Err(io::ErrorKind::NotFound.into())
+        }
+    }
+
+    /// Kills the process, and waits until it has ended (`within`) and its parent has noticed (`reaped` more, within the
+    /// same): to runsc a process that has ended and was not waited for still runs. A parent that does not notice is no
+    /// error.
+    ///
+    /// # Errors
+    /// [`EndError`]
+    pub fn end(self, within: Duration, reaped: Duration) -> Result<(), EndError> {
+        let pid = self.pid;
+        let deadline = Instant::now() + within;
+        match self.open() {
+            Ok(handle) => {
+                match kill(Pid::from_raw(pid), Signal::SIGKILL) {
+                    Ok(()) | Err(Errno::ESRCH) => {}
+                    Err(e) => {
+                        return Err(EndError::Kill {
+                            pid,
+                            source: e.into(),
+                        });
+                    }
+                }
+                if !has_ended(handle.as_fd(), within) {
+                    return Err(EndError::Stays { pid, waited: within });
+                }
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(EndError::Kill { pid, source }),
+        }
+        let deadline = deadline.min(Instant::now() + reaped);
+        while self.is_entered() && Instant::now() < deadline {
+            std::thread::sleep(LOOK_AGAIN);
+        }
+        Ok(())
+    }
+
+    /// Whether the kernel has an entry of it, be it only for its parent.
+    fn is_entered(self) -> bool {
+        let stat = read_bounded(Path::new(&format!("/proc/{}/stat", self.pid)), STAT_LIMIT);
+        stat.is_ok_and(|s| parse_stat(&s).is_some_and(|(_, start)| start == self.start))
+    }
+
     /// Whether the process still lives. A process that cannot be looked at counts as alive.
     #[must_use]
     pub fn is_alive(self) -> bool {
         !matches!(Self::of(self.pid), Ok(now) if now != Some(self))
     }
+}
+
+/// `pidfd_open(2)`.
+///
+/// # Errors
+/// The kernel's answer.
+#[allow(unsafe_code)]
+pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes two integers and touches no memory of ours.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    // SAFETY: the result of a call that makes a descriptor.
+    unsafe { made(fd) }
+}
+
+/// A copy of another process's descriptor (`pidfd_getfd(2)`).
+///
+/// # Errors
+/// The kernel's answer.
+#[allow(unsafe_code)]
+pub fn pidfd_getfd(process: BorrowedFd<'_>, descriptor: i32) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes three integers and touches no memory of ours.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), descriptor, 0) };
+    // SAFETY: the result of a call that makes a descriptor.
+    unsafe { made(fd) }
+}
+
+/// The descriptor that a system call has made, or its error.
+///
+/// # Safety
+/// `result` is what the kernel has just answered to a call that makes a descriptor, and nobody else uses it.
+#[allow(unsafe_code)]
+unsafe fn made(result: libc::c_long) -> io::Result<OwnedFd> {
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let fd = i32::try_from(result).map_err(|_| io::Error::from_raw_os_error(libc::EBADF))?;
+    // SAFETY: by this function's contract.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Waits until the process behind a handle has ended; `false` if it has not by then.
+#[must_use]
+pub fn has_ended(process: BorrowedFd<'_>, within: Duration) -> bool {
+    let timeout = PollTimeout::try_from(within).unwrap_or(PollTimeout::MAX);
+    !matches!(
+        poll(&mut [PollFd::new(process, PollFlags::POLLIN)], timeout),
+        Ok(0)
+    )
 }
 
 /// The parent of a process; `None` where there is no such process.
@@ -119,6 +255,20 @@ mod tests {
         .unwrap();
         assert_eq!(ProcessId::of(pid).unwrap(), None);
         child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_process_is_ended_and_one_that_is_gone_is_no_error() {
+        let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        let id = ProcessId::of(i32::try_from(child.id()).unwrap())
+            .unwrap()
+            .unwrap();
+        let parent = std::thread::spawn(move || child.wait().unwrap());
+        id.end(Duration::from_secs(60), Duration::from_secs(60)).unwrap();
+        assert!(!id.is_entered());
+        parent.join().unwrap();
+        id.end(Duration::from_secs(60), Duration::from_secs(60)).unwrap();
+        assert_eq!(id.open().unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 
     #[test]

@@ -355,6 +355,12 @@ impl Record {
         self.containers.iter().find(|c| &c.id == id)
     }
 
+    /// The pod sandbox's own container.
+    #[must_use]
+    pub fn root(&self) -> Option<&ContainerRecord> {
+        self.containers.iter().find(|c| c.kind == ContainerKind::Sandbox)
+    }
+
     /// The container of that id, to be changed.
     pub fn container_mut(&mut self, id: &ContainerId) -> Option<&mut ContainerRecord> {
         self.containers.iter_mut().find(|c| &c.id == id)

@@ -207,12 +207,6 @@ impl Snapshots {
             .blocking(move |_| {
                 let header = read_header(staging.dir());
                 let facts = saved.facts;
-                let restore = if facts.restore.is_empty() {
-                    serde_json::Value::Null
-                } else {
-                    serde_json::from_str(&facts.restore)
-                        .map_err(|error| SnapshotFailed::new(Reason::Internal, &error))?
-                };
                 let draft = Draft {
                     sandbox,
                     template_hash: None,
@@ -226,7 +220,8 @@ impl Snapshots {
                     },
                     parent,
                     taken,
-                    restore,
+                    // Nothing yet: an in-place wake finds all it needs in the pod's record.
+                    restore: serde_json::Value::Null,
                     memory: BTreeMap::new(),
                     files: Draft::gvisor_files(),
                     hold,

@@ -1,12 +1,9 @@
 //! `delete`: runsc as a child, then the container is forgotten.
 
-use std::path::Path;
 use std::process::{Child, ExitStatus};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dormouse_sentry::{ContainerId, HibernationPhase, PodCgroup, Record, Switch};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 use super::Context;
 use super::pod::{Pod, find};
@@ -24,7 +21,7 @@ const SAVED: Duration = Duration::from_secs(20);
 /// How long a killed sentry may take to be gone.
 const REAPED: Duration = Duration::from_secs(2);
 
-/// How often it is looked whether runsc, or a killed sentry, is done.
+/// How often it is looked whether runsc is done.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
@@ -113,15 +110,8 @@ fn end_guest(record: &Record) {
     if let Some(cgroup) = &record.cgroup {
         let _ = cgroup.thaw(&record.pod.uid);
     }
-    let Some(sentry) = record.sentry else { return };
-    if sentry.is_alive() {
-        let _ = kill(Pid::from_raw(sentry.pid), Signal::SIGKILL);
-    }
-    // To runsc a process that has ended and was not waited for still runs; the shim waits for it.
-    let entry = format!("/proc/{}", sentry.pid);
-    let deadline = Instant::now() + REAPED;
-    while Path::new(&entry).exists() && Instant::now() < deadline {
-        std::thread::sleep(LOOK_AGAIN);
+    if let Some(sentry) = record.sentry {
+        let _ = sentry.end(REAPED, REAPED);
     }
 }
 

@@ -5,11 +5,12 @@
 //! ([`dormouse_sentry::hold`]), and then asks the next sentry. Whatever is unusual is left to the real runsc.
 
 use std::io::Write;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use dormouse_sentry::hold::{HoldServer, Run, RunscCall, Streams};
-use dormouse_sentry::{ContainerId, ControlSocket, ProcessId, Record, RunscState, Switch};
+use dormouse_sentry::process::has_ended;
+use dormouse_sentry::{ContainerId, ControlSocket, Record, RunscState, Switch};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use serde::Serialize;
@@ -99,7 +100,7 @@ pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
     context.exec()
 }
 
-/// Asks the sentry, and serves whoever puts streams by meanwhile.
+/// Asks the sentry, and serves whoever connects meanwhile.
 fn ask(
     record: &Record,
     container: &ContainerId,
@@ -159,20 +160,10 @@ fn await_sentry(record: &Record, root: &str, container: &ContainerId, switch: &S
     let state = || RunscState::read(root.as_ref(), switch.id(), container).ok();
     let sentry = record.sentry.or_else(|| state()?.sentry().ok());
     let Some(sentry) = sentry else { return };
-    let Some(handle) = pidfd(sentry) else { return };
-    let ms = u16::try_from(SENTRY_ENDS.as_millis()).unwrap_or(u16::MAX);
-    let _ = poll(&mut [PollFd::new(handle.as_fd(), PollFlags::POLLIN)], ms);
-}
-
-/// A handle on a process that is this one still.
-fn pidfd(process: ProcessId) -> Option<OwnedFd> {
-    // SAFETY: the call takes numbers and makes a descriptor that nobody else knows.
-    #[allow(unsafe_code)]
-    let fd = unsafe {
-        let raw = libc::syscall(libc::SYS_pidfd_open, process.pid, 0);
-        (raw >= 0).then(|| OwnedFd::from_raw_fd(i32::try_from(raw).unwrap_or(-1)))?
-    };
-    process.is_alive().then_some(fd)
+    if let Ok(handle) = sentry.open() {
+        // One that does not end by then is answered for all the same, as by runsc.
+        let _ = has_ended(handle.as_fd(), SENTRY_ENDS);
+    }
 }
 
 /// What the shim reads.
@@ -208,7 +199,7 @@ impl Changes {
         Some(Self(inotify))
     }
 
-    /// Waits until the record may have changed since it was last read, and serves whoever fetches streams meanwhile.
+    /// Waits until the record may have changed since it was last read, and serves whoever connects meanwhile.
     fn wait(&self, server: &mut HoldServer, run: &mut Run<'_>) {
         let mut fds = [
             PollFd::new(self.0.as_fd(), PollFlags::POLLIN),

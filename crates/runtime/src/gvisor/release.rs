@@ -6,14 +6,12 @@ use std::time::{Duration, Instant};
 
 use dormouse_core::Reason;
 use dormouse_sentry::hold::{HoldError, Holder, RunscCall, STREAMS};
+use dormouse_sentry::process::EndError;
 use dormouse_sentry::record::{HibernationPhase, Record};
 use dormouse_sentry::{ContainerKind, ContainerRecord, Held, ProcessId, RunscState};
-use nix::poll::{PollFd, PollFlags, poll};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 use super::save::uncut;
-use super::streams::{SentryPipes, pidfd};
+use super::streams::SentryPipes;
 use super::{Parts, switch_failed};
 use crate::driver::{DriverError, Guest, ReleaseReport, StopState};
 use crate::failure::Verb;
@@ -23,9 +21,6 @@ const ENDS: Duration = Duration::from_secs(30);
 
 /// How long its parent may take to notice.
 const REAPED: Duration = Duration::from_secs(2);
-
-/// How often it is looked whether it has.
-const LOOK_AGAIN: Duration = Duration::from_micros(500);
 
 /// How long runsc may take to forget a container whose sandbox is gone.
 const FORGETS: Duration = Duration::from_secs(10);
@@ -116,56 +111,24 @@ pub(super) fn live(record: &Record) -> impl Iterator<Item = &ContainerRecord> {
     })
 }
 
-/// The pod sandbox's own container.
-pub(super) fn root(record: &Record) -> Option<&ContainerRecord> {
-    record
-        .containers
-        .iter()
-        .find(|c| c.kind == ContainerKind::Sandbox)
-}
-
-/// A sentry that could not be ended.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum EndError {
-    /// The kernel refused.
-    #[error("cannot end the sentry {pid}: {source}")]
-    Kill { pid: i32, source: std::io::Error },
-    /// It did not end.
-    #[error("the sentry {pid} did not end in {ENDS:?}")]
-    Stays { pid: i32 },
-}
-
-/// Kills a sentry and waits until its memory is free.
+/// Kills a sentry and waits until its memory is free, and runsc can tell that it is gone.
 pub(super) fn end(sentry: ProcessId) -> Result<(), EndError> {
-    let pid = sentry.pid;
-    let handle = match pidfd(sentry) {
-        Ok(handle) => handle,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH) => {
-            return Ok(());
-        }
-        Err(source) => return Err(EndError::Kill { pid, source }),
-    };
-    match kill(Pid::from_raw(pid), Signal::SIGKILL) {
-        Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
-        Err(e) => {
-            return Err(EndError::Kill {
-                pid,
-                source: e.into(),
-            });
-        }
-    }
-    let ms = u16::try_from(ENDS.as_millis()).unwrap_or(u16::MAX);
-    if let Ok(0) = poll(&mut [PollFd::new(handle.as_fd(), PollFlags::POLLIN)], ms) {
-        return Err(EndError::Stays { pid });
-    }
-    // To runsc a process that has ended and was not waited for still runs. Its parent is the shim, or whoever takes
-    // orphans on this node.
-    let entry = PathBuf::from(format!("/proc/{pid}"));
-    let deadline = Instant::now() + REAPED;
-    while entry.exists() && Instant::now() < deadline {
-        std::thread::sleep(LOOK_AGAIN);
-    }
-    Ok(())
+    sentry.end(ENDS, REAPED)
+}
+
+/// Does the same to all live containers at once; the error is that of the first that failed.
+pub(super) fn each_live(
+    record: &Record,
+    step: impl Fn(&ContainerRecord) -> Result<(), HoldError> + Sync,
+) -> Result<(), HoldError> {
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = live(record).map(|c| scope.spawn(|| step(c))).collect();
+        // All are waited for, also behind a failure.
+        threads
+            .into_iter()
+            .map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .fold(Ok(()), Result::and)
+    })
 }
 
 /// Has runsc forget the sandbox and its live containers, of which it keeps state. The sentry is gone.
@@ -175,21 +138,13 @@ pub(super) fn forget(parts: &Parts, record: &Record) -> Result<(), HoldError> {
         let _ = cgroup.remove_sleeper();
     }
     let delete = |c: &ContainerRecord| {
+        if !known(record, c) {
+            return Ok(());
+        }
         Holder::of(&parts.run_dir, &record.sandbox_id, &c.id).call(RunscCall::Delete, FORGETS)
     };
-    let mut result = Ok(());
-    std::thread::scope(|scope| {
-        let delete = &delete;
-        let threads: Vec<_> = live(record)
-            .filter(|c| known(record, c))
-            .map(|c| scope.spawn(move || delete(c)))
-            .collect();
-        for thread in threads {
-            result = std::mem::replace(&mut result, Ok(())).and(thread.join().unwrap_or(Ok(())));
-        }
-    });
-    let root = root(record).filter(|c| known(record, c));
-    result.and(root.map_or(Ok(()), delete))
+    let result = each_live(record, delete);
+    result.and(record.root().map_or(Ok(()), delete))
 }
 
 fn known(record: &Record, container: &ContainerRecord) -> bool {

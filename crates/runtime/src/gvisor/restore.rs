@@ -10,7 +10,7 @@ use dormouse_sentry::record::{HibernationPhase, Record};
 use dormouse_sentry::{ContainerRecord, Held, ProcessId, RunscState};
 
 use super::Parts;
-use super::release::{drop_streams, end, forget, live, root};
+use super::release::{drop_streams, each_live, end, forget};
 use crate::driver::{DriverError, Guest, RestoreReport, StopState};
 use crate::failure::Verb;
 
@@ -77,8 +77,6 @@ enum BuildError {
     Links(#[from] links::LinkError),
     #[error("the pod has no network namespace, or its addresses are not in its record")]
     NoNetwork,
-    #[error("a thread of the restore ended without a word")]
-    Thread,
 }
 
 impl BuildError {
@@ -88,7 +86,6 @@ impl BuildError {
             Self::Links(e) => e.reason(),
             Self::NoNetwork => Reason::NetworkUnsupported,
             Self::NoRoot => Reason::RecordUnreadable,
-            Self::Thread => Reason::Internal,
         }
     }
 }
@@ -104,7 +101,7 @@ fn build(
     let call = |container: &ContainerRecord, call: RunscCall| {
         Holder::of(&parts.run_dir, &record.sandbox_id, &container.id).call(call, CALL)
     };
-    let root = root(record).ok_or(BuildError::NoRoot)?;
+    let root = record.root().ok_or(BuildError::NoRoot)?;
     call(root, RunscCall::Create)?;
     fail::fail_point!("gvisor::restore::root_created");
     report.create = began.elapsed();
@@ -115,30 +112,20 @@ fn build(
     fail::fail_point!("gvisor::restore::addressed");
     // The other containers may be made while the sandbox begins to read.
     std::thread::scope(|scope| {
-        let call = &call;
-        let subs: Vec<_> = live(record)
-            .map(|c| scope.spawn(move || call(c, RunscCall::Create)))
-            .collect();
         let image = image.to_owned();
-        let restored = call(root, RunscCall::Restore { image });
-        for sub in subs {
-            sub.join().map_err(|_| BuildError::Thread)??;
-        }
-        restored.map_err(BuildError::from)
+        let restoring = scope.spawn(|| call(root, RunscCall::Restore { image }));
+        let created = each_live(record, |c| call(c, RunscCall::Create));
+        let restored = restoring
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        created.and(restored)
     })?;
     report.on_wire_at = Some(dormouse_net::monotonic());
     links::unhush(netns)?;
     fail::fail_point!("gvisor::restore::root_restored");
     report.load = loading.elapsed();
     let starting = Instant::now();
-    std::thread::scope(|scope| {
-        let call = &call;
-        let subs: Vec<_> = live(record)
-            .map(|c| scope.spawn(move || call(c, RunscCall::Start)))
-            .collect();
-        subs.into_iter()
-            .try_for_each(|sub| Ok::<_, BuildError>(sub.join().map_err(|_| BuildError::Thread)??))
-    })?;
+    each_live(record, |c| call(c, RunscCall::Start))?;
     report.start = starting.elapsed();
     Ok(())
 }

@@ -13,7 +13,7 @@ use dormouse_core::{Moment, Reason};
 use dormouse_net::guest_socket::{GuestSocketError, GuestSockets};
 use dormouse_sentry::hold::{Holder, RunscCall};
 use dormouse_sentry::record::CgroupState;
-use dormouse_sentry::{ContainerKind, Held, ImageFiles, ProcessId, RunscState};
+use dormouse_sentry::{Held, ImageFiles, ProcessId, Record, RunscState};
 
 use super::wake::restore_settings;
 use super::{Parts, stop_state, switch_failed};
@@ -30,17 +30,21 @@ const DRAIN: Duration = Duration::from_millis(200);
 /// How often it is looked whether it has.
 const LOOK_AGAIN: Duration = Duration::from_micros(200);
 
-/// The image's files, in the order in which gVisor takes them.
-const FILES: [&str; 3] = ["checkpoint.img", "pages_meta.img", "pages.img"];
+/// The image's files, as runsc names them.
+const STATE: &str = "checkpoint.img";
+const PAGES_METADATA: &str = "pages_meta.img";
+const PAGES: &str = "pages.img";
+
+/// Where a guest stands whose save failed.
+const FROZEN: Option<StopState> = Some(StopState::Frozen);
 
 /// Versions of runsc whose control socket takes the save's files as this one sends them.
 const BY_SOCKET: [&str; 1] = ["release-20260905.0"];
 
 /// A file of the image could not be made.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {verb} {}: {source}", path.display())]
+#[error("cannot make {}: {source}", path.display())]
 struct ImageError {
-    verb: &'static str,
     path: PathBuf,
     source: std::io::Error,
 }
@@ -186,58 +190,46 @@ fn facts(held: &Held, verb: Verb<'_>) -> Result<SavedFacts, DriverError> {
     Ok(SavedFacts {
         runtime_version: version,
         containers,
-        restore: String::new(),
     })
 }
 
 /// Writes the image and returns its size.
 fn write(parts: &Parts, held: &mut Held, verb: Verb<'_>, image: &Path) -> Result<u64, DriverError> {
-    let state = Some(StopState::Frozen);
-    let by_socket = BY_SOCKET.contains(&held.record().runsc.version.as_str());
-    let files = if by_socket {
-        let mut files = Vec::with_capacity(FILES.len());
-        for name in FILES {
-            files.push(make(&image.join(name)).map_err(|e| verb.failed(Reason::Internal, state, e))?);
-        }
-        let [state_file, pages_metadata, pages] = files.as_slice() else {
-            return Err(verb.refused(Reason::Internal, state, "an image has three files"));
-        };
-        let files = ImageFiles {
-            state: state_file.as_fd(),
-            pages_metadata: pages_metadata.as_fd(),
-            pages: pages.as_fd(),
-        };
-        held.checkpoint(&files, SAVE)
-            .map_err(|e| switch_failed(verb, held, e))?;
-        [state_file, pages_metadata, pages]
-            .iter()
-            .map(|f| f.metadata().map_or(0, |m| m.len()))
-            .sum()
+    if BY_SOCKET.contains(&held.record().runsc.version.as_str()) {
+        write_by_socket(held, verb, image)?;
     } else {
-        let record = held.record();
-        let root = record
-            .containers
-            .iter()
-            .find(|c| c.kind == ContainerKind::Sandbox)
-            .ok_or_else(|| {
-                verb.refused(
-                    Reason::RecordUnreadable,
-                    state,
-                    "the record lacks the pod sandbox",
-                )
-            })?;
-        let call = RunscCall::Checkpoint {
-            image: image.to_owned(),
-        };
-        Holder::of(&parts.run_dir, &record.sandbox_id, &root.id)
-            .call(call, SAVE)
-            .map_err(|e| verb.failed(e.reason(), state, e))?;
-        FILES
-            .iter()
-            .map(|name| std::fs::metadata(image.join(name)).map_or(0, |m| m.len()))
-            .sum()
+        write_by_runsc(parts, held.record(), verb, image)?;
+    }
+    let size = |name| std::fs::metadata(image.join(name)).map_or(0, |m| m.len());
+    Ok([STATE, PAGES_METADATA, PAGES].into_iter().map(size).sum())
+}
+
+fn write_by_socket(held: &mut Held, verb: Verb<'_>, image: &Path) -> Result<(), DriverError> {
+    let file = |name| make(&image.join(name)).map_err(|e| verb.failed(Reason::Internal, FROZEN, e));
+    let (state, pages_metadata, pages) = (file(STATE)?, file(PAGES_METADATA)?, file(PAGES)?);
+    let files = ImageFiles {
+        state: state.as_fd(),
+        pages_metadata: pages_metadata.as_fd(),
+        pages: pages.as_fd(),
     };
-    Ok(files)
+    held.checkpoint(&files, SAVE)
+        .map_err(|e| switch_failed(verb, held, e))
+}
+
+fn write_by_runsc(parts: &Parts, record: &Record, verb: Verb<'_>, image: &Path) -> Result<(), DriverError> {
+    let root = record.root().ok_or_else(|| {
+        verb.refused(
+            Reason::RecordUnreadable,
+            FROZEN,
+            "the record lacks the pod sandbox",
+        )
+    })?;
+    let call = RunscCall::Checkpoint {
+        image: image.to_owned(),
+    };
+    Holder::of(&parts.run_dir, &record.sandbox_id, &root.id)
+        .call(call, SAVE)
+        .map_err(|e| verb.failed(e.reason(), FROZEN, e))
 }
 
 fn make(path: &Path) -> Result<File, ImageError> {
@@ -249,7 +241,6 @@ fn make(path: &Path) -> Result<File, ImageError> {
         .custom_flags(libc::O_CLOEXEC | libc::O_NOFOLLOW)
         .open(path)
         .map_err(|source| ImageError {
-            verb: "make",
             path: path.to_owned(),
             source,
         })

@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 
 use dormouse_sentry::hold::{STREAMS, Streams};
+use dormouse_sentry::process::pidfd_getfd;
 use dormouse_sentry::{Pipe, ProcessId};
 
 /// The most descriptors of a sentry that are looked at.
@@ -25,7 +26,7 @@ impl SentryPipes {
     /// # Errors
     /// `NotFound` for one that is gone.
     pub(super) fn of(sentry: ProcessId) -> io::Result<Self> {
-        let handle = pidfd(sentry)?;
+        let handle = sentry.open()?;
         let mut pipes = HashMap::new();
         for entry in fs::read_dir(format!("/proc/{}/fd", sentry.pid))?.take(DESCRIPTORS) {
             let entry = entry?;
@@ -61,7 +62,7 @@ impl SentryPipes {
         for (number, (stream, pipe)) in streams.iter_mut().zip(stdio).enumerate() {
             let found = pipe.and_then(|pipe| self.pipes.get(&(pipe, number > 0)));
             if let Some(fd) = found {
-                *stream = Some(copy(self.handle.as_fd(), *fd)?);
+                *stream = Some(pidfd_getfd(self.handle.as_fd(), *fd)?);
             }
         }
         Ok(streams)
@@ -77,36 +78,4 @@ fn writes(pid: i32, fd: i32) -> bool {
         .and_then(|f| i32::from_str_radix(f.trim(), 8).ok())
         .unwrap_or(0);
     flags & libc::O_ACCMODE != libc::O_RDONLY
-}
-
-/// A handle on a process that is this one still.
-pub(super) fn pidfd(process: ProcessId) -> io::Result<OwnedFd> {
-    // SAFETY: the call takes numbers; a result that is no error is a descriptor that nobody else knows.
-    #[allow(unsafe_code)]
-    let handle = unsafe {
-        let raw = libc::syscall(libc::SYS_pidfd_open, process.pid, 0);
-        if raw < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        OwnedFd::from_raw_fd(i32::try_from(raw).map_err(|_| io::ErrorKind::InvalidData)?)
-    };
-    if process.is_alive() {
-        Ok(handle)
-    } else {
-        Err(io::ErrorKind::NotFound.into())
-    }
-}
-
-fn copy(process: BorrowedFd<'_>, fd: i32) -> io::Result<OwnedFd> {
-    // SAFETY: as above.
-    #[allow(unsafe_code)]
-    unsafe {
-        let raw = libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), fd, 0);
-        if raw < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(OwnedFd::from_raw_fd(
-            i32::try_from(raw).map_err(|_| io::ErrorKind::InvalidData)?,
-        ))
-    }
 }

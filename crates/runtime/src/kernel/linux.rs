@@ -35,7 +35,7 @@ impl Kernel for Linux {
     fn open_process(&self, pid: i32) -> io::Result<Process> {
         Ok(Process {
             pid,
-            fd: sys::pidfd_open(pid)?,
+            fd: dormouse_sentry::process::pidfd_open(pid)?,
         })
     }
 
