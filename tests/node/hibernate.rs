@@ -189,6 +189,31 @@ async fn a_hibernated_pod_survives_the_agent_and_containerd() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_exec_in_the_middle_of_a_hibernation_is_served() {
+    let _swap = swap();
+    let (rig, pod) = at_work(connected(AgentGuest::mib(64).pod("sleeper"))).await;
+    let hash = ask(&pod, "/hash").await;
+    for _ in 0..6 {
+        let asked = async {
+            // From the freeze on: what runs in the guest by an exec does not outlive a save.
+            wait::until("the pod to fall asleep", LIMIT, async || {
+                anyhow::ensure!(rig.rung(&pod).await?.is_asleep());
+                Ok(())
+            })
+            .await
+            .unwrap();
+            pod.exec(&["echo", "hello"], LIMIT).await.unwrap()
+        };
+        let (ordered, output) = tokio::join!(rig.hibernate(&pod), asked);
+        println!("{:?}", ordered.map(|o| o.moved).map_err(|e| reason(&e)));
+        assert_eq!((output.code, output.stdout.as_str()), (0, "hello\n"));
+        rig.wait_rung(&pod, Rung::Running, LIMIT).await.unwrap();
+        assert_eq!(ask(&pod, "/hash").await, hash);
+    }
+    rig.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_hibernated_pod_is_deleted_without_being_woken() {
     let _swap = swap();
     let (rig, pod) = at_work(AgentGuest::mib(8).pod("sleeper").handler(DORMOUSE_GVISOR)).await;

@@ -66,8 +66,10 @@ fn register(
         ContainerKind::Container => {
             // The sentry is about to be told of its new container, and must be able to answer.
             context.visit(&switch);
-            if switch.record().is_ok_and(|r| r.switch.is_asleep()) {
-                let _ = wake::pod(context, &container, &switch);
+            if let Ok(record) = switch.record()
+                && record.switch.is_asleep()
+            {
+                let _ = wake::pod(context, &container, &switch, &record);
             }
             Registration::Adopted
         }

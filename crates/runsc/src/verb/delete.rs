@@ -40,7 +40,7 @@ pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
     if record.hibernation.is_some() && forget_hibernated(&container, &switch)? {
         return Ok(Outcome::Answered);
     }
-    let woken = wake::pod(context, &container, &switch);
+    let woken = wake::pod(context, &container, &switch, &record);
     // The record may have been completed by the wake.
     let record = switch.record().unwrap_or(*record);
     if woken.is_err() {

@@ -42,6 +42,11 @@ pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
         wake::before(context);
         return context.exec();
     };
+    if held.record().hibernation.is_some() {
+        drop(held);
+        wake::or_refuse(context)?;
+        return context.exec();
+    }
     let frozen = held.record().switch.cgroup == CgroupState::Frozen;
     if let Err(error) = held.thaw_cgroup() {
         return Err(Failure::from_error(&error));

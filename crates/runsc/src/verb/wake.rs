@@ -64,34 +64,26 @@ pub(super) enum WakeError {
     NoIdentity(SandboxId),
 }
 
-/// The same as [`before`], except that a hibernated pod that the agent does not wake in time is refused: the real runsc
-/// knows no such container.
-pub(super) fn or_refuse(context: &Context<'_>) -> Result<(), Failure> {
-    if let Pod::Known {
-        container,
-        switch,
-        record,
-    } = find(context)
-        && record.hibernation.is_some()
-    {
-        return pod(context, &container, &switch)
-            .map(drop)
-            .map_err(|e| Failure::from_error(&e));
-    }
-    before(context);
-    Ok(())
+/// The same as [`or_refuse`], for verbs that go on whatever became of the wake: the real runsc then says what it can.
+pub(super) fn before(context: &Context<'_>) {
+    let _ = or_refuse(context);
 }
 
-/// Wakes the pod of the verb's container, if it is one of ours, and tells the agent. Whatever goes wrong is
-/// logged and the verb goes on: the real runsc then says what it can.
-pub(super) fn before(context: &Context<'_>) {
+/// Wakes the pod of the verb's container, if it is one of ours, and tells the agent. Whatever goes wrong is logged and the
+/// verb goes on, except for a hibernated pod that the agent does not wake in time: the real runsc knows no such container.
+pub(super) fn or_refuse(context: &Context<'_>) -> Result<(), Failure> {
     match find(context) {
         Pod::Unknown => {}
         Pod::Known {
-            container, switch, ..
-        } => {
-            let _ = pod(context, &container, &switch);
-        }
+            container,
+            switch,
+            record,
+        } => match pod(context, &container, &switch, &record) {
+            Err(error) if record.hibernation.is_some() || error.is_hibernated() => {
+                return Err(Failure::from_error(&error));
+            }
+            _ => {}
+        },
         Pod::Unreadable {
             container,
             sandbox,
@@ -108,24 +100,22 @@ pub(super) fn before(context: &Context<'_>) {
             }
         }
     }
+    Ok(())
 }
 
-/// Wakes a pod with a record.
+/// Wakes a pod with a record, as it was just read.
 pub(super) fn pod(
     context: &Context<'_>,
     container: &ContainerId,
     switch: &Switch,
+    record: &Record,
 ) -> Result<WakeReport, WakeError> {
     let started = Instant::now();
-    if switch.record().is_ok_and(|r| r.hibernation.is_some()) {
-        ask_agent(context, container, switch)?;
-    }
-    let woken = match switch.lock(LOCK) {
-        Ok(mut held) => held.wake().map_err(WakeError::from),
-        Err(e) => Err(e.into()),
-    };
+    let woken = awake(context, container, switch, record);
     match &woken {
         Ok(report) => tell(context, container, switch.id(), report, started.elapsed()),
+        // What there is to be said of it the verb says.
+        Err(error) if error.is_hibernated() => {}
         Err(error) => {
             // A thaw is safe without the lock and lets at least signals through.
             if let Some(cgroup) = switch.record().ok().and_then(|r| r.cgroup.zip(Some(r.pod.uid))) {
@@ -143,6 +133,33 @@ pub(super) fn pod(
         }
     }
     woken
+}
+
+fn awake(
+    context: &Context<'_>,
+    container: &ContainerId,
+    switch: &Switch,
+    record: &Record,
+) -> Result<WakeReport, WakeError> {
+    if record.hibernation.is_some() {
+        // Without the lock, which the agent holds for as long as its wake takes.
+        ask_agent(context, container, switch)?;
+    }
+    let mut held = switch.lock(LOCK)?;
+    if held.record().hibernation.is_none() {
+        return Ok(held.wake()?);
+    }
+    // It was being saved, or released, while its lock was waited for.
+    drop(held);
+    ask_agent(context, container, switch)?;
+    Ok(switch.lock(LOCK)?.wake()?)
+}
+
+impl WakeError {
+    /// Whether the pod is hibernated still.
+    const fn is_hibernated(&self) -> bool {
+        matches!(self, Self::Hibernated { .. } | Self::Agent(_))
+    }
 }
 
 /// Wakes a pod whose record cannot be read: makes a new one out of what runsc itself keeps. Whether the
