@@ -8,6 +8,7 @@
 
 mod api;
 mod cli;
+mod clones;
 mod connections;
 mod cri;
 mod deletion;

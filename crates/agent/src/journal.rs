@@ -47,6 +47,9 @@ pub struct Entry {
     /// The snapshot that the guest was restored from, if it was.
     #[serde(default)]
     pub restored_from: Option<String>,
+    /// The snapshot that this pod sandbox was to be filled from at its birth, when that was told of.
+    #[serde(default)]
+    pub born_from: Option<String>,
 }
 
 /// A wake that is remembered.
@@ -78,6 +81,7 @@ impl Entry {
             last_wake: None,
             snapshot: None,
             restored_from: None,
+            born_from: None,
         }
     }
 }
@@ -304,7 +308,7 @@ mod tests {
         journal.write(&entry).unwrap();
         let path = dir.path().join("pods").join(UID).join("state.json");
         let mut value: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-        for added in ["snapshot", "restored_from"] {
+        for added in ["snapshot", "restored_from", "born_from"] {
             value.as_object_mut().unwrap().remove(added).unwrap();
         }
         std::fs::write(&path, value.to_string()).unwrap();

@@ -333,9 +333,16 @@ pub(crate) struct RuntimeFlags {
 pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) runtime: RuntimeFlags,
-    /// The image; it has to be on the node.
-    #[arg(long)]
-    pub(crate) image: String,
+    /// The image; it has to be on the node. With --from-snapshot that of the snapshot, if absent.
+    #[arg(long, required_unless_present = "from_snapshot")]
+    pub(crate) image: Option<String>,
+    /// Fill the pod from this snapshot of another pod: its memory, processes and files, under a name and an address of
+    /// its own. What differs is told in docs/guide/clones.md.
+    #[arg(long, value_name = "ID")]
+    pub(crate) from_snapshot: Option<String>,
+    /// The snapshot's namespace, where it is another than the pod's.
+    #[arg(long, value_name = "NAMESPACE", requires = "from_snapshot")]
+    pub(crate) from_namespace: Option<String>,
     /// The pod's name; made up if absent.
     #[arg(long)]
     pub(crate) name: Option<String>,

@@ -33,6 +33,19 @@ pub(crate) enum CliError {
     /// The policy contradicts itself.
     #[error("InvalidRequest: {0}")]
     Policy(#[from] dormouse_core::PolicyError),
+    /// What the pod asks for at its birth cannot be understood.
+    #[error("InvalidRequest: {0}")]
+    Wish(#[from] dormouse_core::WishError),
+    /// The snapshot does not say which image a container had.
+    #[error(
+        "InvalidRequest: snapshot {id} does not say which image container {container} had; name it with --image"
+    )]
+    NoImage {
+        /// The snapshot.
+        id: String,
+        /// The container.
+        container: String,
+    },
     /// The answer lacks the pod.
     #[error("Internal: the agent's answer to {what} holds no {lacks}; are agent and CLI of one version?")]
     Empty {
@@ -72,7 +85,7 @@ impl CliError {
             Self::Refused { status, .. } if is_unreachable(status) => 3,
             Self::Runtime(error) if error.reason() == Reason::RuntimeUnavailable => 3,
             Self::Call(error) if error.reason() == Reason::RuntimeUnavailable => 3,
-            Self::Policy(_) => 2,
+            Self::Policy(_) | Self::Wish(_) | Self::NoImage { .. } => 2,
             _ => 1,
         }
     }
@@ -92,6 +105,8 @@ impl CliError {
             Self::Refused { .. }
             | Self::Select(_)
             | Self::Policy(_)
+            | Self::Wish(_)
+            | Self::NoImage { .. }
             | Self::Empty { .. }
             | Self::File { .. }
             | Self::Print(_)

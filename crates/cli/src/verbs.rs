@@ -15,6 +15,7 @@ mod ps;
 mod rm;
 mod run;
 mod snapshot;
+mod source;
 mod top;
 mod unmanage;
 mod version;

@@ -486,6 +486,23 @@ impl Node for Stub {
         Ok(Response::new(Box::pin(tokio_stream::iter(pieces))))
     }
 
+    async fn grant_restore(
+        &self,
+        request: Request<v1::GrantRestoreRequest>,
+    ) -> Result<Response<v1::GrantRestoreResponse>, Status> {
+        Ok(Response::new(v1::GrantRestoreResponse {
+            snapshot_id: request.into_inner().id,
+            expires: None,
+        }))
+    }
+
+    async fn revoke_restore(
+        &self,
+        _: Request<v1::RevokeRestoreRequest>,
+    ) -> Result<Response<v1::RevokeRestoreResponse>, Status> {
+        Ok(Response::new(v1::RevokeRestoreResponse { revoked: true }))
+    }
+
     async fn import_snapshot(
         &self,
         request: Request<tonic::Streaming<v1::ImportSnapshotRequest>>,

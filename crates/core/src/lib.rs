@@ -11,6 +11,7 @@ mod reason;
 mod rung;
 mod step;
 mod wake;
+mod wish;
 
 pub use admission::{Admission, AdmissionLimits, Claim, ClaimKind, Memory, Verdict};
 pub use moment::Moment;
@@ -26,3 +27,7 @@ pub use step::{
     Abilities, Action, Input, Order, OrderId, PodState, Refusal, Step, StepEnd, Transition, Waiting, next,
 };
 pub use wake::{UnknownWakeSource, WakeSource};
+pub use wish::{
+    ANNOTATION_IDENTITY, ANNOTATION_POST_RESTORE_CONTAINER, ANNOTATION_POST_RESTORE_EXEC,
+    ANNOTATION_POST_RESTORE_SIGNAL, ANNOTATION_RESTORE_FROM, BirthWish, WishError,
+};

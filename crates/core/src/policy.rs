@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::BirthWish;
+
 /// What every annotation of Dormouse begins with.
 pub const ANNOTATION_PREFIX: &str = "dormouse.dev/";
 /// `"true"` puts the pod under management, `"false"` keeps it out.
@@ -222,7 +224,7 @@ pub enum PolicyError {
 }
 
 /// Shortens hostile input for a message and takes control characters out.
-fn shown(value: &str) -> String {
+pub(crate) fn shown(value: &str) -> String {
     value
         .chars()
         .take(40)
@@ -247,6 +249,9 @@ impl Policy {
         for (key, value) in annotations.range(ANNOTATION_PREFIX.to_owned()..) {
             if !key.starts_with(ANNOTATION_PREFIX) {
                 break;
+            }
+            if BirthWish::knows(key) {
+                continue;
             }
             if value.len() > MAX_VALUE {
                 return Err(PolicyError::ValueTooLong {

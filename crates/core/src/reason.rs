@@ -186,6 +186,16 @@ reasons! {
     /// The snapshot was taken of other containers or images.
     ContainersMismatch,
 
+    // Pods that are filled from a snapshot.
+    /// The pod asks to be filled from a snapshot, and no grant for it was issued on this node.
+    RestoreNotGranted,
+    /// The snapshot was restored into the pod, and what was to follow on that failed.
+    PostRestoreFailed,
+    /// The pod was filled from a snapshot of another pod, or of itself in an earlier sandbox.
+    Restored,
+    /// The guest's memory could not be restored, and its policy let it start without.
+    ColdStarted,
+
     // The node's other parts.
     /// The CRI runtime cannot be reached.
     RuntimeUnavailable,

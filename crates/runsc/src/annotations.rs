@@ -145,6 +145,42 @@ impl Bundle {
         Some(network.path).filter(|p| p.is_absolute())
     }
 
+    /// How the container's first process is run, as the specification has it.
+    #[must_use]
+    pub fn process(&self) -> Option<serde_json::Value> {
+        #[derive(Deserialize)]
+        struct Part {
+            process: serde_json::Value,
+        }
+        serde_json::from_slice::<Part>(&self.text)
+            .ok()
+            .map(|part| part.process)
+    }
+
+    /// Adds a mount behind all others, and rewrites the file.
+    ///
+    /// # Errors
+    /// [`BundleError`]
+    pub fn add_mount(&mut self, mount: &serde_json::Value) -> Result<(), BundleError> {
+        #[derive(Deserialize)]
+        struct Part {
+            #[serde(default)]
+            mounts: Vec<Box<RawValue>>,
+        }
+        let with_mount = || {
+            let mut mounts = serde_json::from_slice::<Part>(&self.text)?.mounts;
+            mounts.push(serde_json::value::to_raw_value(mount)?);
+            replace(&self.text, "mounts", &mounts)
+        };
+        let text = with_mount().map_err(|source| BundleError::Invalid {
+            path: self.path.clone(),
+            source,
+        })?;
+        self.write(&text)?;
+        self.text = text;
+        Ok(())
+    }
+
     /// Reads `config.json` in a bundle directory.
     ///
     /// # Errors
@@ -196,7 +232,7 @@ impl Bundle {
             self.annotations.remove(key);
         }
         let text =
-            replace_annotations(&self.text, &self.annotations).map_err(|source| BundleError::Invalid {
+            replace(&self.text, "annotations", &self.annotations).map_err(|source| BundleError::Invalid {
                 path: self.path.clone(),
                 source,
             })?;
@@ -267,19 +303,16 @@ fn look_into(text: &[u8]) -> Result<(BTreeMap<String, String>, String), serde_js
     Ok((config.annotations.unwrap_or_default(), cgroup))
 }
 
-/// Writes the object anew with other annotations; every other member stays byte for byte.
-fn replace_annotations(
-    text: &[u8],
-    annotations: &BTreeMap<String, String>,
-) -> Result<Vec<u8>, serde_json::Error> {
+/// Writes the object anew with another value of one member; every other member stays byte for byte.
+fn replace(text: &[u8], member: &str, new: &impl serde::Serialize) -> Result<Vec<u8>, serde_json::Error> {
     let Members(members) = serde_json::from_slice(text)?;
     let mut out = Vec::with_capacity(text.len());
     for (key, value) in &members {
         out.push(if out.is_empty() { b'{' } else { b',' });
         serde_json::to_writer(&mut out, key)?;
         out.push(b':');
-        if key == "annotations" {
-            serde_json::to_writer(&mut out, annotations)?;
+        if key == member {
+            serde_json::to_writer(&mut out, new)?;
         } else {
             out.extend_from_slice(value.get().as_bytes());
         }

@@ -33,6 +33,10 @@ impl Failure {
         }
     }
 
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
     pub(crate) fn from_error(error: &dyn std::error::Error) -> Self {
         Self::new(format!("dormouse-runsc: {error}"), EXIT_FAILURE)
     }

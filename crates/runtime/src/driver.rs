@@ -207,8 +207,19 @@ impl SaveReport {
 pub struct SavedFacts {
     /// The runtime's exact version, as in `release-20260905.0`.
     pub runtime_version: String,
-    /// Names of the containers in the image, the pod sandbox's (empty) first.
-    pub containers: Vec<String>,
+    /// The application containers, by order of creation.
+    pub containers: Vec<SavedContainer>,
+}
+
+/// A container of a saved guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SavedContainer {
+    /// Its name in the pod.
+    pub name: String,
+    /// Whether it had ended: it is not in the image, and a new pod's need not run.
+    pub ended: bool,
+    /// The command that it was made with, where it is known.
+    pub args: Vec<String>,
 }
 
 /// What a release measured.
@@ -282,6 +293,28 @@ pub struct Probe {
     pub limit_restored: bool,
     /// The snapshot that a hibernated guest's state is in.
     pub snapshot: Option<String>,
+    /// What became of the wish of a new pod to be filled from a snapshot; `None` for a pod that had none.
+    pub birth: Option<Birth>,
+}
+
+/// What became of the wish of a new pod to be filled from a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Birth {
+    /// The snapshot.
+    pub snapshot: String,
+    /// How long the filling took; or why there was none, and whether the pod runs without its memory.
+    pub outcome: Result<Duration, BirthFailed>,
+}
+
+/// A new pod could not be filled from a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BirthFailed {
+    /// The stable code.
+    pub reason: Reason,
+    /// What went wrong.
+    pub message: String,
+    /// Whether the pod was started without its memory.
+    pub cold_started: bool,
 }
 
 /// A verb that failed.

@@ -21,9 +21,9 @@ pub mod working_set;
 
 pub use any::AnyDriver;
 pub use driver::{
-    Cancel, Capabilities, Capability, DozeReport, Driver, DriverError, FreezeReport, Guest, GuestContainer,
-    PodIdentity, PrefetchReport, Probe, ReleaseReport, Resident, RestoreReport, RuntimeKind, SaveReport,
-    SavedFacts, StopState, WakeReport,
+    Birth, BirthFailed, Cancel, Capabilities, Capability, DozeReport, Driver, DriverError, FreezeReport,
+    Guest, GuestContainer, PodIdentity, PrefetchReport, Probe, ReleaseReport, Resident, RestoreReport,
+    RuntimeKind, SaveReport, SavedContainer, SavedFacts, StopState, WakeReport,
 };
 pub use gvisor::Gvisor;
 pub use kata::Kata;

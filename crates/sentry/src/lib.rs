@@ -11,6 +11,7 @@
 pub mod cgroup;
 pub mod control;
 pub mod file;
+mod grant;
 pub mod hold;
 mod ids;
 pub mod process;
@@ -24,11 +25,12 @@ mod wake_note;
 pub use cgroup::{CgroupError, CgroupVersion, PodCgroup, SLEEPER};
 pub use control::{ContainerRuntimeState, ControlError, ControlSocket, ImageFiles};
 pub use file::FileError;
+pub use grant::{Grant, GrantError, GrantedContainer};
 pub use ids::{ContainerId, InvalidId, PodUid, SandboxId};
 pub use process::ProcessId;
 pub use record::{
     CgroupState, ContainerKind, ContainerRecord, Hibernation, HibernationPhase, Intent, LastKnown, Launch,
-    LoweredLimit, Pipe, PodRecordIdentity, Record, RunscRecord, SwitchState,
+    LoweredLimit, Pipe, PodRecordIdentity, Record, Restore, RestorePhase, RunscRecord, SwitchState,
 };
 pub use run_dir::{DEFAULT_RUN_DIR, RunDir, RunDirError};
 pub use runsc_state::{RunscState, RunscStateError};

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use dormouse_core::{Reason, Rung};
+use dormouse_core::{BirthWish, Reason, Rung};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::cgroup::PodCgroup;
 use crate::file::{FileError, read_bounded, write_atomic};
+use crate::grant::GrantedContainer;
 use crate::ids::{ContainerId, PodUid, SandboxId};
 use crate::process::ProcessId;
 
@@ -173,9 +174,13 @@ pub struct ContainerRecord {
     /// How it was made; `None` where its arguments were no text.
     #[serde(default)]
     pub launch: Option<Launch>,
-    /// The exit status that a kill gave it while the pod was hibernated.
+    /// The exit status that a kill gave it while the pod was hibernated, or that a played one has had.
     #[serde(default)]
     pub ended: Option<u8>,
+    /// Whether it is not in the guest, because the snapshot that the guest is restored from was taken after its end (an
+    /// init container): the wrapper plays its part.
+    #[serde(default)]
+    pub played: bool,
 }
 
 /// How far a hibernation is, or the wake from it.
@@ -196,6 +201,56 @@ pub struct Hibernation {
     pub snapshot: String,
     /// How far it is.
     pub phase: HibernationPhase,
+}
+
+/// How far the filling of a new pod from a snapshot is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RestorePhase {
+    /// It was asked for; nothing was done yet.
+    Asked,
+    /// The sandbox is being filled: it waits for containers of these names.
+    Loading {
+        /// The containers of the snapshot, without the pod sandbox's own.
+        containers: Vec<GrantedContainer>,
+    },
+    /// All of it runs.
+    Done {
+        /// How long it took from the start of the pod sandbox to that of the last container, hooks included, in µs.
+        took_us: u64,
+    },
+    /// It could not be filled and was started without memory, as its fallback says.
+    ColdStarted {
+        /// The stable code.
+        reason: Reason,
+        /// What went wrong.
+        message: String,
+    },
+    /// It could not be filled, and its containers are refused, as its fallback says.
+    Refused {
+        /// The stable code.
+        reason: Reason,
+        /// What went wrong.
+        message: String,
+    },
+}
+
+/// A new pod is, or was, to be filled from a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restore {
+    /// What the pod asks for.
+    pub wish: BirthWish,
+    /// How far it is.
+    pub phase: RestorePhase,
+    /// Wall clock of its begin, in ms since 1970.
+    pub began_ms: u64,
+}
+
+impl Restore {
+    /// Whether the sandbox is being filled at this moment: nothing else may be done to it.
+    #[must_use]
+    pub const fn is_loading(&self) -> bool {
+        matches!(self.phase, RestorePhase::Loading { .. })
+    }
 }
 
 /// What is about to be done to the guest, written before it is done.
@@ -313,6 +368,12 @@ pub struct Record {
     /// Set while the pod is hibernated, and on the way there and back.
     #[serde(default)]
     pub hibernation: Option<Hibernation>,
+    /// Set for a pod that asked to be filled from a snapshot at its birth.
+    #[serde(default)]
+    pub restore: Option<Restore>,
+    /// Whether the containers see the pod's identity.
+    #[serde(default)]
+    pub identity: bool,
 }
 
 /// Only the format number, read before anything else.
@@ -346,6 +407,8 @@ impl Record {
             limits: Vec::new(),
             network: None,
             hibernation: None,
+            restore: None,
+            identity: false,
         }
     }
 
@@ -359,6 +422,12 @@ impl Record {
     #[must_use]
     pub fn root(&self) -> Option<&ContainerRecord> {
         self.containers.iter().find(|c| c.kind == ContainerKind::Sandbox)
+    }
+
+    /// Whether the sandbox is being filled from a snapshot at this moment.
+    #[must_use]
+    pub fn is_loading(&self) -> bool {
+        self.restore.as_ref().is_some_and(Restore::is_loading)
     }
 
     /// The container of that id, to be changed.
@@ -427,7 +496,8 @@ impl Record {
 }
 
 /// The wall clock, in ms since 1970.
-pub(crate) fn now_ms() -> u64 {
+#[must_use]
+pub fn now_ms() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))

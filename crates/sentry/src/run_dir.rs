@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use dormouse_core::Reason;
 
 use crate::file::{FileError, temporary};
-use crate::ids::{ContainerId, SandboxId};
+use crate::ids::{ContainerId, PodUid, SandboxId};
 
 /// Where the run directory is unless the configuration says otherwise.
 pub const DEFAULT_RUN_DIR: &str = "/run/dormouse";
@@ -65,7 +65,9 @@ impl RunDirError {
 ///   pods/<sandbox id>/visits       commands that talk to the guest now (fcntl)
 ///   pods/<sandbox id>/working-set.json  what a doze leaves in memory
 ///   containers/<container id>      -> ../pods/<sandbox id>
+///   pods/<sandbox id>/identity/    what the containers see of who the pod is, where they asked for it
 ///   hold/<sandbox id>-<container id>  the socket of a container's waiter
+///   grants/<pod uid>.json          leave to fill a new pod from a snapshot
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunDir {
@@ -118,7 +120,12 @@ impl RunDir {
                 mode,
             });
         }
-        for part in [self.pods_dir(), self.containers_dir(), self.root.join("hold")] {
+        for part in [
+            self.pods_dir(),
+            self.containers_dir(),
+            self.root.join("hold"),
+            self.grants_dir(),
+        ] {
             make_dir(&part)?;
         }
         Ok(())
@@ -171,6 +178,24 @@ impl RunDir {
     #[must_use]
     pub fn record_path(&self, id: &SandboxId) -> PathBuf {
         self.pod_dir(id).join("record.json")
+    }
+
+    /// What the containers of a pod sandbox see of who it is.
+    #[must_use]
+    pub fn identity_dir(&self, id: &SandboxId) -> PathBuf {
+        self.pod_dir(id).join("identity")
+    }
+
+    /// Where grants are.
+    #[must_use]
+    pub fn grants_dir(&self) -> PathBuf {
+        self.root.join("grants")
+    }
+
+    /// The grant of a pod.
+    #[must_use]
+    pub fn grant_path(&self, uid: &PodUid) -> PathBuf {
+        self.grants_dir().join(format!("{uid}.json"))
     }
 
     fn container_link(&self, id: &ContainerId) -> PathBuf {
@@ -259,6 +284,7 @@ impl RunDir {
         ] {
             remove(path, |p| std::fs::remove_file(p))?;
         }
+        remove(&self.identity_dir(id), |p| std::fs::remove_dir_all(p))?;
         // The lock goes last: whoever waits for it finds that it is no longer the one at its path.
         remove(&self.lock_path(id), |p| std::fs::remove_file(p))?;
         remove(&self.pod_dir(id), |p| std::fs::remove_dir(p))

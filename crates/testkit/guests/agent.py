@@ -5,6 +5,7 @@ TCP connection, and answers about all of it over HTTP. Standard library only.
 
   GET  /answer            a cheap answer
   GET  /status            counter, connection, file, memory, clocks
+  GET  /self              who the process thinks it is, and what it draws: host name, environment, randomness
   GET  /history           the session so far
   POST /history           append the body to the session and to a file
   GET  /file              lines and SHA-256 of that file, read back
@@ -16,10 +17,14 @@ TCP connection, and answers about all of it over HTTP. Standard library only.
 """
 
 import argparse
+import fcntl
 import hashlib
 import json
 import os
+import random
+import signal
 import socket
+import struct
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,6 +33,12 @@ from urllib.parse import parse_qs, urlparse
 
 PAGE = 4096
 MIB = 1 << 20
+
+
+def mac_address(interface):
+    request = struct.pack("256s", interface.encode())
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        return fcntl.ioctl(sock, 0x8927, request)[18:24].hex(":")  # SIOCGIFHWADDR
 
 
 class Block:
@@ -86,6 +97,10 @@ class Outbound:
 class Agent:
     def __init__(self, options):
         self.history = []
+        self.nonce = os.urandom(16).hex()
+        self.generator = random.Random(self.nonce)
+        self.signals = []
+        signal.signal(signal.SIGUSR1, lambda number, frame: self.signals.append(number))
         self.ticks = 0
         self.tick_seconds = options.tick
         os.makedirs(options.files, exist_ok=True)
@@ -113,6 +128,19 @@ class Agent:
         with open(self.journal.name, "rb") as file:
             text = file.read()
         return {"path": self.journal.name, "lines": text.count(b"\n"), "sha256": hashlib.sha256(text).hexdigest()}
+
+    def whoami(self):
+        return {
+            "hostname": socket.gethostname(),
+            "mac": mac_address("eth0"),
+            "environ": dict(os.environ),
+            "nonce": self.nonce,
+            "generated": self.generator.random(),
+            "urandom": os.urandom(16).hex(),
+            "signals": len(self.signals),
+            "time": time.time(),
+            "pid": os.getpid(),
+        }
 
     def status(self):
         return {
@@ -152,6 +180,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.reply({"answer": 42})
             elif url.path == "/status":
                 self.reply(agent.status())
+            elif url.path == "/self":
+                self.reply(agent.whoami())
             elif url.path == "/history":
                 self.reply(agent.history)
             elif url.path == "/file":

@@ -136,6 +136,39 @@ impl Rig {
         .await
     }
 
+    /// Runs a pod that is filled from a snapshot: with a grant for its UID, and the annotation that asks for it.
+    ///
+    /// # Errors
+    /// When the agent refuses, or the pod does not start, or cannot be put to sleep.
+    pub async fn run_clone(&self, snapshot: &str, spec: PodSpec) -> Result<Pod> {
+        let spec = self.granted(snapshot, spec).await?;
+        self.run_pod(spec).await
+    }
+
+    /// A pod with leave to be filled from a snapshot.
+    ///
+    /// # Errors
+    /// When the agent refuses.
+    pub async fn granted(&self, snapshot: &str, mut spec: PodSpec) -> Result<PodSpec> {
+        let uid = spec.uid.get_or_insert_with(|| uuid::Uuid::new_v4().to_string());
+        let request = v1::GrantRestoreRequest {
+            id: snapshot.to_owned(),
+            pod_uid: uid.clone(),
+            namespace: spec.namespace.clone(),
+            containers: spec
+                .containers
+                .iter()
+                .map(|container| v1::grant_restore_request::Container {
+                    name: container.name.clone(),
+                    image: String::new(),
+                })
+                .collect(),
+            ..Default::default()
+        };
+        let granted = self.client.clone().grant_restore(request).await?.into_inner();
+        Ok(spec.annotation(dormouse_core::ANNOTATION_RESTORE_FROM, granted.snapshot_id))
+    }
+
     /// What the agent says of a pod.
     ///
     /// # Errors

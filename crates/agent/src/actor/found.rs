@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use dormouse_core::{Abilities, Input, Reason, Rung};
 use dormouse_cri::Pod;
-use dormouse_runtime::{AnyDriver, Driver as _, RuntimeKind};
+use dormouse_runtime::{AnyDriver, Birth, Driver as _, RuntimeKind};
 
 use super::step::rung_of;
 use super::{Actor, guest_of};
@@ -24,6 +24,7 @@ impl Actor {
                     self.entry.rung = Rung::Running;
                     self.entry.moving_to = None;
                     self.entry.resident_before = 0;
+                    self.entry.born_from = None;
                 }
             }
             Ok(None) => {}
@@ -97,6 +98,9 @@ impl Actor {
                 self.state.rung = rung_of(probe.stop);
                 self.state.exact = false;
                 self.find_snapshot(&driver, probe.snapshot).await;
+                if let Some(birth) = probe.birth {
+                    self.born(&birth);
+                }
                 if probe.settled {
                     tracing::info!(
                         pod = %self.pod.full_name(), rung = %self.state.rung,
@@ -124,6 +128,43 @@ impl Actor {
                 self.set_abilities(Abilities::none(error.reason));
             }
         }
+    }
+
+    /// The pod asked to be filled from a snapshot at its birth: tells once what became of that.
+    fn born(&mut self, birth: &Birth) {
+        if self.entry.born_from.as_ref() == Some(&birth.snapshot) {
+            return;
+        }
+        self.entry.born_from = Some(birth.snapshot.clone());
+        self.ctx.snapshots.grant_spent(&self.pod.uid);
+        let (kind, reason, message, took) = match &birth.outcome {
+            Ok(took) => {
+                self.entry.restored_from = Some(birth.snapshot.clone());
+                let message = format!("restored from snapshot {}", birth.snapshot);
+                (NewsKind::Changed, Reason::Restored, message, Some(*took))
+            }
+            Err(failed) if failed.cold_started => {
+                let message = format!(
+                    "started without the memory of snapshot {}: {}: {}",
+                    birth.snapshot, failed.reason, failed.message
+                );
+                (NewsKind::Warning, Reason::ColdStarted, message, None)
+            }
+            Err(failed) => {
+                let message = format!(
+                    "not restored from snapshot {}: {}",
+                    birth.snapshot, failed.message
+                );
+                (NewsKind::Warning, failed.reason, message, None)
+            }
+        };
+        if birth.outcome.is_ok() {
+            tracing::info!(pod = %self.pod.full_name(), %reason, took_ms = took.map(|t| t.as_secs_f64() * 1e3), "{message}");
+        } else {
+            tracing::warn!(pod = %self.pod.full_name(), %reason, "{message}");
+        }
+        self.remember();
+        self.tell_news(kind, Some(reason), message, None, took);
     }
 
     /// Compares what the store holds for the pod with where it stands.
@@ -168,7 +209,7 @@ impl Actor {
             self.wire.detach(&self.ctx);
         }
         if changed {
-            let first = self.capabilities.is_none();
+            let first = self.state.abilities.freeze.is_err();
             self.guest = Arc::new(guest);
             self.learn_abilities().await;
             // A container that starts is the wrapper's or the shim's doing, and wakes the pod first.

@@ -485,6 +485,28 @@ impl Node for NodeService {
             snapshot: Some(snapshot),
         }))
     }
+
+    async fn grant_restore(
+        &self,
+        request: Request<v1::GrantRestoreRequest>,
+    ) -> Result<Response<v1::GrantRestoreResponse>, Status> {
+        self.open()?;
+        let request = request.into_inner();
+        let id = self.snapshot(&request.id)?;
+        let granted = snapshots::grant(&self.ctx.snapshots, id, request).await;
+        granted.map(Response::new).map_err(|error| refused(&error))
+    }
+
+    async fn revoke_restore(
+        &self,
+        request: Request<v1::RevokeRestoreRequest>,
+    ) -> Result<Response<v1::RevokeRestoreResponse>, Status> {
+        let uid = request.into_inner().pod_uid;
+        let revoked = self.ctx.snapshots.revoke_grant(&uid);
+        revoked
+            .map(|revoked| Response::new(v1::RevokeRestoreResponse { revoked }))
+            .map_err(|error| refused(&error))
+    }
 }
 
 /// Bytes that sleepers had resident before and have not now.

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::pin::Pin;
+use std::time::Duration;
 
 use dormouse_core::Reason;
 use dormouse_rpc::v1;
@@ -14,7 +15,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use super::messages;
-use crate::snapshots::{SnapshotFailed, Snapshots, limits, now_ms, ours};
+use crate::snapshots::facts::RestoreFacts;
+use crate::snapshots::{GrantWanted, SnapshotFailed, Snapshots, limits, now_ms, ours};
 
 /// How much of an archive is in one message.
 const PIECE: usize = 1 << 20;
@@ -103,6 +105,57 @@ fn get(store: &Store, id: SnapshotId) -> Result<Snapshot, SnapshotFailed> {
     ))
 }
 
+/// The containers of a snapshot, the pod sandbox's own first.
+fn containers(manifest: &Manifest) -> Vec<v1::SnapshotContainer> {
+    let facts = RestoreFacts::of(manifest).containers;
+    manifest
+        .key
+        .containers
+        .iter()
+        .map(|container| {
+            let known = facts.iter().find(|known| known.name == container.name);
+            v1::SnapshotContainer {
+                name: container.name.clone(),
+                image: container.image.clone(),
+                ended: known.is_some_and(|known| known.ended),
+                args: known.map(|known| known.args.clone()).unwrap_or_default(),
+            }
+        })
+        .collect()
+}
+
+/// Gives leave to fill a new pod.
+pub(super) async fn grant(
+    snapshots: &Snapshots,
+    id: SnapshotId,
+    request: v1::GrantRestoreRequest,
+) -> Result<v1::GrantRestoreResponse, SnapshotFailed> {
+    let ttl = request
+        .ttl
+        .map(Duration::try_from)
+        .transpose()
+        .map_err(|_| SnapshotFailed {
+            reason: Reason::InvalidRequest,
+            message: "ttl is negative or out of range".to_owned(),
+        })?;
+    let wanted = GrantWanted {
+        pod_uid: request.pod_uid,
+        namespace: request.namespace,
+        source_namespace: request.source_namespace,
+        containers: request
+            .containers
+            .into_iter()
+            .map(|container| (container.name, container.image))
+            .collect(),
+        ttl,
+    };
+    let granted = snapshots.grant(id, wanted).await?;
+    Ok(v1::GrantRestoreResponse {
+        snapshot_id: granted.snapshot.to_string(),
+        expires: Some(timestamp(granted.expires_ms)),
+    })
+}
+
 pub(super) async fn list(
     snapshots: &Snapshots,
     request: v1::ListSnapshotsRequest,
@@ -188,14 +241,7 @@ pub(super) async fn describe(
                     .unwrap_or_default(),
             })
             .collect(),
-        containers: key
-            .containers
-            .iter()
-            .map(|container| v1::SnapshotContainer {
-                name: container.name.clone(),
-                image: container.image.clone(),
-            })
-            .collect(),
+        containers: containers(manifest),
         arch: key.arch.clone(),
         cpu_features: key.cpu_features.clone(),
         network: key.network.clone(),

@@ -28,6 +28,7 @@ pub async fn run(snapshots: Snapshots, stop: CancellationToken) {
 }
 
 async fn once(snapshots: &Snapshots) {
+    snapshots.drop_expired_grants();
     let Ok(_turn) = snapshots.0.behind.acquire().await else {
         return;
     };

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 
 use dormouse_cri::Pod;
+use dormouse_runtime::SavedContainer;
 use dormouse_snapshot::{CompatibilityKey, ContainerKey, NodeFacts};
 use procfs::Current as _;
+use serde::{Deserialize, Serialize};
 
 /// The machine, as far as a guest can tell.
 #[derive(Debug, Clone, Default)]
@@ -42,6 +44,59 @@ impl Machine {
             containers: None,
         }
     }
+}
+
+/// What another pod has to know of a snapshot to be filled from it; the manifest's `restore`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(crate) struct RestoreFacts {
+    /// The application containers, by order of creation.
+    pub(crate) containers: Vec<RestoreContainer>,
+}
+
+/// A container of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RestoreContainer {
+    /// Its name in the pod.
+    pub(crate) name: String,
+    /// Whether it had ended when the snapshot was taken.
+    pub(crate) ended: bool,
+    /// The command that it was made with; empty where it is not known.
+    #[serde(default)]
+    pub(crate) args: Vec<String>,
+}
+
+impl RestoreFacts {
+    /// What a manifest says; of one that says nothing, all its containers are taken to have been running.
+    pub(crate) fn of(manifest: &dormouse_snapshot::Manifest) -> Self {
+        serde_json::from_value(manifest.restore.clone()).unwrap_or_else(|_| Self {
+            containers: manifest
+                .key
+                .containers
+                .iter()
+                .filter(|container| !container.name.is_empty())
+                .map(|container| RestoreContainer {
+                    name: container.name.clone(),
+                    ended: false,
+                    args: Vec::new(),
+                })
+                .collect(),
+        })
+    }
+}
+
+/// The manifest's `restore`.
+pub(super) fn restore(containers: &[SavedContainer]) -> serde_json::Value {
+    let facts = RestoreFacts {
+        containers: containers
+            .iter()
+            .map(|container| RestoreContainer {
+                name: container.name.clone(),
+                ended: container.ended,
+                args: container.args.clone(),
+            })
+            .collect(),
+    };
+    serde_json::to_value(facts).unwrap_or_default()
 }
 
 /// The images of a pod's containers by name, as far as the CRI names them by digest.

@@ -1,7 +1,8 @@
 //! The node's snapshots: the store, behind calls that do not block the agent.
 
 mod background;
-mod facts;
+pub(crate) mod facts;
+mod grants;
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -24,6 +25,7 @@ use tokio::sync::Semaphore;
 use crate::config::{self, Config, OnDelete, SnapshotsConfig};
 
 pub use background::run as run_background;
+pub use grants::{GrantWanted, Granted};
 
 /// What a snapshot may take beside the guest's memory, in bytes: the sentry's own state.
 const BESIDE_MEMORY: u64 = 32 << 20;
@@ -78,6 +80,8 @@ struct Inner {
     node: facts::Machine,
     /// Work that nobody waits for is done one at a time.
     behind: Semaphore,
+    /// Leave to fill new pods, and the images that they are filled from.
+    grants: grants::Grants,
 }
 
 /// What a snapshot is taken of, and why.
@@ -123,13 +127,16 @@ impl Snapshots {
                 tracing::error!(reason = %error.reason, "pods cannot be hibernated on this node: {error}");
             }
         }
-        Self(Arc::new(Inner {
+        let this = Self(Arc::new(Inner {
+            grants: grants::Grants::new(&config.run_dir),
             store,
             config: settings,
             memory,
             node: facts::Machine::read(),
             behind: Semaphore::new(1),
-        }))
+        }));
+        this.recall_grants().await;
+        this
     }
 
     /// Whether snapshots can be taken and restored, or why not.
@@ -207,6 +214,7 @@ impl Snapshots {
             .blocking(move |_| {
                 let header = read_header(staging.dir());
                 let facts = saved.facts;
+                let names: Vec<String> = facts.containers.iter().map(|c| c.name.clone()).collect();
                 let draft = Draft {
                     sandbox,
                     template_hash: None,
@@ -216,12 +224,12 @@ impl Snapshots {
                         arch: node.arch,
                         cpu_features: node.cpu_features,
                         network: header.map(|h| h.network).unwrap_or_default(),
-                        containers: facts::containers(&facts.containers, &images),
+                        containers: facts::containers(&names, &images),
                     },
                     parent,
                     taken,
-                    // Nothing yet: an in-place wake finds all it needs in the pod's record.
-                    restore: serde_json::Value::Null,
+                    // A wake finds all it needs in the pod's record; this is for other pods.
+                    restore: facts::restore(&facts.containers),
                     memory: BTreeMap::new(),
                     files: Draft::gvisor_files(),
                     hold,
@@ -284,11 +292,7 @@ impl Snapshots {
         let id = parse(id)?;
         let (uid, namespace) = (pod.uid.clone(), pod.namespace.clone());
         let (memory, node) = (self.0.memory.clone(), self.0.node.clone());
-        let verify = match self.0.config.verify_on_wake {
-            config::VerifyOnWake::Auto => VerifyOnWake::Auto,
-            config::VerifyOnWake::Full => VerifyOnWake::Full,
-            config::VerifyOnWake::HeaderOnly => VerifyOnWake::HeaderOnly,
-        };
+        let verify = self.verify_on_wake();
         self.blocking(move |store| {
             let snapshot = store
                 .get(id)
@@ -308,6 +312,15 @@ impl Snapshots {
             store.open_image(id, &request).map_err(ours!())
         })
         .await
+    }
+
+    /// Who vouches for the bytes of a snapshot that is restored.
+    fn verify_on_wake(&self) -> VerifyOnWake {
+        match self.0.config.verify_on_wake {
+            config::VerifyOnWake::Auto => VerifyOnWake::Auto,
+            config::VerifyOnWake::Full => VerifyOnWake::Full,
+            config::VerifyOnWake::HeaderOnly => VerifyOnWake::HeaderOnly,
+        }
     }
 
     /// Says that a snapshot is a pod's only state.
@@ -364,6 +377,7 @@ impl Snapshots {
 
     /// The pod is deleted.
     pub fn pod_deleted(&self, pod_uid: &str) {
+        self.forget_grant(pod_uid);
         let Ok(store) = self.store() else { return };
         let held = self.held_by(pod_uid);
         let removed: Vec<SnapshotId> = match self.0.config.on_delete {

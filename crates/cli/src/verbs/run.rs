@@ -5,13 +5,15 @@ use std::process::ExitCode;
 
 use dormouse_core::{
     ANNOTATION_DOZE_AFTER, ANNOTATION_DURABLE, ANNOTATION_FALLBACK, ANNOTATION_FREEZE_AFTER,
-    ANNOTATION_HIBERNATE_AFTER, ANNOTATION_IDLE_TIMEOUT, ANNOTATION_MANAGED, ANNOTATION_RESUME_POLICY,
-    ANNOTATION_WAKE_UDP_PORTS, Fallback, Policy, ResumePolicy, format_duration,
+    ANNOTATION_HIBERNATE_AFTER, ANNOTATION_IDLE_TIMEOUT, ANNOTATION_MANAGED, ANNOTATION_RESTORE_FROM,
+    ANNOTATION_RESUME_POLICY, ANNOTATION_WAKE_UDP_PORTS, BirthWish, Fallback, Policy, ResumePolicy,
+    format_duration,
 };
 use dormouse_cri::{ContainerRequest, PodRequest, RunningPod, Runtime};
 use serde::Serialize;
 
 use super::policy::from_flags;
+use super::source::Source;
 use crate::args::{Global, PolicyFlags, RunArgs};
 use crate::error::CliError;
 use crate::output::print;
@@ -32,22 +34,29 @@ struct Started {
     container_id: String,
     addresses: Vec<String>,
     log: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    snapshot: Option<String>,
 }
 
 /// Runs a pod through the CRI. Works with the agent down: it finds the pod when it comes up.
 pub(super) async fn run(global: &Global, args: &RunArgs) -> Result<ExitCode, CliError> {
     let uid = uuid::Uuid::now_v7().to_string();
-    let request = request(global, args, uid)?;
-    let runtime = Runtime::connect(&args.runtime.runtime_endpoint).await?;
-    let pod = tokio::select! {
-        pod = runtime.run_pod(&request) => pod?,
-        _ = tokio::signal::ctrl_c() => {
-            // Whatever was made so far goes again.
-            runtime.roll_back(&request).await;
-            return Ok(ExitCode::from(130));
-        }
+    let source = match &args.from_snapshot {
+        Some(id) => Some(Source::find(global, id).await?),
+        None => None,
     };
-    let started = started(&request, pod);
+    let request = request(global, args, uid, source.as_ref())?;
+    if let Some(source) = &source {
+        source.grant(&request, args.from_namespace.as_deref()).await?;
+    }
+    let started = start(args, &request).await;
+    if let (Some(source), Err(_) | Ok(None)) = (&source, &started) {
+        source.revoke(&request.uid).await;
+    }
+    let Some(pod) = started? else {
+        return Ok(ExitCode::from(130));
+    };
+    let started = started_of(&request, pod, source.map(|source| source.id));
     print(global.output, &started, |_| {
         let address = started.addresses.first().map_or("-", String::as_str);
         format!("{}/{}  {address}", started.namespace, started.name)
@@ -55,7 +64,21 @@ pub(super) async fn run(global: &Global, args: &RunArgs) -> Result<ExitCode, Cli
     Ok(ExitCode::SUCCESS)
 }
 
-fn started(request: &PodRequest, pod: RunningPod) -> Started {
+/// Runs the pod; `None` if that was called off.
+async fn start(args: &RunArgs, request: &PodRequest) -> Result<Option<RunningPod>, CliError> {
+    let runtime = Runtime::connect(&args.runtime.runtime_endpoint).await?;
+    let pod = tokio::select! {
+        pod = runtime.run_pod(request) => pod?,
+        _ = tokio::signal::ctrl_c() => {
+            // Whatever was made so far goes again.
+            runtime.roll_back(request).await;
+            return Ok(None);
+        }
+    };
+    Ok(Some(pod))
+}
+
+fn started_of(request: &PodRequest, pod: RunningPod, snapshot: Option<String>) -> Started {
     let (container, container_id) = pod.containers.into_iter().next().unwrap_or_default();
     Started {
         namespace: request.namespace.clone(),
@@ -70,15 +93,25 @@ fn started(request: &PodRequest, pod: RunningPod) -> Started {
             .join("0.log")
             .display()
             .to_string(),
+        snapshot,
     }
 }
 
-fn request(global: &Global, args: &RunArgs, uid: String) -> Result<PodRequest, CliError> {
+fn request(
+    global: &Global,
+    args: &RunArgs,
+    uid: String,
+    source: Option<&Source>,
+) -> Result<PodRequest, CliError> {
     let mut annotations: BTreeMap<String, String> = policy_annotations(&args.policy, !args.unmanaged)?;
     annotations.insert(KEEP_CONNECTIONS.to_owned(), "true".to_owned());
     annotations.extend(args.annotation.iter().cloned());
-    // What the flags and annotations say together is what the agent will read.
+    if let Some(source) = source {
+        annotations.insert(ANNOTATION_RESTORE_FROM.to_owned(), source.id.clone());
+    }
+    // What the flags and annotations say together is what the agent and the wrapper will read.
     Policy::from_annotations(&annotations)?;
+    BirthWish::from_annotations(&annotations)?;
     let mut labels: BTreeMap<String, String> = args.label.iter().cloned().collect();
     labels.insert(RUN_LABEL.to_owned(), "true".to_owned());
     let name = args.name.clone().unwrap_or_else(|| {
@@ -95,16 +128,43 @@ fn request(global: &Global, args: &RunArgs, uid: String) -> Result<PodRequest, C
         annotations,
         log_root: args.log_root.clone(),
         memory_limit: args.memory,
-        containers: vec![ContainerRequest {
-            name: "main".to_owned(),
-            image: args.image.clone(),
-            command: args.command.clone(),
-            env: args.env.clone(),
-            mounts: args.volume.clone(),
-            ..ContainerRequest::default()
-        }],
+        containers: containers(args, source)?,
         ..PodRequest::default()
     })
+}
+
+/// One container of the flags, or those of the snapshot.
+fn containers(args: &RunArgs, source: Option<&Source>) -> Result<Vec<ContainerRequest>, CliError> {
+    let container = |name: &str, image: String, command: Vec<String>| ContainerRequest {
+        name: name.to_owned(),
+        image,
+        command,
+        env: args.env.clone(),
+        mounts: args.volume.clone(),
+        ..ContainerRequest::default()
+    };
+    let Some(source) = source else {
+        let image = args.image.clone().unwrap_or_default();
+        return Ok(vec![container("main", image, args.command.clone())]);
+    };
+    source
+        .live()
+        .map(|saved| {
+            let image = args.image.clone().unwrap_or_else(|| saved.image.clone());
+            if image.is_empty() {
+                return Err(CliError::NoImage {
+                    id: source.id.clone(),
+                    container: saved.name.clone(),
+                });
+            }
+            let command = if args.command.is_empty() {
+                &saved.args
+            } else {
+                &args.command
+            };
+            Ok(container(&saved.name, image, command.clone()))
+        })
+        .collect()
 }
 
 /// The annotations that say what the flags say.
@@ -155,7 +215,12 @@ mod tests {
         let Verb::Run(args) = cli.verb else {
             panic!("not run")
         };
-        request(&cli.global, &args, "0192f4a0-0000-7000-8000-0000deadbeef".into())
+        request(
+            &cli.global,
+            &args,
+            "0192f4a0-0000-7000-8000-0000deadbeef".into(),
+            None,
+        )
     }
 
     #[test]
@@ -185,7 +250,7 @@ mod tests {
     fn what_contradicts_itself_is_refused() {
         for line in [
             "dormouse run --image x --doze-after 5m",
-            "dormouse run --image x --idle-timeout 5m --fallback ColdStart",
+            "dormouse run --image x --annotation dormouse.dev/post-restore-signal=SIGUSR1",
             "dormouse run --image x --idle-timeout 5m --doze-after 1m",
             "dormouse run --image x --annotation dormouse.dev/idle-timeout=soon",
         ] {

@@ -38,6 +38,17 @@ impl NetworkRecord {
     pub fn has_addresses(&self) -> bool {
         self.interfaces.iter().any(|i| !i.addresses.is_empty())
     }
+
+    /// The addresses by which the pod is reached from elsewhere, in the order of its interfaces.
+    #[must_use]
+    pub fn pod_addresses(&self) -> Vec<IpAddr> {
+        self.interfaces
+            .iter()
+            .flat_map(|interface| &interface.addresses)
+            .filter(|address| address.scope == 0)
+            .map(|address| address.address)
+            .collect()
+    }
 }
 
 /// One interface.

@@ -30,8 +30,29 @@ pub(super) fn call(
         .container(container)
         .and_then(|c| c.launch.as_ref())
         .ok_or("it is not known how the container was created")?;
+    invoke(runsc, launch, container, call, streams)
+}
+
+/// Calls runsc for a container, the way the shim had it made.
+pub(super) fn invoke(
+    runsc: &Path,
+    launch: &Launch,
+    container: &ContainerId,
+    call: &RunscCall,
+    streams: &Streams,
+) -> Result<(), String> {
     let (args, streams) = arguments(launch, container, call, streams)?;
     run(runsc, launch, call.verb(), &args, streams)
+}
+
+/// The shim's global flags.
+pub(super) fn globals(launch: &Launch) -> Result<Vec<String>, String> {
+    let verb = launch
+        .create
+        .iter()
+        .position(|a| a == "create")
+        .ok_or("the shim did not call `create`")?;
+    Ok(launch.create.get(..verb).unwrap_or_default().to_vec())
 }
 
 /// runsc's arguments, with the shim's global flags before them, and the streams for it.
@@ -41,15 +62,10 @@ fn arguments(
     call: &RunscCall,
     streams: &Streams,
 ) -> Result<(Vec<String>, Streams), String> {
-    let verb = launch
-        .create
-        .iter()
-        .position(|a| a == "create")
-        .ok_or("the shim did not call `create`")?;
+    let mut args = globals(launch)?;
     if matches!(call, RunscCall::Create) {
         return Ok((launch.create.clone(), Streams::default()));
     }
-    let mut args = launch.create.get(..verb).unwrap_or_default().to_vec();
     args.push(call.verb().to_owned());
     match call {
         RunscCall::Checkpoint { image } => args.extend(["--leave-running".to_owned(), image_path(image)]),

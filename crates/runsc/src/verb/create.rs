@@ -6,7 +6,8 @@ use std::time::Duration;
 use dormouse_sentry::switch::{RegisterError, Registration};
 use dormouse_sentry::{ContainerId, ContainerKind, ContainerRecord, Launch, Record, RunDir, Switch};
 
-use super::{Context, wake};
+use super::restore::Creation;
+use super::{Context, restore, wake};
 use serde_json::value::RawValue;
 
 use crate::annotations::Bundle;
@@ -39,16 +40,77 @@ pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
         cri::place(&bundle.annotations),
         context.config.dir(),
     ) {
+        match before(context, &run_dir, &place)? {
+            Creation::Real => {}
+            Creation::Played => return play(context, &run_dir, container, place, &dir),
+        }
         // A pod that could not be registered runs all the same; it is just never put to sleep deeply.
-        if let Err(error) = register(context, &run_dir, container, place, &dir, &bundle) {
-            log(
+        match register(context, &run_dir, container, place, &dir, &bundle) {
+            Ok(record) => show_identity(context, &run_dir, &record, &mut bundle),
+            Err(error) => log(
                 invocation,
                 "warning",
                 &format!("dormouse-runsc: pod not registered: {error}"),
-            );
+            ),
         }
     }
     context.exec()
+}
+
+/// What has to be known of a container's pod before it is made.
+fn before(context: &Context<'_>, dir: &RunDir, place: &Place) -> Result<Creation, Failure> {
+    if place.kind == ContainerKind::Sandbox {
+        return Ok(Creation::Real);
+    }
+    let switch = Switch::open(dir, &place.sandbox);
+    match switch.record() {
+        Ok(record) => restore::create_container(context, &switch, &record, &place.name),
+        Err(_) => Ok(Creation::Real),
+    }
+}
+
+/// Registers a container that is only played.
+fn play(
+    context: &Context<'_>,
+    dir: &RunDir,
+    container: ContainerId,
+    place: Place,
+    directory: &Path,
+) -> Result<Outcome, Failure> {
+    let switch = Switch::open(dir, &place.sandbox);
+    let mut held = switch.lock(LOCK).map_err(|e| Failure::from_error(&e))?;
+    held.put_container(ContainerRecord {
+        id: container,
+        name: place.name,
+        kind: place.kind,
+        bundle: directory.to_owned(),
+        last_known: None,
+        launch: None,
+        ended: None,
+        played: true,
+    })
+    .map_err(|e| Failure::from_error(&e))?;
+    restore::played::create(context, held.record())
+}
+
+/// Lets the container see who its pod is, where the pod asks for it.
+fn show_identity(context: &Context<'_>, dir: &RunDir, record: &Record, bundle: &mut Bundle) {
+    if !record.identity {
+        return;
+    }
+    let is_sandbox = context
+        .container()
+        .is_some_and(|c| c.as_str() == record.sandbox_id.as_str());
+    let done = if is_sandbox {
+        restore::identity::write(dir, record).map_err(|e| e.to_string())
+    } else {
+        let mount = restore::identity::mount(&dir.identity_dir(&record.sandbox_id));
+        bundle.add_mount(&mount).map_err(|e| e.to_string())
+    };
+    if let Err(error) = done {
+        let text = format!("dormouse-runsc: the pod's identity cannot be shown to it: {error}");
+        log(context.invocation, "warning", &text);
+    }
 }
 
 fn register(
@@ -58,7 +120,7 @@ fn register(
     place: Place,
     directory: &Path,
     bundle: &Bundle,
-) -> Result<(), RegisterError> {
+) -> Result<Record, RegisterError> {
     dir.prepare()?;
     let switch = Switch::open(dir, &place.sandbox);
     let how = match place.kind {
@@ -86,8 +148,13 @@ fn register(
         .then(|| network(context, bundle))
         .flatten();
     let mut held = switch.register(fresh, how, LOCK)?;
-    if network.is_some() {
-        held.update(|record| record.network = network)?;
+    if place.kind == ContainerKind::Sandbox {
+        let (restore, identity) = restore::asked(context, &bundle.annotations);
+        held.update(|record| {
+            record.network = network;
+            record.restore = restore;
+            record.identity = identity;
+        })?;
     }
     held.put_container(ContainerRecord {
         id: container,
@@ -97,7 +164,9 @@ fn register(
         last_known: None,
         launch: launch(context),
         ended: None,
-    })
+        played: false,
+    })?;
+    Ok(held.record().clone())
 }
 
 /// The pod's addresses and routes, for the day on which they have to be put back.

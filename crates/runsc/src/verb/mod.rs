@@ -12,6 +12,8 @@
 //! | `list`, and verbs without a container | exec | exec: `list` and `events` without `--stats` wait for the wake |
 //! | all others (`exec`, `kill`, `pause`, `resume`, `checkpoint`, …) | exec | woken first, then exec |
 //!
+//! A pod that is filled from a snapshot at its birth goes through [`restore`].
+//!
 //! A hibernated pod has no guest: `state`, `events` and `ps` are answered from what it said last, `kill` with a signal
 //! that ends and `delete` end the pod without waking it, and for everything else the agent is asked for a wake, which is
 //! waited for within a bound.
@@ -30,6 +32,7 @@ mod events;
 mod kill;
 mod pod;
 mod ps;
+mod restore;
 mod start;
 mod state;
 mod update;
@@ -122,6 +125,11 @@ pub(crate) fn dispatch(
         trace,
         visit: RefCell::new(None),
     };
+    if invocation.verb != "create"
+        && let Some(outcome) = restore::played::verb(&context)
+    {
+        return outcome;
+    }
     match invocation.verb.as_str() {
         "create" | "run" => create::run(&context),
         "update" => update::run(&context),

@@ -7,7 +7,7 @@ use dormouse_sentry::Pipe;
 use nix::sys::stat::{SFlag, fstat};
 
 use super::pod::{Pod, find};
-use super::{Context, wake};
+use super::{Context, restore, wake};
 use crate::outcome::{Failure, Outcome, log};
 
 /// How long the pod's lock is waited for.
@@ -16,9 +16,16 @@ const LOCK: Duration = Duration::from_secs(5);
 pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
     wake::or_refuse(context)?;
     if let Pod::Known {
-        container, switch, ..
+        container,
+        switch,
+        record,
     } = find(context)
     {
+        if container.as_str() == switch.id().as_str()
+            && let Some(outcome) = restore::start_sandbox(context, &switch, &record)
+        {
+            return Ok(outcome);
+        }
         let stdio = [
             pipe(std::io::stdin().as_fd()),
             pipe(std::io::stdout().as_fd()),
@@ -43,6 +50,9 @@ pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
                 "dormouse-runsc: {container} cannot be hibernated, its streams are not noted: {error}"
             );
             log(context.invocation, "warning", &text);
+        }
+        if let Some(outcome) = restore::start_container(context, &container, &switch)? {
+            return Ok(outcome);
         }
     }
     context.exec()

@@ -80,7 +80,8 @@ pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
         if let Some(status) = record.container(&container).and_then(|c| c.ended) {
             return print(&container, status.into());
         }
-        if record.hibernation.is_some() {
+        // A sandbox that is being filled may be made anew before it is whole.
+        if record.hibernation.is_some() || record.is_loading() {
             changes.wait(&mut server, &mut run);
             continue;
         }

@@ -239,6 +239,11 @@ impl Parts {
     fn lock(&self, guest: &Guest, verb: Verb<'_>) -> Result<Held, DriverError> {
         let switch = self.switch(guest, verb)?;
         match switch.lock(LOCK) {
+            Ok(held) if held.record().is_loading() => Err(verb.refused(
+                Reason::PodNotReady,
+                None,
+                "the pod is being filled from a snapshot",
+            )),
             Ok(held) => Ok(held),
             Err(LockError::NoSuchPod { .. }) => self.adopt(&switch, guest, verb),
             Err(LockError::Record(e)) if e.is_missing() => self.adopt(&switch, guest, verb),
@@ -314,6 +319,7 @@ impl Parts {
 
     fn capabilities(&self, guest: &Guest, verb: Verb<'_>) -> Capabilities {
         let (freeze, wrapper) = match self.switch(guest, verb).map(|s| (s.record(), s)) {
+            Ok((Ok(record), _)) if record.is_loading() => (Err(Reason::PodNotReady), record.wrapper),
             Ok((Ok(record), _)) => (Ok(()), record.wrapper),
             Ok((Err(e), switch)) if e.is_missing() => match runtime_root(guest, switch.id()) {
                 Some(_) => (Ok(()), false),

@@ -1,11 +1,13 @@
 //! Looks at the guest, and settles what a dead agent or wrapper left half done.
 
-use dormouse_core::Rung;
-use dormouse_sentry::Held;
+use std::time::Duration;
+
+use dormouse_core::{Reason, Rung};
+use dormouse_sentry::{Held, Record, RestorePhase};
 
 use super::wake::restore_these;
 use super::{Parts, stop_state, switch_failed};
-use crate::driver::{DriverError, Guest, Probe, StopState};
+use crate::driver::{Birth, BirthFailed, DriverError, Guest, Probe, StopState};
 use crate::failure::Verb;
 use crate::reclaim::{LoweredLimit, lasts_over_sleep};
 
@@ -28,6 +30,7 @@ pub(super) fn probe(parts: &Parts, guest: &Guest, verb: Verb<'_>) -> Result<Prob
             settled: false,
             limit_restored,
             snapshot: Some(hibernation.snapshot.clone()),
+            birth: birth(held.record()),
         });
     }
     held.locate().map_err(|e| switch_failed(verb, &held, e))?;
@@ -55,6 +58,28 @@ pub(super) fn probe(parts: &Parts, guest: &Guest, verb: Verb<'_>) -> Result<Prob
         settled,
         limit_restored,
         snapshot: None,
+        birth: birth(held.record()),
+    })
+}
+
+fn birth(record: &Record) -> Option<Birth> {
+    let restore = record.restore.as_ref()?;
+    let failed = |reason: &Reason, message: &str, cold_started| {
+        Err(BirthFailed {
+            reason: *reason,
+            message: message.to_owned(),
+            cold_started,
+        })
+    };
+    let outcome = match &restore.phase {
+        RestorePhase::Asked | RestorePhase::Loading { .. } => return None,
+        RestorePhase::Done { took_us } => Ok(Duration::from_micros(*took_us)),
+        RestorePhase::ColdStarted { reason, message } => failed(reason, message, true),
+        RestorePhase::Refused { reason, message } => failed(reason, message, false),
+    };
+    Some(Birth {
+        snapshot: restore.wish.snapshot.clone().unwrap_or_default(),
+        outcome,
     })
 }
 

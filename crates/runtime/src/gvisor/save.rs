@@ -11,14 +11,18 @@ use std::time::{Duration, Instant};
 
 use dormouse_core::{Moment, Reason};
 use dormouse_net::guest_socket::{GuestSocketError, GuestSockets};
+use dormouse_sentry::file::read_bounded;
 use dormouse_sentry::hold::{Holder, RunscCall};
 use dormouse_sentry::record::CgroupState;
-use dormouse_sentry::{Held, ImageFiles, ProcessId, Record, RunscState};
+use dormouse_sentry::{
+    ContainerKind, ContainerRecord, ContainerRuntimeState, ControlSocket, Held, ImageFiles, ProcessId,
+    Record, RunscState,
+};
 
 use super::wake::restore_settings;
 use super::{Parts, stop_state, switch_failed};
 use crate::brake::not_cancelled;
-use crate::driver::{Cancel, DriverError, Guest, SaveReport, SavedFacts, StopState};
+use crate::driver::{Cancel, DriverError, Guest, SaveReport, SavedContainer, SavedFacts, StopState};
 use crate::failure::Verb;
 
 /// How long a save may take: 64 GiB at the speed of a slow disk.
@@ -26,6 +30,15 @@ const SAVE: Duration = Duration::from_secs(600);
 
 /// How long the guest's stack may take for what had reached it.
 const DRAIN: Duration = Duration::from_millis(200);
+
+/// The largest bundle configuration that is read, in bytes.
+const CONFIG: usize = 4 << 20;
+
+/// The longest command that is kept, in bytes.
+const ARGS: usize = 16 << 10;
+
+/// How long the sentry may take to say whether a container has ended.
+const ASK: Duration = Duration::from_secs(1);
 
 /// How often it is looked whether it has.
 const LOOK_AGAIN: Duration = Duration::from_micros(200);
@@ -165,16 +178,12 @@ fn facts(held: &Held, verb: Verb<'_>) -> Result<SavedFacts, DriverError> {
             "the pod does not run under dormouse-runsc; give it the RuntimeClass dormouse-gvisor",
         ));
     }
-    let mut containers = Vec::new();
-    for container in &record.containers {
-        if container.launch.is_none() {
-            return Err(verb.refused(
-                Reason::WrapperMissing,
-                state,
-                "it is not known how its containers were created; it can be hibernated after it was made anew",
-            ));
-        }
-        containers.push(container.name.clone());
+    if record.containers.iter().any(|c| c.launch.is_none() && !c.played) {
+        return Err(verb.refused(
+            Reason::WrapperMissing,
+            state,
+            "it is not known how its containers were created; it can be hibernated after it was made anew",
+        ));
     }
     if record.network.is_none() {
         return Err(verb.refused(
@@ -189,8 +198,59 @@ fn facts(held: &Held, verb: Verb<'_>) -> Result<SavedFacts, DriverError> {
     let version = runsc.runsc_version().unwrap_or(&record.runsc.version).to_owned();
     Ok(SavedFacts {
         runtime_version: version,
-        containers,
+        containers: containers(record),
     })
+}
+
+/// The application containers by name; of several in the place of one another, the one that runs counts.
+fn containers(record: &Record) -> Vec<SavedContainer> {
+    let mut found: Vec<SavedContainer> = Vec::new();
+    for container in record
+        .containers
+        .iter()
+        .filter(|c| c.kind == ContainerKind::Container)
+    {
+        let saved = SavedContainer {
+            name: container.name.clone(),
+            ended: has_ended(record, container),
+            args: args(&container.bundle),
+        };
+        match found.iter_mut().find(|other| other.name == saved.name) {
+            Some(other) if other.ended => *other = saved,
+            Some(_) => {}
+            None => found.push(saved),
+        }
+    }
+    found
+}
+
+/// The command of a container, from its bundle; empty where it cannot be read. It is not needed for a restore, but a new
+/// pod's specification has to have one.
+fn args(bundle: &Path) -> Vec<String> {
+    #[derive(serde::Deserialize)]
+    struct Process {
+        args: Vec<String>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Config {
+        process: Process,
+    }
+    read_bounded(&bundle.join("config.json"), CONFIG)
+        .ok()
+        .and_then(|text| serde_json::from_slice::<Config>(&text).ok())
+        .map(|config| config.process.args)
+        .filter(|args| args.iter().map(String::len).sum::<usize>() <= ARGS)
+        .unwrap_or_default()
+}
+
+/// Whether the container's first process has ended. One that was never started is in no image, either.
+fn has_ended(record: &Record, container: &ContainerRecord) -> bool {
+    let started = container.launch.as_ref().is_some_and(|l| l.started);
+    let asked = || {
+        let socket = ControlSocket::new(record.control_socket.as_ref()?);
+        socket.container_state(&container.id, Instant::now() + ASK).ok()
+    };
+    container.played || !started || asked() == Some(ContainerRuntimeState::Stopped)
 }
 
 /// Writes the image and returns its size.

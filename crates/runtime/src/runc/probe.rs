@@ -17,5 +17,6 @@ pub(super) fn probe(parts: &Parts, guest: &Guest, verb: Verb<'_>) -> Result<Prob
         settled: false,
         limit_restored: put_back > 0,
         snapshot: None,
+        birth: None,
     })
 }

@@ -129,6 +129,7 @@ impl Held {
                     last_known: None,
                     launch: None,
                     ended: None,
+                    played: false,
                 });
             }
         }

@@ -223,6 +223,7 @@ impl Sandbox {
             last_known: None,
             launch: None,
             ended: None,
+            played: false,
         })
         .unwrap();
         switch

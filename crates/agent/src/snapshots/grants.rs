@@ -1,0 +1,332 @@
+//! Leave to fill new pods from snapshots. A grant is checked, and its image kept open, from the moment that it is issued
+//! until the pod was filled or the grant has run out; what the wrapper reads is a file in the run directory.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use dormouse_core::Reason;
+use dormouse_sentry::{Grant, GrantedContainer, PodUid, RunDir};
+use dormouse_snapshot::{
+    Budget, ContainerKey, Image, Manifest, Mismatch, NodeFacts, OpenError, OpenRequest, Purpose, SnapshotId,
+    Store,
+};
+
+use super::facts::{self, RestoreFacts};
+use super::{SnapshotFailed, Snapshots, now_ms, ours};
+
+/// How long a grant counts unless somebody says otherwise.
+const TTL: Duration = Duration::from_secs(600);
+
+/// How long it may count.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
+
+/// How long the image of a grant that was used is kept open behind its time, for a pod that is being filled.
+const SLACK: Duration = Duration::from_secs(600);
+
+/// The grants of this node.
+#[derive(Debug)]
+pub(super) struct Grants {
+    dir: Option<RunDir>,
+    open: Mutex<HashMap<String, Kept>>,
+}
+
+/// An image that is kept open for a pod.
+#[derive(Debug)]
+struct Kept {
+    _image: Image,
+    until_ms: u64,
+}
+
+impl Grants {
+    pub(super) fn new(run_dir: &Path) -> Self {
+        Self {
+            dir: RunDir::new(run_dir).ok(),
+            open: Mutex::default(),
+        }
+    }
+
+    fn open(&self) -> MutexGuard<'_, HashMap<String, Kept>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is to be granted.
+#[derive(Debug, Clone, Default)]
+pub struct GrantWanted {
+    /// The UID that the pod will have.
+    pub pod_uid: String,
+    /// The namespace that it will be in.
+    pub namespace: String,
+    /// The snapshot's namespace, where it is another.
+    pub source_namespace: String,
+    /// The containers that the pod will have: name, and image or nothing; empty = not compared.
+    pub containers: Vec<(String, String)>,
+    /// How long the grant counts.
+    pub ttl: Option<Duration>,
+}
+
+/// What was granted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Granted {
+    /// The snapshot.
+    pub snapshot: SnapshotId,
+    /// Until when, in ms since 1970.
+    pub expires_ms: u64,
+}
+
+impl Snapshots {
+    /// Gives leave to fill a new pod from a snapshot, in place of what was granted to the same pod before.
+    ///
+    /// # Errors
+    /// The snapshot is missing, damaged, another namespace's, or does not fit this node or these containers.
+    pub async fn grant(&self, id: SnapshotId, wanted: GrantWanted) -> Result<Granted, SnapshotFailed> {
+        self.drop_expired_grants();
+        let uid: PodUid = wanted.pod_uid.parse().map_err(|error| SnapshotFailed {
+            reason: Reason::InvalidRequest,
+            message: format!("pod_uid: {error}"),
+        })?;
+        let ttl = wanted.ttl.unwrap_or(TTL);
+        if ttl.is_zero() || ttl > LONGEST {
+            return Err(SnapshotFailed {
+                reason: Reason::InvalidRequest,
+                message: "ttl must be longer than nothing and not longer than a day".to_owned(),
+            });
+        }
+        let image = self.open_for(id, &wanted).await?;
+        let manifest = image.manifest();
+        let expires_ms = now_ms().saturating_add(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX));
+        let grant = Grant::new(
+            uid,
+            wanted.namespace,
+            id.to_string(),
+            image.dir().to_owned(),
+            manifest.key.runtime_version.clone(),
+            granted(manifest),
+            expires_ms,
+        );
+        grant.write(self.grants_dir()?).map_err(|error| SnapshotFailed {
+            reason: Reason::RecordUnwritable,
+            message: error.to_string(),
+        })?;
+        self.keep(wanted.pod_uid, image, expires_ms);
+        Ok(Granted {
+            snapshot: id,
+            expires_ms,
+        })
+    }
+
+    /// Takes a grant back. `false` if there is none, or it was used.
+    ///
+    /// # Errors
+    /// The run directory cannot be used.
+    pub fn revoke_grant(&self, pod_uid: &str) -> Result<bool, SnapshotFailed> {
+        let uid: PodUid = pod_uid.parse().map_err(|error| SnapshotFailed {
+            reason: Reason::InvalidRequest,
+            message: format!("pod_uid: {error}"),
+        })?;
+        let dir = self.grants_dir()?;
+        let unused = matches!(Grant::read(dir, &uid), Ok(Some(grant)) if !grant.used);
+        if unused {
+            self.forget_grant(pod_uid);
+        }
+        Ok(unused)
+    }
+
+    /// The pod was filled, or started without: its image is not needed any more. The file stays as long as the pod does,
+    /// and says that the grant was used.
+    pub fn grant_spent(&self, pod_uid: &str) {
+        self.0.grants.open().remove(pod_uid);
+    }
+
+    /// The pod is gone.
+    pub(super) fn forget_grant(&self, pod_uid: &str) {
+        self.grant_spent(pod_uid);
+        if let (Ok(dir), Ok(uid)) = (self.grants_dir(), pod_uid.parse::<PodUid>())
+            && let Err(error) = Grant::remove(dir, &uid)
+        {
+            tracing::warn!(%pod_uid, "a grant stays: {error}");
+        }
+    }
+
+    /// Ends grants whose time is over.
+    pub(super) fn drop_expired_grants(&self) {
+        let Ok(dir) = self.grants_dir() else { return };
+        let now = now_ms();
+        self.0.grants.open().retain(|_, kept| kept.until_ms > now);
+        for uid in Grant::all(dir).unwrap_or_default() {
+            let over = match Grant::read(dir, &uid) {
+                // One that was used goes with its pod.
+                Ok(Some(grant)) => !grant.used && grant.expires_ms <= now,
+                Ok(None) => false,
+                Err(error) => {
+                    tracing::warn!(%uid, "{error}; it is removed");
+                    true
+                }
+            };
+            if over {
+                self.forget_grant(uid.as_str());
+            }
+        }
+    }
+
+    /// Keeps the images of grants open that an earlier agent issued.
+    pub(super) async fn recall_grants(&self) {
+        self.drop_expired_grants();
+        let Ok(dir) = self.grants_dir() else { return };
+        for uid in Grant::all(dir).unwrap_or_default() {
+            let Ok(Some(grant)) = Grant::read(dir, &uid) else {
+                continue;
+            };
+            if grant.used {
+                continue;
+            }
+            let wanted = GrantWanted {
+                pod_uid: uid.to_string(),
+                namespace: grant.namespace.clone(),
+                source_namespace: self.namespace_of(&grant.snapshot),
+                ..GrantWanted::default()
+            };
+            let reopened = match super::parse(&grant.snapshot) {
+                Ok(id) => self.open_for(id, &wanted).await,
+                Err(error) => Err(error),
+            };
+            match reopened {
+                Ok(image) => {
+                    // An encrypted one is in another place in memory now.
+                    let mut grant = grant;
+                    image.dir().clone_into(&mut grant.image);
+                    if grant.write(dir).is_ok() {
+                        self.keep(uid.to_string(), image, grant.expires_ms);
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%uid, reason = %error.reason, "a grant counts no more: {error}");
+                    self.forget_grant(uid.as_str());
+                }
+            }
+        }
+    }
+
+    fn namespace_of(&self, id: &str) -> String {
+        let (Ok(store), Ok(id)) = (self.store(), super::parse(id)) else {
+            return String::new();
+        };
+        store
+            .get(id)
+            .map(|snapshot| snapshot.manifest.sandbox.namespace.clone())
+            .unwrap_or_default()
+    }
+
+    fn grants_dir(&self) -> Result<&RunDir, SnapshotFailed> {
+        self.0.grants.dir.as_ref().ok_or_else(|| SnapshotFailed {
+            reason: Reason::Internal,
+            message: "the run directory has no absolute path".to_owned(),
+        })
+    }
+
+    fn keep(&self, uid: String, image: Image, expires_ms: u64) {
+        let slack = u64::try_from(SLACK.as_millis()).unwrap_or(u64::MAX);
+        let kept = Kept {
+            _image: image,
+            until_ms: expires_ms.saturating_add(slack),
+        };
+        self.0.grants.open().insert(uid, kept);
+    }
+
+    /// Opens a snapshot for another pod than the one that it was taken of.
+    async fn open_for(&self, id: SnapshotId, wanted: &GrantWanted) -> Result<Image, SnapshotFailed> {
+        let wanted = wanted.clone();
+        let (memory, node, verify) = (self.0.memory.clone(), self.0.node.clone(), self.verify_on_wake());
+        self.blocking(move |store| {
+            let snapshot = store
+                .get(id)
+                .ok_or_else(|| SnapshotFailed::not_found(&id.to_string()))?;
+            let manifest = &snapshot.manifest;
+            check_containers(manifest, &wanted.containers)?;
+            let own = &manifest.sandbox.namespace;
+            let namespace = if wanted.source_namespace == *own {
+                own
+            } else {
+                &wanted.namespace
+            };
+            let facts = node.facts_for(&manifest.key);
+            let open = |facts: &NodeFacts| {
+                let request = OpenRequest {
+                    purpose: Purpose::Restore { namespace },
+                    verify,
+                    facts: Some(facts),
+                    memory: memory.as_deref(),
+                    budget: Budget::default(),
+                    now_ms: now_ms(),
+                };
+                store.open_image(id, &request)
+            };
+            match open(&facts) {
+                Err(OpenError::Unverified { .. }) => {
+                    // Its hashes come behind the guest; who needs them now makes them now.
+                    hash_now(store, id)?;
+                    open(&facts).map_err(ours!())
+                }
+                opened => opened.map_err(ours!()),
+            }
+        })
+        .await
+    }
+}
+
+fn hash_now(store: &Store, id: SnapshotId) -> Result<(), SnapshotFailed> {
+    store
+        .finish_hashes(id, Budget::default(), now_ms())
+        .map_err(ours!())
+}
+
+fn granted(manifest: &Manifest) -> Vec<GrantedContainer> {
+    RestoreFacts::of(manifest)
+        .containers
+        .into_iter()
+        .map(|container| GrantedContainer {
+            name: container.name,
+            ended: container.ended,
+        })
+        .collect()
+}
+
+/// Whether a pod with these containers can be filled: all that run in the snapshot, and no others.
+fn check_containers(manifest: &Manifest, wanted: &[(String, String)]) -> Result<(), SnapshotFailed> {
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let key = |name: &str| manifest.key.containers.iter().find(|c| c.name == name);
+    let known = wanted.iter().all(|(name, image)| {
+        key(name).is_some_and(|k| {
+            !name.is_empty() && (k.image.is_empty() || image.is_empty() || k.image == *image)
+        })
+    });
+    let complete = RestoreFacts::of(manifest)
+        .containers
+        .iter()
+        .filter(|container| !container.ended)
+        .all(|container| wanted.iter().any(|(name, _)| *name == container.name));
+    if known && complete {
+        return Ok(());
+    }
+    let mismatch = Mismatch::Containers {
+        wanted: manifest.key.containers.clone(),
+        found: facts_of(wanted),
+    };
+    Err(SnapshotFailed {
+        reason: mismatch.reason(),
+        message: format!(
+            "snapshot {} cannot be restored into the pod: {mismatch}",
+            manifest.id
+        ),
+    })
+}
+
+fn facts_of(wanted: &[(String, String)]) -> Vec<ContainerKey> {
+    let images = wanted.iter().cloned().collect();
+    let names: Vec<String> = wanted.iter().map(|(name, _)| name.clone()).collect();
+    facts::containers(&names, &images)
+}

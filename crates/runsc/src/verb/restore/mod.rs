@@ -1,0 +1,327 @@
+//! A new pod that is filled from a snapshot: a clone, or a pod that comes back in a new sandbox.
+//!
+//! The pod sandbox's `start` becomes runsc's `restore`; runsc then restores each container at its own `start`, the last of
+//! which waits for the memory. A `start` of the pod sandbox never fails: the shim would never ask for its end, and its pod
+//! could not be deleted. What cannot be filled is started without memory; its fallback says whether its containers may
+//! come (`ColdStart`) or are refused.
+//!
+//! | phase | `create` and `start` of a container |
+//! |---|---|
+//! | `Asked` | (the pod sandbox was not started yet) |
+//! | `Loading` | only of the snapshot's containers; those that had ended are played |
+//! | `Done`, `ColdStarted` | as ever |
+//! | `Refused` | refused, with the reason |
+
+mod after;
+mod cold;
+pub(super) mod identity;
+pub(super) mod played;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use dormouse_core::{BirthWish, Fallback, Reason};
+use dormouse_sentry::hold::{RunscCall, Streams};
+use dormouse_sentry::record::now_ms;
+use dormouse_sentry::{
+    ContainerId, ContainerKind, Grant, GrantedContainer, Record, Restore, RestorePhase, Switch,
+};
+
+use super::{Context, again};
+use crate::EXIT_FAILURE;
+use crate::outcome::{Failure, Outcome, log};
+use crate::real;
+
+/// How long a grant is waited for: whoever creates the pod may issue it just behind.
+const GRANT: Duration = Duration::from_secs(5);
+
+/// How often it is looked for.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// How long the pod's lock is waited for.
+const LOCK: Duration = Duration::from_secs(5);
+
+/// Why a pod cannot be filled.
+#[derive(Debug)]
+pub(super) struct CannotFill {
+    pub(super) reason: Reason,
+    pub(super) message: String,
+}
+
+impl CannotFill {
+    fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self {
+            reason,
+            message: message.into(),
+        }
+    }
+}
+
+/// What a pod asks for, for its record. One that cannot be understood is refused where a snapshot was asked for.
+pub(super) fn asked(
+    context: &Context<'_>,
+    annotations: &BTreeMap<String, String>,
+) -> (Option<Restore>, bool) {
+    let (wish, phase) = match BirthWish::from_annotations(annotations) {
+        Ok(wish) => (wish, RestorePhase::Asked),
+        Err(error) => {
+            log(context.invocation, "warning", &format!("dormouse-runsc: {error}"));
+            let wish = BirthWish {
+                snapshot: annotations.get(dormouse_core::ANNOTATION_RESTORE_FROM).cloned(),
+                ..BirthWish::default()
+            };
+            let refused = RestorePhase::Refused {
+                reason: Reason::InvalidAnnotation,
+                message: error.to_string(),
+            };
+            (wish, refused)
+        }
+    };
+    let identity = wish.identity;
+    let restore = wish.snapshot.is_some().then(|| Restore {
+        wish,
+        phase,
+        began_ms: now_ms(),
+    });
+    (restore, identity)
+}
+
+/// The pod sandbox's `start`; `None` where it goes on as ever.
+pub(super) fn start_sandbox(context: &Context<'_>, switch: &Switch, record: &Record) -> Option<Outcome> {
+    let restore = record.restore.as_ref()?;
+    if restore.phase != RestorePhase::Asked {
+        return None;
+    }
+    let error = match fill(context, switch, record, &restore.wish) {
+        Ok(true) => return Some(Outcome::Answered),
+        Ok(false) => return None,
+        Err(error) => error,
+    };
+    // Nothing has been started: the pod sandbox's own `start` goes on behind.
+    cold::settle(context, switch, &error, false);
+    None
+}
+
+/// Has runsc begin to fill the sandbox; `false` where the pod was filled before and comes without memory this time.
+fn fill(
+    context: &Context<'_>,
+    switch: &Switch,
+    record: &Record,
+    wish: &BirthWish,
+) -> Result<bool, CannotFill> {
+    let mut grant = granted(context, record, wish)?;
+    if grant.used {
+        note(switch, |record| record.restore = None)?;
+        return Ok(false);
+    }
+    if grant.runtime_version != record.runsc.version {
+        return Err(CannotFill::new(
+            Reason::RuntimeVersionMismatch,
+            format!(
+                "the snapshot was taken by runsc {}, this pod runs under {}",
+                grant.runtime_version, record.runsc.version
+            ),
+        ));
+    }
+    // Before anything is done: a grant is honoured once, whatever becomes of it.
+    grant.used = true;
+    let dir = context
+        .config
+        .dir()
+        .ok_or_else(|| internal("there is no run directory"))?;
+    grant.write(&dir).map_err(|e| internal(&e.to_string()))?;
+    let containers = grant.containers.clone();
+    note(switch, |record| {
+        if let Some(restore) = &mut record.restore {
+            restore.phase = RestorePhase::Loading { containers };
+        }
+    })?;
+    let root = record
+        .root()
+        .and_then(|root| Some((root.launch.as_ref()?, &root.id)))
+        .ok_or_else(|| internal("it is not known how the pod sandbox was created"))?;
+    let call = RunscCall::Restore { image: grant.image };
+    again::invoke(&context.config.runsc, root.0, root.1, &call, &Streams::default())
+        .map(|()| true)
+        .map_err(|words| {
+            CannotFill::new(
+                Reason::RuntimeCallFailed,
+                format!("runsc restore failed: {words}"),
+            )
+        })
+}
+
+/// The grant, for as long as it is worth waiting for.
+fn granted(context: &Context<'_>, record: &Record, wish: &BirthWish) -> Result<Grant, CannotFill> {
+    let not_granted = |what: &str| {
+        let snapshot = wish.snapshot.as_deref().unwrap_or_default();
+        CannotFill::new(
+            Reason::RestoreNotGranted,
+            format!("snapshot {snapshot} {what} for pod {}", record.pod.uid),
+        )
+    };
+    let dir = context
+        .config
+        .dir()
+        .ok_or_else(|| internal("there is no run directory"))?;
+    let deadline = Instant::now() + GRANT;
+    loop {
+        match Grant::read(&dir, &record.pod.uid) {
+            Ok(Some(grant)) => {
+                let same = Some(&grant.snapshot) == wish.snapshot.as_ref();
+                return if !same || grant.namespace != record.pod.namespace {
+                    Err(not_granted("is not the one that was granted"))
+                } else if !grant.used && grant.expires_ms <= now_ms() {
+                    Err(not_granted("was granted until too early"))
+                } else {
+                    Ok(grant)
+                };
+            }
+            Ok(None) if Instant::now() < deadline => std::thread::sleep(LOOK_AGAIN),
+            Ok(None) => return Err(not_granted("was not granted")),
+            Err(error) => return Err(CannotFill::new(Reason::RestoreNotGranted, error.to_string())),
+        }
+    }
+}
+
+/// What a container's `create` is, in a pod that asked to be filled.
+pub(super) enum Creation {
+    /// As ever.
+    Real,
+    /// The container had ended when the snapshot was taken.
+    Played,
+}
+
+/// A container's `create`.
+pub(super) fn create_container(
+    context: &Context<'_>,
+    switch: &Switch,
+    record: &Record,
+    name: &str,
+) -> Result<Creation, Failure> {
+    let Some(restore) = &record.restore else {
+        return Ok(Creation::Real);
+    };
+    match &restore.phase {
+        RestorePhase::Loading { containers } => match containers.iter().find(|c| c.name == name) {
+            Some(container) if container.ended => Ok(Creation::Played),
+            Some(_) => Ok(Creation::Real),
+            None => {
+                // runsc's sandbox ends in a panic over a container that it does not wait for.
+                let error = CannotFill::new(
+                    Reason::ContainersMismatch,
+                    format!("the snapshot has no container {name:?}"),
+                );
+                cold::settle(context, switch, &error, true);
+                allowed(&restore.wish, &error).map(|()| Creation::Real)
+            }
+        },
+        RestorePhase::Refused { reason, message } => Err(refused(&restore.wish, *reason, message)),
+        RestorePhase::Asked | RestorePhase::Done { .. } | RestorePhase::ColdStarted { .. } => {
+            Ok(Creation::Real)
+        }
+    }
+}
+
+/// A container's `start`, which its record notes already; `None` where it goes on as ever.
+pub(super) fn start_container(
+    context: &Context<'_>,
+    container: &ContainerId,
+    switch: &Switch,
+) -> Result<Option<Outcome>, Failure> {
+    let Some((record, restore)) = loading(switch) else {
+        return Ok(None);
+    };
+    let RestorePhase::Loading { containers } = &restore.phase else {
+        return Ok(None);
+    };
+    let error = match start_loading(context, &record, containers) {
+        Ok(false) => return Ok(Some(Outcome::Answered)),
+        Ok(true) => match after::run(context, &record, &restore, containers) {
+            Ok(()) => {
+                let took = now_ms().saturating_sub(restore.began_ms).saturating_mul(1000);
+                done(switch, took)?;
+                return Ok(Some(Outcome::Answered));
+            }
+            Err(error) => error,
+        },
+        Err(error) => error,
+    };
+    cold::settle(context, switch, &error, true);
+    allowed(&restore.wish, &error)?;
+    // This container, too, is in no sandbox any more.
+    cold::create_again(context, container, switch)?;
+    Ok(None)
+}
+
+/// Has runsc start a container of a sandbox that is being filled; whether it was the last one, and all of it runs.
+fn start_loading(
+    context: &Context<'_>,
+    record: &Record,
+    wanted: &[GrantedContainer],
+) -> Result<bool, CannotFill> {
+    let failed = |what: String| CannotFill::new(Reason::RuntimeCallFailed, what);
+    let status = real::spawn(context.config, context.argv)
+        .map_err(|e| failed(e.message().to_owned()))?
+        .wait()
+        .map_err(|e| failed(e.to_string()))?;
+    if !status.success() {
+        return Err(failed(format!(
+            "runsc start failed with {status}; see runsc's log"
+        )));
+    }
+    let started = record
+        .containers
+        .iter()
+        .filter(|c| c.kind == ContainerKind::Container && !c.played)
+        .filter(|c| c.launch.as_ref().is_some_and(|l| l.started))
+        .count();
+    Ok(started >= wanted.iter().filter(|c| !c.ended).count())
+}
+
+fn loading(switch: &Switch) -> Option<(Record, Restore)> {
+    let record = switch.record().ok()?;
+    let restore = record.restore.clone().filter(Restore::is_loading)?;
+    Some((record, restore))
+}
+
+fn done(switch: &Switch, took_us: u64) -> Result<(), Failure> {
+    note(switch, |record| {
+        if let Some(restore) = &mut record.restore {
+            restore.phase = RestorePhase::Done { took_us };
+        }
+    })
+    .map_err(|e| Failure::new(format!("dormouse-runsc: {}", e.message), EXIT_FAILURE))
+}
+
+fn note(switch: &Switch, change: impl FnOnce(&mut Record)) -> Result<(), CannotFill> {
+    let mut held = switch
+        .lock(LOCK)
+        .map_err(|e| CannotFill::new(e.reason(), e.to_string()))?;
+    held.update(change)
+        .map_err(|e| CannotFill::new(e.reason(), e.to_string()))
+}
+
+fn internal(what: &str) -> CannotFill {
+    CannotFill::new(Reason::Internal, what)
+}
+
+/// Whether a pod that could not be filled may come without its memory.
+fn allowed(wish: &BirthWish, error: &CannotFill) -> Result<(), Failure> {
+    if wish.fallback == Fallback::ColdStart {
+        Ok(())
+    } else {
+        Err(refused(wish, error.reason, &error.message))
+    }
+}
+
+fn refused(wish: &BirthWish, reason: Reason, message: &str) -> Failure {
+    let snapshot = wish.snapshot.as_deref().unwrap_or_default();
+    Failure::new(
+        format!(
+            "dormouse-runsc: {reason}: snapshot {snapshot} cannot be restored into this pod: {message}; annotation {} = ColdStart lets it start without",
+            dormouse_core::ANNOTATION_FALLBACK
+        ),
+        EXIT_FAILURE,
+    )
+}

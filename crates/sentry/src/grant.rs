@@ -1,0 +1,186 @@
+//! Leave to fill one new pod from a snapshot: written by the agent before the pod is made, read by the wrapper when it
+//! starts. An annotation alone restores nothing; whoever can create pods could otherwise read any pod's memory.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::file::{FileError, read_bounded, write_atomic};
+use crate::ids::PodUid;
+use crate::run_dir::RunDir;
+
+/// The format.
+const VERSION: u32 = 1;
+
+/// The largest grant, in bytes.
+const SIZE_LIMIT: usize = 256 << 10;
+
+/// A container of the snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GrantedContainer {
+    /// Its name in the pod.
+    pub name: String,
+    /// Whether it had ended when the snapshot was taken.
+    pub ended: bool,
+}
+
+/// Leave to fill one pod from one snapshot, once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Grant {
+    version: u32,
+    /// The pod.
+    pub pod_uid: PodUid,
+    /// The namespace that the pod has to be in.
+    pub namespace: String,
+    /// The snapshot's id.
+    pub snapshot: String,
+    /// The image's directory; checked, and kept by the agent as long as the grant is.
+    pub image: PathBuf,
+    /// The exact version of runsc that has to read it.
+    pub runtime_version: String,
+    /// The snapshot's containers, without the pod sandbox's own.
+    pub containers: Vec<GrantedContainer>,
+    /// Until when it counts, by the wall clock, in ms since 1970.
+    pub expires_ms: u64,
+    /// Whether the pod was filled by it, or failed to be: it is not honoured twice, because that would set the pod back.
+    #[serde(default)]
+    pub used: bool,
+}
+
+/// A grant could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum GrantError {
+    /// The file.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// It is not what a grant is.
+    #[error("{} is no grant that this version knows", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+impl Grant {
+    /// A grant that was not used.
+    #[must_use]
+    pub fn new(
+        pod_uid: PodUid,
+        namespace: String,
+        snapshot: String,
+        image: PathBuf,
+        runtime_version: String,
+        containers: Vec<GrantedContainer>,
+        expires_ms: u64,
+    ) -> Self {
+        Self {
+            version: VERSION,
+            pod_uid,
+            namespace,
+            snapshot,
+            image,
+            runtime_version,
+            containers,
+            expires_ms,
+            used: false,
+        }
+    }
+
+    /// Reads the grant of a pod; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`GrantError`]
+    pub fn read(dir: &RunDir, uid: &PodUid) -> Result<Option<Self>, GrantError> {
+        let path = dir.grant_path(uid);
+        let data = match read_bounded(&path, SIZE_LIMIT) {
+            Ok(data) => data,
+            Err(e) if e.is_missing() => return Ok(None),
+            Err(e) => return Err(e.into()),
+        };
+        serde_json::from_slice::<Self>(&data)
+            .ok()
+            .filter(|grant| grant.version == VERSION && &grant.pod_uid == uid && grant.image.is_absolute())
+            .map(Some)
+            .ok_or(GrantError::Damaged { path })
+    }
+
+    /// Puts the grant in place of one for the same pod.
+    ///
+    /// # Errors
+    /// [`GrantError`]
+    pub fn write(&self, dir: &RunDir) -> Result<(), GrantError> {
+        let path = dir.grant_path(&self.pod_uid);
+        let data = serde_json::to_vec(self).map_err(|_| GrantError::Damaged { path: path.clone() })?;
+        Ok(write_atomic(&path, &data, 0o600)?)
+    }
+
+    /// Takes the grant of a pod away; there need not be one.
+    ///
+    /// # Errors
+    /// [`GrantError`]
+    pub fn remove(dir: &RunDir, uid: &PodUid) -> Result<(), GrantError> {
+        let path = dir.grant_path(uid);
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(FileError::io("remove", &path, e).into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Every pod that has a grant.
+    ///
+    /// # Errors
+    /// [`GrantError`]
+    pub fn all(dir: &RunDir) -> Result<Vec<PodUid>, GrantError> {
+        let path = dir.grants_dir();
+        let entries = match std::fs::read_dir(&path) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(FileError::io("list", &path, e).into()),
+        };
+        Ok(entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".json")?.parse().ok())
+            .collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grant_is_for_one_pod() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = RunDir::new(dir.path().join("run")).unwrap();
+        dir.prepare().unwrap();
+        let (mine, other): (PodUid, PodUid) = ("uid-1".parse().unwrap(), "uid-2".parse().unwrap());
+        assert_eq!(Grant::read(&dir, &mine).unwrap(), None);
+        let container = GrantedContainer {
+            name: "main".into(),
+            ended: false,
+        };
+        let grant = Grant::new(
+            mine.clone(),
+            "default".into(),
+            "s".into(),
+            "/i".into(),
+            "release-1".into(),
+            vec![container],
+            1,
+        );
+        grant.write(&dir).unwrap();
+        assert_eq!(Grant::read(&dir, &mine).unwrap(), Some(grant));
+        assert_eq!(Grant::all(&dir).unwrap(), std::slice::from_ref(&mine));
+        std::fs::copy(dir.grant_path(&mine), dir.grant_path(&other)).unwrap();
+        assert!(matches!(
+            Grant::read(&dir, &other),
+            Err(GrantError::Damaged { .. })
+        ));
+        Grant::remove(&dir, &mine).unwrap();
+        Grant::remove(&dir, &mine).unwrap();
+        assert_eq!(Grant::read(&dir, &mine).unwrap(), None);
+    }
+}

@@ -1,0 +1,167 @@
+//! Clones: one snapshot in many pods. What is the same in them and what is not is one contract (`docs/guide/clones.md`);
+//! each of its lines is tested here.
+
+use dormouse_core::{
+    ANNOTATION_FALLBACK, ANNOTATION_IDENTITY, ANNOTATION_POST_RESTORE_EXEC, ANNOTATION_POST_RESTORE_SIGNAL,
+    ANNOTATION_RESTORE_FROM, Reason, Rung,
+};
+use dormouse_testkit::guest::AgentGuest;
+use dormouse_testkit::rig::{Rig, reason};
+use dormouse_testkit::{Pod, PodSpec, http};
+use serde_json::Value;
+
+use crate::support::{LIMIT, address, ask, at_work, swap};
+
+/// What the command after a restore leaves in the guest.
+const HOOK: &str = r#"["/bin/sh","-c","env > /tmp/hook; echo ran >> /tmp/hooks"]"#;
+
+fn spec(name: &str) -> PodSpec {
+    let mut spec = AgentGuest::mib(16)
+        .pod(name)
+        .annotation(ANNOTATION_IDENTITY, "true");
+    if let Some(container) = spec.containers.first_mut() {
+        container.env.push(("WHO".into(), name.into()));
+    }
+    spec
+}
+
+/// What a file in the guest holds.
+async fn file(pod: &Pod, path: &str) -> String {
+    let output = pod.exec(&["cat", path], LIMIT).await.unwrap();
+    assert_eq!(output.code, 0, "{path} in {}: {}", pod.name, output.stderr);
+    output.stdout.trim().to_owned()
+}
+
+async fn snapshot(rig: &Rig, pod: &Pod) -> String {
+    rig.snapshot(pod).await.unwrap().id
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clone_is_its_source_under_a_name_and_an_address_of_its_own() {
+    let _swap = swap();
+    let (rig, source) = at_work(spec("source")).await;
+    http::post(address(&source), "/history", "before", LIMIT)
+        .await
+        .unwrap();
+    let (hash, files, me) = (
+        ask(&source, "/hash").await,
+        ask(&source, "/file").await,
+        ask(&source, "/self").await,
+    );
+    let boot = file(&source, "/proc/sys/kernel/random/boot_id").await;
+    let id = snapshot(&rig, &source).await;
+    let taken = ask(&source, "/self").await;
+    let asked = |name: &str| {
+        spec(name)
+            .annotation(ANNOTATION_POST_RESTORE_EXEC, HOOK)
+            .annotation(ANNOTATION_POST_RESTORE_SIGNAL, "SIGUSR1")
+    };
+    let (one, two) = tokio::join!(rig.run_clone(&id, asked("one")), rig.run_clone(&id, asked("two")));
+    let clones = [one.unwrap(), two.unwrap()];
+    let mut drawn: Vec<Value> = vec![ask(&source, "/self").await["urandom"].clone()];
+    for clone in &clones {
+        let view = ask(clone, "/self").await;
+        // The same: what the processes have in memory and on their disk.
+        assert_eq!(ask(clone, "/hash").await, hash);
+        assert_eq!(ask(clone, "/history").await[0], "before");
+        assert_eq!(ask(clone, "/file").await, files);
+        assert_eq!((&view["nonce"], &view["pid"]), (&me["nonce"], &me["pid"]));
+        assert_eq!(
+            view["environ"], me["environ"],
+            "also what a new pod would have in its environment"
+        );
+        assert_eq!(
+            view["generated"], taken["generated"],
+            "a generator in memory goes on where it was"
+        );
+        assert_eq!(file(clone, "/proc/sys/kernel/random/boot_id").await, boot);
+        // Its own: address, host name, randomness, and the clock, which is the node's.
+        assert_ne!(clone.ip, source.ip);
+        assert_ne!(view["mac"], me["mac"]);
+        assert_eq!(view["hostname"], clone.name);
+        assert_eq!(file(clone, "/etc/hostname").await, clone.name);
+        assert!(view["time"].as_f64() > taken["time"].as_f64());
+        drawn.push(view["urandom"].clone());
+        // What it is told of that, before it counts as started.
+        assert_eq!(view["signals"], 1);
+        assert_eq!(file(clone, "/tmp/hooks").await, "ran");
+        let told = file(clone, "/tmp/hook").await;
+        for line in [
+            format!("DORMOUSE_POD_NAME={}", clone.name),
+            format!("DORMOUSE_POD_UID={}", clone.uid),
+            format!("DORMOUSE_POD_IP={}", clone.ip),
+            format!("DORMOUSE_SNAPSHOT_ID={id}"),
+            "WHO=".to_owned() + &clone.name,
+        ] {
+            assert!(told.lines().any(|l| l == line), "{line} is not in {told}");
+        }
+        let identity: Value =
+            serde_json::from_str(&file(clone, "/run/dormouse/identity.json").await).unwrap();
+        assert_eq!(identity["name"], clone.name);
+        assert_eq!(identity["addresses"][0], clone.ip.to_string());
+        assert_eq!(identity["snapshot"], id);
+        assert!(clone.logs().is_ok());
+        // A pod like any other: it hibernates, and is woken by a packet.
+        assert!(rig.hibernate(clone).await.unwrap().moved);
+        assert_eq!(ask(clone, "/hash").await, hash);
+        rig.wait_rung(clone, Rung::Running, LIMIT).await.unwrap();
+        let parent = rig.get(clone).await.unwrap().snapshot_id;
+        println!(
+            "{} was restored from {id}, and from {parent} after its own hibernation",
+            clone.name
+        );
+    }
+    drawn.sort_by_key(ToString::to_string);
+    drawn.dedup();
+    assert_eq!(drawn.len(), 3, "the kernel's randomness is nobody else's");
+    let identity = file(&source, "/run/dormouse/identity.json").await;
+    assert!(identity.contains(&source.uid) && !identity.contains("snapshot"));
+    assert_eq!(ask(&source, "/hash").await, hash, "the source goes on");
+    rig.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_annotation_without_a_grant_restores_nothing() {
+    let _swap = swap();
+    let (rig, source) = at_work(spec("source")).await;
+    let id = snapshot(&rig, &source).await;
+    let hash = ask(&source, "/hash").await;
+    // By itself it is refused, in words that a `kubectl describe pod` shows.
+    let asking = spec("thief").annotation(ANNOTATION_RESTORE_FROM, &id);
+    let refused = rig.stack.run_pod(asking.clone()).await.unwrap_err();
+    assert!(
+        format!("{refused:#}").contains("RestoreNotGranted"),
+        "{refused:#}"
+    );
+    // With a fallback it is a pod like any other.
+    let cold = rig
+        .stack
+        .run_pod(asking.annotation(ANNOTATION_FALLBACK, "ColdStart"))
+        .await
+        .unwrap();
+    cold.wait_http(8080, "/answer", LIMIT).await.unwrap();
+    assert_ne!(ask(&cold, "/hash").await, hash);
+    // A grant is for one pod, in one namespace.
+    let granted = rig.granted(&id, spec("one")).await.unwrap();
+    let other = PodSpec {
+        uid: None,
+        ..granted.clone()
+    };
+    assert!(rig.stack.run_pod(other).await.is_err());
+    let elsewhere = PodSpec {
+        namespace: "elsewhere".into(),
+        ..spec("elsewhere")
+    };
+    let refused = rig.granted(&id, elsewhere).await.unwrap_err();
+    let status = refused.downcast_ref::<tonic::Status>().unwrap();
+    assert_eq!(reason(status), Some(Reason::SnapshotNamespaceMismatch));
+    // And it is for these containers.
+    let mut renamed = spec("renamed");
+    renamed.containers[0].name = "other".into();
+    let refused = rig.granted(&id, renamed).await.unwrap_err();
+    let status = refused.downcast_ref::<tonic::Status>().unwrap();
+    assert_eq!(reason(status), Some(Reason::ContainersMismatch));
+    let one = rig.run_pod(granted).await.unwrap();
+    assert_eq!(ask(&one, "/hash").await, hash);
+    rig.stop().await.unwrap();
+}
