@@ -5,9 +5,12 @@ use dormouse_core::{
     ANNOTATION_FALLBACK, ANNOTATION_IDENTITY, ANNOTATION_POST_RESTORE_EXEC, ANNOTATION_POST_RESTORE_SIGNAL,
     ANNOTATION_RESTORE_FROM, Reason, Rung,
 };
+use dormouse_rpc::v1;
 use dormouse_testkit::guest::AgentGuest;
+use dormouse_testkit::host::wait;
 use dormouse_testkit::rig::{Rig, reason};
-use dormouse_testkit::{Pod, PodSpec, http};
+use dormouse_testkit::{ContainerSpec, Pod, PodSpec, http};
+use k8s_cri::v1::{ContainerState, ContainerStatusRequest};
 use serde_json::Value;
 
 use crate::support::{LIMIT, address, ask, at_work, swap};
@@ -163,5 +166,145 @@ async fn an_annotation_without_a_grant_restores_nothing() {
     assert_eq!(reason(status), Some(Reason::ContainersMismatch));
     let one = rig.run_pod(granted).await.unwrap();
     assert_eq!(ask(&one, "/hash").await, hash);
+    rig.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn init_containers_of_a_clone_have_run_already() {
+    let _swap = swap();
+    let with_init = |name: &str| {
+        let mut spec = spec(name);
+        // Once more would show in the clone's own root directory, which is the source's.
+        let init = ContainerSpec::shell("init", "echo once");
+        spec.containers.insert(0, init);
+        spec
+    };
+    let (rig, source) = at_work(with_init("source")).await;
+    let hash = ask(&source, "/hash").await;
+    let id = snapshot(&rig, &source).await;
+    let request = v1::GetSnapshotRequest { id: id.clone() };
+    let described = rig
+        .client
+        .clone()
+        .get_snapshot(request)
+        .await
+        .unwrap()
+        .into_inner();
+    let containers: Vec<(&str, bool)> = described
+        .containers
+        .iter()
+        .map(|c| (c.name.as_str(), c.ended))
+        .collect();
+    assert_eq!(containers, [("", false), ("init", true), ("agent", false)]);
+    let clone = rig.run_clone(&id, with_init("clone")).await.unwrap();
+    assert_eq!(ask(&clone, "/hash").await, hash);
+    let init = clone.containers[0].clone();
+    wait::until("the init container to have ended", LIMIT, async || {
+        let status = rig
+            .stack
+            .cri()
+            .container_status(ContainerStatusRequest {
+                container_id: init.clone(),
+                verbose: false,
+            })
+            .await?
+            .into_inner()
+            .status
+            .unwrap_or_default();
+        anyhow::ensure!(
+            status.state() == ContainerState::ContainerExited,
+            "{:?}",
+            status.state()
+        );
+        assert_eq!(status.exit_code, 0);
+        Ok(())
+    })
+    .await
+    .unwrap();
+    // A clone of a clone knows of it, too.
+    let second = rig
+        .run_clone(&snapshot(&rig, &clone).await, with_init("second"))
+        .await
+        .unwrap();
+    assert_eq!(ask(&second, "/hash").await, hash);
+    clone.stop().await.unwrap();
+    clone.remove().await.unwrap();
+    rig.stop().await.unwrap();
+}
+
+/// Damages the snapshot's pages behind the store's back, so that nobody has noticed yet.
+fn damage(rig: &Rig, id: &str) {
+    let pages = rig
+        .agent
+        .paths()
+        .state_dir
+        .join("snapshots/snapshots")
+        .join(id)
+        .join("pages.img");
+    let file = std::fs::OpenOptions::new().write(true).open(&pages).unwrap();
+    file.set_len(4096).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clone_that_cannot_be_filled_starts_cold_or_not_at_all() {
+    let _swap = swap();
+    let (rig, source) = at_work(spec("source")).await;
+    let hash = ask(&source, "/hash").await;
+    let id = snapshot(&rig, &source).await;
+    let cold = rig
+        .granted(&id, spec("cold").annotation(ANNOTATION_FALLBACK, "ColdStart"))
+        .await
+        .unwrap();
+    let held = rig.granted(&id, spec("held")).await.unwrap();
+    let failing = spec("failing")
+        .annotation(ANNOTATION_FALLBACK, "ColdStart")
+        .annotation(ANNOTATION_POST_RESTORE_EXEC, r#"["/bin/false"]"#);
+    let failing = rig.run_clone(&id, failing).await.unwrap();
+    failing.wait_http(8080, "/answer", LIMIT).await.unwrap();
+    assert_ne!(
+        ask(&failing, "/hash").await,
+        hash,
+        "what follows on a restore is part of it"
+    );
+    damage(&rig, &id);
+    let refused = rig.stack.run_pod(held).await.unwrap_err();
+    assert!(
+        format!("{refused:#}").contains("RuntimeCallFailed"),
+        "{refused:#}"
+    );
+    let cold = rig.run_pod(cold).await.unwrap();
+    cold.wait_http(8080, "/answer", LIMIT).await.unwrap();
+    assert_ne!(ask(&cold, "/hash").await, hash);
+    // It is a pod like any other from here on.
+    let own = ask(&cold, "/hash").await;
+    assert!(rig.hibernate(&cold).await.unwrap().moved);
+    assert_eq!(ask(&cold, "/hash").await, own);
+    let log = rig.agent.log();
+    assert!(log.contains("reason=ColdStarted"), "{log}");
+    rig.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hibernated_pod_whose_snapshot_is_damaged_starts_cold_if_it_may() {
+    let _swap = swap();
+    let (rig, pod) = at_work(spec("sleeper").annotation(ANNOTATION_FALLBACK, "ColdStart")).await;
+    let hash = ask(&pod, "/hash").await;
+    assert!(rig.hibernate(&pod).await.unwrap().moved);
+    damage(&rig, &rig.get(&pod).await.unwrap().snapshot_id);
+    // A packet wakes it; a guest that has forgotten everything answers, as soon as it listens.
+    pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
+    assert_ne!(ask(&pod, "/hash").await, hash);
+    let view = rig.wait_rung(&pod, Rung::Running, LIMIT).await.unwrap();
+    assert_eq!(view.reason, Reason::ColdStarted.as_str());
+    let output = pod.exec(&["echo", "hello"], LIMIT).await.unwrap();
+    assert_eq!(output.stdout, "hello\n");
+    assert!(
+        pod.logs()
+            .unwrap()
+            .lines()
+            .filter(|line| line.contains("listening"))
+            .count()
+            >= 2
+    );
     rig.stop().await.unwrap();
 }

@@ -280,6 +280,7 @@ impl Metrics {
             Transition::Save => "save",
             Transition::Snapshot => "snapshot",
             Transition::Wake(_) => "wake",
+            Transition::ColdStart(_) => "cold-start",
             Transition::HousekeepingThaw | Transition::HousekeepingFreeze => "housekeeping",
         };
         let labels = FailureLabels {

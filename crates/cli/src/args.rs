@@ -267,7 +267,7 @@ pub(crate) enum FallbackFlag {
     /// It stays hibernated, and only a new wake tries again.
     #[value(name = "Fail", alias = "fail")]
     Fail,
-    /// It starts anew; not built yet.
+    /// It starts anew, without its memory.
     #[value(name = "ColdStart", alias = "cold-start")]
     ColdStart,
 }

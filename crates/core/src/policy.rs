@@ -56,7 +56,7 @@ pub enum Fallback {
     Hold,
     /// It stays hibernated, its snapshot is kept, and only a new wake tries again.
     Fail,
-    /// It starts anew without its memory. Not built yet: a policy that asks for it is refused.
+    /// It starts anew without its memory, at once where another try cannot help, else after some; its snapshot is kept.
     ColdStart,
 }
 
@@ -184,14 +184,11 @@ pub enum PolicyError {
         value: String,
     },
     /// None of `Hold`, `Fail` and `ColdStart`.
-    #[error("fallback is {value:?}; expected Hold or Fail")]
+    #[error("fallback is {value:?}; expected Hold, Fail or ColdStart")]
     UnknownFallback {
         /// The value, shortened.
         value: String,
     },
-    /// A cold start in place of a restore cannot be done yet.
-    #[error("fallback ColdStart is not built yet; use Hold (stay hibernated and try again) or Fail")]
-    NoColdStart,
     /// Neither `true` nor `false`.
     #[error("annotation {annotation} is {value:?}; expected \"true\" or \"false\"")]
     BadFlag {
@@ -334,9 +331,6 @@ impl Policy {
         }
         if self.wake_udp_ports.len() > MAX_UDP_PORTS {
             return Err(PolicyError::TooManyPorts);
-        }
-        if self.fallback == Fallback::ColdStart {
-            return Err(PolicyError::NoColdStart);
         }
         Ok(())
     }
@@ -538,10 +532,6 @@ mod tests {
                 "{pair:?}"
             );
         }
-        assert_eq!(
-            Policy::from_annotations(&annotations(&[("fallback", "ColdStart")])),
-            Err(PolicyError::NoColdStart)
-        );
         assert!(Policy::from_annotations(&annotations(&[("fallback", "cold")])).is_err());
         assert!(Policy::from_annotations(&annotations(&[("durable", "yes")])).is_err());
         assert!(Policy::from_annotations(&annotations(&[("hibernate-after", "1h")])).is_err());

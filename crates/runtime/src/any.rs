@@ -85,6 +85,10 @@ impl Driver for AnyDriver {
         pass_on!(self, d => d.release(guest, snapshot).await)
     }
 
+    async fn cold_start(&self, guest: &Guest) -> Result<RestoreReport, DriverError> {
+        pass_on!(self, d => d.cold_start(guest).await)
+    }
+
     async fn restore(&self, guest: &Guest, image: &Path) -> Result<RestoreReport, DriverError> {
         pass_on!(self, d => d.restore(guest, image).await)
     }

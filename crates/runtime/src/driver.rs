@@ -472,6 +472,15 @@ pub trait Driver: Send + Sync {
         std::future::ready(Err(cannot_snapshot(self.kind(), "restore", guest)))
     }
 
+    /// Makes the guest anew, in the same pod, without its memory: its containers begin from their start
+    /// (Hibernated -> Running).
+    ///
+    /// # Errors
+    /// The pod is hibernated as before.
+    fn cold_start(&self, guest: &Guest) -> impl Future<Output = Result<RestoreReport, DriverError>> + Send {
+        std::future::ready(Err(cannot_snapshot(self.kind(), "cold-start", guest)))
+    }
+
     /// The guest's memory and CPU time, as its cgroup counts them.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use std::time::Duration;
 use dormouse_core::{Moment, Reason, Rung};
 use dormouse_cri::Pod;
 use dormouse_net::{PodKey, ReplayWindow, WireError, WireMode};
-use dormouse_runtime::{Driver as _, DriverError, SaveReport, StopState};
+use dormouse_runtime::{Driver as _, DriverError, RestoreReport, SaveReport, StopState};
 use dormouse_snapshot::{SnapshotId, Staging, Taken};
 use tokio::sync::mpsc;
 
@@ -264,21 +264,33 @@ impl Running {
         report.phase("open", lap.took());
         fail::fail_point!("agent::restore::opened");
         let done = self.driver.restore(&self.guest, image.dir()).await?;
+        fail::fail_point!("agent::restore::restored");
+        self.made_again(&done, report).await;
+        fail::fail_point!("agent::restore::on_wire");
+        Ok(())
+    }
+
+    /// The same without its memory.
+    pub(super) async fn cold_start(&self, report: &mut StepReport) -> Result<(), StepFailed> {
+        let done = self.driver.cold_start(&self.guest).await?;
+        self.made_again(&done, report).await;
+        Ok(())
+    }
+
+    /// A new guest is there, and hears the wire.
+    async fn made_again(&self, done: &RestoreReport, report: &mut StepReport) {
         report.phase("lock", done.lock);
         report.phase("create", done.create);
         report.phase("load", done.load);
         report.phase("start", done.start);
-        fail::fail_point!("agent::restore::restored");
         let mut lap = Lap::new();
         // What came before the guest had sockets of its own was seen by nobody but the wire loop.
         let window = ReplayWindow {
             after: None,
             until: done.on_wire_at,
         };
-        saving.back(saving.line.awake, window).await;
+        self.saving.back(self.saving.line.awake, window).await;
         report.phase("replay", lap.took());
-        fail::fail_point!("agent::restore::on_wire");
-        Ok(())
     }
 
     /// Makes room, before anything is done to the guest.

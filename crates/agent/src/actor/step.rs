@@ -27,7 +27,7 @@ impl Actor {
         self.step_queue = CancellationToken::new();
         self.step_began = clock::now();
         self.entry.moving_to = self.state.moving_to();
-        if matches!(transition, Transition::Wake(_)) {
+        if transition.wakes_for().is_some() {
             self.prefetch_cancel.cancel();
         }
         if matches!(
@@ -111,7 +111,7 @@ impl Actor {
         self.ctx
             .metrics
             .step(self.runtime(), self.state.rung, end.rung, &report);
-        if let Transition::Wake(source) = report.transition {
+        if let Some(source) = report.transition.wakes_for() {
             let asked = self.wake_asked.take().unwrap_or(began);
             let took = now.since(asked);
             self.ctx
@@ -131,8 +131,10 @@ impl Actor {
             .failure
             .as_ref()
             .is_some_and(|f| f.reason == Reason::GuestGone);
-        if matches!(report.transition, Transition::Wake(_)) && report.failure.is_none() {
-            if from == Rung::Hibernated {
+        if report.transition.wakes_for().is_some() && report.failure.is_none() {
+            if matches!(report.transition, Transition::ColdStart(_)) {
+                self.entry.restored_from = None;
+            } else if from == Rung::Hibernated {
                 self.entry.restored_from.clone_from(&self.entry.snapshot);
             }
             // Behind the wake; also what was saved ahead of a doze is nobody's only state any more.
@@ -207,7 +209,7 @@ impl Running {
         let mut report = StepReport::new(transition);
         let asked = clock::now();
         let claim = match transition {
-            Transition::Wake(_) => Some((ClaimKind::Wake, self.bytes)),
+            Transition::Wake(_) | Transition::ColdStart(_) => Some((ClaimKind::Wake, self.bytes)),
             Transition::Doze => Some((ClaimKind::PageOut, 0)),
             // What is saved already needs no turn.
             Transition::Hibernate if self.saving.exact => None,
@@ -264,6 +266,7 @@ impl Running {
             Transition::Save => self.save_ahead(report).await?,
             Transition::Snapshot => self.snapshot(report).await?,
             Transition::Wake(_) if self.rung == Rung::Hibernated => self.restore(report).await?,
+            Transition::ColdStart(_) => self.cold_start(report).await?,
             Transition::Wake(_) => {
                 let done = self.driver.wake(&self.guest).await?;
                 report.phase("lock", done.lock);

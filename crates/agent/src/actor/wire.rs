@@ -133,7 +133,7 @@ fn mode_for(state: &PodState, stack_sleeps: bool, back: bool) -> Option<WireMode
     });
     match (transition, state.rung) {
         // Until the guest runs, frames still count as asleep; the loop reports no second wake meanwhile.
-        (Some(Transition::Wake(_)), _) => None,
+        (Some(Transition::Wake(_) | Transition::ColdStart(_)), _) => None,
         (Some(Transition::Freeze), _) => Some(asleep_mode(WireMode::Frozen)),
         (Some(Transition::Doze), _) if state.exact => Some(asleep_mode(WireMode::Hibernated)),
         (Some(Transition::Doze | Transition::HousekeepingFreeze), _) => Some(asleep_mode(dozing)),

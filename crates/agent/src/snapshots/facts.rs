@@ -84,6 +84,21 @@ impl RestoreFacts {
     }
 }
 
+/// Adds the containers that the image knows of and the runtime does not any more: init containers, which containerd
+/// forgets when they have ended. They come first, as they did.
+pub(super) fn add_ended(containers: &mut Vec<SavedContainer>, in_image: &[String]) {
+    let known: Vec<String> = containers.iter().map(|c| c.name.clone()).collect();
+    let ended = in_image
+        .iter()
+        .filter(|name| !name.is_empty() && !known.contains(name))
+        .map(|name| SavedContainer {
+            name: name.clone(),
+            ended: true,
+            args: Vec::new(),
+        });
+    containers.splice(0..0, ended);
+}
+
 /// The manifest's `restore`.
 pub(super) fn restore(containers: &[SavedContainer]) -> serde_json::Value {
     let facts = RestoreFacts {
@@ -138,6 +153,18 @@ mod tests {
             .map(|c| (c.name.as_str(), c.image.as_str()))
             .collect();
         assert_eq!(names, [("", ""), ("app", "sha256:ab")]);
+    }
+
+    #[test]
+    fn what_only_the_image_knows_has_ended() {
+        let live = |name: &str, ended| SavedContainer {
+            name: name.into(),
+            ended,
+            args: Vec::new(),
+        };
+        let mut containers = vec![live("app", false)];
+        add_ended(&mut containers, &[String::new(), "app".into(), "init".into()]);
+        assert_eq!(containers, [live("init", true), live("app", false)]);
     }
 
     #[test]

@@ -213,7 +213,10 @@ impl Snapshots {
         let snapshot = self
             .blocking(move |_| {
                 let header = read_header(staging.dir());
-                let facts = saved.facts;
+                let mut facts = saved.facts;
+                if let Some(header) = &header {
+                    facts::add_ended(&mut facts.containers, &header.containers);
+                }
                 let names: Vec<String> = facts.containers.iter().map(|c| c.name.clone()).collect();
                 let draft = Draft {
                     sandbox,

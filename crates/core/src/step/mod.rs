@@ -83,6 +83,10 @@ impl Step {
         )
     }
 
+    fn going_up(&self) -> bool {
+        self.state.transition.and_then(Transition::wakes_for).is_some()
+    }
+
     fn order(&mut self, id: OrderId, order: Order, now: Moment) {
         if let Order::Wake(source) = order {
             if self.is_settled_running() {
@@ -150,7 +154,7 @@ impl Step {
             // What is waited for after a failed step down is no reason to sleep on; after a failed restore it is.
             self.state.retry_at = None;
         }
-        if !self.runs_on() && !matches!(self.state.transition, Some(Transition::Wake(_))) {
+        if !self.runs_on() && !self.going_up() {
             self.state.wake.get_or_insert(source);
             if self.state.transition.is_some() && !self.state.cancelled {
                 self.state.cancelled = true;
@@ -247,11 +251,12 @@ impl Step {
                 self.state.housekeeping_until = None;
                 self.state.housekept_at = Some(now);
             }
-            Transition::Wake(_) => self.state.housekeeping_until = None,
+            Transition::Wake(_) | Transition::ColdStart(_) => self.state.housekeeping_until = None,
             _ => {}
         }
         let reason = match end.transition {
             Transition::Wake(source) => source.reason(),
+            Transition::ColdStart(_) if end.failure.is_none() => Reason::ColdStarted,
             _ if end.rung == Rung::Running || self.state.ordered => Reason::Ordered,
             _ => Reason::IdleTimeout,
         };
@@ -263,6 +268,7 @@ impl Step {
                 self.state.failures = 0;
                 self.state.retry_at = None;
                 self.state.shunned = None;
+                self.state.cold = false;
             }
         }
         if self.state.exact {
@@ -271,7 +277,7 @@ impl Step {
         }
         if end.rung == Rung::Running {
             self.state.idle_since = now;
-            if from.is_asleep() || matches!(end.transition, Transition::Wake(_)) {
+            if from.is_asleep() || end.transition.wakes_for().is_some() {
                 self.state.wake = None;
             }
             if from == Rung::Dozing && end.failure.is_none() {
@@ -338,9 +344,16 @@ impl Step {
             reason,
             rung,
         });
-        let up = matches!(transition, Transition::Wake(_));
+        let up = transition.wakes_for().is_some();
         let fall_back =
             up && rung == Rung::Hibernated && (reason.is_lasting() || self.state.failures >= RESTORE_TRIES);
+        if fall_back && self.state.policy.fallback == Fallback::ColdStart && !self.state.cold {
+            // Whoever waits for the wake waits for that.
+            self.state.cold = true;
+            self.state.retry_at = None;
+            return;
+        }
+        self.state.cold = false;
         let (first, longest) = if up && !fall_back {
             (FIRST_BACKOFF, LONGEST_WAKE_BACKOFF)
         } else {
@@ -370,7 +383,7 @@ impl Step {
         self.state.cancelled = false;
         match transition {
             Transition::Freeze => self.actions.push(Action::StopPrefetch),
-            Transition::Wake(_) => self.state.exact = false,
+            Transition::Wake(_) | Transition::ColdStart(_) => self.state.exact = false,
             _ => {}
         }
         self.actions.push(Action::Start(transition, reason));
@@ -385,7 +398,12 @@ impl Step {
         if let Some(source) = self.state.wake {
             if self.state.rung.is_asleep() {
                 if !waits {
-                    self.start(Transition::Wake(source), source.reason());
+                    let step = if self.state.cold {
+                        Transition::ColdStart(source)
+                    } else {
+                        Transition::Wake(source)
+                    };
+                    self.start(step, source.reason());
                 }
                 return;
             }

@@ -47,6 +47,8 @@ pub struct PodState {
     pub retry_at: Option<Moment>,
     /// Why the pod stands where it stands.
     pub reason: Reason,
+    /// The next wake starts the guest without its memory.
+    pub(super) cold: bool,
     /// The next step down was asked for by an order, not by the policy.
     pub(super) ordered: bool,
     /// The rung that the last step down failed to reach; where there is another, it is tried first.
@@ -84,6 +86,7 @@ impl PodState {
             failures: 0,
             retry_at: None,
             reason: Reason::Ordered,
+            cold: false,
             ordered: false,
             shunned: None,
         }

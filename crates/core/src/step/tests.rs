@@ -524,6 +524,43 @@ fn what_cannot_be_restored_is_held_or_given_up_for_now() {
 }
 
 #[test]
+fn what_cannot_be_restored_starts_cold_where_the_policy_says_so() {
+    let cold = Transition::ColdStart(WakeSource::Packet);
+    let mut pod = deep();
+    pod.policy.fallback = Fallback::ColdStart;
+    pod.rung = Rung::Hibernated;
+    feed(
+        &mut pod,
+        Input::Order(OrderId(1), Order::Wake(WakeSource::Packet)),
+        at(1),
+    );
+    // What passes is tried again first.
+    let actions = feed(
+        &mut pod,
+        failed(PACKET, Rung::Hibernated, Reason::GuestRefused),
+        at(2),
+    );
+    assert!(!actions.iter().any(|a| matches!(a, Action::Start(..))));
+    let due = pod.deadline().unwrap();
+    feed(&mut pod, Input::Timer, due);
+    let actions = feed(
+        &mut pod,
+        failed(PACKET, Rung::Hibernated, Reason::SnapshotDamaged),
+        at(10),
+    );
+    assert!(
+        actions.iter().any(|a| matches!(a, Action::Failed { .. })),
+        "it is told why"
+    );
+    assert!(actions.contains(&Action::Start(cold, Reason::PacketReceived)));
+    assert!(pod.retry_at.is_none());
+    let actions = feed(&mut pod, ok(cold), at(11));
+    assert_eq!(pod.rung, Rung::Running);
+    assert_eq!(pod.reason, Reason::ColdStarted);
+    assert!(!actions.iter().any(|a| matches!(a, Action::Start(..))));
+}
+
+#[test]
 fn a_restore_that_keeps_failing_is_tried_ever_less_often() {
     let mut pod = deep();
     pod.rung = Rung::Hibernated;
@@ -661,7 +698,7 @@ impl World {
                         prop_assert_eq!(step.state.rung, Rung::Running);
                         prop_assert!(step.state.managed || step.state.down_to.is_some());
                     }
-                    if matches!(transition, Transition::Wake(_)) {
+                    if transition.wakes_for().is_some() {
                         prop_assert!(step.state.rung.is_asleep());
                     }
                 }
@@ -685,7 +722,7 @@ impl World {
         if wakes
             && before.transition.is_some()
             && leaving
-            && !matches!(before.transition, Some(Transition::Wake(_)))
+            && before.transition.and_then(Transition::wakes_for).is_none()
         {
             prop_assert!(step.state.cancelled, "a wake waits for {:?}", before.transition);
         }
@@ -718,10 +755,10 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn the_invariants_hold(events in events(), durable: bool, fail: bool) {
+    fn the_invariants_hold(events in events(), durable: bool, fallback in 0..3usize) {
         let mut state = deep();
         state.policy.durable = durable;
-        state.policy.fallback = if fail { Fallback::Fail } else { Fallback::Hold };
+        state.policy.fallback = [Fallback::Hold, Fallback::Fail, Fallback::ColdStart][fallback];
         let mut world = World { state, now: START, open: Default::default(), orders: 0 };
         for event in events {
             match event {

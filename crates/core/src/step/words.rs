@@ -47,7 +47,7 @@ impl Order {
     /// Whether the end of `transition` concerns whoever gave this order.
     pub(super) const fn hears_of(self, transition: Transition) -> bool {
         match transition {
-            Transition::Wake(_) => matches!(self, Self::Wake(_)),
+            Transition::Wake(_) | Transition::ColdStart(_) => matches!(self, Self::Wake(_)),
             Transition::Snapshot => matches!(self, Self::Snapshot),
             _ => self.down_to().is_some(),
         }
@@ -70,6 +70,8 @@ pub enum Transition {
     Snapshot,
     /// Frozen, Dozing or Hibernated -> Running.
     Wake(WakeSource),
+    /// Hibernated -> Running without its memory, which could not be restored.
+    ColdStart(WakeSource),
     /// Thaws a dozing pod's cgroup for a moment, the application stays stopped.
     HousekeepingThaw,
     /// Ends that moment.
@@ -85,7 +87,16 @@ impl Transition {
             Self::Doze | Self::HousekeepingThaw | Self::HousekeepingFreeze => Rung::Dozing,
             Self::Hibernate => Rung::Hibernated,
             Self::Save | Self::Snapshot => from,
-            Self::Wake(_) => Rung::Running,
+            Self::Wake(_) | Self::ColdStart(_) => Rung::Running,
+        }
+    }
+
+    /// What asked for the step, if it is one up.
+    #[must_use]
+    pub const fn wakes_for(self) -> Option<WakeSource> {
+        match self {
+            Self::Wake(source) | Self::ColdStart(source) => Some(source),
+            _ => None,
         }
     }
 }

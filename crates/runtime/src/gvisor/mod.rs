@@ -204,7 +204,14 @@ impl Driver for Gvisor {
     async fn restore(&self, guest: &Guest, image: &Path) -> Result<RestoreReport, DriverError> {
         let image = image.to_owned();
         run(&self.parts, "restore", guest, move |parts, guest, verb| {
-            restore::restore(parts, guest, verb, &image)
+            restore::restore(parts, guest, verb, Some(&image))
+        })
+        .await
+    }
+
+    async fn cold_start(&self, guest: &Guest) -> Result<RestoreReport, DriverError> {
+        run(&self.parts, "cold-start", guest, |parts, guest, verb| {
+            restore::restore(parts, guest, verb, None)
         })
         .await
     }

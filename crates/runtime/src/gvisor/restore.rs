@@ -17,11 +17,12 @@ use crate::failure::Verb;
 /// How long one call of runsc may take. The last `start` waits for the whole image to be read.
 const CALL: Duration = Duration::from_secs(300);
 
+/// Makes the guest anew, out of an image or, without one, from the beginning.
 pub(super) fn restore(
     parts: &Parts,
     guest: &Guest,
     verb: Verb<'_>,
-    image: &Path,
+    image: Option<&Path>,
 ) -> Result<RestoreReport, DriverError> {
     let began = Instant::now();
     let asleep = Some(StopState::Hibernated);
@@ -94,7 +95,7 @@ fn build(
     parts: &Parts,
     record: &Record,
     netns: Option<&Path>,
-    image: &Path,
+    image: Option<&Path>,
     began: Instant,
     report: &mut RestoreReport,
 ) -> Result<(), BuildError> {
@@ -112,8 +113,17 @@ fn build(
     fail::fail_point!("gvisor::restore::addressed");
     // The other containers may be made while the sandbox begins to read.
     std::thread::scope(|scope| {
-        let image = image.to_owned();
-        let restoring = scope.spawn(|| call(root, RunscCall::Restore { image }));
+        let first = image.map_or(RunscCall::Start, |image| RunscCall::Restore {
+            image: image.to_owned(),
+        });
+        let restoring = scope.spawn(|| call(root, first));
+        if image.is_none() {
+            // Only a sandbox that is being restored takes containers before it is started.
+            restoring
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            return each_live(record, |c| call(c, RunscCall::Create));
+        }
         let created = each_live(record, |c| call(c, RunscCall::Create));
         let restored = restoring
             .join()
