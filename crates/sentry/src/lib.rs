@@ -11,6 +11,7 @@
 pub mod cgroup;
 pub mod control;
 pub mod file;
+pub mod filestore;
 mod grant;
 pub mod hold;
 mod ids;

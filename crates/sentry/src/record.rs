@@ -241,6 +241,9 @@ pub struct Restore {
     pub wish: BirthWish,
     /// How far it is.
     pub phase: RestorePhase,
+    /// Containers of the snapshot that had ended when it was taken, by name.
+    #[serde(default)]
+    pub ended: Vec<String>,
     /// Wall clock of its begin, in ms since 1970.
     pub began_ms: u64,
 }

@@ -107,20 +107,17 @@ fn get(store: &Store, id: SnapshotId) -> Result<Snapshot, SnapshotFailed> {
 
 /// The containers of a snapshot, the pod sandbox's own first.
 fn containers(manifest: &Manifest) -> Vec<v1::SnapshotContainer> {
-    let facts = RestoreFacts::of(manifest).containers;
-    manifest
-        .key
-        .containers
-        .iter()
-        .map(|container| {
-            let known = facts.iter().find(|known| known.name == container.name);
-            v1::SnapshotContainer {
-                name: container.name.clone(),
-                image: container.image.clone(),
-                ended: known.is_some_and(|known| known.ended),
-                args: known.map(|known| known.args.clone()).unwrap_or_default(),
-            }
-        })
+    let images = &manifest.key.containers;
+    let image = |name: &str| images.iter().find(|c| c.name == name).map(|c| c.image.clone());
+    let root = v1::SnapshotContainer::default();
+    let others = RestoreFacts::of(manifest).containers.into_iter();
+    std::iter::once(root)
+        .chain(others.map(|container| v1::SnapshotContainer {
+            image: image(&container.name).unwrap_or_default(),
+            name: container.name,
+            ended: container.ended,
+            args: container.args,
+        }))
         .collect()
 }
 

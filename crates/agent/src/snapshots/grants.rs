@@ -298,14 +298,14 @@ fn check_containers(manifest: &Manifest, wanted: &[(String, String)]) -> Result<
     if wanted.is_empty() {
         return Ok(());
     }
+    let facts = RestoreFacts::of(manifest).containers;
     let key = |name: &str| manifest.key.containers.iter().find(|c| c.name == name);
     let known = wanted.iter().all(|(name, image)| {
-        key(name).is_some_and(|k| {
-            !name.is_empty() && (k.image.is_empty() || image.is_empty() || k.image == *image)
-        })
+        let same_image =
+            key(name).is_none_or(|k| k.image.is_empty() || image.is_empty() || k.image == *image);
+        facts.iter().any(|container| container.name == *name) && same_image
     });
-    let complete = RestoreFacts::of(manifest)
-        .containers
+    let complete = facts
         .iter()
         .filter(|container| !container.ended)
         .all(|container| wanted.iter().any(|(name, _)| *name == container.name));

@@ -217,7 +217,14 @@ impl Snapshots {
                 if let Some(header) = &header {
                     facts::add_ended(&mut facts.containers, &header.containers);
                 }
-                let names: Vec<String> = facts.containers.iter().map(|c| c.name.clone()).collect();
+                // The key names what is in the image; a clone's init containers never were.
+                let in_image = |name: &String| header.as_ref().is_none_or(|h| h.containers.contains(name));
+                let names: Vec<String> = facts
+                    .containers
+                    .iter()
+                    .map(|c| c.name.clone())
+                    .filter(in_image)
+                    .collect();
                 let draft = Draft {
                     sandbox,
                     template_hash: None,
@@ -226,7 +233,7 @@ impl Snapshots {
                         runtime_version: facts.runtime_version,
                         arch: node.arch,
                         cpu_features: node.cpu_features,
-                        network: header.map(|h| h.network).unwrap_or_default(),
+                        network: header.as_ref().map(|h| h.network.clone()).unwrap_or_default(),
                         containers: facts::containers(&names, &images),
                     },
                     parent,

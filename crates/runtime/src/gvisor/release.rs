@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use dormouse_core::Reason;
+use dormouse_sentry::filestore;
 use dormouse_sentry::hold::{HoldError, Holder, RunscCall, STREAMS};
 use dormouse_sentry::process::EndError;
 use dormouse_sentry::record::{HibernationPhase, Record};
@@ -143,8 +144,9 @@ pub(super) fn forget(parts: &Parts, record: &Record) -> Result<(), HoldError> {
         }
         Holder::of(&parts.run_dir, &record.sandbox_id, &c.id).call(RunscCall::Delete, FORGETS)
     };
-    let result = each_live(record, delete);
-    result.and(record.root().map_or(Ok(()), delete))
+    let result = each_live(record, delete).and(record.root().map_or(Ok(()), delete));
+    filestore::remove(record);
+    result
 }
 
 fn known(record: &Record, container: &ContainerRecord) -> bool {

@@ -204,7 +204,15 @@ fn facts(held: &Held, verb: Verb<'_>) -> Result<SavedFacts, DriverError> {
 
 /// The application containers by name; of several in the place of one another, the one that runs counts.
 fn containers(record: &Record) -> Vec<SavedContainer> {
-    let mut found: Vec<SavedContainer> = Vec::new();
+    // The wrapper has played these, and forgotten them with their ends.
+    let played = record.restore.iter().flat_map(|restore| &restore.ended);
+    let mut found: Vec<SavedContainer> = played
+        .map(|name| SavedContainer {
+            name: name.clone(),
+            ended: true,
+            args: Vec::new(),
+        })
+        .collect();
     for container in record
         .containers
         .iter()

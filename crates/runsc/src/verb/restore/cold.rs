@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use dormouse_core::Fallback;
 use dormouse_net::links::{self, NetworkRecord};
+use dormouse_sentry::filestore;
 use dormouse_sentry::hold::{RunscCall, Streams};
 use dormouse_sentry::{ContainerId, ContainerRecord, Record, RestorePhase, RunscState, Switch};
 
@@ -78,6 +79,7 @@ fn anew(context: &Context<'_>, record: &Record, start: bool) -> Result<(), Strin
             call(container, &RunscCall::Delete)?;
         }
     }
+    filestore::remove(record);
     call(root, &RunscCall::Create)?;
     // A sandbox that was begun to be filled has taken the addresses already.
     let network: Option<NetworkRecord> = record

@@ -81,6 +81,7 @@ pub(super) fn asked(
     let restore = wish.snapshot.is_some().then(|| Restore {
         wish,
         phase,
+        ended: Vec::new(),
         began_ms: now_ms(),
     });
     (restore, identity)
@@ -133,6 +134,11 @@ fn fill(
     let containers = grant.containers.clone();
     note(switch, |record| {
         if let Some(restore) = &mut record.restore {
+            restore.ended = containers
+                .iter()
+                .filter(|c| c.ended)
+                .map(|c| c.name.clone())
+                .collect();
             restore.phase = RestorePhase::Loading { containers };
         }
     })?;
