@@ -214,6 +214,51 @@ async fn an_exec_in_the_middle_of_a_hibernation_is_served() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_hibernated_pod_outlives_the_node() {
+    let _swap = swap();
+    let spec = connected(AgentGuest::mib(32).pod("sleeper"));
+    let (mut rig, pod) = at_work(spec.clone()).await;
+    http::post(address(&pod), "/history", "before", LIMIT)
+        .await
+        .unwrap();
+    let (hash, file) = (ask(&pod, "/hash").await, ask(&pod, "/file").await);
+    hibernated(&rig, &pod).await;
+    rig.agent.kill().unwrap();
+    rig.stack.reboot().await.unwrap();
+    let next = PodSpec {
+        uid: Some(pod.uid.clone()),
+        attempt: 1,
+        ..spec
+    };
+    // As kubelet does: without waiting for the agent, which comes up meanwhile.
+    let (restarted, second) = tokio::join!(
+        rig.agent.restart(&rig.stack, None),
+        rig.stack.run_pod(next.clone())
+    );
+    restarted.unwrap();
+    let second = second.unwrap();
+    rig.reconnect().await.unwrap();
+    assert_eq!(ask(&second, "/hash").await, hash);
+    assert_eq!(ask(&second, "/history").await[0], "before");
+    assert_eq!(ask(&second, "/file").await, file);
+    wait::until("the agent to say so", LIMIT, async || {
+        anyhow::ensure!(rig.agent.log().contains("reason=Restored"), "{}", rig.agent.log());
+        Ok(())
+    })
+    .await
+    .unwrap();
+    // What was restored once is not restored again: it would set the pod back.
+    http::post(address(&second), "/history", "after", LIMIT)
+        .await
+        .unwrap();
+    second.stop().await.unwrap();
+    let third = rig.stack.run_pod(PodSpec { attempt: 2, ..next }).await.unwrap();
+    third.wait_http(8080, "/answer", LIMIT).await.unwrap();
+    assert_ne!(ask(&third, "/hash").await, hash);
+    rig.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_hibernated_pod_is_deleted_without_being_woken() {
     let _swap = swap();
     let (rig, pod) = at_work(AgentGuest::mib(8).pod("sleeper").handler(DORMOUSE_GVISOR)).await;

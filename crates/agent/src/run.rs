@@ -48,6 +48,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let writer = JournalWriter::start(journal.clone()).context("cannot start the journal's writer")?;
     let swap = start_swap(&config).await?;
     let snapshots = Snapshots::open(&config).await;
+    let is_there = |uid: &str| {
+        let entry = journal.read(uid).ok().flatten();
+        let sandbox = entry.and_then(|entry| entry.sandbox_id.parse().ok());
+        sandbox.is_some_and(|id| run_dir.record_path(&id).exists())
+    };
+    // Before anything else can keep it from that: pods that were hibernated when the node went down wait for it.
+    snapshots.grant_lost(is_there).await;
     let runtime = Runtime::lazy(&config.runtime_endpoint)?;
     let facts = Arc::new(NodeFacts {
         runtime_version: runtime.version().await.map_or_else(

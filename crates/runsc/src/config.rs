@@ -73,6 +73,9 @@ pub struct Config {
     /// The run directory, shared with the agent.
     #[serde(default = "default_run_dir")]
     pub run_dir: PathBuf,
+    /// The agent's state directory: whether a pod was hibernated when the node went down is there.
+    #[serde(default = "default_state_dir")]
+    pub state_dir: PathBuf,
     /// `dev.gvisor.*` annotations that pods may have beside the short list of
     /// [`crate::annotations`]; whole keys.
     #[serde(default)]
@@ -80,6 +83,10 @@ pub struct Config {
     /// A file to which one JSON line is appended for every verb.
     #[serde(default)]
     pub trace: Option<PathBuf>,
+}
+
+fn default_state_dir() -> PathBuf {
+    "/var/lib/dormouse".into()
 }
 
 fn default_run_dir() -> PathBuf {
@@ -122,7 +129,11 @@ impl Config {
             path: path.to_owned(),
             source,
         })?;
-        for (key, value) in [("runsc", &config.runsc), ("run_dir", &config.run_dir)] {
+        for (key, value) in [
+            ("runsc", &config.runsc),
+            ("run_dir", &config.run_dir),
+            ("state_dir", &config.state_dir),
+        ] {
             if !value.is_absolute() {
                 return Err(ConfigError::NotAbsolute {
                     key,

@@ -1,5 +1,8 @@
 //! Leave to fill one new pod from a snapshot: written by the agent before the pod is made, read by the wrapper when it
 //! starts. An annotation alone restores nothing; whoever can create pods could otherwise read any pod's memory.
+//!
+//! A pod that was hibernated when its node went down, or its shim, comes back in a new sandbox: for that the agent gives
+//! leave by itself, and the pod need not ask.
 
 use std::path::PathBuf;
 
@@ -43,6 +46,9 @@ pub struct Grant {
     pub containers: Vec<GrantedContainer>,
     /// Until when it counts, by the wall clock, in ms since 1970.
     pub expires_ms: u64,
+    /// Whether the snapshot is the pod's own: it holds the pod's memory, and nothing else does.
+    #[serde(default)]
+    pub own: bool,
     /// Whether the pod was filled by it, or failed to be: it is not honoured twice, because that would set the pod back.
     #[serde(default)]
     pub used: bool,
@@ -83,8 +89,31 @@ impl Grant {
             runtime_version,
             containers,
             expires_ms,
+            own: false,
             used: false,
         }
+    }
+
+    /// The same for the pod that the snapshot was taken of; it counts until it is used.
+    #[must_use]
+    pub const fn own(mut self) -> Self {
+        self.own = true;
+        self.expires_ms = u64::MAX;
+        self
+    }
+
+    /// Says that all pods which have to come back from their snapshots have their grants: who has none needs none.
+    ///
+    /// # Errors
+    /// [`GrantError`]
+    pub fn all_issued(dir: &RunDir) -> Result<(), GrantError> {
+        Ok(write_atomic(&issued(dir), b"", 0o600)?)
+    }
+
+    /// Whether that was said since the run directory was made: since the node was started.
+    #[must_use]
+    pub fn are_issued(dir: &RunDir) -> bool {
+        issued(dir).exists()
     }
 
     /// Reads the grant of a pod; `None` if there is none.
@@ -145,6 +174,10 @@ impl Grant {
             .filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".json")?.parse().ok())
             .collect())
     }
+}
+
+fn issued(dir: &RunDir) -> PathBuf {
+    dir.grants_dir().join("issued")
 }
 
 #[cfg(test)]

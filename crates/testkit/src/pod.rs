@@ -198,7 +198,7 @@ fn sandbox_config(spec: &PodSpec, uid: &str, cgroup: &str, log_dir: &std::path::
             name: spec.name.clone(),
             uid: uid.to_owned(),
             namespace: spec.namespace.clone(),
-            attempt: 0,
+            attempt: spec.attempt,
         }),
         hostname: spec.name.clone(),
         log_directory: log_dir.display().to_string(),

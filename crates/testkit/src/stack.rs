@@ -246,6 +246,22 @@ impl Stack {
         Ok(())
     }
 
+    /// The machine loses its power and comes back, as far as this stack is concerned: every process is gone, and all
+    /// that was in memory; then containerd starts. The agent is the caller's to kill and to start again.
+    ///
+    /// # Errors
+    /// When something does not go, or containerd does not come back.
+    pub async fn reboot(&mut self) -> Result<()> {
+        let in_memory = [
+            self.slot.dir.join("state"),
+            self.slot.run_dir(),
+            self.slot.dir.join("rr"),
+        ];
+        teardown::lose_power(&self.record, &in_memory)?;
+        self.channel = containerd::start(&self.built, &self.slot, &mut self.record).await?;
+        Ok(())
+    }
+
     /// Adds a process that is to be ended with the stack.
     ///
     /// # Errors

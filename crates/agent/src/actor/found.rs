@@ -130,6 +130,16 @@ impl Actor {
         }
     }
 
+    /// The pod's sandbox is gone and its memory is not: a new sandbox of the same pod may have it.
+    fn may_come_back(&self) {
+        let (snapshots, uid) = (self.ctx.snapshots.clone(), self.pod.uid.clone());
+        tokio::spawn(async move {
+            if let Err(error) = snapshots.grant_own(&uid).await {
+                tracing::warn!(%uid, reason = %error.reason, "the pod cannot come back from its snapshot: {error}");
+            }
+        });
+    }
+
     /// The pod asked to be filled from a snapshot at its birth: tells once what became of that.
     fn born(&mut self, birth: &Birth) {
         if self.entry.born_from.as_ref() == Some(&birth.snapshot) {
@@ -205,6 +215,10 @@ impl Actor {
         let guest = guest_of(&pod);
         let changed = guest != *self.guest || pod.ready != self.pod.ready;
         self.pod = pod;
+        if !self.pod.ready && self.state.rung == Rung::Hibernated {
+            // Its sandbox is lost, or the pod is about to be deleted, and with it this.
+            self.may_come_back();
+        }
         if readdressed {
             self.wire.detach(&self.ctx);
         }

@@ -117,6 +117,100 @@ impl Snapshots {
         })
     }
 
+    /// Gives a pod leave to come back, in a new sandbox, from the snapshot that is its only state. `false` if there is
+    /// none.
+    ///
+    /// # Errors
+    /// The snapshot cannot be used: the pod's new sandbox is held back, or comes without memory, by its fallback.
+    pub async fn grant_own(&self, pod_uid: &str) -> Result<bool, SnapshotFailed> {
+        let mut held = self.held_by(pod_uid);
+        held.sort_unstable();
+        let Some(id) = held.pop() else { return Ok(false) };
+        let uid: PodUid = pod_uid.parse().map_err(|error| SnapshotFailed {
+            reason: Reason::InvalidRequest,
+            message: format!("pod UID: {error}"),
+        })?;
+        let image = self.open_own(id, pod_uid).await?;
+        let manifest = image.manifest();
+        let grant = Grant::new(
+            uid,
+            manifest.sandbox.namespace.clone(),
+            id.to_string(),
+            image.dir().to_owned(),
+            manifest.key.runtime_version.clone(),
+            granted(manifest),
+            0,
+        );
+        grant
+            .own()
+            .write(self.grants_dir()?)
+            .map_err(|error| SnapshotFailed {
+                reason: Reason::RecordUnwritable,
+                message: error.to_string(),
+            })?;
+        tracing::info!(%pod_uid, %id, "the pod may come back from its snapshot in a new sandbox");
+        self.keep(pod_uid.to_owned(), image, u64::MAX);
+        Ok(true)
+    }
+
+    async fn open_own(&self, id: SnapshotId, pod_uid: &str) -> Result<Image, SnapshotFailed> {
+        let uid = pod_uid.to_owned();
+        let (memory, node, verify) = (self.0.memory.clone(), self.0.node.clone(), self.verify_on_wake());
+        self.blocking(move |store| {
+            let snapshot = store
+                .get(id)
+                .ok_or_else(|| SnapshotFailed::not_found(&id.to_string()))?;
+            let facts = node.facts_for(&snapshot.manifest.key);
+            let open = || {
+                let request = OpenRequest {
+                    purpose: Purpose::Wake {
+                        pod_uid: &uid,
+                        namespace: &snapshot.manifest.sandbox.namespace,
+                    },
+                    verify,
+                    facts: Some(&facts),
+                    memory: memory.as_deref(),
+                    budget: Budget::default(),
+                    now_ms: now_ms(),
+                };
+                store.open_image(id, &request)
+            };
+            match open() {
+                // Committed right before the node went down: what was synced is what there is.
+                Err(OpenError::Unverified { .. }) => {
+                    hash_now(store, id)?;
+                    open().map_err(ours!())
+                }
+                opened => opened.map_err(ours!()),
+            }
+        })
+        .await
+    }
+
+    /// At the agent's start: every pod whose only state is a snapshot, and whose sandbox is gone, may come back from it.
+    /// `is_there` says whether a pod's sandbox is known on this node since its start.
+    pub async fn grant_lost(&self, is_there: impl Fn(&str) -> bool) {
+        let Ok(store) = self.store() else { return };
+        let mut uids: Vec<String> = store
+            .list()
+            .into_iter()
+            .flat_map(|snapshot| snapshot.holds)
+            .collect();
+        uids.retain(|uid| uid != dormouse_snapshot::MARKS_LOST && !is_there(uid));
+        uids.sort_unstable();
+        uids.dedup();
+        for uid in uids {
+            if let Err(error) = self.grant_own(&uid).await {
+                tracing::error!(%uid, reason = %error.reason, "a pod cannot come back from its snapshot: {error}");
+            }
+        }
+        if let Ok(dir) = self.grants_dir()
+            && let Err(error) = Grant::all_issued(dir)
+        {
+            tracing::error!("pods that come back wait for the agent: {error}");
+        }
+    }
+
     /// Takes a grant back. `false` if there is none, or it was used.
     ///
     /// # Errors
@@ -179,7 +273,8 @@ impl Snapshots {
             let Ok(Some(grant)) = Grant::read(dir, &uid) else {
                 continue;
             };
-            if grant.used {
+            if grant.used || grant.own {
+                // One of a pod's own is made anew.
                 continue;
             }
             let wanted = GrantWanted {

@@ -40,7 +40,7 @@ pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
         cri::place(&bundle.annotations),
         context.config.dir(),
     ) {
-        match before(context, &run_dir, &place)? {
+        match before(context, &run_dir, &place, &bundle)? {
             Creation::Real => {}
             Creation::Played => return play(context, &run_dir, container, place, &dir),
         }
@@ -58,9 +58,10 @@ pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
 }
 
 /// What has to be known of a container's pod before it is made.
-fn before(context: &Context<'_>, dir: &RunDir, place: &Place) -> Result<Creation, Failure> {
+fn before(context: &Context<'_>, dir: &RunDir, place: &Place, bundle: &Bundle) -> Result<Creation, Failure> {
     if place.kind == ContainerKind::Sandbox {
-        return Ok(Creation::Real);
+        return restore::before_sandbox(context, dir, &place.pod.uid, &bundle.annotations)
+            .map(|()| Creation::Real);
     }
     let switch = Switch::open(dir, &place.sandbox);
     match switch.record() {
@@ -136,6 +137,7 @@ fn register(
             Registration::Adopted
         }
     };
+    let uid = place.pod.uid.clone();
     let fresh = Record::new(
         place.pod,
         place.sandbox,
@@ -149,7 +151,7 @@ fn register(
         .flatten();
     let mut held = switch.register(fresh, how, LOCK)?;
     if place.kind == ContainerKind::Sandbox {
-        let (restore, identity) = restore::asked(context, &bundle.annotations);
+        let (restore, identity) = restore::asked(context, &uid, &bundle.annotations);
         held.update(|record| {
             record.network = network;
             record.restore = restore;

@@ -14,6 +14,8 @@ pub struct PodSpec {
     pub namespace: String,
     /// Kubernetes UID; a random one if none is given.
     pub uid: Option<String>,
+    /// Which sandbox of the pod this is: kubelet counts them from 0.
+    pub attempt: u32,
     /// Runtime handler.
     pub handler: String,
     /// The pod's labels.
@@ -68,6 +70,7 @@ impl PodSpec {
             name: name.into(),
             namespace: "default".into(),
             uid: None,
+            attempt: 0,
             handler: DORMOUSE_GVISOR.into(),
             labels: HashMap::new(),
             annotations: HashMap::new(),

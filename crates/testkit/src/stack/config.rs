@@ -99,7 +99,11 @@ fn wrapper(built: &Built, slot: &Slot, options: &StackOptions) -> Result<()> {
     let dir = slot.dir.join("w");
     let binary = dir.join("dormouse-runsc");
     fs::copy(&source, &binary).with_context(|| format!("copy {}", source.display()))?;
-    let own = json!({"runsc": built.part("runsc"), "run_dir": slot.run_dir()});
+    let own = json!({
+        "runsc": built.part("runsc"),
+        "run_dir": slot.run_dir(),
+        "state_dir": slot.dir.join("agent"),
+    });
     put(
         &dir.join("dormouse-runsc.json"),
         &serde_json::to_string_pretty(&own)?,

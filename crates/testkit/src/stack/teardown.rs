@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::Signal;
 
 use super::record::Record;
@@ -61,6 +61,55 @@ pub(super) fn remove(record: &Record) -> Result<()> {
         Err(error) if record.dir.exists() => bail!("{} could not be removed: {error}", record.dir.display()),
         _ => Ok(()),
     }
+}
+
+/// What a machine that loses its power does to a stack: every process gone at once, and with them all that lives in
+/// memory: mounts, run directory, containerd's and runsc's state. What is on the disk stays.
+pub(super) fn lose_power(record: &Record, in_memory: &[PathBuf]) -> Result<()> {
+    let mut left: Vec<String> = Vec::new();
+    if let Some(containerd) = record.containerd {
+        containerd.signal(Signal::SIGKILL);
+    }
+    let sockets = shim_sockets(&record.dir.join("state"));
+    left.extend(kill_rest(record));
+    for dir in in_memory {
+        left.extend(
+            mounts::unmount_below(dir)
+                .iter()
+                .map(|point| format!("mount {}", point.display())),
+        );
+        empty(dir)?;
+    }
+    for socket in sockets {
+        let _ = fs::remove_file(socket);
+    }
+    left.extend(
+        cgroup::remove(&record.cgroup)
+            .iter()
+            .map(|dir| format!("cgroup {}", dir.display())),
+    );
+    if !left.is_empty() {
+        bail!(
+            "left over of the stack in {}: {}",
+            record.dir.display(),
+            left.join(", ")
+        );
+    }
+    Ok(())
+}
+
+fn empty(dir: &Path) -> Result<()> {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        let removed = if is_dir {
+            fs::remove_dir_all(&path)
+        } else {
+            fs::remove_file(&path)
+        };
+        removed.with_context(|| format!("remove {}", path.display()))?;
+    }
+    Ok(())
 }
 
 /// Shims, sentries, gofers, waiters, containers: killed again and again until none is found, since a shim that

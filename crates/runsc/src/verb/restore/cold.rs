@@ -7,7 +7,7 @@ use dormouse_core::Fallback;
 use dormouse_net::links::{self, NetworkRecord};
 use dormouse_sentry::filestore;
 use dormouse_sentry::hold::{RunscCall, Streams};
-use dormouse_sentry::{ContainerId, ContainerRecord, Record, RestorePhase, RunscState, Switch};
+use dormouse_sentry::{ContainerId, ContainerRecord, Grant, Record, RestorePhase, RunscState, Switch};
 
 use super::{CannotFill, LOCK};
 use crate::EXIT_FAILURE;
@@ -52,6 +52,19 @@ pub(super) fn settle(context: &Context<'_>, switch: &Switch, error: &CannotFill,
     });
     if let Err(e) = noted {
         say(e.to_string());
+    }
+    if record
+        .restore
+        .is_some_and(|r| r.wish.fallback != Fallback::ColdStart)
+        && let Some(dir) = context.config.dir()
+        && let Ok(Some(mut grant)) = Grant::read(&dir, &record.pod.uid)
+        && grant.own
+    {
+        // Its memory is nowhere else: the pod's next sandbox tries again.
+        grant.used = false;
+        if let Err(e) = grant.write(&dir) {
+            say(e.to_string());
+        }
     }
 }
 

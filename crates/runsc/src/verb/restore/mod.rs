@@ -13,6 +13,7 @@
 //! | `Refused` | refused, with the reason |
 
 mod after;
+mod awaited;
 mod cold;
 pub(super) mod identity;
 pub(super) mod played;
@@ -24,8 +25,10 @@ use dormouse_core::{BirthWish, Fallback, Reason};
 use dormouse_sentry::hold::{RunscCall, Streams};
 use dormouse_sentry::record::now_ms;
 use dormouse_sentry::{
-    ContainerId, ContainerKind, Grant, GrantedContainer, Record, Restore, RestorePhase, Switch,
+    ContainerId, ContainerKind, Grant, GrantedContainer, PodUid, Record, Restore, RestorePhase, Switch,
 };
+
+pub(super) use awaited::before_sandbox;
 
 use super::{Context, again};
 use crate::EXIT_FAILURE;
@@ -57,12 +60,19 @@ impl CannotFill {
     }
 }
 
-/// What a pod asks for, for its record. One that cannot be understood is refused where a snapshot was asked for.
+/// What a pod asks for, for its record. One that cannot be understood is refused where a snapshot was asked for. A pod
+/// whose memory is in a snapshot of its own is filled from that, whatever it asks for.
 pub(super) fn asked(
     context: &Context<'_>,
+    uid: &PodUid,
     annotations: &BTreeMap<String, String>,
 ) -> (Option<Restore>, bool) {
-    let (wish, phase) = match BirthWish::from_annotations(annotations) {
+    let own = context
+        .config
+        .dir()
+        .and_then(|dir| Grant::read(&dir, uid).ok().flatten())
+        .filter(|grant| grant.own && !grant.used);
+    let (mut wish, mut phase) = match BirthWish::from_annotations(annotations) {
         Ok(wish) => (wish, RestorePhase::Asked),
         Err(error) => {
             log(context.invocation, "warning", &format!("dormouse-runsc: {error}"));
@@ -77,6 +87,15 @@ pub(super) fn asked(
             (wish, refused)
         }
     };
+    if let Some(grant) = own {
+        wish = BirthWish {
+            snapshot: Some(grant.snapshot),
+            identity: wish.identity,
+            fallback: wish.fallback,
+            ..BirthWish::default()
+        };
+        phase = RestorePhase::Asked;
+    }
     let identity = wish.identity;
     let restore = wish.snapshot.is_some().then(|| Restore {
         wish,
