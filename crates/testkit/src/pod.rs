@@ -267,7 +267,7 @@ fn container_config(spec: &PodSpec, container: &ContainerSpec, stack: &Stack) ->
     ContainerConfig {
         metadata: Some(ContainerMetadata {
             name: container.name.clone(),
-            attempt: 0,
+            attempt: spec.attempt,
         }),
         image: Some(ImageSpec {
             image: container.image.clone(),
