@@ -54,13 +54,17 @@ impl Image {
         Self::at(&store(rig).join("snapshots").join(&snapshot.id))
     }
 
-    /// All files of a directory.
+    /// The image in a directory.
     pub(crate) fn at(dir: &Path) -> Result<Self> {
         let entries = fs::read_dir(dir).with_context(|| format!("list {}", dir.display()))?;
         let mut files = Vec::new();
         let mut bytes = 0;
         for entry in entries {
             let entry = entry?;
+            // Manifest and marks are neither read by a restore nor ours to open: they are replaced while one looks.
+            if entry.path().extension().is_none_or(|kind| kind != "img") {
+                continue;
+            }
             files.push(entry.path());
             bytes += entry.metadata()?.len();
         }
