@@ -1,6 +1,7 @@
 //! How long a running pod stands still for a snapshot, beside raw runsc's; and how fast snapshots are checked.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -8,7 +9,7 @@ use dormouse_rpc::v1;
 use dormouse_snapshot::{Budget, Store, StoreOptions};
 use dormouse_testkit::guest::AgentGuest;
 use dormouse_testkit::rig::{Rig, RigOptions};
-use dormouse_testkit::{DORMOUSE_GVISOR, GVISOR, Pod};
+use dormouse_testkit::{DORMOUSE_GVISOR, GVISOR, Pod, http};
 
 use crate::ask;
 use crate::fleet;
@@ -33,13 +34,14 @@ fn limit(mib: u32) -> Option<f64> {
 }
 
 pub(super) async fn measure(plan: &Plan, row: &mut Row) -> Result<()> {
+    let address = super::fleet::free_port()?;
     let options = RigOptions {
-        config: image::CONFIG.to_owned(),
+        config: format!("[http]\nlisten = \"{address}\"\n{}", image::CONFIG),
         ..RigOptions::default()
     };
     fleet::on_rig("snapshot", options, async |rig| {
         for mib in &plan.image_sizes {
-            pauses(plan, rig, row, *mib).await?;
+            pauses(plan, rig, row, *mib, address).await?;
         }
         Ok(())
     })
@@ -74,7 +76,18 @@ async fn gap(pod: &Pod) -> Result<f64> {
     late.context("a gap without ms")
 }
 
-async fn pauses(plan: &Plan, rig: &mut Rig, row: &mut Row, mib: u32) -> Result<()> {
+/// How long pods have stood still for snapshots so far, by the agent's metric, ms.
+async fn stood_still(metrics: SocketAddr) -> Result<f64> {
+    let page = http::get(metrics, "/metrics", ask::LIMIT).await?.body;
+    let sum = page
+        .lines()
+        .find(|line| line.contains("pause_window_seconds_sum"))
+        .and_then(|line| line.rsplit(' ').next());
+    let seconds: f64 = sum.map_or(Ok(0.0), str::parse).context("a strange metric")?;
+    Ok(seconds * 1e3)
+}
+
+async fn pauses(plan: &Plan, rig: &mut Rig, row: &mut Row, mib: u32, metrics: SocketAddr) -> Result<()> {
     say(format!("pause window, {mib} MiB"));
     let (pod, stock) = (
         guest(rig, mib, DORMOUSE_GVISOR).await?,
@@ -84,16 +97,22 @@ async fn pauses(plan: &Plan, rig: &mut Rig, row: &mut Row, mib: u32) -> Result<(
     let mut theirs = Series::wait(format!("pause window {mib} MiB, raw runsc"), None);
     let mut whole = Series::new(format!("snapshot create {mib} MiB, until durable"), "ms");
     let mut cli = Series::new(format!("runsc checkpoint {mib} MiB, whole call"), "ms");
+    let mut inside = Series::new(
+        format!("pause window {mib} MiB, by the agent's own account"),
+        "ms",
+    );
     let mut verify = Series::new(format!("verify {mib} MiB, hot"), "GB/s");
     for index in 0..plan.n_image {
         for turn in [index % 2 == 0, index % 2 == 1] {
             image::rest().await;
             if turn {
                 gap(&pod).await?;
+                let before = stood_still(metrics).await?;
                 let began = Instant::now();
                 rig.snapshot(&pod).await.context("take a snapshot")?;
                 whole.push(ms(began.elapsed()));
                 ours.push(gap(&pod).await?);
+                inside.push(stood_still(metrics).await? - before);
                 let taken = image::settled(rig, &pod).await?;
                 if mib >= 512 {
                     verify.push(verified(rig, &taken).await?);
@@ -124,7 +143,7 @@ async fn pauses(plan: &Plan, rig: &mut Rig, row: &mut Row, mib: u32) -> Result<(
         line = line.at_most("p50", p50, limit);
     }
     row.line(line);
-    row.series.extend([ours, theirs, whole, cli]);
+    row.series.extend([ours, theirs, inside, whole, cli]);
     if verify.samples.n() > 0 {
         let scrub = scrubbed(plan, rig, &pod).await?;
         row.line(
