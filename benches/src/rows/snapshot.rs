@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use dormouse_rpc::v1;
 use dormouse_snapshot::{Budget, Store, StoreOptions};
 use dormouse_testkit::guest::AgentGuest;
+use dormouse_testkit::host::wait;
 use dormouse_testkit::rig::{Rig, RigOptions};
 use dormouse_testkit::{DORMOUSE_GVISOR, GVISOR, Pod, http};
 
@@ -213,11 +214,18 @@ fn now_ms() -> u64 {
 }
 
 async fn forget(rig: &Rig, id: String) -> Result<()> {
-    let request = v1::RemoveSnapshotRequest { id, force: false };
-    rig.client
-        .clone()
-        .remove_snapshot(request)
-        .await
-        .map(drop)
-        .context("remove a snapshot")
+    // Whoever hashed it may still have it open.
+    wait::until("the snapshot to go", ask::LIMIT, async || {
+        let request = v1::RemoveSnapshotRequest {
+            id: id.clone(),
+            force: false,
+        };
+        rig.client
+            .clone()
+            .remove_snapshot(request)
+            .await
+            .map(drop)
+            .context("remove a snapshot")
+    })
+    .await
 }
