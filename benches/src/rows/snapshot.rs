@@ -109,9 +109,7 @@ async fn pauses(plan: &Plan, rig: &mut Rig, row: &mut Row, mib: u32, metrics: So
             if turn {
                 gap(&pod).await?;
                 let before = stood_still(metrics).await?;
-                let began = Instant::now();
-                rig.snapshot(&pod).await.context("take a snapshot")?;
-                whole.push(ms(began.elapsed()));
+                whole.push(take(rig, &pod).await?);
                 ours.push(gap(&pod).await?);
                 inside.push(stood_still(metrics).await? - before);
                 let taken = image::settled(rig, &pod).await?;
@@ -183,7 +181,7 @@ async fn verified(rig: &Rig, snapshot: &v1::Snapshot) -> Result<f64> {
 /// What the agent does with snapshots that were not looked at for long, without its limit on speed, GB/s.
 async fn scrubbed(plan: &Plan, rig: &mut Rig, pod: &Pod) -> Result<Series> {
     let mut series = Series::new("scrub", "GB/s");
-    rig.snapshot(pod).await.context("take a snapshot")?;
+    take(rig, pod).await?;
     let taken = image::settled(rig, pod).await?;
     let bytes = Image::of(rig, &taken)?.bytes;
     // One process has a store open.
@@ -211,6 +209,16 @@ async fn scrubbed(plan: &Plan, rig: &mut Rig, pod: &Pod) -> Result<Series> {
 fn now_ms() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0))
+}
+
+/// Takes a snapshot, ms. One that meets containerd's question for statistics is refused, and asked for again.
+async fn take(rig: &Rig, pod: &Pod) -> Result<f64> {
+    wait::until("a snapshot", ask::LIMIT, async || {
+        let began = Instant::now();
+        rig.snapshot(pod).await.context("take a snapshot")?;
+        Ok(ms(began.elapsed()))
+    })
+    .await
 }
 
 async fn forget(rig: &Rig, id: String) -> Result<()> {
