@@ -5,9 +5,11 @@
 
 mod ask;
 mod fleet;
+mod image;
 mod machine;
 mod plan;
 mod progress;
+mod raw;
 mod report;
 mod row;
 mod rows;
@@ -97,6 +99,7 @@ async fn node(args: &Args) -> Result<()> {
             n,
             n_large: n,
             n_residency: n,
+            n_image: n,
             ..plan
         };
     }
@@ -105,6 +108,7 @@ async fn node(args: &Args) -> Result<()> {
     }
     if !args.size.is_empty() {
         plan.sizes.clone_from(&args.size);
+        plan.image_sizes.clone_from(&args.size);
     }
     let wanted: Vec<Which> = if args.only.is_empty() {
         Which::all()

@@ -19,6 +19,12 @@ pub(crate) enum Which {
     Sleepers,
     /// Cycles of freeze, doze and wake in random order; is everything as it was?
     Cycles,
+    /// How long a snapshot stops a running pod, beside raw runsc; verify and scrub.
+    Snapshot,
+    /// Hibernate, and wakes from it: by order, by packet, hot, cold, beside raw runsc and cold starts.
+    Hibernated,
+    /// What hibernating frees, and what is left of a hibernated pod.
+    Freed,
     /// What the wrapper adds to cold starts and verbs.
     Wrapper,
     /// 100 sleeping pods: the agent's cost, its restart, and density.
@@ -64,6 +70,10 @@ pub(crate) struct Plan {
     pub(crate) fleet_runc: u32,
     /// Pods started or put to sleep at once.
     pub(crate) parallel: usize,
+    /// Saves and wakes from an image, per size and way.
+    pub(crate) n_image: u32,
+    /// Sizes of the memory blocks of guests that are saved, MiB.
+    pub(crate) image_sizes: Vec<u32>,
     /// Seed of everything random.
     pub(crate) seed: u64,
 }
@@ -85,6 +95,8 @@ impl Plan {
             fleet: 50,
             fleet_runc: 50,
             parallel: 4,
+            n_image: 20,
+            image_sizes: vec![8, 64, 256, 512],
             seed: 3,
         }
     }
@@ -105,6 +117,8 @@ impl Plan {
             fleet: 4,
             fleet_runc: 4,
             parallel: 4,
+            n_image: 3,
+            image_sizes: vec![8, 64, 256, 512],
             seed: 3,
         }
     }

@@ -11,6 +11,9 @@ pub(super) fn title(which: Which) -> &'static str {
         Which::Residency => "Full residency",
         Which::Sleepers => "Sleepers over five minutes",
         Which::Cycles => "Cycles",
+        Which::Snapshot => "Snapshots of running pods",
+        Which::Hibernated => "Hibernated",
+        Which::Freed => "What hibernating frees",
         Which::Wrapper => "Wrapper",
         Which::Fleet => "Fleet",
     }

@@ -66,7 +66,7 @@ async fn many(plan: &Plan, row: &mut Row, rig: &mut Rig, zram: &TestSwap) -> Res
     fleet::remove(&pods, plan.parallel).await
 }
 
-fn free_port() -> Result<SocketAddr> {
+pub(super) fn free_port() -> Result<SocketAddr> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("find a free port")?;
     listener.local_addr().context("ask for the port")
 }

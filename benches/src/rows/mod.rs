@@ -2,8 +2,11 @@
 
 mod cycles;
 mod fleet;
+mod freed;
+mod hibernated;
 mod latency;
 mod sleepers;
+mod snapshot;
 mod wrapper;
 
 use std::time::Instant;
@@ -35,7 +38,15 @@ pub(crate) async fn run(plan: &Plan, wanted: &[Which]) -> Vec<Row> {
         finish(&mut measured, began, outcome);
         rows.extend(measured);
     }
-    for which in [Which::Sleepers, Which::Cycles, Which::Wrapper, Which::Fleet] {
+    for which in [
+        Which::Sleepers,
+        Which::Cycles,
+        Which::Snapshot,
+        Which::Hibernated,
+        Which::Freed,
+        Which::Wrapper,
+        Which::Fleet,
+    ] {
         if !has(which) {
             continue;
         }
@@ -44,6 +55,9 @@ pub(crate) async fn run(plan: &Plan, wanted: &[Which]) -> Vec<Row> {
         let outcome = match which {
             Which::Sleepers => sleepers::measure(plan, &mut row).await,
             Which::Cycles => cycles::measure(plan, &mut row).await,
+            Which::Snapshot => snapshot::measure(plan, &mut row).await,
+            Which::Hibernated => hibernated::measure(plan, &mut row).await,
+            Which::Freed => freed::measure(plan, &mut row).await,
             Which::Wrapper => wrapper::measure(plan, &mut row).await,
             Which::Fleet => fleet::measure(plan, &mut row).await,
             Which::Frozen | Which::Dozing | Which::Residency => Ok(()),

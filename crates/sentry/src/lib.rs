@@ -23,7 +23,7 @@ pub mod stacks;
 pub mod switch;
 mod wake_note;
 
-pub use cgroup::{CgroupError, CgroupVersion, PodCgroup, SLEEPER};
+pub use cgroup::{CgroupError, CgroupVersion, PodCgroup, SLEEPER, SwiftMoves};
 pub use control::{ContainerRuntimeState, ControlError, ControlSocket, ImageFiles};
 pub use file::FileError;
 pub use grant::{Grant, GrantError, GrantedContainer};

@@ -14,6 +14,7 @@ TCP connection, and answers about all of it over HTTP. Standard library only.
   GET  /alloc?mib=N       replace the block: half random, half compressible
   GET  /say?text=T        send T over the outbound connection and return the echo
   GET  /busy?ms=N         burn CPU for N ms
+  GET  /gap               the longest that a tick came late since this was last asked, in milliseconds
 """
 
 import argparse
@@ -102,6 +103,7 @@ class Agent:
         self.signals = []
         signal.signal(signal.SIGUSR1, lambda number, frame: self.signals.append(number))
         self.ticks = 0
+        self.late = 0.0
         self.tick_seconds = options.tick
         os.makedirs(options.files, exist_ok=True)
         self.journal = open(os.path.join(options.files, "journal"), "a+", buffering=1)
@@ -111,9 +113,17 @@ class Agent:
         self.ticker.start()
 
     def count(self):
+        last = time.monotonic()
         while True:
             time.sleep(self.tick_seconds)
             self.ticks += 1
+            now = time.monotonic()
+            self.late = max(self.late, now - last - self.tick_seconds)
+            last = now
+
+    def gap(self):
+        late, self.late = self.late, 0.0
+        return {"ms": late * 1000}
 
     def append(self, text):
         self.history.append(text)
@@ -193,6 +203,8 @@ class Handler(BaseHTTPRequestHandler):
             elif url.path == "/alloc":
                 agent.block = Block(int(query["mib"][0]))
                 self.reply({"bytes": len(agent.block.data)})
+            elif url.path == "/gap":
+                self.reply(agent.gap())
             elif url.path == "/say":
                 self.reply({"echo": agent.outbound.say(query["text"][0])})
             elif url.path == "/busy":

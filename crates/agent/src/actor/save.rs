@@ -260,7 +260,12 @@ impl Running {
             message: "it is not known which snapshot holds the guest".to_owned(),
         })?;
         let mut lap = Lap::new();
-        let image = saving.ctx.snapshots.open_image(id, &self.guest.pod).await?;
+        let image = Arc::new(saving.ctx.snapshots.open_image(id, &self.guest.pod).await?);
+        // While the sandbox is made; it keeps the snapshot from being removed until it is done.
+        tokio::task::spawn_blocking({
+            let image = Arc::clone(&image);
+            move || image.read_ahead()
+        });
         report.phase("open", lap.took());
         fail::fail_point!("agent::restore::opened");
         let done = self.driver.restore(&self.guest, image.dir()).await?;

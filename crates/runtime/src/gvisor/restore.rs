@@ -7,7 +7,7 @@ use dormouse_core::Reason;
 use dormouse_net::links::{self, NetworkRecord};
 use dormouse_sentry::hold::{Holder, RunscCall};
 use dormouse_sentry::record::{HibernationPhase, Record};
-use dormouse_sentry::{ContainerRecord, Held, ProcessId, RunscState};
+use dormouse_sentry::{ContainerRecord, Held, ProcessId, RunscState, SwiftMoves};
 
 use super::Parts;
 use super::release::{drop_streams, each_live, end, forget};
@@ -35,6 +35,7 @@ pub(super) fn restore(
         }
     };
     let (lock, creating) = (began.elapsed(), Instant::now());
+    let _swift = SwiftMoves::begin();
     if phase != HibernationPhase::Released {
         clean(parts, held.record(), verb)?;
     }

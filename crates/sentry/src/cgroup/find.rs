@@ -146,6 +146,13 @@ fn is_pod_component(name: &str, uid: &PodUid) -> bool {
     last.strip_prefix("pod") == Some(uid.as_str().replace('-', "_").as_str())
 }
 
+/// This process's own cgroup in the v1 hierarchy of a controller.
+pub(super) fn own_place(controller: &str) -> Option<PathBuf> {
+    let cgroups = read_text(Path::new("/proc/self/cgroup"), CGROUP_LIMIT).ok()?;
+    let mounts = read_text(Path::new("/proc/self/mountinfo"), MOUNTS_LIMIT).ok()?;
+    locate(controller, &cgroups, &parse_mounts(&mounts)).map(Place::whole)
+}
+
 /// The place in the v1 hierarchy of a controller.
 fn locate(controller: &str, cgroups: &str, mounts: &[Mount]) -> Option<Place> {
     let path = cgroups.lines().find_map(|line| {

@@ -11,6 +11,7 @@ mod find;
 mod freezer;
 mod gather;
 mod meter;
+mod swift;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use dormouse_core::Reason;
 use serde::{Deserialize, Serialize};
 
 pub use meter::{CgroupMemory, MemoryLimit};
+pub use swift::SwiftMoves;
 
 use crate::file::FileError;
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use dormouse_core::Reason;
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use crate::compat::{Mismatch, NodeFacts};
 use crate::crypt::DataKey;
@@ -26,6 +27,9 @@ use super::commit::check_header;
 use super::load::LoadError;
 use super::stage::{OwnDir, StageError, in_memory};
 use super::{Inner, Layout, Store, UseGuard, VerifyError};
+
+/// How much of a file is asked for at a time: less than the kernel reads ahead at once on any disk.
+const READ_AHEAD: u64 = 128 << 10;
 
 /// Who vouches for the page bytes of a local snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -204,6 +208,26 @@ impl Image {
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// Has the kernel bring the image's files into the page cache, from the first byte to the last. The runtime reads them
+    /// piece by piece, and waits for each. What is there already costs next to nothing; nothing depends on it.
+    pub fn read_ahead(&self) {
+        for entry in &self.manifest.files {
+            let Ok((file, meta)) = files::open(&self.dir.join(entry.name.as_str()), false) else {
+                return;
+            };
+            let mut at = 0;
+            // The kernel takes no more than a piece at a time.
+            while at < meta.len() {
+                let (from, len) = (i64::try_from(at), i64::try_from(READ_AHEAD));
+                let (Ok(from), Ok(len)) = (from, len) else { return };
+                if posix_fadvise(&file, from, len, PosixFadviseAdvice::POSIX_FADV_WILLNEED).is_err() {
+                    return;
+                }
+                at = at.saturating_add(READ_AHEAD);
+            }
+        }
     }
 
     /// What the snapshot is.
