@@ -23,6 +23,8 @@ pub(crate) enum Which {
     Snapshot,
     /// Hibernate, and wakes from it: by order, by packet, hot, cold, beside raw runsc and cold starts.
     Hibernated,
+    /// New pods filled from a snapshot, one at a time and ten at once, beside cold starts.
+    Clones,
     /// What hibernating frees, and what is left of a hibernated pod.
     Freed,
     /// What the wrapper adds to cold starts and verbs.
@@ -72,6 +74,8 @@ pub(crate) struct Plan {
     pub(crate) parallel: usize,
     /// Saves and wakes from an image, per size and way.
     pub(crate) n_image: u32,
+    /// Crowds of clones.
+    pub(crate) n_crowd: u32,
     /// Sizes of the memory blocks of guests that are saved, MiB.
     pub(crate) image_sizes: Vec<u32>,
     /// Seed of everything random.
@@ -95,7 +99,8 @@ impl Plan {
             fleet: 50,
             fleet_runc: 50,
             parallel: 4,
-            n_image: 20,
+            n_image: 15,
+            n_crowd: 5,
             image_sizes: vec![8, 64, 256, 512],
             seed: 3,
         }
@@ -118,6 +123,7 @@ impl Plan {
             fleet_runc: 4,
             parallel: 4,
             n_image: 3,
+            n_crowd: 1,
             image_sizes: vec![8, 64, 256, 512],
             seed: 3,
         }

@@ -13,6 +13,7 @@ pub(super) fn title(which: Which) -> &'static str {
         Which::Cycles => "Cycles",
         Which::Snapshot => "Snapshots of running pods",
         Which::Hibernated => "Hibernated",
+        Which::Clones => "Clones",
         Which::Freed => "What hibernating frees",
         Which::Wrapper => "Wrapper",
         Which::Fleet => "Fleet",

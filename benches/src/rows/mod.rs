@@ -1,5 +1,6 @@
 //! The measurements themselves.
 
+mod clones;
 mod cycles;
 mod fleet;
 mod freed;
@@ -43,6 +44,7 @@ pub(crate) async fn run(plan: &Plan, wanted: &[Which]) -> Vec<Row> {
         Which::Cycles,
         Which::Snapshot,
         Which::Hibernated,
+        Which::Clones,
         Which::Freed,
         Which::Wrapper,
         Which::Fleet,
@@ -57,6 +59,7 @@ pub(crate) async fn run(plan: &Plan, wanted: &[Which]) -> Vec<Row> {
             Which::Cycles => cycles::measure(plan, &mut row).await,
             Which::Snapshot => snapshot::measure(plan, &mut row).await,
             Which::Hibernated => hibernated::measure(plan, &mut row).await,
+            Which::Clones => clones::measure(plan, &mut row).await,
             Which::Freed => freed::measure(plan, &mut row).await,
             Which::Wrapper => wrapper::measure(plan, &mut row).await,
             Which::Fleet => fleet::measure(plan, &mut row).await,

@@ -69,7 +69,7 @@ impl Wakes {
 /// Part 6.
 pub(crate) async fn show(rig: &Rig, wanted: u32, mib: u32) -> Result<()> {
     say::heading(&format!(
-        "6. {wanted} such pods of {mib} MiB each, half random, half compressible"
+        "7. {wanted} such pods of {mib} MiB each, half random, half compressible"
     ));
     let pods = room(rig, wanted, mib).await?;
     let peer = Peer::listen(IpAddr::from(rig.stack.bridge().1), None).await?;

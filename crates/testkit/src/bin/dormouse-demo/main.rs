@@ -5,6 +5,7 @@
 //! the next run.
 
 mod check;
+mod clones;
 mod crowd;
 mod node;
 mod place;
@@ -85,7 +86,7 @@ async fn show(args: &Args) -> Result<()> {
         ));
     }
 
-    say::heading(if told.is_ok() { "7. Clean up" } else { "Clean up" });
+    say::heading(if told.is_ok() { "8. Clean up" } else { "Clean up" });
     let removed = say::step("pods, agent, containerd", rig.stop()).await;
     let away = say::step("the agent's swap", async { place.clear() }).await;
     told?;

@@ -11,12 +11,12 @@ use dormouse_testkit::guest::AgentGuest;
 use dormouse_testkit::host::wait;
 use dormouse_testkit::peer::Peer;
 use dormouse_testkit::rig::Rig;
-use dormouse_testkit::{Pod, http};
+use dormouse_testkit::{Pod, PodSpec, http};
 use serde_json::Value;
 
 use crate::check::Checks;
 use crate::words::at;
-use crate::{node, say, words};
+use crate::{clones, node, say, words};
 
 /// Nothing here takes longer unless it hangs.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -44,7 +44,7 @@ struct Seen {
     container: String,
 }
 
-/// Parts 2 to 5.
+/// Parts 2 to 6.
 pub(crate) async fn show(rig: &Rig) -> Result<()> {
     say::heading("2. An agent at work");
     let host = IpAddr::from(rig.stack.bridge().1);
@@ -61,9 +61,10 @@ pub(crate) async fn show(rig: &Rig) -> Result<()> {
         .annotation("dormouse.dev/managed", "true")
         .annotation("dormouse.dev/idle-timeout", "2s")
         .annotation("dormouse.dev/doze-after", "4s");
+    let spec = keeping_connections(spec);
     let began = Instant::now();
     let pod = say::step("pod agent-1: a Python agent in gVisor", async {
-        let pod = rig.run_pod(spec).await?;
+        let pod = rig.run_pod(spec.clone()).await?;
         pod.wait_http(guest.port, "/answer", LIMIT).await?;
         Ok(pod)
     })
@@ -131,7 +132,16 @@ pub(crate) async fn show(rig: &Rig) -> Result<()> {
         awake: frozen_at.saturating_duration_since(before.at) + woken_at.elapsed(),
     };
     compare(&before, &after, &slept, address, &peer).await?.show()?;
+    clones::show(rig, &pod, guest.port, &spec).await?;
     say::step("pod agent-1 is removed", pod.remove()).await
+}
+
+/// Established connections outlive a hibernation only if pod and containers say so from their birth.
+fn keeping_connections(spec: PodSpec) -> PodSpec {
+    const KEY: &str = "dev.gvisor.flag.allow-connected-on-save";
+    let mut spec = spec.annotation(KEY, "true");
+    spec.container_annotations.insert(KEY.into(), "true".into());
+    spec
 }
 
 /// How long the guest slept and was awake between the two looks.
