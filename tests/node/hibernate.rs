@@ -9,7 +9,7 @@ use dormouse_sentry::RunDir;
 use dormouse_testkit::guest::AgentGuest;
 use dormouse_testkit::host::wait;
 use dormouse_testkit::peer::Peer;
-use dormouse_testkit::rig::{Rig, reason};
+use dormouse_testkit::rig::{Rig, RigOptions, reason};
 use dormouse_testkit::{ContainerSpec, DORMOUSE_GVISOR, Pod, PodSpec, RUNC, Stack, StackOptions, http};
 use k8s_cri::v1::{ContainerState, PodSandboxState};
 
@@ -210,6 +210,37 @@ async fn an_exec_in_the_middle_of_a_hibernation_is_served() {
         rig.wait_rung(&pod, Rung::Running, LIMIT).await.unwrap();
         assert_eq!(ask(&pod, "/hash").await, hash);
     }
+    rig.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_short_of_memory_hibernates_its_sleepers() {
+    let _swap = swap();
+    // Short of all but everything: always.
+    let options = RigOptions {
+        config: "[pressure]\navailable_percent = 100\nperiod = \"100ms\"\n".into(),
+        ..RigOptions::default()
+    };
+    let rig = Rig::start(options).await.unwrap();
+    let managed = |name: &str| {
+        AgentGuest::mib(8)
+            .pod(name)
+            .annotation("dormouse.dev/managed", "true")
+    };
+    let awake = rig.run_pod(managed("awake")).await.unwrap();
+    let sleeper = rig.run_pod(managed("sleeper")).await.unwrap();
+    let own = rig.run_pod(AgentGuest::mib(8).pod("unmanaged")).await.unwrap();
+    for pod in [&awake, &sleeper, &own] {
+        pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
+    }
+    let hash = ask(&sleeper, "/hash").await;
+    rig.doze(&own).await.unwrap();
+    rig.doze(&sleeper).await.unwrap();
+    let view = rig.wait_rung(&sleeper, Rung::Hibernated, LIMIT).await.unwrap();
+    assert_eq!(view.reason, Reason::MemoryPressure.as_str());
+    assert_eq!(rig.rung(&awake).await.unwrap(), Rung::Running);
+    assert_eq!(rig.rung(&own).await.unwrap(), Rung::Dozing, "not ours to move");
+    assert_eq!(ask(&sleeper, "/hash").await, hash);
     rig.stop().await.unwrap();
 }
 

@@ -98,6 +98,9 @@ pub struct Config {
     /// How much may go on at once.
     #[serde(default)]
     pub admission: AdmissionConfig,
+    /// When the node's memory counts as short.
+    #[serde(default)]
+    pub pressure: PressureConfig,
     /// What a doze takes, and what it leaves.
     #[serde(default)]
     pub doze: DozeConfig,
@@ -152,6 +155,26 @@ pub struct ManageConfig {
     /// From the freeze to the doze, where a policy does not say.
     #[serde(with = "human")]
     pub doze_after_freeze: Duration,
+}
+
+/// When the node's memory counts as short, so that sleepers are hibernated.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PressureConfig {
+    /// It is short when less than this share of RAM is available, in percent; 0 = never.
+    pub available_percent: u8,
+    /// How often it is looked at.
+    #[serde(with = "human")]
+    pub period: Duration,
+}
+
+impl Default for PressureConfig {
+    fn default() -> Self {
+        Self {
+            available_percent: 5,
+            period: Duration::from_secs(2),
+        }
+    }
 }
 
 /// When a running pod counts as idle.
@@ -286,6 +309,7 @@ impl Default for Config {
             manage: ManageConfig::default(),
             idle: IdleConfig::default(),
             admission: AdmissionConfig::default(),
+            pressure: PressureConfig::default(),
             doze: DozeConfig::default(),
             snapshots: SnapshotsConfig::default(),
             packets: PacketConfig::default(),
@@ -542,6 +566,12 @@ impl Config {
             return value(
                 "admission",
                 "must allow at least one wake, one page-out and one save at once",
+            );
+        }
+        if self.pressure.available_percent > 100 || self.pressure.period < Duration::from_millis(100) {
+            return value(
+                "pressure",
+                "available_percent must be at most 100, and period at least 100ms",
             );
         }
         if self.api.order_deadline.is_zero() {

@@ -23,6 +23,7 @@ pub mod memory;
 pub mod metrics;
 pub mod notes;
 pub mod pods;
+mod pressure;
 mod run;
 pub mod signal_watch;
 pub mod snapshots;

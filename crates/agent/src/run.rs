@@ -28,7 +28,7 @@ use crate::pods::{Pods, WireSink};
 use crate::snapshots::{self, Snapshots};
 use crate::swap::SwapManager;
 use crate::swap_handle::SwapHandle;
-use crate::{drivers, memory, notes};
+use crate::{drivers, memory, notes, pressure};
 
 /// How long what is in flight may take to end or roll back at shutdown.
 const SHUTDOWN: Duration = Duration::from_secs(10);
@@ -93,6 +93,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         let (dir, pods, stop) = (run_dir, pods.clone(), stop.clone());
         tasks.spawn(async move { notes::listen(&dir, pods, stop).await.map_err(anyhow::Error::from) });
     }
+    tokio::spawn(pressure::watch(
+        ctx.config.pressure.clone(),
+        pods.clone(),
+        stop.clone(),
+    ));
     tokio::spawn(snapshots::run_background(ctx.snapshots.clone(), stop.clone()));
     if let Some(address) = http_address {
         let pages = Pages {

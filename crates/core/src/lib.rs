@@ -7,6 +7,7 @@
 mod admission;
 mod moment;
 mod policy;
+mod pressure;
 mod reason;
 mod rung;
 mod step;
@@ -21,6 +22,7 @@ pub use policy::{
     ANNOTATION_RESUME_POLICY, ANNOTATION_WAKE_UDP_PORTS, Fallback, MAX_DURATION, Policy, PolicyDefaults,
     PolicyError, ResumePolicy, format_duration, parse_duration,
 };
+pub use pressure::{Sleeper, next_to_hibernate};
 pub use reason::Reason;
 pub use rung::{Rung, UnknownRung};
 pub use step::{

@@ -55,6 +55,8 @@ reasons! {
     Scheduled,
     /// The pod had been idle for as long as its policy asks.
     IdleTimeout,
+    /// The node's memory ran short, and the pod was hibernated to free what it still had.
+    MemoryPressure,
     /// A wake came while the pod was being put to sleep; the wake won.
     WakeWon,
     /// A newer order on the same pod took this order's place.

@@ -57,6 +57,7 @@ pub fn next(state: &PodState, input: Input, now: Moment) -> Step {
         Input::Keepalive => step.keepalive(now),
         Input::Answered => step.answered(),
         Input::Timer => {}
+        Input::Pressure => step.press(now),
         Input::Ended(end) => step.ended(end, now),
         Input::FoundRunning(source) => step.found_running(source, now),
         Input::SetPolicy(policy) => {
@@ -166,6 +167,7 @@ impl Step {
     /// Answers every order that wants the pod asleep.
     fn drop_down_orders(&mut self, reason: Reason) {
         self.state.down_to = None;
+        self.state.pressed = false;
         self.answer(|waiting| waiting.order.down_to().is_some(), Err(Refusal(reason)));
     }
 
@@ -186,6 +188,19 @@ impl Step {
         // Use that was seen while the pod was about to be frozen is a wake: the freeze came too late.
         if self.state.transition == Some(Transition::Freeze) && !self.state.ordered {
             self.wake(WakeSource::Packet, now);
+        }
+    }
+
+    /// A sleeper that nothing else is wanted of goes all the way down.
+    fn press(&mut self, now: Moment) {
+        let state = &self.state;
+        let sleeps = matches!(state.rung, Rung::Frozen | Rung::Dozing);
+        let busy = state.transition.is_some() || state.wake.is_some() || state.down_to.is_some();
+        let waits = state.retry_at.is_some_and(|retry| now < retry);
+        if sleeps && state.managed && state.execs == 0 && !busy && !waits && state.abilities.hibernate.is_ok()
+        {
+            self.state.down_to = Some(Rung::Hibernated);
+            self.state.pressed = true;
         }
     }
 
@@ -257,6 +272,7 @@ impl Step {
         let reason = match end.transition {
             Transition::Wake(source) => source.reason(),
             Transition::ColdStart(_) if end.failure.is_none() => Reason::ColdStarted,
+            _ if self.state.pressed && end.rung == Rung::Hibernated => Reason::MemoryPressure,
             _ if end.rung == Rung::Running || self.state.ordered => Reason::Ordered,
             _ => Reason::IdleTimeout,
         };
@@ -324,6 +340,7 @@ impl Step {
         let waking = self.state.wake.is_some() && rung.is_asleep();
         if !waking && self.state.down_to.is_some_and(|wanted| rung >= wanted) {
             self.state.down_to = None;
+            self.state.pressed = false;
         }
         let actions = &mut self.actions;
         self.state.waiting.retain(|waiting| {
@@ -363,6 +380,7 @@ impl Step {
         self.state.retry_at = Some(now.after(first.saturating_mul(1 << doublings).min(longest)));
         if !up {
             self.state.down_to = None;
+            self.state.pressed = false;
             self.state.shunned = Some(match transition {
                 // The doze that it was for.
                 Transition::Save => Rung::Dozing,
@@ -436,7 +454,12 @@ impl Step {
                 self.drop_down_orders(reason);
             } else {
                 self.state.ordered = true;
-                self.start_down(transition, Reason::Ordered);
+                let reason = if self.state.pressed {
+                    Reason::MemoryPressure
+                } else {
+                    Reason::Ordered
+                };
+                self.start_down(transition, reason);
             }
             return;
         }

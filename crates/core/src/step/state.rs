@@ -47,6 +47,8 @@ pub struct PodState {
     pub retry_at: Option<Moment>,
     /// Why the pod stands where it stands.
     pub reason: Reason,
+    /// It is memory pressure that wants the pod further down.
+    pub(super) pressed: bool,
     /// The next wake starts the guest without its memory.
     pub(super) cold: bool,
     /// The next step down was asked for by an order, not by the policy.
@@ -86,6 +88,7 @@ impl PodState {
             failures: 0,
             retry_at: None,
             reason: Reason::Ordered,
+            pressed: false,
             cold: false,
             ordered: false,
             shunned: None,

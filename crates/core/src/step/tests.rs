@@ -499,6 +499,41 @@ fn a_durable_pod_that_cannot_be_saved_stays_frozen() {
 }
 
 #[test]
+fn memory_pressure_hibernates_a_sleeper_and_nobody_else() {
+    let hibernate = Action::Start(Transition::Hibernate, Reason::MemoryPressure);
+    for rung in [Rung::Frozen, Rung::Dozing] {
+        let mut pod = deep();
+        pod.rung = rung;
+        assert_eq!(feed(&mut pod, Input::Pressure, at(1)), [hibernate.clone()]);
+        feed(&mut pod, ok(Transition::Hibernate), at(2));
+        assert_eq!((pod.rung, pod.reason), (Rung::Hibernated, Reason::MemoryPressure));
+        assert_eq!(feed(&mut pod, Input::Pressure, at(3)), []);
+    }
+    let left_alone: [fn(&mut PodState); 4] = [
+        |pod| pod.rung = Rung::Running,
+        |pod| pod.managed = false,
+        |pod| pod.execs = 1,
+        |pod| pod.abilities.hibernate = Err(Reason::SnapshotsOff),
+    ];
+    for change in left_alone {
+        let mut pod = deep();
+        pod.rung = Rung::Dozing;
+        change(&mut pod);
+        assert!(!feed(&mut pod, Input::Pressure, at(1)).contains(&hibernate));
+    }
+    // A wake that comes meanwhile wins, and what failed is not tried again at once.
+    let mut pod = deep();
+    pod.rung = Rung::Dozing;
+    feed(&mut pod, Input::Pressure, at(1));
+    feed(
+        &mut pod,
+        failed(Transition::Hibernate, Rung::Frozen, Reason::DiskFull),
+        at(2),
+    );
+    assert_eq!(feed(&mut pod, Input::Pressure, at(3)), []);
+}
+
+#[test]
 fn what_cannot_be_restored_is_held_or_given_up_for_now() {
     let wake = Transition::Wake(WakeSource::Packet);
     for (fallback, reason, first_wait) in [

@@ -168,6 +168,8 @@ pub enum Input {
     Ended(StepEnd),
     /// The pod was woken behind the agent's back, by the wrapper.
     FoundRunning(WakeSource),
+    /// The node's memory runs short: a managed sleeper is to be hibernated.
+    Pressure,
     /// The policy changed.
     SetPolicy(Policy),
     /// The pod was taken under management, or let go.

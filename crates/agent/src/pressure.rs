@@ -1,0 +1,95 @@
+//! Watches the node's memory, and hibernates sleepers where it runs short.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dormouse_core::{Input, Moment, Rung, Sleeper, next_to_hibernate};
+use tokio_util::sync::CancellationToken;
+
+use crate::actor::Message;
+use crate::config::PressureConfig;
+use crate::pods::{Pods, ago};
+use crate::view::PodView;
+use crate::{clock, memory};
+
+/// How often a pod is asked again that did not go down.
+const AGAIN: Duration = Duration::from_secs(60);
+
+/// How long one pod is given before the next one is looked for.
+const STEP: Duration = Duration::from_secs(10);
+
+/// How often it is looked whether it has gone down.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// Watches until `stop`; at once where it is switched off.
+pub async fn watch(config: PressureConfig, pods: Pods, stop: CancellationToken) {
+    if config.available_percent == 0 {
+        return;
+    }
+    let mut asked: HashMap<String, Moment> = HashMap::new();
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(config.period) => {}
+            () = stop.cancelled() => return,
+        }
+        // One after the other: each may be enough.
+        while is_short(config.available_percent) && !stop.is_cancelled() {
+            asked.retain(|_, at| clock::now().since(*at) < AGAIN);
+            if !relieve(&pods, &mut asked).await {
+                break;
+            }
+        }
+    }
+}
+
+fn is_short(percent: u8) -> bool {
+    match (memory::available(), memory::total()) {
+        (Ok(available), Ok(total)) => available < total / 100 * u64::from(percent),
+        // Nothing is known, and nothing is done.
+        _ => false,
+    }
+}
+
+/// Has one sleeper hibernated. `false` if there is none left to ask.
+async fn relieve(pods: &Pods, asked: &mut HashMap<String, Moment>) -> bool {
+    let views = pods.views();
+    let candidates = views
+        .iter()
+        .filter(|view| !asked.contains_key(&view.sandbox_id))
+        .map(|view| sleeper(view));
+    let Some(id) = next_to_hibernate(candidates) else {
+        return false;
+    };
+    let Some(handle) = pods.get(id) else { return true };
+    asked.insert(id.to_owned(), clock::now());
+    tracing::info!(pod = %handle.view().name, sandbox = %id, "the node's memory runs short; a sleeper is hibernated");
+    if handle.tell(Message::Input(Input::Pressure)).await.is_err() {
+        return true;
+    }
+    let gone_down = async {
+        while handle.view().rung < Rung::Hibernated {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    };
+    // One that does not go down says why by itself.
+    let _ = tokio::time::timeout(STEP, gone_down).await;
+    true
+}
+
+fn sleeper(view: &Arc<PodView>) -> Sleeper<'_> {
+    let can = |what: &str| {
+        view.capabilities
+            .iter()
+            .any(|(name, able)| *name == what && able.is_ok())
+    };
+    Sleeper {
+        id: &view.sandbox_id,
+        rung: view.rung,
+        idle: ago(view.idle_since),
+        managed: view.managed,
+        can_doze: can("doze"),
+        can_hibernate: can("hibernate"),
+        moving: view.moving_to.is_some(),
+    }
+}

@@ -1,0 +1,89 @@
+//! Whom memory pressure on the node pushes further down the ladder.
+
+use std::time::Duration;
+
+use crate::Rung;
+
+/// A pod, as far as this decision needs it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sleeper<'a> {
+    /// Names the pod sandbox.
+    pub id: &'a str,
+    /// Where the pod stands.
+    pub rung: Rung,
+    /// How long it has been idle.
+    pub idle: Duration,
+    /// Whether Dormouse may put it to sleep by itself.
+    pub managed: bool,
+    /// Whether it can doze.
+    pub can_doze: bool,
+    /// Whether it can be hibernated.
+    pub can_hibernate: bool,
+    /// Whether a step is under way.
+    pub moving: bool,
+}
+
+/// The pod to hibernate next: of those that doze, or sleep in RAM because they cannot doze, the one that has been idle
+/// longest. `None` if there is no such pod.
+#[must_use]
+pub fn next_to_hibernate<'a>(pods: impl IntoIterator<Item = Sleeper<'a>>) -> Option<&'a str> {
+    pods.into_iter()
+        .filter(|pod| pod.managed && pod.can_hibernate && !pod.moving)
+        .filter(|pod| match pod.rung {
+            Rung::Dozing => true,
+            Rung::Frozen => !pod.can_doze,
+            _ => false,
+        })
+        .max_by_key(|pod| pod.idle)
+        .map(|pod| pod.id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sleeper(id: &str, rung: Rung, idle: u64) -> Sleeper<'_> {
+        Sleeper {
+            id,
+            rung,
+            idle: Duration::from_secs(idle),
+            managed: true,
+            can_doze: true,
+            can_hibernate: true,
+            moving: false,
+        }
+    }
+
+    #[test]
+    fn the_longest_idle_sleeper_goes_first() {
+        let pods = [
+            sleeper("running", Rung::Running, 900),
+            sleeper("frozen", Rung::Frozen, 800),
+            sleeper("short", Rung::Dozing, 10),
+            sleeper("long", Rung::Dozing, 500),
+            sleeper("hibernated", Rung::Hibernated, 1000),
+        ];
+        assert_eq!(next_to_hibernate(pods), Some("long"));
+        let no_swap = Sleeper {
+            can_doze: false,
+            ..sleeper("frozen", Rung::Frozen, 800)
+        };
+        assert_eq!(next_to_hibernate([pods[2], no_swap]), Some("frozen"));
+        for left_alone in [
+            Sleeper {
+                managed: false,
+                ..pods[3]
+            },
+            Sleeper {
+                can_hibernate: false,
+                ..pods[3]
+            },
+            Sleeper {
+                moving: true,
+                ..pods[3]
+            },
+        ] {
+            assert_eq!(next_to_hibernate([left_alone]), None);
+        }
+    }
+}
