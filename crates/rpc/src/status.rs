@@ -45,6 +45,7 @@ const fn code(reason: Reason) -> Code {
         Reason::ShuttingDown
         | Reason::RuntimeUnavailable
         | Reason::ControlSocketTimeout
+        | Reason::GuestBusy
         | Reason::LockTimeout => Code::Unavailable,
         Reason::SwapFull
         | Reason::InsufficientMemory
@@ -72,6 +73,7 @@ const fn code(reason: Reason) -> Code {
         | Reason::CpuMismatch
         | Reason::NetworkKindMismatch
         | Reason::ContainersMismatch
+        | Reason::RestoreNotGranted
         | Reason::GuestGone => Code::FailedPrecondition,
         _ => Code::Internal,
     }

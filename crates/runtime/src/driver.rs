@@ -183,7 +183,7 @@ pub struct SaveReport {
     pub stop: Duration,
     /// Time until its whole state was written to the image's files.
     pub write: Duration,
-    /// Time until it ran again and was back on the wire; zero for a guest that stays stopped.
+    /// Time until it ran again; zero for a guest that stays stopped.
     pub resume: Duration,
     /// The moment at which the guest was cut off, on the clock of `dormouse_net::monotonic`; frames seen before
     /// reached it.

@@ -16,11 +16,11 @@ use dormouse_sentry::hold::{Holder, RunscCall};
 use dormouse_sentry::record::CgroupState;
 use dormouse_sentry::{
     ContainerKind, ContainerRecord, ContainerRuntimeState, ControlSocket, Held, ImageFiles, ProcessId,
-    Record, RunscState,
+    Record, RunscState, SwitchError,
 };
 
 use super::wake::restore_settings;
-use super::{Parts, stop_state, switch_failed};
+use super::{Parts, VISITS, stop_state, switch_failed};
 use crate::brake::not_cancelled;
 use crate::driver::{Cancel, DriverError, Guest, SaveReport, SavedContainer, SavedFacts, StopState};
 use crate::failure::Verb;
@@ -39,6 +39,9 @@ const ARGS: usize = 16 << 10;
 
 /// How long the sentry may take to say whether a container has ended.
 const ASK: Duration = Duration::from_secs(1);
+
+/// How often a guest is tried to be stopped on which commands are under way.
+const VISITED: Duration = Duration::from_millis(5);
 
 /// How often it is looked whether it has.
 const LOOK_AGAIN: Duration = Duration::from_micros(200);
@@ -115,49 +118,69 @@ pub(super) fn snapshot(
     verb: Verb<'_>,
     image: &Path,
 ) -> Result<SaveReport, DriverError> {
-    let began = Instant::now();
-    let (held, _) = parts.stop_unvisited(guest, verb, &Cancel::new(), |held| {
-        // Only to wait for commands under way; the pause follows when the guest is off the wire.
-        held.locate()
-    })?;
-    let mut held = held;
-    let lock = began.elapsed();
-    if held.record().switch.is_asleep() {
-        let state = Some(stop_state(held.record()));
-        return Err(verb.refused(
-            Reason::StopStateUnknown,
-            state,
-            "the guest is asleep, and is saved as it is",
-        ));
-    }
-    let facts = facts(&held, verb)?;
-    let cutting = Instant::now();
-    let cut_at = Some(cut(&mut held, verb)?);
-    let cut = cutting.elapsed();
-    let stopping = Instant::now();
-    let result = held.pause().map_err(|e| switch_failed(verb, &held, e));
-    let stop = stopping.elapsed();
+    let (mut held, mut report) = stop_for_snapshot(parts, guest, verb)?;
     let writing = Instant::now();
-    let written = result.and_then(|_| write(parts, &mut held, verb, image));
-    let write = writing.elapsed();
+    let written = write(parts, &mut held, verb, image);
+    report.write = writing.elapsed();
     fail::fail_point!("gvisor::snapshot::written");
     let resuming = Instant::now();
     // Whatever became of the image, the guest runs on.
     let woken = held.wake().map_err(|e| switch_failed(verb, &held, e));
+    report.resume = resuming.elapsed();
     uncut(&mut held, verb);
-    let resume = resuming.elapsed();
-    let bytes = written?;
+    report.bytes = written?;
     woken?;
-    Ok(SaveReport {
-        lock,
-        cut,
-        stop,
-        write,
-        resume,
-        cut_at,
-        bytes,
-        facts,
-    })
+    Ok(report)
+}
+
+/// Cuts a running guest off from the wire and stops it, in this order: the cut takes longer than all the rest, and the
+/// application need not stand still for it. While commands on the guest are under way it waits for them.
+fn stop_for_snapshot(
+    parts: &Parts,
+    guest: &Guest,
+    verb: Verb<'_>,
+) -> Result<(Held, SaveReport), DriverError> {
+    let began = Instant::now();
+    loop {
+        let mut held = parts.lock(guest, verb)?;
+        held.locate().map_err(|e| switch_failed(verb, &held, e))?;
+        let lock = began.elapsed();
+        if held.record().switch.is_asleep() {
+            let state = Some(stop_state(held.record()));
+            return Err(verb.refused(
+                Reason::StopStateUnknown,
+                state,
+                "the guest is asleep, and is saved as it is",
+            ));
+        }
+        let facts = facts(&held, verb)?;
+        let cutting = Instant::now();
+        let cut_at = Some(cut(&mut held, verb)?);
+        let cut = cutting.elapsed();
+        let stopping = Instant::now();
+        match held.pause() {
+            Ok(_) => {
+                let report = SaveReport {
+                    lock,
+                    cut,
+                    stop: stopping.elapsed(),
+                    cut_at,
+                    facts,
+                    ..SaveReport::default()
+                };
+                return Ok((held, report));
+            }
+            Err(error) => {
+                uncut(&mut held, verb);
+                if !matches!(error, SwitchError::Visited { .. }) || began.elapsed() >= VISITS {
+                    return Err(switch_failed(verb, &held, error));
+                }
+            }
+        }
+        // Without the lock: one of the commands may be about to take it.
+        drop(held);
+        std::thread::sleep(VISITED);
+    }
 }
 
 /// Puts a guest that was saved and is not released back on the wire.
