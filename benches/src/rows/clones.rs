@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use dormouse_testkit::guest::AgentGuest;
 use dormouse_testkit::rig::{Rig, RigOptions};
-use dormouse_testkit::{ContainerSpec, Pod, PodSpec};
+use dormouse_testkit::{ContainerSpec, GVISOR, Pod, PodSpec};
 use procfs::vmstat;
 
 use crate::ask;
@@ -36,15 +36,18 @@ pub(super) async fn measure(plan: &Plan, row: &mut Row) -> Result<()> {
     };
     fleet::on_rig("clones", options, async |rig| one_rig(plan, rig, row).await).await?;
     row.note(
-        "From the order of the grant, or of the pod sandbox, to the end of the first answer; in each turn an empty pod (busybox's \
-         httpd), the application's own cold start, and a clone of it. Image in the page cache, except for the ten at once of \
+        "From the order of the grant, or of the pod sandbox, to the end of the first answer; in each turn an empty pod of the stock \
+         handler (busybox's httpd), the application's own cold start, and a clone of it. Image in the page cache, except for the ten at once of \
          which the disk's reads are counted (the whole node's, by /proc/vmstat).",
     );
     Ok(())
 }
 
 fn empty(name: &str) -> PodSpec {
-    PodSpec::new(name).container(ContainerSpec::shell("main", "exec httpd -f -p 8080 -h /"))
+    // What the node would run without Dormouse.
+    PodSpec::new(name)
+        .handler(GVISOR)
+        .container(ContainerSpec::shell("main", "exec httpd -f -p 8080 -h /"))
 }
 
 async fn one_rig(plan: &Plan, rig: &Rig, row: &mut Row) -> Result<()> {

@@ -4,11 +4,12 @@ use std::ffi::{CString, OsString};
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
-use dormouse_sentry::{RunDir, RunscRecord};
+use dormouse_sentry::{RunDir, RunscRecord, SwiftMoves};
+use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::EXIT_FAILURE;
@@ -37,15 +38,37 @@ pub(crate) fn exec(config: &Config, argv: &[OsString], trace: &Trace<'_>) -> Res
 
 /// Starts the real runsc as a child with the same descriptors.
 pub(crate) fn spawn(config: &Config, argv: &[OsString]) -> Result<Child, Failure> {
-    Command::new(&config.runsc).args(argv).spawn().map_err(|e| {
-        Failure::new(
-            format!(
-                "dormouse-runsc: cannot start {}: {e}; is the real runsc installed?",
-                config.runsc.display()
-            ),
-            EXIT_FAILURE,
-        )
-    })
+    Command::new(&config.runsc)
+        .args(argv)
+        .spawn()
+        .map_err(|e| cannot_start(config, &e))
+}
+
+/// Runs the real runsc as a child, with the same descriptors, while moves between cgroups are swift; it ends with this
+/// process. Becomes it, where they are swift by nature.
+#[expect(unsafe_code, reason = "what is done between fork and exec")]
+pub(crate) fn run_swiftly(config: &Config, argv: &[OsString], trace: &Trace<'_>) -> Result<Outcome, Failure> {
+    let Some(_swift) = SwiftMoves::if_useful() else {
+        return exec(config, argv, trace);
+    };
+    let mut command = Command::new(&config.runsc);
+    command.args(argv);
+    // SAFETY: between fork and exec nothing is done but one system call.
+    unsafe {
+        command.pre_exec(|| nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(std::io::Error::from));
+    }
+    let status = command.status().map_err(|e| cannot_start(config, &e))?;
+    Ok(Outcome::Exited(exit_code(status)))
+}
+
+fn cannot_start(config: &Config, error: &std::io::Error) -> Failure {
+    Failure::new(
+        format!(
+            "dormouse-runsc: cannot start {}: {error}; is the real runsc installed?",
+            config.runsc.display()
+        ),
+        EXIT_FAILURE,
+    )
 }
 
 /// The code to exit with for a child's end.

@@ -54,7 +54,7 @@ pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
             ),
         }
     }
-    context.exec()
+    context.run_swiftly()
 }
 
 /// What has to be known of a container's pod before it is made.

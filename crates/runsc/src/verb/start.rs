@@ -55,7 +55,7 @@ pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
             return Ok(outcome);
         }
     }
-    context.exec()
+    context.run_swiftly()
 }
 
 fn pipe(fd: BorrowedFd<'_>) -> Option<Pipe> {

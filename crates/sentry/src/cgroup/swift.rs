@@ -35,15 +35,26 @@ impl SwiftMoves {
     /// Begins; does nothing on a node whose freezer is not on cgroup v1, or where this process cannot see its own place.
     #[must_use]
     pub fn begin() -> Self {
+        Self::if_useful().unwrap_or(Self {
+            end: None,
+            thread: None,
+        })
+    }
+
+    /// The same; `None` where it would do nothing.
+    #[must_use]
+    pub fn if_useful() -> Option<Self> {
+        let procs = own_procs()?;
         let (end, ended) = channel();
         let thread = std::thread::Builder::new()
             .name("swift-moves".to_owned())
             .stack_size(256 * 1024)
-            .spawn(move || keep(&ended));
-        Self {
+            .spawn(move || keep(&procs, &ended))
+            .ok()?;
+        Some(Self {
             end: Some(end),
-            thread: thread.ok(),
-        }
+            thread: Some(thread),
+        })
     }
 }
 
@@ -56,10 +67,9 @@ impl Drop for SwiftMoves {
     }
 }
 
-fn keep(ended: &Receiver<()>) {
-    let Some(procs) = own_procs() else { return };
+fn keep(procs: &Path, ended: &Receiver<()>) {
     for _ in 0..LONGEST {
-        if stay(&procs).is_err() {
+        if stay(procs).is_err() {
             return;
         }
         if ended.recv_timeout(PERIOD) != Err(RecvTimeoutError::Timeout) {

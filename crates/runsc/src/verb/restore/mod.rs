@@ -25,7 +25,8 @@ use dormouse_core::{BirthWish, Fallback, Reason};
 use dormouse_sentry::hold::{RunscCall, Streams};
 use dormouse_sentry::record::now_ms;
 use dormouse_sentry::{
-    ContainerId, ContainerKind, Grant, GrantedContainer, PodUid, Record, Restore, RestorePhase, Switch,
+    ContainerId, ContainerKind, Grant, GrantedContainer, PodUid, Record, Restore, RestorePhase, SwiftMoves,
+    Switch,
 };
 
 pub(super) use awaited::before_sandbox;
@@ -166,6 +167,7 @@ fn fill(
         .and_then(|root| Some((root.launch.as_ref()?, &root.id)))
         .ok_or_else(|| internal("it is not known how the pod sandbox was created"))?;
     let call = RunscCall::Restore { image: grant.image };
+    let _swift = SwiftMoves::begin();
     again::invoke(&context.config.runsc, root.0, root.1, &call, &Streams::default())
         .map(|()| true)
         .map_err(|words| {
@@ -286,6 +288,7 @@ fn start_loading(
     wanted: &[GrantedContainer],
 ) -> Result<bool, CannotFill> {
     let failed = |what: String| CannotFill::new(Reason::RuntimeCallFailed, what);
+    let _swift = SwiftMoves::begin();
     let status = real::spawn(context.config, context.argv)
         .map_err(|e| failed(e.message().to_owned()))?
         .wait()
