@@ -25,6 +25,10 @@ use super::{RunscCall, STREAMS, Streams};
 /// The largest packet, in bytes: a path, or some lines of runsc's.
 const LIMIT: usize = 6 << 10;
 
+/// The most descriptors that the kernel lets come with one packet (its `SCM_MAX_FD`). There has to be room for all of
+/// them: those that do not fit could not be told from none, and those that do would stay open.
+const MAX_DESCRIPTORS: usize = 253;
+
 /// The most words of a failure, in bytes.
 pub(super) const WORDS: usize = 4 << 10;
 
@@ -153,7 +157,7 @@ fn send(socket: &OwnedFd, kind: u8, rest: &[u8], streams: &[Option<RawFd>; STREA
 /// A packet and its descriptors; `None` where the other side has hung up or sent something else.
 fn receive(socket: &OwnedFd) -> io::Result<Option<(u8, Vec<u8>, Streams)>> {
     let mut message = vec![0_u8; LIMIT];
-    let mut space = nix::cmsg_space!([RawFd; STREAMS]);
+    let mut space = nix::cmsg_space!([RawFd; MAX_DESCRIPTORS]);
     let mut data = [IoSliceMut::new(&mut message)];
     let received = recvmsg::<UnixAddr>(
         socket.as_raw_fd(),
@@ -195,6 +199,33 @@ fn receive(socket: &OwnedFd) -> io::Result<Option<(u8, Vec<u8>, Streams)>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn more_descriptors_than_streams_are_refused_and_closed() {
+        let (ours, theirs) = nix::sys::socket::socketpair(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            None,
+            SockFlag::SOCK_CLOEXEC,
+        )
+        .unwrap();
+        for count in [STREAMS + 1, MAX_DESCRIPTORS] {
+            let (reader, writer) = nix::unistd::pipe().unwrap();
+            let fds = vec![writer.as_raw_fd(); count];
+            let sent = sendmsg::<UnixAddr>(
+                theirs.as_raw_fd(),
+                &[IoSlice::new(b"P\x07")],
+                &[ControlMessage::ScmRights(&fds)],
+                MsgFlags::MSG_NOSIGNAL,
+                None,
+            );
+            assert_eq!(sent, Ok(2));
+            drop(writer);
+            assert!(Packet::receive(&ours).unwrap().is_none());
+            // Nobody has the other end any more.
+            assert_eq!(nix::unistd::read(&reader, &mut [0]), Ok(0));
+        }
+    }
 
     #[test]
     fn requests_come_back_as_they_were() {
