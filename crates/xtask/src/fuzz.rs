@@ -82,7 +82,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                     let began = Instant::now();
                     match fuzz(&paths, &programs, target, files.path(), args.seconds) {
                         Ok(said) => {
-                            println!("  ok  {} ({}): {said}", target.name, ui::seconds(began.elapsed()))
+                            println!("  ok  {} ({}): {said}", target.name, ui::seconds(began.elapsed()));
                         }
                         Err(error) => {
                             println!("  FAILED  {}: {error:#}", target.name);
