@@ -377,6 +377,12 @@ pub struct Record {
     /// Whether the containers see the pod's identity.
     #[serde(default)]
     pub identity: bool,
+    /// The volumes that gVisor keeps in the sandbox and shares between its containers, by their places on the node.
+    #[serde(default)]
+    pub volumes: Vec<PathBuf>,
+    /// Whether the guest came out of a snapshot in this pod.
+    #[serde(default)]
+    pub woken: bool,
 }
 
 /// Only the format number, read before anything else.
@@ -412,6 +418,8 @@ impl Record {
             hibernation: None,
             restore: None,
             identity: false,
+            volumes: Vec::new(),
+            woken: false,
         }
     }
 

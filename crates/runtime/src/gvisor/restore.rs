@@ -57,7 +57,7 @@ pub(super) fn restore(
     }
     fail::fail_point!("gvisor::restore::started");
     let record = held.record().clone();
-    held.note_restored()
+    held.note_restored(image.is_some())
         .map_err(|e| verb.failed(e.reason(), None, e))?;
     fail::fail_point!("gvisor::restore::noted");
     drop_streams(parts, &record);

@@ -77,13 +77,15 @@ impl Held {
         Ok(())
     }
 
-    /// Notes that a new guest runs, in the place of the one that was saved.
+    /// Notes that a new guest runs, in the place of the one that was saved: out of its snapshot (`woken`), or from the
+    /// beginning.
     ///
     /// # Errors
     /// [`SwitchError::Record`]
-    pub fn note_restored(&mut self) -> Result<(), SwitchError> {
+    pub fn note_restored(&mut self, woken: bool) -> Result<(), SwitchError> {
         self.update(|r| {
             r.hibernation = None;
+            r.woken = woken;
             r.sentry = None;
             r.control_socket = None;
             r.cgroup = None;
