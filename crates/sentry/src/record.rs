@@ -201,6 +201,9 @@ pub struct Hibernation {
     pub snapshot: String,
     /// How far it is.
     pub phase: HibernationPhase,
+    /// The containers that are in the snapshot, without the pod sandbox's own: it can only be restored with all of them.
+    #[serde(default)]
+    pub containers: Vec<ContainerId>,
 }
 
 /// How far the filling of a new pod from a snapshot is.
@@ -391,6 +394,16 @@ struct VersionOnly {
     version: u32,
 }
 
+impl ContainerRecord {
+    /// Whether it is in an image of the guest: the shim has started it, and it has not ended.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        self.kind == ContainerKind::Container
+            && self.launch.as_ref().is_some_and(|l| l.started)
+            && !self.last_known.as_ref().is_some_and(|k| k.stopped)
+    }
+}
+
 impl Record {
     /// A record of a pod whose guest runs.
     #[must_use]
@@ -444,6 +457,13 @@ impl Record {
     /// The container of that id, to be changed.
     pub fn container_mut(&mut self, id: &ContainerId) -> Option<&mut ContainerRecord> {
         self.containers.iter_mut().find(|c| &c.id == id)
+    }
+
+    /// A container that is in the pod's snapshot and has ended, or was removed, while the pod was hibernated.
+    #[must_use]
+    pub fn lost_container(&self) -> Option<&ContainerId> {
+        let ended = |id: &ContainerId| self.container(id).is_none_or(|c| c.ended.is_some());
+        self.hibernation.as_ref()?.containers.iter().find(|id| ended(id))
     }
 
     /// Enters a container, in the place of one of the same id.

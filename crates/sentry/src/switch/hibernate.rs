@@ -42,9 +42,12 @@ impl Held {
         self.capture()?;
         let snapshot = snapshot.to_owned();
         self.update(|r| {
+            let live = r.containers.iter().filter(|c| c.is_live());
+            let containers = live.map(|c| c.id.clone()).collect();
             r.hibernation = Some(Hibernation {
                 snapshot,
                 phase: HibernationPhase::Releasing,
+                containers,
             });
         })?;
         fail_point!("switch::release::noted");
