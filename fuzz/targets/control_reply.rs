@@ -21,7 +21,7 @@ struct Sentry {
 }
 
 static SENTRY: LazyLock<Sentry> = LazyLock::new(|| {
-    let dir = tempfile::tempdir_in("/dev/shm").expect("a directory");
+    let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("runsc.sock");
     let listener = UnixListener::bind(&path).expect("a socket");
     let (answers, told) = channel::<Vec<u8>>();

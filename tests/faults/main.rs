@@ -7,8 +7,11 @@
     clippy::indexing_slicing
 )]
 
+mod damage;
 mod guest;
 mod hibernate;
 mod kills;
+mod neighbours;
 mod room;
+mod steps;
 mod support;

@@ -87,7 +87,7 @@ async fn the_driver_saves_ends_and_makes_a_guest_again() {
 }
 
 /// A pod whose connections survive a hibernation.
-fn connected(spec: PodSpec) -> PodSpec {
+pub(crate) fn connected(spec: PodSpec) -> PodSpec {
     let (key, value) = ("dev.gvisor.flag.allow-connected-on-save", "true");
     let mut spec = spec.handler(DORMOUSE_GVISOR);
     spec.annotations.insert(key.into(), value.into());
@@ -95,13 +95,13 @@ fn connected(spec: PodSpec) -> PodSpec {
     spec
 }
 
-async fn listed(rig: &Rig) -> Vec<v1::Snapshot> {
+pub(crate) async fn listed(rig: &Rig) -> Vec<v1::Snapshot> {
     let request = v1::ListSnapshotsRequest::default();
     let answer = rig.client.clone().list_snapshots(request).await.unwrap();
     answer.into_inner().snapshots
 }
 
-async fn hibernated(rig: &Rig, pod: &Pod) {
+pub(crate) async fn hibernated(rig: &Rig, pod: &Pod) {
     assert!(rig.hibernate(pod).await.unwrap().moved);
     let view = rig.get(pod).await.unwrap();
     assert_eq!(view.rung().to_core(), Some(Rung::Hibernated));

@@ -14,6 +14,7 @@ mod cri;
 mod deletion;
 mod hibernate;
 mod ladder;
+mod matrix;
 mod networks;
 mod orders;
 mod policy;

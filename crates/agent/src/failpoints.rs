@@ -1,11 +1,22 @@
 //! Fail points, in test builds only.
 
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
 use fail::FailScenario;
 
 /// Names the fail point at which the agent kills itself, as `kill -9` would.
 pub const KILL_AT: &str = "DORMOUSE_KILL_AT";
 
-/// Reads `FAILPOINTS`, and arms the point that `DORMOUSE_KILL_AT` names.
+/// Names a fail point and a file, `POINT=FILE`: the agent makes the file when it first comes to the point, and goes on
+/// when somebody has taken it away.
+pub const HALT_AT: &str = "DORMOUSE_HALT_AT";
+
+/// The longest that it halts.
+const HALT: Duration = Duration::from_secs(60);
+
+/// Reads `FAILPOINTS`, and arms the points that `DORMOUSE_KILL_AT` and `DORMOUSE_HALT_AT` name.
 #[must_use]
 pub fn start() -> FailScenario<'static> {
     let scenario = FailScenario::setup();
@@ -18,5 +29,28 @@ pub fn start() -> FailScenario<'static> {
             eprintln!("dormouse-agent: cannot arm {point}: {error}");
         }
     }
+    if let Ok(words) = std::env::var(HALT_AT)
+        && let Some((point, file)) = words.split_once('=')
+    {
+        let (file, first) = (PathBuf::from(file), AtomicBool::new(true));
+        let halted = fail::cfg_callback(point, move || {
+            if first.swap(false, Ordering::Relaxed) {
+                halt(&file);
+            }
+        });
+        if let Err(error) = halted {
+            eprintln!("dormouse-agent: cannot arm {point}: {error}");
+        }
+    }
     scenario
+}
+
+fn halt(file: &Path) {
+    let until = Instant::now() + HALT;
+    if let Err(error) = std::fs::write(file, b"") {
+        eprintln!("dormouse-agent: cannot halt: {}: {error}", file.display());
+    }
+    while file.exists() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }

@@ -18,7 +18,7 @@ use serde_json::value::RawValue;
 const PREFIX: &str = "dev.gvisor.";
 
 /// Mount hints: `dev.gvisor.spec.mount.<volume>.<field>`.
-const MOUNT_PREFIX: &str = "dev.gvisor.spec.mount.";
+pub(crate) const MOUNT_PREFIX: &str = "dev.gvisor.spec.mount.";
 
 /// The fields of a mount hint. `source` is written by the shim, from the pod's own volumes directory, in
 /// place of whatever the pod says.
@@ -181,6 +181,26 @@ impl Bundle {
         Ok(())
     }
 
+    /// Where the mounts come from, as far as that is said.
+    pub(crate) fn mount_sources(&self) -> Result<Vec<PathBuf>, BundleError> {
+        #[derive(Deserialize)]
+        struct Mount {
+            #[serde(default)]
+            source: PathBuf,
+        }
+        #[derive(Deserialize)]
+        struct Part {
+            #[serde(default)]
+            mounts: Vec<Mount>,
+        }
+        let part: Part = serde_json::from_slice(&self.text).map_err(|source| BundleError::Invalid {
+            path: self.path.clone(),
+            source,
+        })?;
+        let sources = part.mounts.into_iter().map(|m| m.source);
+        Ok(sources.filter(|s| s.is_absolute()).collect())
+    }
+
     /// Reads `config.json` in a bundle directory.
     ///
     /// # Errors
@@ -317,8 +337,11 @@ fn replace(text: &[u8], member: &str, new: &impl serde::Serialize) -> Result<Vec
             out.extend_from_slice(value.get().as_bytes());
         }
     }
-    if out.is_empty() {
-        out.push(b'{');
+    if !members.iter().any(|(key, _)| key == member) {
+        out.push(if out.is_empty() { b'{' } else { b',' });
+        serde_json::to_writer(&mut out, member)?;
+        out.push(b':');
+        serde_json::to_writer(&mut out, new)?;
     }
     out.push(b'}');
     Ok(out)

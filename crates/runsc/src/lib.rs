@@ -9,6 +9,7 @@ mod outcome;
 mod real;
 mod trace;
 mod verb;
+mod volumes;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -201,6 +201,9 @@ pub struct Hibernation {
     pub snapshot: String,
     /// How far it is.
     pub phase: HibernationPhase,
+    /// The containers that are in the snapshot, without the pod sandbox's own: it can only be restored with all of them.
+    #[serde(default)]
+    pub containers: Vec<ContainerId>,
 }
 
 /// How far the filling of a new pod from a snapshot is.
@@ -377,12 +380,28 @@ pub struct Record {
     /// Whether the containers see the pod's identity.
     #[serde(default)]
     pub identity: bool,
+    /// The volumes that gVisor keeps in the sandbox and shares between its containers, by their places on the node.
+    #[serde(default)]
+    pub volumes: Vec<PathBuf>,
+    /// Whether the guest came out of a snapshot in this pod.
+    #[serde(default)]
+    pub woken: bool,
 }
 
 /// Only the format number, read before anything else.
 #[derive(Deserialize)]
 struct VersionOnly {
     version: u32,
+}
+
+impl ContainerRecord {
+    /// Whether it is in an image of the guest: the shim has started it, and it has not ended.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        self.kind == ContainerKind::Container
+            && self.launch.as_ref().is_some_and(|l| l.started)
+            && !self.last_known.as_ref().is_some_and(|k| k.stopped)
+    }
 }
 
 impl Record {
@@ -412,6 +431,8 @@ impl Record {
             hibernation: None,
             restore: None,
             identity: false,
+            volumes: Vec::new(),
+            woken: false,
         }
     }
 
@@ -436,6 +457,13 @@ impl Record {
     /// The container of that id, to be changed.
     pub fn container_mut(&mut self, id: &ContainerId) -> Option<&mut ContainerRecord> {
         self.containers.iter_mut().find(|c| &c.id == id)
+    }
+
+    /// A container that is in the pod's snapshot and has ended, or was removed, while the pod was hibernated.
+    #[must_use]
+    pub fn lost_container(&self) -> Option<&ContainerId> {
+        let ended = |id: &ContainerId| self.container(id).is_none_or(|c| c.ended.is_some());
+        self.hibernation.as_ref()?.containers.iter().find(|id| ended(id))
     }
 
     /// Enters a container, in the place of one of the same id.

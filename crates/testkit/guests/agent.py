@@ -11,7 +11,8 @@ TCP connection, and answers about all of it over HTTP. Standard library only.
   GET  /file              lines and SHA-256 of that file, read back
   GET  /hash              SHA-256 of the whole memory block
   GET  /touch             touch every page of the block; returns the milliseconds that took
-  GET  /alloc?mib=N       replace the block: half random, half compressible
+  GET  /alloc?mib=N       replace the block: half random, half compressible; with &kind=sparse one page of 64 has
+                          a byte in it, and all are touched
   GET  /say?text=T        send T over the outbound connection and return the echo
   GET  /busy?ms=N         burn CPU for N ms
   GET  /gap               the longest that a tick came late since this was last asked, in milliseconds
@@ -52,6 +53,14 @@ class Block:
         for index in range(mib):
             part = os.urandom(MIB) if index % 2 == 0 else text
             self.data[index * MIB:(index + 1) * MIB] = part
+
+    @classmethod
+    def sparse(cls, mib):
+        block = cls(0)
+        block.data = bytearray(mib * MIB)
+        for page in range(0, len(block.data), PAGE):
+            block.data[page] = page // PAGE % 64 == 0
+        return block
 
     def hash(self):
         return hashlib.sha256(self.data).hexdigest()
@@ -201,7 +210,10 @@ class Handler(BaseHTTPRequestHandler):
             elif url.path == "/touch":
                 self.reply(agent.block.touch())
             elif url.path == "/alloc":
-                agent.block = Block(int(query["mib"][0]))
+                # The one before goes first.
+                agent.block = None
+                make = Block.sparse if query.get("kind") == ["sparse"] else Block
+                agent.block = make(int(query["mib"][0]))
                 self.reply({"bytes": len(agent.block.data)})
             elif url.path == "/gap":
                 self.reply(agent.gap())

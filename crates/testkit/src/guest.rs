@@ -11,7 +11,10 @@ use crate::pod::{ContainerSpec, PodSpec};
 /// Where they are inside a container.
 pub const FOLDER: &str = "/guests";
 
-const PROGRAMS: &[(&str, &str)] = &[("agent.py", include_str!("../guests/agent.py"))];
+const PROGRAMS: &[(&str, &str)] = &[
+    ("agent.py", include_str!("../guests/agent.py")),
+    ("world.py", include_str!("../guests/world.py")),
+];
 
 pub(crate) fn write_programs(dir: &Path) -> Result<()> {
     for (name, text) in PROGRAMS {
@@ -76,5 +79,37 @@ impl AgentGuest {
     #[must_use]
     pub fn pod(&self, name: impl Into<String>) -> PodSpec {
         PodSpec::new(name).container(self.container())
+    }
+}
+
+/// The guest `guests/world.py`: one of everything that a kernel can hold for a process.
+#[derive(Debug, Clone, Default)]
+pub struct WorldGuest {
+    /// More folders in which it keeps files open, by name.
+    pub folders: Vec<(String, String)>,
+}
+
+impl WorldGuest {
+    /// The port on which lines come back over TCP and datagrams over UDP.
+    pub const ECHO_PORT: u16 = 9000;
+    /// The port on which whatever comes is counted.
+    pub const STREAM_PORT: u16 = 9001;
+
+    /// With one more folder.
+    #[must_use]
+    pub fn folder(mut self, name: &str, path: &str) -> Self {
+        self.folders.push((name.to_owned(), path.to_owned()));
+        self
+    }
+
+    /// A container that runs it.
+    #[must_use]
+    pub fn container(&self) -> ContainerSpec {
+        let args: Vec<String> = self
+            .folders
+            .iter()
+            .map(|(name, path)| format!("{name}={path}"))
+            .collect();
+        ContainerSpec::guest("world", "world.py", &args)
     }
 }

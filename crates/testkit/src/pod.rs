@@ -1,6 +1,7 @@
 //! Pods, made through the CRI as kubelet makes them.
 
 mod spec;
+mod volumes;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -14,8 +15,9 @@ use k8s_cri::v1::{
     ContainerStatusRequest, CreateContainerRequest, ExecSyncRequest, ImageSpec, KeyValue,
     LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext, LinuxPodSandboxConfig,
     LinuxSandboxSecurityContext, ListPodSandboxRequest, Mount, NamespaceMode, NamespaceOption,
-    PodSandboxConfig, PodSandboxMetadata, PodSandboxStatus, PodSandboxStatusRequest, RemovePodSandboxRequest,
-    RunPodSandboxRequest, StartContainerRequest, StopContainerRequest, StopPodSandboxRequest,
+    PodSandboxConfig, PodSandboxMetadata, PodSandboxStatus, PodSandboxStatusRequest, RemoveContainerRequest,
+    RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest, StopContainerRequest,
+    StopPodSandboxRequest,
 };
 use tonic::transport::Channel;
 
@@ -78,6 +80,7 @@ pub(crate) async fn run(stack: &Stack, spec: PodSpec) -> Result<Pod> {
         .join("logs")
         .join(format!("{}_{}_{uid}", spec.namespace, spec.name));
     std::fs::create_dir_all(&log_dir).with_context(|| format!("create {}", log_dir.display()))?;
+    volumes::create(&spec, &uid)?;
     let config = sandbox_config(&spec, &uid, &cgroup, &log_dir);
     let mut cri = stack.cri();
     let id = cri
@@ -90,6 +93,7 @@ pub(crate) async fn run(stack: &Stack, spec: PodSpec) -> Result<Pod> {
         Ok(answer) => answer.into_inner().pod_sandbox_id,
         Err(status) => {
             let _ = cgroup::remove(&cgroup);
+            volumes::remove(&uid);
             return Err(status).with_context(|| format!("run pod sandbox {}", spec.name));
         }
     };
@@ -107,7 +111,7 @@ pub(crate) async fn run(stack: &Stack, spec: PodSpec) -> Result<Pod> {
             log_files: spec
                 .containers
                 .iter()
-                .map(|c| log_dir.join(log_path(c)))
+                .map(|c| log_dir.join(log_path(c, spec.attempt)))
                 .collect(),
             cgroup,
             log_dir,
@@ -117,6 +121,7 @@ pub(crate) async fn run(stack: &Stack, spec: PodSpec) -> Result<Pod> {
         Err(error) => {
             let _ = remove_sandbox(&mut cri, &id).await;
             let _ = cgroup::remove(&cgroup);
+            volumes::remove(&uid);
             Err(error.context(format!("pod {}", spec.name)))
         }
     }
@@ -147,28 +152,41 @@ async fn fill(stack: &Stack, spec: &PodSpec, id: &str, config: &PodSandboxConfig
     let ip = ip.parse().with_context(|| format!("the pod's address {ip:?}"))?;
     let mut containers = Vec::new();
     for container in &spec.containers {
-        let created = cri
-            .create_container(CreateContainerRequest {
-                pod_sandbox_id: id.to_owned(),
-                config: Some(container_config(spec, container, stack)),
-                sandbox_config: Some(config.clone()),
-            })
-            .await
-            .with_context(|| format!("create container {}", container.name))?
-            .into_inner()
-            .container_id;
-        cri.start_container(StartContainerRequest {
-            container_id: created.clone(),
-        })
-        .await
-        .with_context(|| format!("start container {}", container.name))?;
-        containers.push(created);
+        containers.push(add_container(&mut cri, spec, container, spec.attempt, stack, id, config).await?);
     }
     Ok(Filled {
         ip,
         netns,
         containers,
     })
+}
+
+async fn add_container(
+    cri: &mut RuntimeServiceClient<Channel>,
+    spec: &PodSpec,
+    container: &ContainerSpec,
+    attempt: u32,
+    stack: &Stack,
+    sandbox: &str,
+    config: &PodSandboxConfig,
+) -> Result<String> {
+    let uid = config.metadata.as_ref().map_or("", |m| m.uid.as_str());
+    let created = cri
+        .create_container(CreateContainerRequest {
+            pod_sandbox_id: sandbox.to_owned(),
+            config: Some(container_config(spec, container, attempt, stack, uid)),
+            sandbox_config: Some(config.clone()),
+        })
+        .await
+        .with_context(|| format!("create container {}", container.name))?
+        .into_inner()
+        .container_id;
+    cri.start_container(StartContainerRequest {
+        container_id: created.clone(),
+    })
+    .await
+    .with_context(|| format!("start container {}", container.name))?;
+    Ok(created)
 }
 
 fn netns(info: &HashMap<String, String>) -> Option<PathBuf> {
@@ -238,9 +256,15 @@ fn resources(spec: &PodSpec) -> LinuxContainerResources {
     }
 }
 
-fn container_config(spec: &PodSpec, container: &ContainerSpec, stack: &Stack) -> ContainerConfig {
+fn container_config(
+    spec: &PodSpec,
+    container: &ContainerSpec,
+    attempt: u32,
+    stack: &Stack,
+    uid: &str,
+) -> ContainerConfig {
     let mut annotations = spec.container_annotations.clone();
-    annotations.insert("io.kubernetes.container.restartCount".into(), "0".into());
+    annotations.insert("io.kubernetes.container.restartCount".into(), attempt.to_string());
     annotations.insert("io.kubernetes.pod.terminationGracePeriod".into(), "30".into());
     let mut labels = spec.labels.clone();
     labels.insert("io.kubernetes.container.name".into(), container.name.clone());
@@ -256,6 +280,11 @@ fn container_config(spec: &PodSpec, container: &ContainerSpec, stack: &Stack) ->
             ..Default::default()
         })
         .collect();
+    mounts.extend(spec.empty_dirs.iter().map(|(name, guest)| Mount {
+        container_path: guest.display().to_string(),
+        host_path: volumes::path(uid, name).display().to_string(),
+        ..Default::default()
+    }));
     if container.guest_programs {
         mounts.push(Mount {
             container_path: crate::guest::FOLDER.into(),
@@ -267,7 +296,7 @@ fn container_config(spec: &PodSpec, container: &ContainerSpec, stack: &Stack) ->
     ContainerConfig {
         metadata: Some(ContainerMetadata {
             name: container.name.clone(),
-            attempt: spec.attempt,
+            attempt,
         }),
         image: Some(ImageSpec {
             image: container.image.clone(),
@@ -286,7 +315,7 @@ fn container_config(spec: &PodSpec, container: &ContainerSpec, stack: &Stack) ->
         mounts,
         labels,
         annotations,
-        log_path: log_path(container),
+        log_path: log_path(container, attempt),
         tty: container.tty,
         stdin: container.tty,
         linux: Some(LinuxContainerConfig {
@@ -300,8 +329,8 @@ fn container_config(spec: &PodSpec, container: &ContainerSpec, stack: &Stack) ->
     }
 }
 
-fn log_path(container: &ContainerSpec) -> String {
-    format!("{}/0.log", container.name)
+fn log_path(container: &ContainerSpec, attempt: u32) -> String {
+    format!("{}/{attempt}.log", container.name)
 }
 
 impl Pod {
@@ -322,13 +351,65 @@ impl Pod {
             .context("the pod has no container")
     }
 
+    /// Makes a container again that has ended or is to end, as kubelet restarts it: the old one is removed first.
+    ///
+    /// # Errors
+    /// When containerd cannot.
+    pub async fn restart_container(&mut self, stack: &Stack, index: usize, attempt: u32) -> Result<()> {
+        let (Some(old), Some(container)) = (self.containers.get(index), self.spec.containers.get(index))
+        else {
+            anyhow::bail!("pod {} has no container {index}", self.name);
+        };
+        self.cri
+            .stop_container(StopContainerRequest {
+                container_id: old.clone(),
+                timeout: 5,
+            })
+            .await
+            .context("stop the container")?;
+        self.cri
+            .remove_container(RemoveContainerRequest {
+                container_id: old.clone(),
+            })
+            .await
+            .context("remove the container")?;
+        let config = sandbox_config(&self.spec, &self.uid, &self.cgroup, &self.log_dir);
+        let fresh = add_container(
+            &mut self.cri,
+            &self.spec,
+            container,
+            attempt,
+            stack,
+            &self.id,
+            &config,
+        )
+        .await?;
+        if let (Some(id), Some(log)) = (self.containers.get_mut(index), self.log_files.get_mut(index)) {
+            *id = fresh;
+            log.set_file_name(format!("{attempt}.log"));
+        }
+        Ok(())
+    }
+
     /// Runs a command in the first container and waits for its end.
     ///
     /// # Errors
     /// When it cannot be started or takes longer than `limit`.
     pub async fn exec(&self, command: &[&str], limit: Duration) -> Result<ExecOutput> {
+        self.exec_in(0, command, limit).await
+    }
+
+    /// The same in any container.
+    ///
+    /// # Errors
+    /// As [`Self::exec`]; when there is no such container.
+    pub async fn exec_in(&self, index: usize, command: &[&str], limit: Duration) -> Result<ExecOutput> {
+        let container = self
+            .containers
+            .get(index)
+            .context("the pod has no such container")?;
         let request = ExecSyncRequest {
-            container_id: self.container()?.to_owned(),
+            container_id: container.clone(),
             cmd: command.iter().map(|word| (*word).to_owned()).collect(),
             timeout: i64::try_from(limit.as_secs().max(1))?,
         };
@@ -349,7 +430,18 @@ impl Pod {
     /// # Errors
     /// When there is none.
     pub fn logs(&self) -> Result<String> {
-        let path = self.log_files.first().context("the pod has no container")?;
+        self.logs_of(0)
+    }
+
+    /// The same of any container.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn logs_of(&self, index: usize) -> Result<String> {
+        let path = self
+            .log_files
+            .get(index)
+            .context("the pod has no such container")?;
         std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))
     }
 
@@ -453,6 +545,7 @@ impl Pod {
         );
         let left = cgroup::remove(&self.cgroup);
         anyhow::ensure!(left.is_empty(), "cgroups {left:?} are left of pod {}", self.name);
+        volumes::remove(&self.uid);
         Ok(())
     }
 
@@ -507,7 +600,11 @@ pub(crate) async fn remove_all(stack: &Stack) -> Result<()> {
             async move {
                 remove_sandbox(&mut cri, &pod.id)
                     .await
-                    .with_context(|| format!("pod {}", pod.id))
+                    .with_context(|| format!("pod {}", pod.id))?;
+                if let Some(metadata) = &pod.metadata {
+                    volumes::remove(&metadata.uid);
+                }
+                anyhow::Ok(())
             }
         });
         let outcomes: Vec<Result<()>> = futures::StreamExt::collect(futures::StreamExt::buffer_unordered(

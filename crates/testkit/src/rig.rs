@@ -20,6 +20,8 @@ pub struct RigOptions {
     pub agent: AgentOptions,
     /// More of the agent's configuration, TOML; tables and dotted keys.
     pub config: String,
+    /// More lines of its `[snapshots]` table, beside the test's own directory; a `dir` of its own takes that one's place.
+    pub snapshots: String,
 }
 
 /// A stack, its agent, and a client of the agent.
@@ -35,7 +37,7 @@ pub struct Rig {
 
 /// The configuration of a rig's agent: private paths, plain test swap allowed, no HTTP unless asked for.
 #[must_use]
-pub fn config(paths: &AgentPaths, more: &str) -> String {
+pub fn config(paths: &AgentPaths, more: &str, snapshots: &str) -> String {
     let http = if more.contains("[http]") {
         ""
     } else {
@@ -54,11 +56,13 @@ pub fn config(paths: &AgentPaths, more: &str) -> String {
     let snapshots = if more.contains("[snapshots]") {
         String::new()
     } else {
+        let dir = if snapshots.contains("dir =") {
+            String::new()
+        } else {
+            format!("dir = \"{}\"\n", paths.state_dir.join("snapshots").display())
+        };
         // A test's disk may be nearly full, and its images are small.
-        format!(
-            "[snapshots]\ndir = \"{}\"\nkeep_free_percent = 1\n",
-            paths.state_dir.join("snapshots").display()
-        )
+        format!("[snapshots]\nkeep_free_percent = 1\n{dir}{snapshots}")
     };
     format!(
         "version = 1\nruntime_endpoint = \"unix://{}\"\nrun_dir = \"{}\"\nstate_dir = \"{}\"\n[api]\nsocket = \"{}\"\n{http}{swap}{log}{snapshots}{more}",
@@ -76,7 +80,10 @@ impl Rig {
     /// When a part does not come up.
     pub async fn start(options: RigOptions) -> Result<Self> {
         let stack = Stack::start(options.stack).await?;
-        let agent = Agent::start(&stack, options.agent, |paths| config(paths, &options.config)).await?;
+        let agent = Agent::start(&stack, options.agent, |paths| {
+            config(paths, &options.config, &options.snapshots)
+        })
+        .await?;
         let client = dormouse_rpc::connect(&agent.paths().socket).await?;
         Ok(Self { client, agent, stack })
     }

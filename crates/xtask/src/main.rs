@@ -7,6 +7,7 @@ mod bench;
 mod binaries;
 mod demo;
 mod exec;
+mod fuzz;
 mod images;
 mod paths;
 mod prereq;
@@ -38,6 +39,8 @@ enum Command {
     Stack,
     /// Run unit tests, node tests on the real stack, fault tests and VM tests.
     Test(test::Args),
+    /// Run the fuzz targets, each for a bounded time.
+    Fuzz(fuzz::Args),
     /// Show a real gVisor pod falling asleep and waking up again.
     Demo(demo::Args),
     /// Measure; results go to benches/results.
@@ -64,6 +67,7 @@ fn run(command: &Command) -> anyhow::Result<()> {
             stack::build(&paths).map(|stack| println!("The stack is in {}", stack.dir.display()))
         }
         Command::Test(args) => test::run(args),
+        Command::Fuzz(args) => fuzz::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Bench(bench) => bench::run(bench),
     }

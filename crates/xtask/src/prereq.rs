@@ -20,6 +20,8 @@ pub(crate) enum Group {
     Node,
     /// Boot a guest kernel under QEMU.
     Vm,
+    /// Build libFuzzer.
+    Fuzz,
 }
 
 /// One prerequisite: how to see that it is there, and the Debian package that brings it.
@@ -99,6 +101,11 @@ const NEEDS: &[Need] = &[
         group: Group::Node,
         what: Probe::Tool("swapon"),
         package: "mount",
+    },
+    Need {
+        group: Group::Fuzz,
+        what: Probe::Tool("c++"),
+        package: "g++",
     },
     Need {
         group: Group::Vm,

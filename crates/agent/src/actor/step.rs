@@ -301,8 +301,12 @@ pub(super) fn with_sources(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(below) = source {
-        text.push_str(": ");
-        text.push_str(&below.to_string());
+        let words = below.to_string();
+        // Many say themselves what lies below.
+        if !text.ends_with(&words) {
+            text.push_str(": ");
+            text.push_str(&words);
+        }
         source = below.source();
     }
     text

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use dormouse_sentry::hold::{RunscCall, Streams};
@@ -12,6 +12,9 @@ use dormouse_sentry::{ContainerId, Launch, Switch};
 
 /// The most that is kept of what runsc says, in bytes.
 const WORDS: u64 = 4096;
+
+/// How much of the end of runsc's log is looked through for its last words, in bytes.
+const TAIL: u64 = 64 << 10;
 
 /// Calls runsc, and says what it said where it failed.
 pub(super) fn call(
@@ -108,16 +111,53 @@ fn run(runsc: &Path, launch: &Launch, verb: &str, args: &[String], streams: Stre
         None if verb == "start" => command.stderr(Stdio::null()),
         None => command.stderr(Stdio::from(own)),
     };
+    let log = Log::of(args);
     let status = command.status().map_err(|e| failed("start", &e))?;
     if status.success() {
         return Ok(());
     }
-    let said = said(words);
-    Err(if said.is_empty() {
-        format!("{status}; see runsc's log")
-    } else {
-        format!("{status}: {said}")
+    let said = Some(said(words)).filter(|said| !said.is_empty());
+    Err(match said.or_else(|| log?.last_error()) {
+        Some(said) => format!("{status}: {said}"),
+        None => format!("{status}; see runsc's log"),
     })
+}
+
+/// The log that the shim has runsc write, from where it ended before the call.
+struct Log {
+    path: PathBuf,
+    from: u64,
+}
+
+impl Log {
+    fn of(args: &[String]) -> Option<Self> {
+        let path = args.iter().find_map(|a| a.strip_prefix("--log="))?;
+        let path = PathBuf::from(path);
+        let from = std::fs::metadata(&path).map_or(0, |m| m.len());
+        Some(Self { path, from })
+    }
+
+    /// What runsc says last, in the one line of JSON that the shim, too, looks for.
+    fn last_error(&self) -> Option<String> {
+        #[derive(serde::Deserialize)]
+        struct Line {
+            msg: String,
+            level: String,
+        }
+        let mut file = File::open(&self.path).ok()?;
+        let end = file.metadata().ok()?.len();
+        file.seek(SeekFrom::Start(self.from.max(end.saturating_sub(TAIL))))
+            .ok()?;
+        let mut text = Vec::new();
+        file.take(TAIL).read_to_end(&mut text).ok()?;
+        let text = String::from_utf8_lossy(&text);
+        let errors = text
+            .lines()
+            .rev()
+            .filter_map(|l| serde_json::from_str::<Line>(l).ok());
+        let last = errors.into_iter().find(|l| l.level == "error")?;
+        Some(last.msg.chars().take(1000).collect())
+    }
 }
 
 fn stream(fd: Option<OwnedFd>) -> Stdio {
@@ -149,6 +189,25 @@ mod tests {
         let container = "c1".parse().unwrap();
         let (args, _) = arguments(&launch(), &container, call, &Streams::default()).unwrap();
         args.join(" ")
+    }
+
+    #[test]
+    fn the_last_words_are_those_of_this_call() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log.json");
+        let line =
+            |level: &str, msg: &str| format!("{{\"msg\":{msg:?},\"level\":{level:?},\"time\":\"x\"}}\n");
+        std::fs::write(&path, line("error", "of an earlier call")).unwrap();
+        let log = Log::of(&["--root=/r".into(), format!("--log={}", path.display())]).unwrap();
+        assert_eq!(log.last_error(), None);
+        let mut text = std::fs::read_to_string(&path).unwrap();
+        text += &(line("error", "first")
+            + &line("error", "restoring: EOF")
+            + &line("warning", "beside it")
+            + "torn {");
+        std::fs::write(&path, text).unwrap();
+        assert_eq!(log.last_error().as_deref(), Some("restoring: EOF"));
+        assert!(Log::of(&["--root=/r".into()]).is_none());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 use crate::annotations::Bundle;
 use crate::cri::{self, Place};
 use crate::outcome::{Failure, Outcome, log};
-use crate::real;
+use crate::{real, volumes};
 
 /// How long the pod's lock is waited for.
 const LOCK: Duration = Duration::from_secs(5);
@@ -35,17 +35,21 @@ pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
         );
         log(invocation, "warning", &text);
     }
-    if let (Some(container), Some(place), Some(run_dir)) = (
-        context.container(),
-        cri::place(&bundle.annotations),
-        context.config.dir(),
-    ) {
+    let place = cri::place(&bundle.annotations);
+    let volumes = match &place {
+        Some(place) if place.kind == ContainerKind::Sandbox => {
+            volumes::share(&mut bundle).map_err(|e| Failure::from_error(&e))?
+        }
+        _ => Vec::new(),
+    };
+    if let (Some(container), Some(place), Some(run_dir)) = (context.container(), place, context.config.dir())
+    {
         match before(context, &run_dir, &place, &bundle)? {
             Creation::Real => {}
             Creation::Played => return play(context, &run_dir, container, place, &dir),
         }
         // A pod that could not be registered runs all the same; it is just never put to sleep deeply.
-        match register(context, &run_dir, container, place, &dir, &bundle) {
+        match register(context, &run_dir, container, place, &dir, &bundle, volumes) {
             Ok(record) => show_identity(context, &run_dir, &record, &mut bundle),
             Err(error) => log(
                 invocation,
@@ -65,7 +69,10 @@ fn before(context: &Context<'_>, dir: &RunDir, place: &Place, bundle: &Bundle) -
     }
     let switch = Switch::open(dir, &place.sandbox);
     match switch.record() {
-        Ok(record) => restore::create_container(context, &switch, &record, &place.name),
+        Ok(record) => {
+            volumes::refuse_lost(&record, &place.name, bundle)?;
+            restore::create_container(context, &switch, &record, &place.name)
+        }
         Err(_) => Ok(Creation::Real),
     }
 }
@@ -121,6 +128,7 @@ fn register(
     place: Place,
     directory: &Path,
     bundle: &Bundle,
+    volumes: Vec<PathBuf>,
 ) -> Result<Record, RegisterError> {
     dir.prepare()?;
     let switch = Switch::open(dir, &place.sandbox);
@@ -154,6 +162,7 @@ fn register(
         let (restore, identity) = restore::asked(context, &uid, &bundle.annotations);
         held.update(|record| {
             record.network = network;
+            record.volumes = volumes;
             record.restore = restore;
             record.identity = identity;
         })?;

@@ -3,7 +3,7 @@
 use std::process::{Child, ExitStatus};
 use std::time::Duration;
 
-use dormouse_sentry::{ContainerId, HibernationPhase, PodCgroup, Record, Switch};
+use dormouse_sentry::{ContainerId, HibernationPhase, PodCgroup, Record, RunscState, Switch};
 
 use super::Context;
 use super::pod::{Pod, find};
@@ -37,8 +37,10 @@ pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
         }
         Pod::Unknown => return context.exec(),
     };
-    if record.hibernation.is_some() && forget_hibernated(&container, &switch)? {
-        return Ok(Outcome::Answered);
+    if record.hibernation.is_some()
+        && let Some(outcome) = delete_hibernated(context, &container, &switch)?
+    {
+        return Ok(outcome);
     }
     let woken = wake::pod(context, &container, &switch, &record);
     // The record may have been completed by the wake.
@@ -69,20 +71,42 @@ pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
     Ok(Outcome::Exited(real::exit_code(status)))
 }
 
-/// Of a hibernated pod runsc knows nothing any more: only the record is to be changed. `false` where parts of a guest
-/// are there.
-fn forget_hibernated(container: &ContainerId, switch: &Switch) -> Result<bool, Failure> {
+/// Deletes a container of a hibernated pod; `None` where the pod was woken meanwhile.
+fn delete_hibernated(
+    context: &Context<'_>,
+    container: &ContainerId,
+    switch: &Switch,
+) -> Result<Option<Outcome>, Failure> {
     let held = switch.lock(SAVED).map_err(|e| Failure::from_error(&e))?;
-    let released = held
-        .record()
-        .hibernation
-        .as_ref()
-        .is_some_and(|h| h.phase == HibernationPhase::Released);
-    if released {
-        held.remove_container(container)
-            .map_err(|e| Failure::from_error(&e))?;
-    }
-    Ok(released)
+    let Some(phase) = held.record().hibernation.as_ref().map(|h| h.phase) else {
+        return Ok(None);
+    };
+    let outcome = if phase == HibernationPhase::Released {
+        // runsc knows nothing of it any more: only the record is to be changed.
+        Outcome::Answered
+    } else {
+        // A release or a wake did not come to its end, and nobody is at it: he would have the lock. The snapshot holds
+        // what the other containers are; what there is of a guest is in the way.
+        let record = held.record().clone();
+        end_guest(&record);
+        let id = &record.sandbox_id;
+        if let Ok(sentry) = RunscState::read(&record.runtime_root, id, &id.into()).and_then(|s| s.sentry()) {
+            let _ = sentry.end(REAPED, REAPED);
+        }
+        let argv = if context.invocation.is_set("force") {
+            context.argv.to_vec()
+        } else {
+            with_force(context.argv, &context.invocation.verb)
+        };
+        let status = wait(real::spawn(context.config, &argv)?, record.cgroup.as_ref())?;
+        if !status.success() {
+            return Ok(Some(Outcome::Exited(real::exit_code(status))));
+        }
+        Outcome::Exited(0)
+    };
+    held.remove_container(container)
+        .map_err(|e| Failure::from_error(&e))?;
+    Ok(Some(outcome))
 }
 
 /// Waits for runsc. The level of our own below the sandbox's cgroup is removed as soon as its processes have

@@ -9,7 +9,7 @@ use dormouse_sentry::filestore;
 use dormouse_sentry::hold::{HoldError, Holder, RunscCall, STREAMS};
 use dormouse_sentry::process::EndError;
 use dormouse_sentry::record::{HibernationPhase, Record};
-use dormouse_sentry::{ContainerKind, ContainerRecord, Held, ProcessId, RunscState};
+use dormouse_sentry::{ContainerRecord, Held, ProcessId, RunscState};
 
 use super::save::uncut;
 use super::streams::SentryPipes;
@@ -105,11 +105,7 @@ pub(super) fn drop_streams(parts: &Parts, record: &Record) {
 
 /// The containers that are in the image: those that the shim has started and that have not ended.
 pub(super) fn live(record: &Record) -> impl Iterator<Item = &ContainerRecord> {
-    record.containers.iter().filter(|c| {
-        c.kind == ContainerKind::Container
-            && c.launch.as_ref().is_some_and(|l| l.started)
-            && !c.last_known.as_ref().is_some_and(|k| k.stopped)
-    })
+    record.containers.iter().filter(|c| c.is_live())
 }
 
 /// Kills a sentry and waits until its memory is free, and runsc can tell that it is gone.

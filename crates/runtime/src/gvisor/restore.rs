@@ -34,6 +34,12 @@ pub(super) fn restore(
             return Err(verb.refused(Reason::WakeWon, state, "the pod is not hibernated"));
         }
     };
+    if let (Some(_), Some(lost)) = (image, held.record().lost_container()) {
+        // gVisor would wait for it without an end, in a sandbox that can neither run nor be killed.
+        let what =
+            format!("container {lost} has ended since, and the snapshot cannot be restored without it");
+        return Err(verb.refused(Reason::ContainersMismatch, asleep, what));
+    }
     let (lock, creating) = (began.elapsed(), Instant::now());
     let _swift = SwiftMoves::begin();
     if phase != HibernationPhase::Released {
@@ -57,7 +63,7 @@ pub(super) fn restore(
     }
     fail::fail_point!("gvisor::restore::started");
     let record = held.record().clone();
-    held.note_restored()
+    held.note_restored(image.is_some())
         .map_err(|e| verb.failed(e.reason(), None, e))?;
     fail::fail_point!("gvisor::restore::noted");
     drop_streams(parts, &record);

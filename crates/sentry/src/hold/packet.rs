@@ -13,10 +13,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::sys::socket::sockopt::{ReceiveTimeout, SendTimeout};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr,
-    connect as connect_to, recvmsg, sendmsg, setsockopt, socket,
+    connect as connect_to, recv, recvmsg, sendmsg, setsockopt, socket,
 };
 use nix::sys::time::TimeVal;
 
@@ -24,6 +25,10 @@ use super::{RunscCall, STREAMS, Streams};
 
 /// The largest packet, in bytes: a path, or some lines of runsc's.
 const LIMIT: usize = 6 << 10;
+
+/// The most descriptors that the kernel lets come with one packet (its `SCM_MAX_FD`). There has to be room for all of
+/// them: those that do not fit could not be told from none, and those that do would stay open.
+const MAX_DESCRIPTORS: usize = 253;
 
 /// The most words of a failure, in bytes.
 pub(super) const WORDS: usize = 4 << 10;
@@ -123,7 +128,8 @@ pub(super) fn connect(path: &Path, within: Duration) -> io::Result<OwnedFd> {
         None,
     )?;
     patient(&fd, within)?;
-    connect_to(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+    let address = UnixAddr::new(path)?;
+    uninterrupted(|| connect_to(fd.as_raw_fd(), &address))?;
     Ok(fd)
 }
 
@@ -136,6 +142,17 @@ pub(super) fn patient(fd: &OwnedFd, within: Duration) -> io::Result<()> {
     Ok(setsockopt(fd, SendTimeout, &limit)?)
 }
 
+/// Tries again after a signal, which ends a call with a time limit even where it would be restarted otherwise. The limit
+/// begins anew; nobody sends signals faster than that for long.
+fn uninterrupted<T>(mut call: impl FnMut() -> nix::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(Errno::EINTR) => {}
+            result => return result.map_err(io::Error::from),
+        }
+    }
+}
+
 fn send(socket: &OwnedFd, kind: u8, rest: &[u8], streams: &[Option<RawFd>; STREAMS]) -> io::Result<()> {
     let mut present = 0_u8;
     for (bit, stream) in streams.iter().enumerate() {
@@ -146,15 +163,20 @@ fn send(socket: &OwnedFd, kind: u8, rest: &[u8], streams: &[Option<RawFd>; STREA
     let rights: &[ControlMessage<'_>] = if fds.is_empty() { &[] } else { &rights };
     let head = [kind, present];
     let data = [IoSlice::new(&head), IoSlice::new(rest)];
-    sendmsg::<UnixAddr>(socket.as_raw_fd(), &data, rights, MsgFlags::MSG_NOSIGNAL, None)?;
+    uninterrupted(|| sendmsg::<UnixAddr>(socket.as_raw_fd(), &data, rights, MsgFlags::MSG_NOSIGNAL, None))?;
     Ok(())
 }
 
 /// A packet and its descriptors; `None` where the other side has hung up or sent something else.
 fn receive(socket: &OwnedFd) -> io::Result<Option<(u8, Vec<u8>, Streams)>> {
     let mut message = vec![0_u8; LIMIT];
-    let mut space = nix::cmsg_space!([RawFd; STREAMS]);
+    let mut space = nix::cmsg_space!([RawFd; MAX_DESCRIPTORS]);
     let mut data = [IoSliceMut::new(&mut message)];
+    // Waited for apart, because what the message is read into cannot be lent twice.
+    uninterrupted(|| {
+        let mut byte = [0];
+        recv(socket.as_raw_fd(), &mut byte, MsgFlags::MSG_PEEK)
+    })?;
     let received = recvmsg::<UnixAddr>(
         socket.as_raw_fd(),
         &mut data,
@@ -195,6 +217,63 @@ fn receive(socket: &OwnedFd) -> io::Result<Option<(u8, Vec<u8>, Streams)>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn more_descriptors_than_streams_are_refused_and_closed() {
+        let (ours, theirs) = nix::sys::socket::socketpair(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            None,
+            SockFlag::SOCK_CLOEXEC,
+        )
+        .unwrap();
+        for count in [STREAMS + 1, MAX_DESCRIPTORS] {
+            let (reader, writer) = nix::unistd::pipe().unwrap();
+            let fds = vec![writer.as_raw_fd(); count];
+            let sent = sendmsg::<UnixAddr>(
+                theirs.as_raw_fd(),
+                &[IoSlice::new(b"P\x07")],
+                &[ControlMessage::ScmRights(&fds)],
+                MsgFlags::MSG_NOSIGNAL,
+                None,
+            );
+            assert_eq!(sent, Ok(2));
+            drop(writer);
+            assert!(Packet::receive(&ours).unwrap().is_none());
+            // Nobody has the other end any more.
+            assert_eq!(nix::unistd::read(&reader, &mut [0]), Ok(0));
+        }
+    }
+
+    #[test]
+    #[allow(unsafe_code)]
+    fn a_signal_does_not_end_the_waiting() {
+        extern "C" fn nothing(_: libc::c_int) {}
+        let action = nix::sys::signal::SigAction::new(
+            nix::sys::signal::SigHandler::Handler(nothing),
+            nix::sys::signal::SaFlags::SA_RESTART,
+            nix::sys::signal::SigSet::empty(),
+        );
+        // SAFETY: the handler does nothing.
+        unsafe { nix::sys::signal::sigaction(nix::sys::signal::Signal::SIGUSR1, &action) }.unwrap();
+        let (ours, theirs) = nix::sys::socket::socketpair(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            None,
+            SockFlag::SOCK_CLOEXEC,
+        )
+        .unwrap();
+        patient(&ours, Duration::from_secs(60)).unwrap();
+        let waiting = std::thread::spawn(move || Answer::receive(&ours));
+        for _ in 0..50 {
+            let thread = std::os::unix::thread::JoinHandleExt::as_pthread_t(&waiting);
+            // SAFETY: the thread was not joined yet.
+            assert_eq!(unsafe { libc::pthread_kill(thread, libc::SIGUSR1) }, 0);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Answer::Done.send(&theirs).unwrap();
+        assert_eq!(waiting.join().unwrap().unwrap(), Some(Answer::Done));
+    }
 
     #[test]
     fn requests_come_back_as_they_were() {

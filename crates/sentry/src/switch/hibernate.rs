@@ -42,9 +42,12 @@ impl Held {
         self.capture()?;
         let snapshot = snapshot.to_owned();
         self.update(|r| {
+            let live = r.containers.iter().filter(|c| c.is_live());
+            let containers = live.map(|c| c.id.clone()).collect();
             r.hibernation = Some(Hibernation {
                 snapshot,
                 phase: HibernationPhase::Releasing,
+                containers,
             });
         })?;
         fail_point!("switch::release::noted");
@@ -77,13 +80,15 @@ impl Held {
         Ok(())
     }
 
-    /// Notes that a new guest runs, in the place of the one that was saved.
+    /// Notes that a new guest runs, in the place of the one that was saved: out of its snapshot (`woken`), or from the
+    /// beginning.
     ///
     /// # Errors
     /// [`SwitchError::Record`]
-    pub fn note_restored(&mut self) -> Result<(), SwitchError> {
+    pub fn note_restored(&mut self, woken: bool) -> Result<(), SwitchError> {
         self.update(|r| {
             r.hibernation = None;
+            r.woken = woken;
             r.sentry = None;
             r.control_socket = None;
             r.cgroup = None;

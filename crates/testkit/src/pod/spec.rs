@@ -28,6 +28,9 @@ pub struct PodSpec {
     pub containers: Vec<ContainerSpec>,
     /// Memory limit of the pod's cgroup, bytes.
     pub memory_limit: Option<u64>,
+    /// Volumes of the pod's own, by name, and where its containers have them; with gVisor's mount hints they are in the
+    /// sandbox, and in its snapshots.
+    pub empty_dirs: Vec<(String, PathBuf)>,
 }
 
 /// A container to be made.
@@ -77,6 +80,7 @@ impl PodSpec {
             container_annotations: HashMap::new(),
             containers: Vec::new(),
             memory_limit: None,
+            empty_dirs: Vec::new(),
         }
     }
 
@@ -108,6 +112,24 @@ impl PodSpec {
         self
     }
 
+    /// With one more annotation on the pod and on its containers, where gVisor's have to be.
+    #[must_use]
+    pub fn annotate_all(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        let (key, value) = (key.into(), value.into());
+        self.container_annotations.insert(key.clone(), value.clone());
+        self.annotation(key, value)
+    }
+
+    /// With one more volume of its own, in all containers at the same place.
+    #[must_use]
+    pub fn empty_dir(mut self, name: &str, guest: impl Into<PathBuf>) -> Self {
+        self.empty_dirs.push((name.to_owned(), guest.into()));
+        for (field, value) in [("type", "bind"), ("share", "pod"), ("options", "rw")] {
+            self = self.annotate_all(format!("dev.gvisor.spec.mount.{name}.{field}"), value);
+        }
+        self
+    }
+
     /// With a memory limit, bytes.
     #[must_use]
     pub fn memory_limit(mut self, bytes: u64) -> Self {
@@ -136,6 +158,17 @@ impl ContainerSpec {
     #[must_use]
     pub fn shell(name: impl Into<String>, script: &str) -> Self {
         Self::new(name, BUSYBOX, &["/bin/sh", "-c", script])
+    }
+
+    /// With one more host directory inside.
+    #[must_use]
+    pub fn mount(mut self, host: impl Into<PathBuf>, guest: impl Into<PathBuf>, readonly: bool) -> Self {
+        self.mounts.push(MountSpec {
+            host: host.into(),
+            guest: guest.into(),
+            readonly,
+        });
+        self
     }
 
     /// One of the guest programs, in Python, with arguments.

@@ -182,8 +182,10 @@ path = '{dir}/opt'
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.dormouse-gvisor]
 runtime_type = 'io.containerd.runsc.v1'
 {shim_path}
-pod_annotations = ['dev.gvisor.flag.allow-connected-on-save', 'dormouse.dev/*']
-container_annotations = ['dev.gvisor.flag.allow-connected-on-save', 'dormouse.dev/*']
+pod_annotations = ['dev.gvisor.flag.allow-connected-on-save', 'dev.gvisor.spec.mount.*.type',
+    'dev.gvisor.spec.mount.*.share', 'dev.gvisor.spec.mount.*.options', 'dormouse.dev/*']
+container_annotations = ['dev.gvisor.flag.allow-connected-on-save', 'dev.gvisor.spec.mount.*.type',
+    'dev.gvisor.spec.mount.*.share', 'dev.gvisor.spec.mount.*.options', 'dormouse.dev/*']
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.dormouse-gvisor.options]
 TypeUrl = 'io.containerd.runsc.v1.options'
 ConfigPath = '{dir}/dormouse-runsc.toml'
