@@ -19,13 +19,13 @@ type Harm = fn(&Path, &Path);
 
 const HARMS: &[(&str, Reason, Harm)] = &[
     ("truncated", Reason::SnapshotDamaged, |dir, _| {
-        set_len(&dir.join("pages.img"), -1)
+        set_len(&dir.join("pages.img"), -1);
     }),
     ("extended", Reason::SnapshotDamaged, |dir, _| {
-        set_len(&dir.join("checkpoint.img"), 1)
+        set_len(&dir.join("checkpoint.img"), 1);
     }),
     ("flipped bit", Reason::SnapshotDamaged, |dir, _| {
-        flip_silently(&dir.join("pages.img"))
+        flip_silently(&dir.join("pages.img"));
     }),
     ("missing", Reason::SnapshotDamaged, |dir, _| {
         fs::remove_file(dir.join("pages_meta.img")).unwrap();
@@ -45,7 +45,7 @@ const HARMS: &[(&str, Reason, Harm)] = &[
         fs::copy(other.join("manifest.json"), dir.join("manifest.json")).unwrap();
     }),
     ("removed", Reason::SnapshotDamaged, |dir, _| {
-        fs::remove_dir_all(dir).unwrap()
+        fs::remove_dir_all(dir).unwrap();
     }),
 ];
 

@@ -1,6 +1,6 @@
 //! Orders that meet each other, and deletions, at every step of a hibernation and a wake.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
 use dormouse_core::{Reason, Rung};
@@ -38,7 +38,7 @@ async fn pod(rig: &Rig) -> Pod {
 }
 
 /// Waits until the agent has come to the point at which it halts.
-async fn halted(halt: &PathBuf, what: &str) {
+async fn halted(halt: &Path, what: &str) {
     wait::until("the agent to come to the point", LIMIT, async || {
         anyhow::ensure!(halt.exists(), "{what}");
         Ok(())

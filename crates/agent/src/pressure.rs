@@ -23,7 +23,7 @@ const STEP: Duration = Duration::from_secs(10);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Watches until `stop`; at once where it is switched off.
-pub async fn watch(config: PressureConfig, pods: Pods, stop: CancellationToken) {
+pub(crate) async fn watch(config: PressureConfig, pods: Pods, stop: CancellationToken) {
     if config.available_percent == 0 {
         return;
     }

@@ -504,7 +504,10 @@ fn memory_pressure_hibernates_a_sleeper_and_nobody_else() {
     for rung in [Rung::Frozen, Rung::Dozing] {
         let mut pod = deep();
         pod.rung = rung;
-        assert_eq!(feed(&mut pod, Input::Pressure, at(1)), [hibernate.clone()]);
+        assert_eq!(
+            feed(&mut pod, Input::Pressure, at(1)),
+            std::slice::from_ref(&hibernate)
+        );
         feed(&mut pod, ok(Transition::Hibernate), at(2));
         assert_eq!((pod.rung, pod.reason), (Rung::Hibernated, Reason::MemoryPressure));
         assert_eq!(feed(&mut pod, Input::Pressure, at(3)), []);
