@@ -25,6 +25,7 @@ pub use spec::{ContainerSpec, MountSpec, PodSpec};
 
 use crate::host::{cgroup, wait};
 use crate::stack::Stack;
+pub(crate) use volumes::remove as remove_volumes;
 
 /// A pod of a stack.
 #[derive(Debug, Clone)]

@@ -27,7 +27,7 @@ pub(super) fn create(spec: &PodSpec, uid: &str) -> Result<()> {
 }
 
 /// Removes what there is of a pod's volumes; the directories above go with the last pod.
-pub(super) fn remove(uid: &str) {
+pub(crate) fn remove(uid: &str) {
     let _ = fs::remove_dir_all(PathBuf::from(PODS).join(uid));
     let _ = fs::remove_dir(PODS);
     let _ = fs::remove_dir("/var/lib/kubelet");

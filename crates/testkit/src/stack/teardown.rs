@@ -44,6 +44,7 @@ pub(super) fn remove(record: &Record) -> Result<()> {
         let _ = fs::remove_file(socket);
     }
     remove_cni_cache(&record.network);
+    remove_volumes(record);
     left.extend(
         cgroup::remove(&record.cgroup)
             .iter()
@@ -164,6 +165,17 @@ fn ancestors() -> Vec<i32> {
         next = procfs::process::Process::new(stat.ppid).and_then(|parent| parent.stat());
     }
     pids
+}
+
+/// Removes the volumes of the stack's pods, whose cgroups still name them.
+fn remove_volumes(record: &Record) {
+    let pods = cgroup::dir("memory", &format!("{}/kubepods/burstable", record.cgroup))
+        .and_then(|dir| Ok(fs::read_dir(dir)?));
+    for pod in pods.into_iter().flatten().flatten() {
+        if let Some(uid) = pod.file_name().to_str().and_then(|name| name.strip_prefix("pod")) {
+            crate::pod::remove_volumes(uid);
+        }
+    }
 }
 
 /// The gVisor shim's sockets are in a global directory; their addresses are in the bundles.
