@@ -727,7 +727,9 @@ async fn policies() {
     assert_eq!(policy.idle_timeout.unwrap().seconds, 300);
     assert_eq!(policy.resume_policy(), v1::ResumePolicy::Manual);
     assert!(seen.policies[0].policy_generation > 1_700_000_000_000);
-    assert_eq!(seen.policies.len(), 1);
+    let cold = seen.policies[1].policy.clone().unwrap();
+    assert_eq!(cold.fallback(), v1::Fallback::ColdStart);
+    assert_eq!(seen.policies.len(), 2);
     assert!(seen.manages[0].managed && seen.manages[0].policy.is_some());
     assert!(seen.manages[1].managed && seen.manages[1].policy.is_none());
     assert!(!seen.manages[2].managed);

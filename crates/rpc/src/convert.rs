@@ -160,13 +160,11 @@ mod tests {
             ..Default::default()
         };
         assert!(core::Policy::try_from(port).is_err());
-        for fallback in [9, v1::Fallback::ColdStart.into()] {
-            let policy = v1::Policy {
-                fallback,
-                ..Default::default()
-            };
-            assert!(core::Policy::try_from(policy).is_err());
-        }
+        let fallback = v1::Policy {
+            fallback: 9,
+            ..Default::default()
+        };
+        assert!(core::Policy::try_from(fallback).is_err());
         let resume = v1::Policy {
             resume_policy: 9,
             ..Default::default()
