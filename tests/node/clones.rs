@@ -8,6 +8,7 @@ use dormouse_core::{
 use dormouse_rpc::v1;
 use dormouse_testkit::guest::AgentGuest;
 use dormouse_testkit::host::wait;
+use dormouse_testkit::peer::Peer;
 use dormouse_testkit::rig::{Rig, reason};
 use dormouse_testkit::{ContainerSpec, Pod, PodSpec, http};
 use k8s_cri::v1::{ContainerState, ContainerStatusRequest};
@@ -306,6 +307,51 @@ async fn a_hibernated_pod_whose_snapshot_is_damaged_starts_cold_if_it_may() {
             .filter(|line| line.contains("listening"))
             .count()
             >= 2
+    );
+    rig.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_connections_of_a_clones_source_are_its_sources() {
+    const KEEP: &str = "dev.gvisor.flag.allow-connected-on-save";
+    let _swap = swap();
+    let rig = Rig::plain().await.unwrap();
+    // The bridge, and with it the peer's address, comes with the first pod.
+    rig.stack
+        .run_pod(PodSpec::new("first").container(ContainerSpec::shell("sh", "sleep 600")))
+        .await
+        .unwrap();
+    let peer = Peer::listen(rig.stack.bridge().1.into(), None).await.unwrap();
+    let guest = AgentGuest {
+        connect: Some(peer.address()),
+        mib: 8,
+        ..AgentGuest::default()
+    };
+    let linked = |name: &str| {
+        let mut spec = guest.pod(name).annotation(KEEP, "true");
+        spec.container_annotations.insert(KEEP.into(), "true".into());
+        spec
+    };
+    let source = rig.run_pod(linked("source")).await.unwrap();
+    source.wait_http(8080, "/answer", LIMIT).await.unwrap();
+    assert_eq!(ask(&source, "/say?text=before").await["echo"], "before");
+    let clone = rig
+        .run_clone(&snapshot(&rig, &source).await, linked("clone"))
+        .await
+        .unwrap();
+    assert_eq!(ask(&source, "/say?text=after").await["echo"], "after");
+    let said = http::get(address(&clone), "/say?text=mine", LIMIT).await;
+    println!("the clone: {said:?}");
+    assert!(
+        said.is_err() || said.unwrap().status != 200,
+        "it is not the clone's"
+    );
+    assert_eq!(ask(&source, "/say?text=still").await["echo"], "still");
+    let links = peer.links();
+    assert_eq!(
+        (links.len(), links[0].lines, &links[0].ended),
+        (1, 3, &None),
+        "{links:?}"
     );
     rig.stop().await.unwrap();
 }
