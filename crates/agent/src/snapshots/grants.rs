@@ -9,8 +9,7 @@ use std::time::Duration;
 use dormouse_core::Reason;
 use dormouse_sentry::{Grant, GrantedContainer, PodUid, RunDir};
 use dormouse_snapshot::{
-    Budget, ContainerKey, Image, Manifest, Mismatch, NodeFacts, OpenError, OpenRequest, Purpose, SnapshotId,
-    Store,
+    Budget, ContainerKey, Image, Manifest, Mismatch, OpenError, OpenRequest, Purpose, SnapshotId, Store,
 };
 
 use super::facts::{self, RestoreFacts};
@@ -94,7 +93,7 @@ impl Snapshots {
                 message: "ttl must be longer than nothing and not longer than a day".to_owned(),
             });
         }
-        let image = self.open_for(id, &wanted).await?;
+        let image = self.open_for(id, Whom::Other(wanted.clone())).await?;
         let manifest = image.manifest();
         let expires_ms = now_ms().saturating_add(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX));
         let grant = Grant::new(
@@ -130,7 +129,14 @@ impl Snapshots {
             reason: Reason::InvalidRequest,
             message: format!("pod UID: {error}"),
         })?;
-        let image = self.open_own(id, pod_uid).await?;
+        let image = self
+            .open_for(
+                id,
+                Whom::Own {
+                    uid: pod_uid.to_owned(),
+                },
+            )
+            .await?;
         let manifest = image.manifest();
         let grant = Grant::new(
             uid,
@@ -151,40 +157,6 @@ impl Snapshots {
         tracing::info!(%pod_uid, %id, "the pod may come back from its snapshot in a new sandbox");
         self.keep(pod_uid.to_owned(), image, u64::MAX);
         Ok(true)
-    }
-
-    async fn open_own(&self, id: SnapshotId, pod_uid: &str) -> Result<Image, SnapshotFailed> {
-        let uid = pod_uid.to_owned();
-        let (memory, node, verify) = (self.0.memory.clone(), self.0.node.clone(), self.verify_on_wake());
-        self.blocking(move |store| {
-            let snapshot = store
-                .get(id)
-                .ok_or_else(|| SnapshotFailed::not_found(&id.to_string()))?;
-            let facts = node.facts_for(&snapshot.manifest.key);
-            let open = || {
-                let request = OpenRequest {
-                    purpose: Purpose::Wake {
-                        pod_uid: &uid,
-                        namespace: &snapshot.manifest.sandbox.namespace,
-                    },
-                    verify,
-                    facts: Some(&facts),
-                    memory: memory.as_deref(),
-                    budget: Budget::default(),
-                    now_ms: now_ms(),
-                };
-                store.open_image(id, &request)
-            };
-            match open() {
-                // Committed right before the node went down: what was synced is what there is.
-                Err(OpenError::Unverified { .. }) => {
-                    hash_now(store, id)?;
-                    open().map_err(ours!())
-                }
-                opened => opened.map_err(ours!()),
-            }
-        })
-        .await
     }
 
     /// At the agent's start: every pod whose only state is a snapshot, and whose sandbox is gone, may come back from it.
@@ -284,7 +256,7 @@ impl Snapshots {
                 ..GrantWanted::default()
             };
             let reopened = match super::parse(&grant.snapshot) {
-                Ok(id) => self.open_for(id, &wanted).await,
+                Ok(id) => self.open_for(id, Whom::Other(wanted)).await,
                 Err(error) => Err(error),
             };
             match reopened {
@@ -330,45 +302,59 @@ impl Snapshots {
         self.0.grants.open().insert(uid, kept);
     }
 
-    /// Opens a snapshot for another pod than the one that it was taken of.
-    async fn open_for(&self, id: SnapshotId, wanted: &GrantWanted) -> Result<Image, SnapshotFailed> {
-        let wanted = wanted.clone();
+    /// Opens a snapshot for a new pod; one that has no hashes yet gets them now: they come behind the guest otherwise.
+    async fn open_for(&self, id: SnapshotId, whom: Whom) -> Result<Image, SnapshotFailed> {
         let (memory, node, verify) = (self.0.memory.clone(), self.0.node.clone(), self.verify_on_wake());
         self.blocking(move |store| {
             let snapshot = store
                 .get(id)
                 .ok_or_else(|| SnapshotFailed::not_found(&id.to_string()))?;
             let manifest = &snapshot.manifest;
-            check_containers(manifest, &wanted.containers)?;
             let own = &manifest.sandbox.namespace;
-            let namespace = if wanted.source_namespace == *own {
-                own
-            } else {
-                &wanted.namespace
+            let purpose = match &whom {
+                Whom::Own { uid } => Purpose::Wake {
+                    pod_uid: uid,
+                    namespace: own,
+                },
+                Whom::Other(wanted) => {
+                    check_containers(manifest, &wanted.containers)?;
+                    let meant = wanted.source_namespace == *own;
+                    Purpose::Restore {
+                        namespace: if meant { own } else { &wanted.namespace },
+                    }
+                }
             };
             let facts = node.facts_for(&manifest.key);
-            let open = |facts: &NodeFacts| {
-                let request = OpenRequest {
-                    purpose: Purpose::Restore { namespace },
-                    verify,
-                    facts: Some(facts),
-                    memory: memory.as_deref(),
-                    budget: Budget::default(),
-                    now_ms: now_ms(),
-                };
-                store.open_image(id, &request)
+            let request = OpenRequest {
+                purpose,
+                verify,
+                facts: Some(&facts),
+                memory: memory.as_deref(),
+                budget: Budget::default(),
+                now_ms: now_ms(),
             };
-            match open(&facts) {
+            match store.open_image(id, &request) {
                 Err(OpenError::Unverified { .. }) => {
-                    // Its hashes come behind the guest; who needs them now makes them now.
                     hash_now(store, id)?;
-                    open(&facts).map_err(ours!())
+                    store.open_image(id, &request).map_err(ours!())
                 }
                 opened => opened.map_err(ours!()),
             }
         })
         .await
     }
+}
+
+/// Who is to be filled.
+#[derive(Debug)]
+enum Whom {
+    /// The pod that the snapshot was taken of, in a new sandbox.
+    Own {
+        /// Its UID.
+        uid: String,
+    },
+    /// Another pod.
+    Other(GrantWanted),
 }
 
 fn hash_now(store: &Store, id: SnapshotId) -> Result<(), SnapshotFailed> {

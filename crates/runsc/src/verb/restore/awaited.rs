@@ -11,9 +11,15 @@ use dormouse_sentry::file::read_bounded;
 use dormouse_sentry::{Grant, PodUid, RunDir};
 use serde::Deserialize;
 
-use super::{GRANT, LOOK_AGAIN, refused};
+use super::refused;
 use crate::outcome::Failure;
 use crate::verb::Context;
+
+/// How long a grant is waited for: whoever creates the pod may issue it just behind.
+const GRANT: Duration = Duration::from_secs(5);
+
+/// How often it is looked for.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// How long an agent is waited for that has not come up yet since the node's start.
 const AGENT: Duration = Duration::from_secs(30);

@@ -4,12 +4,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use dormouse_core::Fallback;
-use dormouse_net::links::{self, NetworkRecord};
+use dormouse_net::links;
 use dormouse_sentry::filestore;
 use dormouse_sentry::hold::{RunscCall, Streams};
 use dormouse_sentry::{ContainerId, ContainerRecord, Grant, Record, RestorePhase, RunscState, Switch};
 
-use super::{CannotFill, LOCK};
+use super::{CannotFill, LOCK, network};
 use crate::EXIT_FAILURE;
 use crate::annotations::Bundle;
 use crate::outcome::{Failure, log};
@@ -95,14 +95,10 @@ fn anew(context: &Context<'_>, record: &Record, start: bool) -> Result<(), Strin
     filestore::remove(record);
     call(root, &RunscCall::Create)?;
     // A sandbox that was begun to be filled has taken the addresses already.
-    let network: Option<NetworkRecord> = record
-        .network
-        .as_deref()
-        .and_then(|text| serde_json::from_str(text.get()).ok());
     let netns = Bundle::read(&root.bundle)
         .ok()
         .and_then(|b| b.network_namespace());
-    let (Some(network), Some(netns)) = (network, netns) else {
+    let (Some(network), Some(netns)) = (network(record), netns) else {
         return Err("the pod's addresses are not known".to_owned());
     };
     links::restore_hushed(&netns, &network).map_err(|e| e.to_string())?;

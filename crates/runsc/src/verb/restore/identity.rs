@@ -4,11 +4,12 @@ use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use dormouse_net::links::NetworkRecord;
 use dormouse_sentry::file::write_atomic;
 use dormouse_sentry::{FileError, Record, RunDir};
 use serde::Serialize;
 use serde_json::json;
+
+use super::network;
 
 /// Where containers see it, if they asked for it.
 const SEEN_AT: &str = "/run/dormouse";
@@ -30,15 +31,11 @@ pub(crate) struct Identity<'a> {
 }
 
 pub(crate) fn of<'a>(record: &'a Record, snapshot: Option<&'a str>) -> Identity<'a> {
-    let network: Option<NetworkRecord> = record
-        .network
-        .as_deref()
-        .and_then(|text| serde_json::from_str(text.get()).ok());
     Identity {
         name: &record.pod.name,
         namespace: &record.pod.namespace,
         uid: record.pod.uid.as_str(),
-        addresses: network.map(|n| n.pod_addresses()).unwrap_or_default(),
+        addresses: network(record).map(|n| n.pod_addresses()).unwrap_or_default(),
         snapshot,
     }
 }

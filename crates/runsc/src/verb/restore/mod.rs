@@ -19,9 +19,10 @@ pub(super) mod identity;
 pub(super) mod played;
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dormouse_core::{BirthWish, Fallback, Reason};
+use dormouse_net::links::NetworkRecord;
 use dormouse_sentry::hold::{RunscCall, Streams};
 use dormouse_sentry::record::now_ms;
 use dormouse_sentry::{
@@ -35,12 +36,6 @@ use super::{Context, again};
 use crate::EXIT_FAILURE;
 use crate::outcome::{Failure, Outcome, log};
 use crate::real;
-
-/// How long a grant is waited for: whoever creates the pod may issue it just behind.
-const GRANT: Duration = Duration::from_secs(5);
-
-/// How often it is looked for.
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// How long the pod's lock is waited for.
 const LOCK: Duration = Duration::from_secs(5);
@@ -178,7 +173,7 @@ fn fill(
         })
 }
 
-/// The grant, for as long as it is worth waiting for.
+/// The grant. It was waited for before the sandbox was made ([`before_sandbox`]).
 fn granted(context: &Context<'_>, record: &Record, wish: &BirthWish) -> Result<Grant, CannotFill> {
     let not_granted = |what: &str| {
         let snapshot = wish.snapshot.as_deref().unwrap_or_default();
@@ -191,24 +186,22 @@ fn granted(context: &Context<'_>, record: &Record, wish: &BirthWish) -> Result<G
         .config
         .dir()
         .ok_or_else(|| internal("there is no run directory"))?;
-    let deadline = Instant::now() + GRANT;
-    loop {
-        match Grant::read(&dir, &record.pod.uid) {
-            Ok(Some(grant)) => {
-                let same = Some(&grant.snapshot) == wish.snapshot.as_ref();
-                return if !same || grant.namespace != record.pod.namespace {
-                    Err(not_granted("is not the one that was granted"))
-                } else if !grant.used && grant.expires_ms <= now_ms() {
-                    Err(not_granted("was granted until too early"))
-                } else {
-                    Ok(grant)
-                };
-            }
-            Ok(None) if Instant::now() < deadline => std::thread::sleep(LOOK_AGAIN),
-            Ok(None) => return Err(not_granted("was not granted")),
-            Err(error) => return Err(CannotFill::new(Reason::RestoreNotGranted, error.to_string())),
-        }
+    let grant = Grant::read(&dir, &record.pod.uid)
+        .map_err(|e| CannotFill::new(Reason::RestoreNotGranted, e.to_string()))?
+        .ok_or_else(|| not_granted("was not granted"))?;
+    let same = Some(&grant.snapshot) == wish.snapshot.as_ref();
+    if !same || grant.namespace != record.pod.namespace {
+        Err(not_granted("is not the one that was granted"))
+    } else if !grant.used && grant.expires_ms <= now_ms() {
+        Err(not_granted("was granted until too early"))
+    } else {
+        Ok(grant)
     }
+}
+
+/// The pod's addresses as they were when it was made; `None` where they are not known.
+fn network(record: &Record) -> Option<NetworkRecord> {
+    serde_json::from_str(record.network.as_deref()?.get()).ok()
 }
 
 /// What a container's `create` is, in a pod that asked to be filled.
