@@ -17,15 +17,20 @@ use crate::reclaim::{
 };
 use crate::working_set::WorkingSet;
 
-/// How often a push-out is gone through while much of the pod is left in memory.
+/// How often a push-out is gone through while much of the pod is left in memory and each time gains something.
 const ROUNDS: u32 = 4;
 
-/// A round that gained less than this is the last one, in bytes.
+/// A round that gained less than this was in vain, in bytes.
 const WORTH_ANOTHER: u64 = 8 << 20;
 
-/// How long a push-out that gained nothing leaves the pages to others. The node's own proactive reclaim (DAMON takes up
-/// to 128 MiB at once) holds them for some tens of milliseconds.
-const HANDS_OFF: Duration = Duration::from_millis(50);
+/// How long a push-out leaves the pages to others after each round that was in vain; after the last one it is believed.
+/// The node's own proactive reclaim (DAMON takes 128 MiB at once, as its quota is) holds pages off the kernel's lists
+/// until the swap has them, and whoever asks meanwhile is told that there is nothing to be had.
+const HANDS_OFF: [Duration; 3] = [
+    Duration::from_millis(50),
+    Duration::from_millis(100),
+    Duration::from_millis(200),
+];
 
 /// How often it is looked meanwhile whether the step was called off.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
@@ -205,7 +210,9 @@ pub fn push_out<K: Kernel + ?Sized>(
     if let Some((dir, Method::Request)) = job.cgroup {
         desk.sit(&mut |ledger| raise(kernel, &swap_limits_of(kernel, dir)?, ledger).map(|()| true))?;
     }
-    for round in 1..=ROUNDS {
+    let mut hands_off = HANDS_OFF.iter();
+    let mut gainful = 0;
+    for round in 1.. {
         let began = Instant::now();
         let charged = match job.cgroup {
             Some((dir, method)) => reclaim::usage(kernel, dir, method.version())?,
@@ -231,12 +238,18 @@ pub fn push_out<K: Kernel + ?Sized>(
         };
         // A disk that is slow to take the pages makes the kernel give up early.
         let most = reclaimed.after <= reclaim::FLOOR.saturating_add(report.in_memory() / 8);
-        // One that gained nothing is believed the second time: the kernel's own reclaim may have had the pages in hand.
-        if most || (gained < WORTH_ANOTHER && round > 1) || method == Method::ForceEmpty {
+        if most || method == Method::ForceEmpty {
             break;
         }
-        if gained < WORTH_ANOTHER {
-            pause(brake)?;
+        if gained >= WORTH_ANOTHER {
+            gainful += 1;
+            if gainful == ROUNDS {
+                break;
+            }
+        } else if let Some(time) = hands_off.next() {
+            pause(*time, brake)?;
+        } else {
+            break;
         }
     }
     fail::fail_point!("push_out::reclaimed");
@@ -257,8 +270,8 @@ pub fn push_out<K: Kernel + ?Sized>(
 }
 
 /// Lets others put back what they have in hand.
-fn pause(brake: &mut dyn Brake) -> Result<(), Stop> {
-    let until = Instant::now() + HANDS_OFF;
+fn pause(time: Duration, brake: &mut dyn Brake) -> Result<(), Stop> {
+    let until = Instant::now() + time;
     while Instant::now() < until {
         brake.check()?;
         std::thread::sleep(LOOK_AGAIN);
