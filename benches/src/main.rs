@@ -1,6 +1,7 @@
-//! `dormouse-bench node`: measures what SPECIFICATION.md promises, all rows in one run, on the real stack.
+//! `dormouse-bench node` and `dormouse-bench hibernate`: measure what SPECIFICATION.md promises, all rows of a suite in one
+//! run, on the real stack.
 //!
-//! Started by `cargo xtask bench node`, which builds everything as shipped and says where it is. Needs root and a
+//! Started by `cargo xtask bench SUITE`, which builds everything as shipped and says where it is. Needs root and a
 //! machine that does nothing else.
 
 mod ask;
@@ -24,7 +25,7 @@ use clap::{Parser, Subcommand};
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use plan::{Plan, Which};
+use plan::{Plan, Suite, Which};
 
 /// Measures Dormouse.
 #[derive(Debug, Parser)]
@@ -38,6 +39,8 @@ struct Cli {
 enum Command {
     /// One node: freeze, doze, wake, memory, CPU, density.
     Node(Args),
+    /// Hibernation, snapshots and clones, beside raw runsc and cold starts.
+    Hibernate(Args),
 }
 
 /// What to measure, and where to put it.
@@ -64,10 +67,11 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    let Cli {
-        command: Command::Node(args),
-    } = Cli::parse();
-    match start(&args) {
+    let (suite, args) = match Cli::parse().command {
+        Command::Node(args) => (Suite::Node, args),
+        Command::Hibernate(args) => (Suite::Hibernate, args),
+    };
+    match start(suite, &args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("bench: {error:#}");
@@ -76,7 +80,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(args: &Args) -> Result<()> {
+fn start(suite: Suite, args: &Args) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -85,14 +89,14 @@ fn start(args: &Args) -> Result<()> {
         let mut end = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
         // Dropping the run takes stack, agent and swap away.
         tokio::select! {
-            outcome = node(args) => outcome,
+            outcome = measure(suite, args) => outcome,
             _ = end.recv() => bail!("told to end; everything that was started is taken down"),
             _ = tokio::signal::ctrl_c() => bail!("interrupted; everything that was started is taken down"),
         }
     })
 }
 
-async fn node(args: &Args) -> Result<()> {
+async fn measure(suite: Suite, args: &Args) -> Result<()> {
     let mut plan = if args.quick { Plan::quick() } else { Plan::full() };
     if let Some(n) = args.samples {
         plan = Plan {
@@ -111,7 +115,7 @@ async fn node(args: &Args) -> Result<()> {
         plan.image_sizes.clone_from(&args.size);
     }
     let wanted: Vec<Which> = if args.only.is_empty() {
-        Which::all()
+        suite.groups().to_vec()
     } else {
         args.only.clone()
     };
@@ -132,10 +136,14 @@ async fn node(args: &Args) -> Result<()> {
     let machine = machine::Machine::look(&plan)?;
     machine.complain(whole)?;
     let rows = rows::run(&plan, &wanted).await;
-    let report = report::Report::new(machine, plan, args.quick, rows);
+    let report = report::Report::new(suite, machine, plan, args.quick, rows);
     report.write(&out)?;
     println!("\n{}", report.table());
-    println!("written: {}/node.json, node.md, node.svg", out.display());
+    println!(
+        "written: {0}/{1}.json, {1}.md, {1}.svg",
+        out.display(),
+        suite.name()
+    );
     if whole {
         report.write_specification(&root)?;
         println!("written: the table in SPECIFICATION.md");

@@ -33,9 +33,51 @@ pub(crate) enum Which {
     Fleet,
 }
 
-impl Which {
-    pub(crate) fn all() -> Vec<Self> {
-        Self::value_variants().to_vec()
+/// What is measured in one run, written to files and a table of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Suite {
+    /// Freeze, doze, wake: what stays in memory or swap.
+    Node,
+    /// Hibernation, snapshots and clones: what goes through an image on the disk.
+    Hibernate,
+}
+
+impl Suite {
+    /// Its name: that of the command, of the files and of the table's markers.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Node => "node",
+            Self::Hibernate => "hibernate",
+        }
+    }
+
+    pub(crate) const fn title(self) -> &'static str {
+        match self {
+            Self::Node => "one node",
+            Self::Hibernate => "hibernation, snapshots and clones",
+        }
+    }
+
+    /// Its groups. The wrapper's is in both: it stands before every pod, asleep or not, and answers ever more by itself.
+    pub(crate) const fn groups(self) -> &'static [Which] {
+        match self {
+            Self::Node => &[
+                Which::Frozen,
+                Which::Dozing,
+                Which::Residency,
+                Which::Sleepers,
+                Which::Cycles,
+                Which::Wrapper,
+                Which::Fleet,
+            ],
+            Self::Hibernate => &[
+                Which::Snapshot,
+                Which::Hibernated,
+                Which::Clones,
+                Which::Freed,
+                Which::Wrapper,
+            ],
+        }
     }
 }
 

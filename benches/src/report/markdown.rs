@@ -1,10 +1,10 @@
 //! Markdown.
 
-use crate::plan::Which;
+use crate::plan::{Suite, Which};
 use crate::row::Row;
 use crate::samples::{Series, digits};
 
-pub(super) fn title(which: Which) -> &'static str {
+pub(super) fn group(which: Which) -> &'static str {
     match which {
         Which::Frozen => "Running and Frozen",
         Which::Dozing => "Dozing and cold starts",
@@ -34,7 +34,7 @@ pub(super) fn table(rows: &[Row]) -> String {
             let error = error.replace(['|', '\n'], " ");
             text.push_str(&format!(
                 "| {} | - | could not be measured to the end: {error} | | **missed** |\n",
-                title(row.id)
+                group(row.id)
             ));
         }
     }
@@ -42,15 +42,16 @@ pub(super) fn table(rows: &[Row]) -> String {
 }
 
 /// The whole report.
-pub(super) fn page(machine: &str, quick: bool, rows: &[Row]) -> String {
-    let mut text = format!("# Measured: one node\n\n`cargo xtask bench node`: {machine}.\n\n");
+pub(super) fn page(suite: Suite, machine: &str, quick: bool, rows: &[Row]) -> String {
+    let (title, name) = (suite.title(), suite.name());
+    let mut text = format!("# Measured: {title}\n\n`cargo xtask bench {name}`: {machine}.\n\n");
     if quick {
         text.push_str("**A quick run: few samples. It shows that the bench works, and no more.**\n\n");
     }
     text.push_str(&table(rows));
-    text.push_str("\n![every wait, one dot per sample](node.svg)\n");
+    text.push_str(&format!("\n![every wait, one dot per sample]({name}.svg)\n"));
     for row in rows {
-        text.push_str(&format!("\n## {}\n\n", title(row.id)));
+        text.push_str(&format!("\n## {}\n\n", group(row.id)));
         for note in &row.notes {
             text.push_str(&format!("* {note}\n"));
         }

@@ -10,19 +10,19 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use crate::machine::Machine;
-use crate::plan::Plan;
+use crate::plan::{Plan, Suite};
 use crate::row::Row;
 
-/// The format of node.json.
+/// The format of the JSON.
 const VERSION: u32 = 1;
-const BEGIN: &str = "<!-- bench:node:begin -->";
-const END: &str = "<!-- bench:node:end -->";
 
 /// A whole run.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     version: u32,
-    command: &'static str,
+    command: String,
+    #[serde(skip)]
+    suite: Suite,
     /// Few samples: says nothing about speed.
     quick: bool,
     machine: Machine,
@@ -38,10 +38,11 @@ pub(crate) fn root() -> Result<PathBuf> {
 }
 
 impl Report {
-    pub(crate) fn new(machine: Machine, plan: Plan, quick: bool, rows: Vec<Row>) -> Self {
+    pub(crate) fn new(suite: Suite, machine: Machine, plan: Plan, quick: bool, rows: Vec<Row>) -> Self {
         Self {
             version: VERSION,
-            command: "cargo xtask bench node",
+            command: format!("cargo xtask bench {}", suite.name()),
+            suite,
             quick,
             machine,
             plan,
@@ -54,7 +55,7 @@ impl Report {
         self.rows
             .iter()
             .filter(|row| row.error.is_some())
-            .map(|row| markdown::title(row.id))
+            .map(|row| markdown::group(row.id))
     }
 
     pub(crate) fn table(&self) -> String {
@@ -63,30 +64,32 @@ impl Report {
 
     pub(crate) fn write(&self, dir: &Path) -> Result<()> {
         fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
-        let put = |name: &str, text: &str| {
-            let path = dir.join(name);
+        let put = |kind: &str, text: &str| {
+            let path = dir.join(format!("{}.{kind}", self.suite.name()));
             fs::write(&path, text).with_context(|| format!("write {}", path.display()))
         };
-        put("node.json", &(serde_json::to_string_pretty(self)? + "\n"))?;
+        put("json", &(serde_json::to_string_pretty(self)? + "\n"))?;
         put(
-            "node.md",
-            &markdown::page(&self.machine.sentence(), self.quick, &self.rows),
+            "md",
+            &markdown::page(self.suite, &self.machine.sentence(), self.quick, &self.rows),
         )?;
-        put("node.svg", &plot::draw(&self.rows)?)
+        put("svg", &plot::draw(&self.rows)?)
     }
 
     /// Puts the table between the markers.
     pub(crate) fn write_specification(&self, root: &Path) -> Result<()> {
         let path = root.join("SPECIFICATION.md");
         let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        let [begin, end] =
+            ["begin", "end"].map(|what| format!("<!-- bench:{}:{what} -->", self.suite.name()));
         let (head, rest) = text
-            .split_once(BEGIN)
-            .with_context(|| format!("no {BEGIN} in {}", path.display()))?;
+            .split_once(&begin)
+            .with_context(|| format!("no {begin} in {}", path.display()))?;
         let (_, tail) = rest
-            .split_once(END)
-            .with_context(|| format!("no {END} in {}", path.display()))?;
+            .split_once(&end)
+            .with_context(|| format!("no {end} in {}", path.display()))?;
         let text = format!(
-            "{head}{BEGIN}\n{}\n{}\n{END}{tail}",
+            "{head}{begin}\n{}\n{}\n{end}{tail}",
             self.table(),
             self.machine.sentence()
         );

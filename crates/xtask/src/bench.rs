@@ -18,11 +18,20 @@ pub(crate) enum Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         rest: Vec<String>,
     },
+    /// Hibernation, snapshots and clones, beside raw runsc and cold starts.
+    Hibernate {
+        /// Handed to the measuring program: --only ROW, --quick, --help.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
 }
 
 /// Prepares everything, then runs the measuring program.
 pub(crate) fn run(bench: &Bench) -> Result<()> {
-    let Bench::Node { rest } = bench;
+    let (suite, rest) = match bench {
+        Bench::Node { rest } => ("node", rest),
+        Bench::Hibernate { rest } => ("hibernate", rest),
+    };
     let paths = Paths::discover()?;
     prereq::ensure(&[Group::Rust, Group::Stack, Group::Node])?;
     let stack = stack::build(&paths)?;
@@ -30,15 +39,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     let mut cargo = Command::new("cargo");
     cargo
         .current_dir(&paths.root)
-        .args([
-            "run",
-            "--quiet",
-            "--release",
-            "-p",
-            "dormouse-bench",
-            "--",
-            "node",
-        ])
+        .args(["run", "--quiet", "--release", "-p", "dormouse-bench", "--", suite])
         .args(rest);
     binaries.export(&stack, &mut cargo);
     exec::run(&mut cargo)
