@@ -23,6 +23,8 @@ pub(crate) enum Which {
     Snapshot,
     /// Hibernate, and wakes from it: by order, by packet, hot, cold, beside raw runsc and cold starts.
     Hibernated,
+    /// Wakes from Hibernated with a shell that stands by, and what a shell takes.
+    Shell,
     /// New pods filled from a snapshot, one at a time and ten at once, beside cold starts.
     Clones,
     /// What hibernating frees, and what is left of a hibernated pod.
@@ -73,6 +75,7 @@ impl Suite {
             Self::Hibernate => &[
                 Which::Snapshot,
                 Which::Hibernated,
+                Which::Shell,
                 Which::Clones,
                 Which::Freed,
                 Which::Wrapper,
@@ -118,6 +121,8 @@ pub(crate) struct Plan {
     pub(crate) n_image: u32,
     /// Crowds of clones.
     pub(crate) n_crowd: u32,
+    /// Shells that stand by at once, to see what one takes.
+    pub(crate) shells: u32,
     /// Sizes of the memory blocks of guests that are saved, MiB.
     pub(crate) image_sizes: Vec<u32>,
     /// Seed of everything random.
@@ -143,6 +148,7 @@ impl Plan {
             parallel: 4,
             n_image: 15,
             n_crowd: 5,
+            shells: 10,
             image_sizes: vec![8, 64, 256, 512],
             seed: 3,
         }
@@ -166,6 +172,7 @@ impl Plan {
             parallel: 4,
             n_image: 3,
             n_crowd: 1,
+            shells: 3,
             image_sizes: vec![8, 64, 256, 512],
             seed: 3,
         }

@@ -54,7 +54,7 @@ fuzz_target!(|data: &[u8]| {
     let container: ContainerId = "c1".parse().expect("an id");
     let error = match kind % 5 {
         0 => sentry.socket.stop_state(deadline).err(),
-        1 => sentry.socket.usage(deadline).err(),
+        1 => sentry.socket.usage(true, deadline).err(),
         2 => sentry.socket.container_state(&container, deadline).err(),
         3 => sentry
             .socket

@@ -5,18 +5,20 @@ use std::collections::BTreeMap;
 
 use dormouse_core::{
     ANNOTATION_DOZE_AFTER, ANNOTATION_FREEZE_AFTER, ANNOTATION_IDLE_TIMEOUT, ANNOTATION_MANAGED,
-    ANNOTATION_PREFIX, ANNOTATION_RESUME_POLICY, ANNOTATION_WAKE_UDP_PORTS, MAX_DURATION, Policy,
-    format_duration, parse_duration,
+    ANNOTATION_PREFIX, ANNOTATION_RESUME_POLICY, ANNOTATION_SHELL, ANNOTATION_WAKE_SCHEDULE,
+    ANNOTATION_WAKE_UDP_PORTS, MAX_DURATION, Policy, format_duration, parse_duration,
 };
 use libfuzzer_sys::fuzz_target;
 
-const KEYS: [&str; 6] = [
+const KEYS: [&str; 8] = [
     ANNOTATION_MANAGED,
     ANNOTATION_IDLE_TIMEOUT,
     ANNOTATION_FREEZE_AFTER,
     ANNOTATION_DOZE_AFTER,
     ANNOTATION_RESUME_POLICY,
     ANNOTATION_WAKE_UDP_PORTS,
+    ANNOTATION_SHELL,
+    ANNOTATION_WAKE_SCHEDULE,
 ];
 
 fuzz_target!(|text: &str| {
@@ -44,6 +46,9 @@ fuzz_target!(|text: &str| {
                 .flatten()
             {
                 assert!(duration <= MAX_DURATION);
+            }
+            if let Some(schedule) = policy.wake_schedule {
+                assert!(schedule.next_after(0).is_some());
             }
             assert!(policy.wake_udp_ports.len() <= 32 && !policy.wake_udp_ports.contains(&0));
         }

@@ -2,6 +2,7 @@
 //! was not lost before, and the pod can be deleted.
 
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -9,9 +10,10 @@ use dormouse_core::{Reason, Rung};
 use dormouse_rpc::v1;
 use dormouse_testkit::guest::AgentGuest;
 use dormouse_testkit::host::wait;
-use dormouse_testkit::rig::{Rig, RigOptions, reason};
+use dormouse_testkit::rig::{Rig, RigOptions, reason, reference};
 use dormouse_testkit::{DORMOUSE_GVISOR, Pod};
 
+use crate::neighbours::{On, arm, order};
 use crate::support::{LIMIT, alone, ask};
 
 /// What is done to the directory of a snapshot; the other directory is another snapshot's.
@@ -159,6 +161,12 @@ async fn the_store_is_deleted_under_the_agent() {
     println!("{refused}");
     assert_eq!(reason(&refused), Some(Reason::SnapshotStoreFailed), "{refused}");
     assert_eq!(ask(&awake, "/hash").await, hash);
+    // An exec asks for the wake, waits within its bound, and says why it was in vain.
+    let refused = lost.exec(&["true"], LIMIT).await.unwrap_err();
+    assert!(
+        format!("{refused:#}").contains("is hibernated and was not woken"),
+        "{refused:#}"
+    );
     lost.stop().await.unwrap();
     lost.remove().await.unwrap();
     // The next start makes a new one.
@@ -209,6 +217,180 @@ async fn a_full_disk_is_refused_before_anything_is_saved() {
     assert!(rig.hibernate(&small).await.unwrap().moved);
     assert_eq!(ask(&small, "/hash").await, hash);
     rig.stop().await.unwrap();
+}
+
+/// Takes every byte that a disk has left.
+fn fill(at: &Path) -> PathBuf {
+    let path = at.join("filler");
+    let mut file = fs::File::create(&path).unwrap();
+    let block = vec![1; 64 << 10];
+    let mut size = block.len();
+    while size > 0 {
+        match file.write_all(&block[..size]) {
+            Ok(()) => {}
+            Err(error) => {
+                assert_eq!(error.raw_os_error(), Some(nix::libc::ENOSPC), "{error}");
+                size /= 2;
+            }
+        }
+    }
+    path
+}
+
+/// Room was set aside, and somebody else took it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_fills_up_under_a_save_fails_the_order_and_not_the_pod() {
+    let _alone = alone().await;
+    let disk = tempfile::tempdir_in("/var/tmp").unwrap();
+    let _mounted = Small::mount(disk.path(), 512);
+    let options = RigOptions {
+        snapshots: format!(
+            "dir = \"{}\"\nkeep_free_mib = 4\n",
+            disk.path().join("store").display()
+        ),
+        ..Default::default()
+    };
+    let mut rig = Rig::start(options).await.unwrap();
+    let spec = AgentGuest::mib(64).pod("saved").handler(DORMOUSE_GVISOR);
+    let pod = rig.run_pod(spec).await.unwrap();
+    pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
+    let hash = ask(&pod, "/hash").await;
+    let halt = rig.stack.dir().join("halted");
+    for (on, point) in [
+        // runsc itself meets the full disk,
+        (On::Hibernate, "agent::save::staged"),
+        (On::Snapshot, "agent::snapshot::staged"),
+        // or the store.
+        (On::Hibernate, "agent::save::saved"),
+        (On::Snapshot, "agent::snapshot::saved"),
+    ] {
+        arm(&mut rig, point, &halt).await;
+        let ordered = tokio::spawn(order(rig.client.clone(), Some(reference(&pod)), on));
+        wait::until("the agent to come to the point", LIMIT, async || {
+            anyhow::ensure!(halt.exists(), "{point}");
+            Ok(())
+        })
+        .await
+        .unwrap();
+        let filler = fill(disk.path());
+        fs::remove_file(&halt).unwrap();
+        let refused = tokio::time::timeout(LIMIT, ordered)
+            .await
+            .expect(point)
+            .unwrap()
+            .expect_err(point);
+        println!("{point}: {refused}");
+        assert_eq!(reason(&refused), Some(Reason::DiskFull), "{point}: {refused}");
+        assert_eq!(ask(&pod, "/hash").await, hash, "{point}");
+        rig.wait_rung(&pod, Rung::Running, LIMIT).await.unwrap();
+        assert!(listed(&rig).await.is_empty(), "{point}");
+        fs::remove_file(filler).unwrap();
+    }
+    // Nothing of it is left over.
+    assert_eq!(
+        fs::read_dir(disk.path().join("store/staging")).unwrap().count(),
+        0
+    );
+    rig.snapshot(&pod).await.unwrap();
+    rig.hibernate(&pod).await.unwrap();
+    assert_eq!(ask(&pod, "/hash").await, hash);
+    rig.stop().await.unwrap();
+}
+
+/// What cannot be noted is not done: nobody would know after a reboot that the pod's memory is in a snapshot.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_room_for_the_journal_nobody_is_hibernated() {
+    let _alone = alone().await;
+    let rig = Rig::plain().await.unwrap();
+    let spec = AgentGuest::mib(8).pod("noted").handler(DORMOUSE_GVISOR);
+    let pod = rig.run_pod(spec).await.unwrap();
+    pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
+    let hash = ask(&pod, "/hash").await;
+    let journal = rig.agent.paths().state_dir.join("pods");
+    {
+        let _mounted = Small::mount(&journal, 1);
+        fill(&journal);
+        let refused = rig.hibernate(&pod).await.unwrap_err();
+        assert_eq!(reason(&refused), Some(Reason::JournalFailed), "{refused}");
+        assert_eq!(rig.rung(&pod).await.unwrap(), Rung::Frozen);
+        // All else does without.
+        assert_eq!(ask(&pod, "/hash").await, hash);
+        rig.wait_rung(&pod, Rung::Running, LIMIT).await.unwrap();
+        rig.snapshot(&pod).await.unwrap();
+    }
+    rig.hibernate(&pod).await.unwrap();
+    assert_eq!(ask(&pod, "/hash").await, hash);
+    rig.stop().await.unwrap();
+}
+
+/// The record says who counts, guest or snapshot: where it cannot be written neither is given up.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_room_for_the_record_the_pod_stays_what_it_is() {
+    let _alone = alone().await;
+    let rig = Rig::plain().await.unwrap();
+    let spec = AgentGuest::mib(8).pod("recorded").handler(DORMOUSE_GVISOR);
+    let pod = rig.run_pod(spec).await.unwrap();
+    pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
+    let hash = ask(&pod, "/hash").await;
+    for asleep in [false, true] {
+        if asleep {
+            rig.hibernate(&pod).await.unwrap();
+        } else {
+            rig.freeze(&pod).await.unwrap();
+        }
+        let full = Full::make(&rig.stack.run_dir());
+        let refused = if asleep {
+            rig.wake(&pod).await.unwrap_err()
+        } else {
+            rig.hibernate(&pod).await.unwrap_err()
+        };
+        println!("{refused}");
+        assert_eq!(reason(&refused), Some(Reason::RecordUnwritable), "{refused}");
+        drop(full);
+        assert_eq!(ask(&pod, "/hash").await, hash);
+        rig.wait_rung(&pod, Rung::Running, LIMIT).await.unwrap();
+    }
+    rig.hibernate(&pod).await.unwrap();
+    assert_eq!(ask(&pod, "/hash").await, hash);
+    rig.stop().await.unwrap();
+}
+
+/// A tmpfs without room, until this is dropped.
+struct Full {
+    at: PathBuf,
+    size: u64,
+}
+
+impl Full {
+    fn make(at: &Path) -> Self {
+        let now = nix::sys::statvfs::statvfs(at).unwrap();
+        let (all, free) = (now.blocks(), now.blocks_free());
+        let full = Self {
+            at: at.to_owned(),
+            size: all * now.fragment_size(),
+        };
+        full.resize((all - free) * now.fragment_size());
+        full
+    }
+
+    fn resize(&self, bytes: u64) {
+        let options = format!("size={bytes}");
+        let flags = nix::mount::MsFlags::MS_REMOUNT;
+        nix::mount::mount(
+            None::<&str>,
+            &self.at,
+            None::<&str>,
+            flags,
+            Some(options.as_str()),
+        )
+        .unwrap();
+    }
+}
+
+impl Drop for Full {
+    fn drop(&mut self) {
+        self.resize(self.size);
+    }
 }
 
 /// A small file system.

@@ -10,7 +10,7 @@ use dormouse_testkit::rig::Rig;
 use dormouse_testkit::{DORMOUSE_GVISOR, Pod, http};
 use nix::sys::signal::Signal;
 
-use crate::support::{LIMIT, address, alone, ask};
+use crate::support::{LIMIT, address, alone, ask, swap};
 
 /// Which order passes a fail point.
 #[derive(Debug, Clone, Copy)]
@@ -108,6 +108,59 @@ async fn killed_at_every_step_of_a_hibernation() {
     rig.hibernate(&pod).await.unwrap();
     assert_eq!(ask(&pod, "/hash").await, hash);
     pod.stop_container(Duration::from_secs(5)).await.unwrap();
+    rig.stop().await.unwrap();
+}
+
+/// The fail points of a pod that is saved before it dozes, and later only ended.
+const DURABLE: &[&str] = &[
+    "agent::save::staged",
+    "agent::save::saved",
+    "agent::save::committed",
+    "gvisor::release::streams_put_by",
+    "switch::release::noted",
+    "switch::thaw_cgroup::after_thaw",
+    "gvisor::release::thawed",
+    "gvisor::release::ended",
+    "agent::hibernate::released",
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_every_step_of_a_durable_sleep() {
+    let _alone = alone().await;
+    let _swap = swap();
+    let mut rig = Rig::plain().await.unwrap();
+    let spec = AgentGuest::mib(24)
+        .pod("victim")
+        .handler(DORMOUSE_GVISOR)
+        .annotation(dormouse_core::ANNOTATION_MANAGED, "true")
+        .annotation(dormouse_core::ANNOTATION_DURABLE, "true");
+    let pod = rig.run_pod(spec).await.unwrap();
+    pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
+    let hash = ask(&pod, "/hash").await;
+    for point in DURABLE {
+        rig.agent.kill().unwrap();
+        let arm = vec![("DORMOUSE_KILL_AT".to_owned(), (*point).to_owned())];
+        rig.agent
+            .restart(&rig.stack, Some(arm))
+            .await
+            .unwrap_or_else(|error| panic!("{point}: {error:#}"));
+        rig.reconnect().await.unwrap();
+        let ordered = match rig.doze(&pod).await {
+            Ok(_) => rig.hibernate(&pod).await.map(drop),
+            Err(status) => Err(status),
+        };
+        ordered.expect_err(point);
+        let status = rig.agent.wait_exit(Duration::from_secs(20)).await.unwrap();
+        assert_eq!(status.signal(), Some(9), "{point} was passed");
+        rig.agent.restart(&rig.stack, Some(Vec::new())).await.unwrap();
+        rig.reconnect().await.unwrap();
+        println!("{point}: found {}", rig.rung(&pod).await.unwrap());
+        assert_eq!(ask(&pod, "/hash").await, hash, "{point}");
+        rig.wait_rung(&pod, Rung::Running, LIMIT).await.unwrap();
+    }
+    rig.doze(&pod).await.unwrap();
+    rig.hibernate(&pod).await.unwrap();
+    assert_eq!(ask(&pod, "/hash").await, hash);
     rig.stop().await.unwrap();
 }
 

@@ -7,11 +7,15 @@
     clippy::indexing_slicing
 )]
 
+mod births;
 mod damage;
+mod disk;
 mod guest;
 mod hibernate;
 mod kills;
 mod neighbours;
 mod room;
+mod shell;
 mod steps;
 mod support;
+mod upgrades;

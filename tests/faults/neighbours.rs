@@ -37,35 +37,40 @@ pub(crate) enum On {
 
 use Victim::{Containerd, Sentry, Shim, Waiters};
 
+/// Everybody.
+const ALL: &[Victim] = &[Sentry, Shim, Waiters, Containerd];
+
+/// The same where there is no guest.
+const REST: &[Victim] = &[Shim, Waiters, Containerd];
+
 /// The fail points, and who there is to be killed at each.
 const POINTS: &[(On, &str, &[Victim])] = &[
-    (On::Snapshot, "gvisor::snapshot::written", &[Sentry, Containerd]),
-    (
-        On::Hibernate,
-        "gvisor::save::cut",
-        &[Sentry, Shim, Waiters, Containerd],
-    ),
-    (On::Hibernate, "gvisor::save::written", &[Sentry, Shim]),
-    (On::Hibernate, "agent::hibernate::committed", &[Sentry, Waiters]),
-    (
-        On::Hibernate,
-        "switch::release::noted",
-        &[Sentry, Shim, Waiters, Containerd],
-    ),
-    (On::Hibernate, "gvisor::release::ended", &[Shim, Waiters]),
-    (
-        On::Hibernate,
-        "agent::hibernate::released",
-        &[Shim, Waiters, Containerd],
-    ),
-    (
-        On::Wake,
-        "gvisor::restore::root_created",
-        &[Sentry, Shim, Waiters, Containerd],
-    ),
-    (On::Wake, "gvisor::restore::root_restored", &[Sentry, Waiters]),
-    (On::Wake, "gvisor::restore::started", &[Sentry, Shim]),
-    (On::Wake, "agent::restore::restored", &[Sentry, Containerd]),
+    (On::Snapshot, "agent::snapshot::staged", &[Sentry, Waiters]),
+    (On::Snapshot, "gvisor::snapshot::written", ALL),
+    (On::Snapshot, "agent::snapshot::saved", &[Sentry, Shim]),
+    (On::Snapshot, "agent::snapshot::committed", &[Sentry]),
+    (On::Hibernate, "agent::save::staged", ALL),
+    (On::Hibernate, "gvisor::save::cut", ALL),
+    (On::Hibernate, "switch::checkpoint::before_call", ALL),
+    (On::Hibernate, "switch::checkpoint::after_call", ALL),
+    (On::Hibernate, "gvisor::save::written", ALL),
+    (On::Hibernate, "agent::save::saved", ALL),
+    (On::Hibernate, "agent::hibernate::committed", ALL),
+    (On::Hibernate, "gvisor::release::streams_put_by", ALL),
+    (On::Hibernate, "switch::release::noted", ALL),
+    (On::Hibernate, "gvisor::release::ended", REST),
+    (On::Hibernate, "gvisor::release::forgotten", REST),
+    (On::Hibernate, "switch::hibernation::phase_noted", REST),
+    (On::Hibernate, "agent::hibernate::released", REST),
+    (On::Wake, "agent::restore::opened", REST),
+    (On::Wake, "switch::hibernation::phase_noted", REST),
+    (On::Wake, "gvisor::restore::root_created", ALL),
+    (On::Wake, "gvisor::restore::addressed", ALL),
+    (On::Wake, "gvisor::restore::root_restored", ALL),
+    (On::Wake, "gvisor::restore::started", ALL),
+    (On::Wake, "gvisor::restore::noted", ALL),
+    (On::Wake, "agent::restore::restored", ALL),
+    (On::Wake, "agent::restore::on_wire", ALL),
 ];
 
 async fn pod(rig: &Rig, name: &str) -> Pod {
@@ -203,7 +208,13 @@ fn must_live(on: On, point: &str, victim: Victim) -> bool {
         Containerd => true,
         Sentry => {
             point == "switch::release::noted"
-                || on == On::Wake && !matches!(point, "gvisor::restore::started" | "agent::restore::restored")
+                || on == On::Wake
+                    && matches!(
+                        point,
+                        "gvisor::restore::root_created"
+                            | "gvisor::restore::addressed"
+                            | "gvisor::restore::root_restored"
+                    )
         }
         Shim | Waiters => false,
     }

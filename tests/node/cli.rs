@@ -582,6 +582,41 @@ async fn the_command_line_keeps_snapshots() {
     .unwrap();
     cli.good(&["snapshot", "import", &file]).await;
     cli.good(&["snapshot", "fsck", "--full"]).await;
+
+    // What came in can fill another pod, whose command and image are the snapshot's.
+    let imported = cli.json(&["snapshot", "ls"]).await;
+    let imported = imported[0]["id"].as_str().unwrap().to_owned();
+    let logs = cli.logs.display().to_string();
+    let first = ["run", "--from-snapshot", &imported, "--name", "clone"];
+    let rest = ["--log-root", &logs, "-o", "json"];
+    let said = cli.say(&[&first[..], &rest[..]].concat()).await;
+    assert_eq!(said.code, 0, "{said:?}");
+    let clone: Value = serde_json::from_str(&said.out).unwrap();
+    assert_eq!(clone["snapshot"], imported.as_str());
+    let answered = http::get(
+        format!("{}:8080", clone["addresses"][0].as_str().unwrap())
+            .parse()
+            .unwrap(),
+        "/",
+        LIMIT,
+    );
+    assert_eq!(answered.await.unwrap().body, hash, "the source's memory");
+    // Of another namespace only if that is meant, and then nothing is left over.
+    let elsewhere = [&first[..], &["-n", "elsewhere"], &rest[..]].concat();
+    let said = cli.say(&elsewhere).await;
+    assert!(said.err.contains("SnapshotNamespaceMismatch"), "{said:?}");
+    cli.good(&["rm", "clone", "--grace", "1s"]).await;
+
+    // Nothing exceeds the limits; all that nobody needs can go.
+    let all = cli.json(&["snapshot", "ls"]).await.as_array().unwrap().len();
+    cli.good(&["snapshot", "prune"]).await;
+    cli.good(&["snapshot", "prune", "--all", "--dry-run"]).await;
+    assert_eq!(cli.json(&["snapshot", "ls"]).await.as_array().unwrap().len(), all);
+    cli.good(&["snapshot", "pin", &imported]).await;
+    cli.good(&["snapshot", "prune", "--all"]).await;
+    let left = cli.json(&["snapshot", "ls"]).await;
+    assert_eq!(left.as_array().unwrap().len(), 1, "{left}");
+    assert_eq!(left[0]["id"], imported.as_str());
     let mut bytes = std::fs::read(&file).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;

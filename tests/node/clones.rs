@@ -1,12 +1,14 @@
 //! Clones: one snapshot in many pods. What is the same in them and what is not is one contract (`docs/guide/clones.md`);
 //! each of its lines is tested here.
 
+use std::path::{Path, PathBuf};
+
 use dormouse_core::{
     ANNOTATION_FALLBACK, ANNOTATION_IDENTITY, ANNOTATION_POST_RESTORE_EXEC, ANNOTATION_POST_RESTORE_SIGNAL,
     ANNOTATION_RESTORE_FROM, Reason, Rung,
 };
 use dormouse_rpc::v1;
-use dormouse_testkit::guest::AgentGuest;
+use dormouse_testkit::guest::{AgentGuest, WorldGuest};
 use dormouse_testkit::host::wait;
 use dormouse_testkit::peer::Peer;
 use dormouse_testkit::rig::{Rig, reason};
@@ -14,6 +16,8 @@ use dormouse_testkit::{ContainerSpec, Pod, PodSpec, http};
 use k8s_cri::v1::{ContainerState, ContainerStatusRequest};
 use serde_json::Value;
 
+use crate::hibernate::connected;
+use crate::matrix::Projected;
 use crate::support::{LIMIT, address, ask, at_work, swap};
 
 /// What the command after a restore leaves in the guest.
@@ -121,6 +125,116 @@ async fn a_clone_is_its_source_under_a_name_and_an_address_of_its_own() {
     let identity = file(&source, "/run/dormouse/identity.json").await;
     assert!(identity.contains(&source.uid) && !identity.contains("snapshot"));
     assert_eq!(ask(&source, "/hash").await, hash, "the source goes on");
+    rig.stop().await.unwrap();
+}
+
+/// A pod that holds one of everything, with volumes and files of the node of its own.
+fn world(name: &str, node: &Path) -> PodSpec {
+    let own = node.join(name);
+    std::fs::create_dir_all(own.join("data")).unwrap();
+    std::fs::write(own.join("data/who"), name).unwrap();
+    // As kubelet makes it.
+    std::fs::write(
+        own.join("hosts"),
+        format!("127.0.0.1 localhost\n192.0.2.1 {name}.example\n"),
+    )
+    .unwrap();
+    let mut config = Projected::new(&own.join("config"));
+    config.rotate(&format!("token of {name}"));
+    let container = WorldGuest::default()
+        .folder("volume", "/shared")
+        .container()
+        .mount(own.join("data"), "/data", false)
+        .mount(own.join("config"), "/config", true)
+        .mount(own.join("hosts"), "/etc/hosts", false);
+    let mut spec = PodSpec::new(name)
+        .empty_dir("shared", "/shared")
+        .container(container);
+    spec.name_servers = vec![format!("192.0.2.{}", name.len())];
+    connected(spec)
+}
+
+async fn text(pod: &Pod, path: &str) -> String {
+    let answer = ask(pod, &format!("/read?path={path}")).await;
+    answer["text"]
+        .as_str()
+        .unwrap_or_else(|| panic!("{path}: {answer}"))
+        .to_owned()
+}
+
+/// Everything that was prepared before the snapshot is there.
+async fn holds_everything(pod: &Pod, armed: u64) {
+    let verdicts = ask(pod, "/check").await;
+    let verdicts = verdicts.as_object().unwrap();
+    let wrong: Vec<_> = verdicts.iter().filter(|(_, verdict)| *verdict != "ok").collect();
+    assert!(wrong.is_empty(), "{}: {wrong:#?}", pod.name);
+    assert_eq!(verdicts.len() as u64, armed, "{}", pod.name);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clone_has_what_its_source_held_and_the_volumes_and_routes_of_its_own() {
+    let _swap = swap();
+    let node = tempfile::tempdir_in("/var/tmp").unwrap();
+    let (mut rig, source) = at_work(world("source", node.path())).await;
+    let write = async |pod: &Pod, text: &str| {
+        let script =
+            format!("echo {text} > /shared/said; echo {text} > /var/tmp/said; echo {text} > /data/said");
+        let output = pod.exec(&["sh", "-c", &script], LIMIT).await.unwrap();
+        assert_eq!(output.code, 0, "{}", output.stderr);
+    };
+    write(&source, "source").await;
+    let armed = ask(&source, "/arm").await["armed"].as_u64().unwrap();
+    let clock = ask(&source, "/clock").await;
+    let id = snapshot(&rig, &source).await;
+    rig.stack.set_routes(&["198.51.100.0/24"]).await.unwrap();
+    let clone = rig.run_clone(&id, world("clone", node.path())).await.unwrap();
+    // The processes and all that they held: threads, open and unlinked files, pipes, timers, signals, sockets within.
+    holds_everything(&clone, armed).await;
+    holds_everything(&source, armed).await;
+    let now = ask(&clone, "/clock").await;
+    for name in ["clock", "monotonic"] {
+        assert!(
+            now[name].as_f64() > clock[name].as_f64(),
+            "{name}: {clock}, then {now}"
+        );
+    }
+    // What the containers wrote, and volumes within the sandbox: the source's, from then on its own.
+    for path in ["/shared/said", "/var/tmp/said"] {
+        assert_eq!(text(&clone, path).await, "source\n");
+    }
+    write(&clone, "clone").await;
+    for pod in [&source, &clone] {
+        for path in ["/shared/said", "/var/tmp/said", "/data/said"] {
+            assert_eq!(text(pod, path).await, format!("{}\n", pod.name), "{path}");
+        }
+        // Volumes of the node, and what the node puts into /etc.
+        assert_eq!(text(pod, "/data/who").await, pod.name);
+        assert_eq!(text(pod, "/config/token").await, format!("token of {}", pod.name));
+        let hosts = text(pod, "/etc/hosts").await;
+        assert!(hosts.contains(&format!("{}.example", pod.name)), "{hosts}");
+        let resolver = text(pod, "/etc/resolv.conf").await;
+        let server = format!("nameserver 192.0.2.{}\n", pod.name.len());
+        assert!(resolver.contains(&server), "{resolver}");
+        // 198.51.100.0, as the kernel writes it.
+        let routes = text(pod, "/proc/net/route").await;
+        assert_eq!(
+            routes.contains("006433C6"),
+            pod.name == "clone",
+            "{}: {routes}",
+            pod.name
+        );
+        assert!(
+            routes
+                .lines()
+                .any(|l| l.split_whitespace().nth(1) == Some("00000000")),
+            "{routes}"
+        );
+    }
+    // They are rotated like any pod's.
+    let mut config = Projected::at(&node.path().join("clone/config"), 2);
+    config.rotate("rotated");
+    assert_eq!(text(&clone, "/config/token").await, "rotated");
+    assert_eq!(text(&source, "/config/token").await, "token of source");
     rig.stop().await.unwrap();
 }
 
@@ -233,15 +347,13 @@ async fn init_containers_of_a_clone_have_run_already() {
     rig.stop().await.unwrap();
 }
 
+fn image(rig: &Rig, id: &str) -> PathBuf {
+    rig.agent.paths().state_dir.join("snapshots/snapshots").join(id)
+}
+
 /// Damages the snapshot's pages behind the store's back, so that nobody has noticed yet.
 fn damage(rig: &Rig, id: &str) {
-    let pages = rig
-        .agent
-        .paths()
-        .state_dir
-        .join("snapshots/snapshots")
-        .join(id)
-        .join("pages.img");
+    let pages = image(rig, id).join("pages.img");
     let file = std::fs::OpenOptions::new().write(true).open(&pages).unwrap();
     file.set_len(4096).unwrap();
 }
@@ -257,6 +369,16 @@ async fn a_clone_that_cannot_be_filled_starts_cold_or_not_at_all() {
         .await
         .unwrap();
     let held = rig.granted(&id, spec("held")).await.unwrap();
+    let bare = snapshot(&rig, &source).await;
+    let (bare_cold, bare_held) = (
+        rig.granted(
+            &bare,
+            spec("bare-cold").annotation(ANNOTATION_FALLBACK, "ColdStart"),
+        )
+        .await
+        .unwrap(),
+        rig.granted(&bare, spec("bare-held")).await.unwrap(),
+    );
     let failing = spec("failing")
         .annotation(ANNOTATION_FALLBACK, "ColdStart")
         .annotation(ANNOTATION_POST_RESTORE_EXEC, r#"["/bin/false"]"#);
@@ -282,6 +404,17 @@ async fn a_clone_that_cannot_be_filled_starts_cold_or_not_at_all() {
     assert_eq!(ask(&cold, "/hash").await, own);
     let log = rig.agent.log();
     assert!(log.contains("reason=ColdStarted"), "{log}");
+    // Where the sandbox itself cannot be restored its `start` goes well all the same; it is its containers that are refused.
+    std::fs::remove_file(image(&rig, &bare).join("pages.img")).unwrap();
+    let refused = rig.stack.run_pod(bare_held).await.unwrap_err();
+    let words = format!("{refused:#}");
+    assert!(
+        words.contains("start container agent") && words.contains("RuntimeCallFailed"),
+        "{words}"
+    );
+    let cold = rig.run_pod(bare_cold).await.unwrap();
+    cold.wait_http(8080, "/answer", LIMIT).await.unwrap();
+    assert_ne!(ask(&cold, "/hash").await, hash);
     rig.stop().await.unwrap();
 }
 

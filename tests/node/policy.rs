@@ -42,6 +42,28 @@ async fn idleness_leads_to_a_doze_and_a_request_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn idleness_leads_down_to_hibernation_and_a_request_back() {
+    let _swap = swap();
+    let rig = Rig::plain().await.unwrap();
+    let pod = rig
+        .run_pod(sleepy(16).annotation("dormouse.dev/hibernate-after", "3s"))
+        .await
+        .unwrap();
+    pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
+    http::post(address(&pod), "/history", "hello", LIMIT)
+        .await
+        .unwrap();
+    for round in 0..2 {
+        let view = rig.wait_rung(&pod, Rung::Hibernated, LIMIT).await.unwrap();
+        assert_eq!(view.reason, Reason::IdleTimeout.as_str(), "round {round}");
+        assert_eq!(ask(&pod, "/history").await[0], "hello");
+    }
+    let log = rig.agent.log();
+    assert!(log.contains("to=Dozing reason=IdleTimeout"), "{log}");
+    rig.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_pod_that_works_is_not_idle() {
     let rig = Rig::plain().await.unwrap();
     let pod = rig.run_pod(sleepy(0)).await.unwrap();

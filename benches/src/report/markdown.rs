@@ -13,6 +13,7 @@ pub(super) fn group(which: Which) -> &'static str {
         Which::Cycles => "Cycles",
         Which::Snapshot => "Snapshots of running pods",
         Which::Hibernated => "Hibernated",
+        Which::Shell => "Hibernated, with a shell",
         Which::Clones => "Clones",
         Which::Freed => "What hibernating frees",
         Which::Wrapper => "Wrapper",

@@ -6,6 +6,7 @@ mod fleet;
 mod freed;
 mod hibernated;
 mod latency;
+mod shell;
 mod sleepers;
 mod snapshot;
 mod wrapper;
@@ -44,6 +45,7 @@ pub(crate) async fn run(plan: &Plan, wanted: &[Which]) -> Vec<Row> {
         Which::Cycles,
         Which::Snapshot,
         Which::Hibernated,
+        Which::Shell,
         Which::Clones,
         Which::Freed,
         Which::Wrapper,
@@ -59,6 +61,7 @@ pub(crate) async fn run(plan: &Plan, wanted: &[Which]) -> Vec<Row> {
             Which::Cycles => cycles::measure(plan, &mut row).await,
             Which::Snapshot => snapshot::measure(plan, &mut row).await,
             Which::Hibernated => hibernated::measure(plan, &mut row).await,
+            Which::Shell => shell::measure(plan, &mut row).await,
             Which::Clones => clones::measure(plan, &mut row).await,
             Which::Freed => freed::measure(plan, &mut row).await,
             Which::Wrapper => wrapper::measure(plan, &mut row).await,

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use dormouse_core::{AdmissionLimits, PolicyDefaults, parse_duration};
+use dormouse_core::{AdmissionLimits, PolicyDefaults, ShellTimes, parse_duration};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::args::{Args, DEFAULT_CONFIG, LogFormat};
@@ -15,6 +15,9 @@ use crate::swap::SwapConfig;
 const VERSION: u32 = 1;
 /// The largest configuration file, in bytes.
 const SIZE_LIMIT: u64 = 1 << 20;
+
+/// The longest that a shell may stand ahead of an expected wake, or after it.
+const LONGEST_SHELL: Duration = Duration::from_secs(6 * 3600);
 
 /// The configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +83,9 @@ pub struct Config {
     /// What survives a reboot.
     #[serde(default = "default_state_dir")]
     pub state_dir: PathBuf,
+    /// The wrapper's configuration, which says what releases of runsc there are.
+    #[serde(default = "default_wrapper_config")]
+    pub wrapper_config: PathBuf,
     /// The API.
     #[serde(default)]
     pub api: ApiConfig,
@@ -107,6 +113,9 @@ pub struct Config {
     /// Snapshots of guests on this node.
     #[serde(default)]
     pub snapshots: SnapshotsConfig,
+    /// Shells for hibernated pods.
+    #[serde(default)]
+    pub shells: ShellsConfig,
     /// Waking by packets.
     #[serde(default)]
     pub packets: PacketConfig,
@@ -239,6 +248,8 @@ pub struct SnapshotsConfig {
     pub verify_on_wake: VerifyOnWake,
     /// How much is read for hashes and scrubs behind running pods, in MiB per second; 0 = as much as the disk gives.
     pub background_mib_per_second: u64,
+    /// What saves that nobody waits for may bring to the disk, all together, in MiB per second; 0: as much as it takes.
+    pub save_mib_per_second: u64,
     /// After how long a snapshot's bytes are compared with its hashes again; 0 = never.
     #[serde(with = "human")]
     pub scrub_after: Duration,
@@ -246,6 +257,41 @@ pub struct SnapshotsConfig {
     pub encryption_key_file: PathBuf,
     /// Where encrypted snapshots are while they are in the clear: on a ramfs or tmpfs; empty = `images` in `run_dir`.
     pub memory_dir: PathBuf,
+}
+
+/// Shells: empty guests that stand by for hibernated pods whose policy wants them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ShellsConfig {
+    /// How many may stand by on the node at once; 0 = none.
+    pub max: usize,
+    /// How long before an expected wake one is made.
+    #[serde(with = "human")]
+    pub ahead: Duration,
+    /// How long after an expected wake that did not come it is given up.
+    #[serde(with = "human")]
+    pub keep: Duration,
+}
+
+impl ShellsConfig {
+    /// How long shells stand around expected wakes.
+    #[must_use]
+    pub const fn times(&self) -> ShellTimes {
+        ShellTimes {
+            ahead: self.ahead,
+            keep: self.keep,
+        }
+    }
+}
+
+impl Default for ShellsConfig {
+    fn default() -> Self {
+        Self {
+            max: 32,
+            ahead: Duration::from_secs(30),
+            keep: Duration::from_secs(300),
+        }
+    }
 }
 
 /// What becomes of a pod's snapshots when the pod is deleted.
@@ -291,6 +337,10 @@ fn default_run_dir() -> PathBuf {
     PathBuf::from(dormouse_sentry::DEFAULT_RUN_DIR)
 }
 
+fn default_wrapper_config() -> PathBuf {
+    PathBuf::from(dormouse_sentry::wrapper_config::DEFAULT_PATH)
+}
+
 fn default_state_dir() -> PathBuf {
     PathBuf::from("/var/lib/dormouse")
 }
@@ -303,6 +353,7 @@ impl Default for Config {
             runtime_endpoint: default_endpoint(),
             run_dir: default_run_dir(),
             state_dir: default_state_dir(),
+            wrapper_config: default_wrapper_config(),
             api: ApiConfig::default(),
             http: HttpConfig::default(),
             log: LogConfig::default(),
@@ -312,6 +363,7 @@ impl Default for Config {
             pressure: PressureConfig::default(),
             doze: DozeConfig::default(),
             snapshots: SnapshotsConfig::default(),
+            shells: ShellsConfig::default(),
             packets: PacketConfig::default(),
             swap: SwapConfig::default(),
         }
@@ -352,6 +404,7 @@ impl Default for SnapshotsConfig {
             on_delete: OnDelete::Remove,
             verify_on_wake: VerifyOnWake::Auto,
             background_mib_per_second: 200,
+            save_mib_per_second: 64,
             scrub_after: Duration::from_secs(7 * 24 * 3600),
             encryption_key_file: PathBuf::new(),
             memory_dir: PathBuf::new(),
@@ -550,6 +603,7 @@ impl Config {
         for (field, path) in [
             ("run_dir", &self.run_dir),
             ("state_dir", &self.state_dir),
+            ("wrapper_config", &self.wrapper_config),
             ("api.socket", &self.api.socket),
         ] {
             if !path.is_absolute() {
@@ -581,6 +635,15 @@ impl Config {
             return value(
                 "packets",
                 "must allow at least one wake a minute; use resume-policy Manual instead",
+            );
+        }
+        if self.shells.keep < Duration::from_secs(1)
+            || self.shells.keep > LONGEST_SHELL
+            || self.shells.ahead > LONGEST_SHELL
+        {
+            return value(
+                "shells",
+                "keep must be at least 1s, and keep and ahead at most 6h",
             );
         }
         self.http_address()?;
@@ -727,6 +790,9 @@ mod tests {
         }
         assert!(parse("version = 1\n[snapshots]\non_delete = \"shred\"").is_err());
         assert!(parse("version = 1\n[snapshots]\nverify_on_wake = \"header-only\"").is_ok());
+        let mut config = Config::default();
+        config.shells.keep = Duration::ZERO;
+        assert!(config.check().is_err());
         let mut config = Config::default();
         config.http.listen = "here".into();
         assert!(config.check().is_err());

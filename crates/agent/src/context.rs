@@ -11,6 +11,7 @@ use crate::gate::Gate;
 use crate::journal::Journal;
 use crate::journal_writer::JournalWriter;
 use crate::metrics::Metrics;
+use crate::shells::Places;
 use crate::signal_watch::SignalWatch;
 use crate::snapshots::Snapshots;
 use crate::swap_handle::SwapHandle;
@@ -36,6 +37,8 @@ pub struct Context {
     pub swap: SwapHandle,
     /// The node's snapshots.
     pub snapshots: Snapshots,
+    /// Places for shells.
+    pub shells: Places,
     /// The wire loop.
     pub wires: WireLoop,
     /// Signals that wait for sleepers; run by whoever made this.
@@ -63,6 +66,7 @@ impl Context {
     ) -> Self {
         Self {
             gate: Gate::new(config.admission_limits()),
+            shells: Places::new(config.shells.max),
             config,
             journal,
             writer,

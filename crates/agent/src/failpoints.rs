@@ -13,6 +13,15 @@ pub const KILL_AT: &str = "DORMOUSE_KILL_AT";
 /// when somebody has taken it away.
 pub const HALT_AT: &str = "DORMOUSE_HALT_AT";
 
+/// Names a file that says which change of the snapshot store's disk fails, and how; it need not be there.
+pub const DISK_FAULTS: &str = "DORMOUSE_DISK_FAULTS";
+
+/// The file that `DORMOUSE_DISK_FAULTS` names.
+#[must_use]
+pub fn told_faults() -> Option<PathBuf> {
+    std::env::var_os(DISK_FAULTS).map(PathBuf::from)
+}
+
 /// The longest that it halts.
 const HALT: Duration = Duration::from_secs(60);
 

@@ -40,10 +40,10 @@ impl Gate {
     /// Waits for leave to run a step. Dropping the future gives the place in the queue back.
     ///
     /// # Errors
-    /// `InsufficientMemory` if a wake has no room, `Internal` if the node's memory cannot be read.
+    /// `InsufficientMemory` if a wake or a shell has no room, `Internal` if the node's memory cannot be read.
     pub async fn enter(&self, kind: ClaimKind, bytes: u64) -> Result<Permit, Reason> {
-        // Only a wake that brings memory back has to know how much there is.
-        let available = if kind == ClaimKind::Wake && bytes > 0 {
+        // Only what brings memory in has to know how much there is.
+        let available = if matches!(kind, ClaimKind::Wake | ClaimKind::Shell) && bytes > 0 {
             memory::available().map_err(|_| Reason::Internal)?
         } else {
             u64::MAX

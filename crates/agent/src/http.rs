@@ -11,7 +11,7 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::saved;
+use crate::api::{saved, shells};
 use crate::context::Context;
 use crate::metrics::NodeFigures;
 use crate::pods::Pods;
@@ -72,7 +72,16 @@ async fn metrics(State(pages): State<Pages>) -> impl IntoResponse {
         frames_seen: wires.frames,
         wakes_suppressed: wires.suppressed_source.saturating_add(wires.suppressed_node),
         events_refused: wires.events_refused,
+        shells: shells(&pages.pods.views()),
         snapshots: pages.ctx.snapshots.figures(),
+        runscs: pages
+            .ctx
+            .snapshots
+            .releases()
+            .await
+            .into_iter()
+            .map(|release| (release.state(), release.version, u64::from(release.snapshots)))
+            .collect(),
     };
     (
         [(header::CONTENT_TYPE, OPEN_METRICS)],

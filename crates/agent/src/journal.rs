@@ -41,9 +41,16 @@ pub struct Entry {
     pub resident_before: u64,
     /// The last wake.
     pub last_wake: Option<WakeEntry>,
+    /// The last wakes from hibernation, oldest first, in ms since 1970: what the next one is expected by.
+    #[serde(default)]
+    pub wakes: Vec<u64>,
     /// The newest snapshot of the pod; its only state where it is hibernated.
     #[serde(default)]
     pub snapshot: Option<String>,
+    /// The guest's count of wakes at which that snapshot holds exactly what the guest is, for one that was saved and sleeps
+    /// on; any other count, and it is the past.
+    #[serde(default)]
+    pub exact: Option<u64>,
     /// The snapshot that the guest was restored from, if it was.
     #[serde(default)]
     pub restored_from: Option<String>,
@@ -79,7 +86,9 @@ impl Entry {
             moving_to: None,
             resident_before: 0,
             last_wake: None,
+            wakes: Vec::new(),
             snapshot: None,
+            exact: None,
             restored_from: None,
             born_from: None,
         }
@@ -308,7 +317,7 @@ mod tests {
         journal.write(&entry).unwrap();
         let path = dir.path().join("pods").join(UID).join("state.json");
         let mut value: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-        for added in ["snapshot", "restored_from", "born_from"] {
+        for added in ["snapshot", "restored_from", "born_from", "wakes"] {
             value.as_object_mut().unwrap().remove(added).unwrap();
         }
         std::fs::write(&path, value.to_string()).unwrap();

@@ -71,12 +71,17 @@ impl JournalWriter {
     /// # Errors
     /// The entry could not be written; what was there before still is.
     pub async fn store(&self, entry: Entry) -> Result<(), JournalError> {
+        self.begin(entry).durable().await
+    }
+
+    /// Begins to write an entry, while the caller does something else.
+    pub fn begin(&self, entry: Entry) -> Noting {
         let (done, written) = oneshot::channel();
         lock(&self.shared.queue)
             .jobs
             .push_back(Job::Write(Box::new(entry), Some(done)));
         self.shared.filled.notify_one();
-        written.await.unwrap_or(Err(JournalError::Stopped))
+        Noting(written)
     }
 
     /// Forgets a pod.
@@ -95,6 +100,20 @@ impl JournalWriter {
             // A writer that panicked has nothing more to write.
             let _ = thread.join();
         }
+    }
+}
+
+/// An entry that is being written.
+#[derive(Debug)]
+pub struct Noting(oneshot::Receiver<Result<(), JournalError>>);
+
+impl Noting {
+    /// Waits until it is durable.
+    ///
+    /// # Errors
+    /// The entry could not be written; what was there before still is.
+    pub async fn durable(self) -> Result<(), JournalError> {
+        self.0.await.unwrap_or(Err(JournalError::Stopped))
     }
 }
 

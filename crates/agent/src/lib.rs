@@ -25,6 +25,7 @@ pub mod notes;
 pub mod pods;
 mod pressure;
 mod run;
+pub mod shells;
 pub mod signal_watch;
 pub mod snapshots;
 pub mod step_report;

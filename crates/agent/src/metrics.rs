@@ -1,6 +1,7 @@
 //! Prometheus metrics: base units, bounded labels.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use dormouse_core::{Reason, Rung, Transition, WakeSource};
@@ -55,8 +56,25 @@ struct RuntimeLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByLabels {
+    by: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct KindLabels {
     kind: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RunscLabels {
+    version: String,
+    state: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ShellLabels {
+    event: &'static str,
+    reason: &'static str,
 }
 
 fn histogram() -> Histogram {
@@ -76,12 +94,29 @@ struct Inner {
     wake_seconds: Family<WakeLabels, Histogram, fn() -> Histogram>,
     pause_window: Family<RuntimeLabels, Histogram, fn() -> Histogram>,
     sandboxes: Family<RungLabels, Gauge>,
+    shell_events: Family<ShellLabels, Counter>,
+    shells: Gauge,
+    shell_bytes: Gauge,
     snapshots: Family<KindLabels, Gauge>,
     snapshot_bytes: Family<KindLabels, Gauge>,
+    runscs: Family<RunscLabels, Gauge>,
+    save_bytes: Family<ByLabels, Counter>,
+    saves_waited: Counter<f64, AtomicU64>,
+    saves_waiting: Gauge,
     paged_out: Counter,
     prefetched: Counter,
     saved: Gauge,
     gauges: NodeGauges,
+}
+
+/// A save that is held up.
+#[derive(Debug)]
+pub struct Waits(Metrics);
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        self.0.0.saves_waiting.dec();
+    }
 }
 
 /// Figures that are read when somebody asks for them.
@@ -118,8 +153,12 @@ pub struct NodeFigures {
     pub wakes_suppressed: u64,
     /// Events that the wire loop could not hand over at once.
     pub events_refused: u64,
+    /// Shells that stand by: how many, and what their processes have in memory, in bytes.
+    pub shells: (usize, u64),
     /// Snapshots by kind: how many, and what they take on the disk, in bytes.
     pub snapshots: Vec<(&'static str, u64, u64)>,
+    /// Releases of runsc: how each stands, what it is called, and how many snapshots need it.
+    pub runscs: Vec<(&'static str, String, u64)>,
 }
 
 impl Default for Metrics {
@@ -139,7 +178,12 @@ impl Metrics {
         let wake_seconds = Family::new_with_constructor(histogram as fn() -> Histogram);
         let pause_window = Family::new_with_constructor(histogram as fn() -> Histogram);
         let sandboxes = Family::default();
+        let shell_events = Family::default();
+        let (shells, shell_bytes) = (Gauge::default(), Gauge::default());
         let (snapshots, snapshot_bytes) = (Family::default(), Family::default());
+        let runscs = Family::default();
+        let save_bytes = Family::default();
+        let (saves_waited, saves_waiting) = (Counter::default(), Gauge::default());
         let (paged_out, prefetched, saved) = (Counter::default(), Counter::default(), Gauge::default());
         let gauges = NodeGauges::default();
         registry.register(
@@ -169,6 +213,22 @@ impl Metrics {
         );
         registry.register("sandboxes", "Pods by rung", sandboxes.clone());
         registry.register(
+            "shells",
+            "Shells that stand by for hibernated pods",
+            shells.clone(),
+        );
+        registry.register_with_unit(
+            "shell",
+            "What the shells that stand by have in memory",
+            Unit::Bytes,
+            shell_bytes.clone(),
+        );
+        registry.register(
+            "shell_events",
+            "Shells that were made, used and given up, by why",
+            shell_events.clone(),
+        );
+        registry.register(
             "snapshots",
             "Snapshots on this node, by why they were taken",
             snapshots.clone(),
@@ -178,6 +238,28 @@ impl Metrics {
             "What snapshots take on the disk, by why they were taken",
             Unit::Bytes,
             snapshot_bytes.clone(),
+        );
+        registry.register(
+            "runsc_snapshots",
+            "Snapshots by the release of runsc that they need, and whether this node can restore with it",
+            runscs.clone(),
+        );
+        registry.register_with_unit(
+            "save",
+            "What saves brought to the disk, by what asked for them",
+            Unit::Bytes,
+            save_bytes.clone(),
+        );
+        registry.register_with_unit(
+            "saves_paced",
+            "How long saves that nobody waits for were held up by the budget for saves",
+            Unit::Seconds,
+            saves_waited.clone(),
+        );
+        registry.register(
+            "saves_waiting",
+            "Saves that the budget for saves holds up",
+            saves_waiting.clone(),
         );
         registry.register_with_unit(
             "paged_out",
@@ -234,8 +316,15 @@ impl Metrics {
             wake_seconds,
             pause_window,
             sandboxes,
+            shell_events,
+            shells,
+            shell_bytes,
             snapshots,
             snapshot_bytes,
+            runscs,
+            save_bytes,
+            saves_waited,
+            saves_waiting,
             paged_out,
             prefetched,
             saved,
@@ -282,6 +371,8 @@ impl Metrics {
             Transition::Wake(_) => "wake",
             Transition::ColdStart(_) => "cold-start",
             Transition::HousekeepingThaw | Transition::HousekeepingFreeze => "housekeeping",
+            Transition::MakeShell => "make-shell",
+            Transition::EndShell => "end-shell",
         };
         let labels = FailureLabels {
             runtime,
@@ -289,6 +380,15 @@ impl Metrics {
             reason: reason.as_str(),
         };
         self.0.failures.get_or_create(&labels).inc();
+    }
+
+    /// A shell was made, used or given up.
+    pub fn shell(&self, event: &'static str, reason: Reason) {
+        let labels = ShellLabels {
+            event,
+            reason: reason.as_str(),
+        };
+        self.0.shell_events.get_or_create(&labels).inc();
     }
 
     /// A running application stood still for a snapshot.
@@ -349,6 +449,29 @@ impl Metrics {
         self.0.prefetched.inc_by(bytes);
     }
 
+    /// Bytes of a save were let through to the disk.
+    pub fn save_passed(&self, by: &'static str, bytes: u64) {
+        self.0.save_bytes.get_or_create(&ByLabels { by }).inc_by(bytes);
+    }
+
+    /// A save is held up, until what this returns is dropped.
+    #[must_use]
+    pub fn save_waits(&self) -> Waits {
+        self.0.saves_waiting.inc();
+        Waits(self.clone())
+    }
+
+    /// A save was held up for so long.
+    pub fn save_waited(&self, time: Duration) {
+        self.0.saves_waited.inc_by(time.as_secs_f64());
+    }
+
+    /// Saves that are held up now.
+    #[must_use]
+    pub fn saves_waiting(&self) -> i64 {
+        self.0.saves_waiting.get()
+    }
+
     /// Everything in the OpenMetrics text format.
     #[must_use]
     pub fn render(&self, figures: &NodeFigures) -> String {
@@ -365,10 +488,21 @@ impl Metrics {
         set(&gauges.frames_seen, figures.frames_seen);
         set(&gauges.wakes_suppressed, figures.wakes_suppressed);
         set(&gauges.events_refused, figures.events_refused);
+        set(&self.0.shells, figures.shells.0 as u64);
+        set(&self.0.shell_bytes, figures.shells.1);
         for (kind, count, bytes) in &figures.snapshots {
             let labels = KindLabels { kind };
             set(&self.0.snapshots.get_or_create(&labels), *count);
             set(&self.0.snapshot_bytes.get_or_create(&labels), *bytes);
+        }
+        // How a release stands changes, and so do the releases.
+        self.0.runscs.clear();
+        for (state, version, count) in &figures.runscs {
+            let labels = RunscLabels {
+                version: version.clone(),
+                state,
+            };
+            set(&self.0.runscs.get_or_create(&labels), *count);
         }
         let mut text = String::new();
         match encode(&mut text, &self.0.registry) {
@@ -391,6 +525,7 @@ mod tests {
         metrics.woken(WakeSource::Packet, true, Duration::from_millis(3), "gvisor");
         let text = metrics.render(&NodeFigures {
             saved: 5,
+            shells: (1, 9),
             snapshots: vec![("hibernate", 2, 7)],
             ..NodeFigures::default()
         });
@@ -407,6 +542,8 @@ mod tests {
             text.contains(r#"dormouse_snapshot_bytes{kind="hibernate"} 7"#),
             "{text}"
         );
+        assert!(text.contains("dormouse_shells 1\n"), "{text}");
+        assert!(text.contains("dormouse_shell_bytes 9\n"), "{text}");
         assert!(text.ends_with("# EOF\n"));
     }
 }

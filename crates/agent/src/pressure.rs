@@ -1,15 +1,16 @@
-//! Watches the node's memory, and hibernates sleepers where it runs short.
+//! Watches the node's memory, and gives shells up and hibernates sleepers where it runs short.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dormouse_core::{Input, Moment, Rung, Sleeper, next_to_hibernate};
+use dormouse_core::{Input, Moment, Rung, Sleeper, next_shell_to_give_up, next_to_hibernate};
 use tokio_util::sync::CancellationToken;
 
 use crate::actor::Message;
 use crate::config::PressureConfig;
 use crate::pods::{Pods, ago};
+use crate::snapshots::Snapshots;
 use crate::view::PodView;
 use crate::{clock, memory};
 
@@ -23,7 +24,7 @@ const STEP: Duration = Duration::from_secs(10);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Watches until `stop`; at once where it is switched off.
-pub(crate) async fn watch(config: PressureConfig, pods: Pods, stop: CancellationToken) {
+pub(crate) async fn watch(config: PressureConfig, pods: Pods, snapshots: Snapshots, stop: CancellationToken) {
     if config.available_percent == 0 {
         return;
     }
@@ -34,7 +35,13 @@ pub(crate) async fn watch(config: PressureConfig, pods: Pods, stop: Cancellation
             () = stop.cancelled() => return,
         }
         // One after the other: each may be enough.
-        while is_short(config.available_percent) && !stop.is_cancelled() {
+        while !stop.is_cancelled() {
+            let short = is_short(config.available_percent);
+            // Then saves that are on their way are in a hurry, too.
+            snapshots.memory_is_short(short);
+            if !short {
+                break;
+            }
             asked.retain(|_, at| clock::now().since(*at) < AGAIN);
             if !relieve(&pods, &mut asked).await {
                 break;
@@ -43,7 +50,8 @@ pub(crate) async fn watch(config: PressureConfig, pods: Pods, stop: Cancellation
     }
 }
 
-fn is_short(percent: u8) -> bool {
+/// Whether less than this share of RAM is available, in percent.
+pub(crate) fn is_short(percent: u8) -> bool {
     match (memory::available(), memory::total()) {
         (Ok(available), Ok(total)) => available < total / 100 * u64::from(percent),
         // Nothing is known, and nothing is done.
@@ -51,24 +59,30 @@ fn is_short(percent: u8) -> bool {
     }
 }
 
-/// Has one sleeper hibernated. `false` if there is none left to ask.
+/// Has one shell given up or, where there is none, one sleeper hibernated. `false` if there is none left to ask.
 async fn relieve(pods: &Pods, asked: &mut HashMap<String, Moment>) -> bool {
     let views = pods.views();
-    let candidates = views
-        .iter()
-        .filter(|view| !asked.contains_key(&view.sandbox_id))
-        .map(|view| sleeper(view));
-    let Some(id) = next_to_hibernate(candidates) else {
-        return false;
+    let candidates = || {
+        let rest = views.iter().filter(|view| !asked.contains_key(&view.sandbox_id));
+        rest.map(|view| sleeper(view))
     };
-    let Some(handle) = pods.get(id) else { return true };
-    asked.insert(id.to_owned(), clock::now());
-    tracing::info!(pod = %handle.view().name, sandbox = %id, "the node's memory runs short; a sleeper is hibernated");
+    let (id, what) = match (
+        next_shell_to_give_up(candidates()),
+        next_to_hibernate(candidates()),
+    ) {
+        (Some(id), _) => (id.to_owned(), "a shell is given up"),
+        (None, Some(id)) => (id.to_owned(), "a sleeper is hibernated"),
+        (None, None) => return false,
+    };
+    let Some(handle) = pods.get(&id) else { return true };
+    tracing::info!(pod = %handle.view().name, sandbox = %id, "the node's memory runs short; {what}");
+    asked.insert(id, clock::now());
     if handle.tell(Message::Input(Input::Pressure)).await.is_err() {
         return true;
     }
+    let has_let_go = |view: &PodView| view.rung >= Rung::Hibernated && view.shell.is_none();
     let gone_down = async {
-        while handle.view().rung < Rung::Hibernated {
+        while !has_let_go(&handle.view()) {
             tokio::time::sleep(LOOK_AGAIN).await;
         }
     };
@@ -91,5 +105,6 @@ fn sleeper(view: &Arc<PodView>) -> Sleeper<'_> {
         can_doze: can("doze"),
         can_hibernate: can("hibernate"),
         moving: view.moving_to.is_some(),
+        shell: view.shell.is_some(),
     }
 }

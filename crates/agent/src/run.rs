@@ -48,13 +48,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let writer = JournalWriter::start(journal.clone()).context("cannot start the journal's writer")?;
     let swap = start_swap(&config).await?;
     let snapshots = Snapshots::open(&config).await;
+    let entry = |uid: &str| journal.read(uid).ok().flatten();
     let is_there = |uid: &str| {
-        let entry = journal.read(uid).ok().flatten();
-        let sandbox = entry.and_then(|entry| entry.sandbox_id.parse().ok());
+        let sandbox = entry(uid).and_then(|entry| entry.sandbox_id.parse().ok());
         sandbox.is_some_and(|id| run_dir.record_path(&id).exists())
     };
+    let newest = |uid: &str| entry(uid).and_then(|entry| entry.snapshot);
     // Before anything else can keep it from that: pods that were hibernated when the node went down wait for it.
-    snapshots.grant_lost(is_there).await;
+    snapshots.grant_lost(is_there, newest).await;
     let runtime = Runtime::lazy(&config.runtime_endpoint)?;
     let facts = Arc::new(NodeFacts {
         runtime_version: runtime.version().await.map_or_else(
@@ -69,7 +70,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let pods = Pods::default();
     let wires = WireLoop::start(WireSink(pods.clone()), wire_config(&config.packets))
         .context("cannot start the packet loop")?;
-    let drivers = drivers::all(&run_dir, runtime.socket(), &config.doze);
+    let drivers = drivers::all(&run_dir, runtime.socket(), &config.wrapper_config, &config.doze);
     let http_address = config.http_address()?;
     let socket = config.api.socket.clone();
     let callers = AllowedCallers::new(&config.api.allowed_uids);
@@ -96,6 +97,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tokio::spawn(pressure::watch(
         ctx.config.pressure.clone(),
         pods.clone(),
+        ctx.snapshots.clone(),
         stop.clone(),
     ));
     tokio::spawn(snapshots::run_background(ctx.snapshots.clone(), stop.clone()));

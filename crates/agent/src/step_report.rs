@@ -37,6 +37,10 @@ pub struct StepReport {
     pub resident: Option<(u64, u64)>,
     /// The snapshot that was taken.
     pub snapshot: Option<String>,
+    /// The guest's count of wakes when it was saved, for a guest that stays as it was saved.
+    pub exact_at: Option<u64>,
+    /// Whether a wake filled a shell that stood by.
+    pub shell: bool,
     /// How long the application stood still for a snapshot after which it went on.
     pub pause_window: Option<Duration>,
 }
@@ -52,6 +56,8 @@ impl StepReport {
             phases: Vec::new(),
             resident: None,
             snapshot: None,
+            exact_at: None,
+            shell: false,
             pause_window: None,
         }
     }

@@ -63,7 +63,12 @@ async fn thaw_listed(config: &Config, dir: &RunDir) -> usize {
             return 0;
         }
     };
-    let drivers = drivers::all(dir, runtime.socket(), &DozeConfig::default());
+    let drivers = drivers::all(
+        dir,
+        runtime.socket(),
+        &config.wrapper_config,
+        &DozeConfig::default(),
+    );
     let (index, mut events) = Index::start(runtime);
     while let Some(event) = events.recv().await {
         if event == PodEvent::Synced {

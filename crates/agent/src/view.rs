@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use dormouse_core::{Moment, Policy, Reason, Rung};
 
 use crate::journal::WakeEntry;
+use crate::shells::ShellView;
 
 /// What is known of one pod, as of its actor's last word.
 #[derive(Debug, Clone, PartialEq)]
@@ -56,6 +57,10 @@ pub struct PodView {
     pub since: SystemTime,
     /// Its newest snapshot.
     pub snapshot: Option<String>,
+    /// The shell that stands by for it.
+    pub shell: Option<ShellView>,
+    /// When a wake of it is expected, ms since 1970.
+    pub wake_expected_ms: Option<u64>,
 }
 
 /// What happened to a pod.

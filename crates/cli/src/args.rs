@@ -253,6 +253,12 @@ pub(crate) struct PolicyFlags {
     /// What may wake it.
     #[arg(long, value_enum)]
     pub(crate) resume_policy: Option<ResumeFlag>,
+    /// When a shell (an empty guest that a wake fills) stands by while it is hibernated.
+    #[arg(long, value_enum)]
+    pub(crate) shell: Option<ShellFlag>,
+    /// When it is expected to be used, for `--shell Predicted`: a cron expression of five fields, in UTC.
+    #[arg(long, value_name = "CRON")]
+    pub(crate) wake_schedule: Option<dormouse_core::WakeSchedule>,
     /// UDP ports whose payload wakes it.
     #[arg(long, value_delimiter = ',', value_name = "PORTS", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) wake_udp_ports: Vec<u16>,
@@ -270,6 +276,20 @@ pub(crate) enum FallbackFlag {
     /// It starts anew, without its memory.
     #[value(name = "ColdStart", alias = "cold-start")]
     ColdStart,
+}
+
+/// When a shell stands by for a hibernated pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ShellFlag {
+    /// Never.
+    #[value(name = "Never", alias = "never")]
+    Never,
+    /// For as long as it is hibernated.
+    #[value(name = "Always", alias = "always")]
+    Always,
+    /// Around the moments at which a wake is expected.
+    #[value(name = "Predicted", alias = "predicted")]
+    Predicted,
 }
 
 /// What may wake a pod.
@@ -369,7 +389,7 @@ pub(crate) struct RunArgs {
         long,
         conflicts_with_all = [
             "idle_timeout", "freeze_after", "doze_after", "hibernate_after", "durable", "fallback", "resume_policy",
-            "wake_udp_ports",
+            "wake_udp_ports", "shell", "wake_schedule",
         ]
     )]
     pub(crate) unmanaged: bool,

@@ -1,5 +1,6 @@
 //! One file per verb.
 
+mod bar;
 mod completion;
 mod doctor;
 mod doze;

@@ -133,6 +133,16 @@ impl Node for Stub {
             memory_saved_bytes: 143 << 20,
             pods: [("Dozing".to_owned(), 1), ("Running".to_owned(), 2)].into(),
             cgroup_version: 1,
+            runscs: vec![v1::get_node_response::Runsc {
+                version: "release-1".into(),
+                path: "/opt/runsc".into(),
+                origin: "Kept".into(),
+                until: "2027-03-01".into(),
+                days_left: Some(12),
+                snapshots: 3,
+                pods: 2,
+                ..Default::default()
+            }],
             ..Default::default()
         };
         Ok(Response::new(v1::GetNodeResponse { node: Some(node) }))
@@ -443,14 +453,22 @@ impl Node for Stub {
         }))
     }
 
+    type FsckSnapshotsStream = Streamed<v1::FsckSnapshotsResponse>;
+
     async fn fsck_snapshots(
         &self,
         request: Request<v1::FsckSnapshotsRequest>,
-    ) -> Result<Response<v1::FsckSnapshotsResponse>, Status> {
+    ) -> Result<Response<Self::FsckSnapshotsStream>, Status> {
         let request = request.into_inner();
         self.0.lock().unwrap().fscks.push(request);
-        Ok(Response::new(v1::FsckSnapshotsResponse {
+        let progress = v1::FsckSnapshotsResponse {
+            done_bytes: 1,
+            total_bytes: 2,
+            ..Default::default()
+        };
+        let last = v1::FsckSnapshotsResponse {
             whole: 3,
+            finished: true,
             findings: vec![v1::fsck_snapshots_response::Finding {
                 path: "/store/snapshots/x".into(),
                 class: "Torn".into(),
@@ -459,7 +477,10 @@ impl Node for Stub {
                 done: request.repair,
                 ..Default::default()
             }],
-        }))
+            ..Default::default()
+        };
+        let steps = [progress, last].into_iter().map(Ok);
+        Ok(Response::new(Box::pin(tokio_stream::iter(steps))))
     }
 
     type ExportSnapshotStream = Streamed<v1::ExportSnapshotResponse>;
@@ -752,7 +773,15 @@ async fn get_node_version_top() {
         "{}",
         err(&output)
     );
-    assert!(out(&fixture.run("node").await).contains("containerd 2.3.7"));
+    let output = fixture.run("node").await;
+    assert!(out(&output).contains("containerd 2.3.7"));
+    assert!(
+        out(&output).contains(
+            "release-1: kept, /opt/runsc; needed by 3 snapshots and 2 pods; until 2027-03-01; ENDS in 12 days"
+        ),
+        "{}",
+        out(&output)
+    );
     assert!(out(&fixture.run("version").await).contains("agent    9.9.9"));
     let output = fixture.run("top --once").await;
     assert!(

@@ -9,16 +9,34 @@ use crate::Reason;
 pub enum ClaimKind {
     /// A wake: comes first.
     Wake,
-    /// A save to a snapshot.
+    /// A save to a snapshot that was ordered, or that the node's memory is short without.
     Save,
+    /// A save to a snapshot that a policy wants: nobody waits for it.
+    PolicySave,
+    /// The making of a shell.
+    Shell,
     /// A page-out.
     PageOut,
 }
 
 impl ClaimKind {
     /// Every kind, who comes first first.
-    const ALL: [Self; 3] = [Self::Wake, Self::Save, Self::PageOut];
+    const ALL: [Self; 5] = [
+        Self::Wake,
+        Self::Save,
+        Self::PolicySave,
+        Self::Shell,
+        Self::PageOut,
+    ];
+
+    /// Whether it brings memory in.
+    const fn fills(self) -> bool {
+        matches!(self, Self::Wake | Self::Shell)
+    }
 }
+
+/// So many shells are made at once: they are made ahead of time, and whoever wakes meanwhile needs the CPU.
+const SHELLS: usize = 1;
 
 /// A step that asks to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,7 +45,7 @@ pub struct Claim {
     pub id: u64,
     /// What kind of step it is.
     pub kind: ClaimKind,
-    /// For a wake, the bytes of RAM that the guest may need; 0 if its memory never left.
+    /// For a wake or a shell, the bytes of RAM that the guest may need; 0 if its memory never left.
     pub bytes: u64,
 }
 
@@ -36,7 +54,7 @@ pub struct Claim {
 pub struct AdmissionLimits {
     /// Wakes at once.
     pub wakes: usize,
-    /// Saves to snapshots at once.
+    /// Saves to snapshots at once. Those that a policy wants are within it; who waits for a save does not wait for them.
     pub saves: usize,
     /// Page-outs at once.
     pub page_outs: usize,
@@ -84,13 +102,13 @@ impl Admission {
     /// A step asks to run.
     ///
     /// A wake needs RAM for what its guest had resident, beside what the wakes under way are about to
-    /// bring back; without it the wake is refused and the guest sleeps on.
+    /// bring back; without it the wake is refused and the guest sleeps on. So does a shell.
     pub fn ask(&mut self, claim: Claim, memory: Memory) -> Verdict {
-        if claim.kind == ClaimKind::Wake && claim.bytes > 0 {
+        if claim.kind.fills() && claim.bytes > 0 {
             let promised: u64 = self
                 .running
                 .iter()
-                .filter(|c| c.kind == ClaimKind::Wake)
+                .filter(|c| c.kind.fills())
                 .map(|c| c.bytes)
                 .sum();
             let needed = claim
@@ -136,13 +154,15 @@ impl Admission {
         (self.running.len(), self.waiting.len())
     }
 
-    /// Whether one more step of this kind may run. Saves and page-outs also wait while any wake waits.
+    /// Whether one more step of this kind may run. All others also wait while any wake waits.
     fn has_room(&self, kind: ClaimKind) -> bool {
-        let running = self.running.iter().filter(|claim| claim.kind == kind).count();
-        let limit = match kind {
-            ClaimKind::Wake => self.limits.wakes,
-            ClaimKind::Save => self.limits.saves,
-            ClaimKind::PageOut => self.limits.page_outs,
+        let count = |kind| self.running.iter().filter(|claim| claim.kind == kind).count();
+        let (running, limit) = match kind {
+            ClaimKind::Wake => (count(kind), self.limits.wakes),
+            ClaimKind::Save => (count(kind), self.limits.saves),
+            ClaimKind::PolicySave => (count(ClaimKind::Save) + count(kind), self.limits.saves),
+            ClaimKind::PageOut => (count(kind), self.limits.page_outs),
+            ClaimKind::Shell => (count(kind), SHELLS),
         };
         let first = kind == ClaimKind::Wake || !self.waiting.iter().any(|c| c.kind == ClaimKind::Wake);
         running < limit && first
@@ -188,6 +208,25 @@ mod tests {
     }
 
     #[test]
+    fn who_waits_for_a_save_does_not_wait_for_a_policys() {
+        let mut admission = admission(1, 1);
+        assert_eq!(admission.ask(claim(1, ClaimKind::PolicySave), ROOM), Verdict::Run);
+        assert_eq!(
+            admission.ask(claim(2, ClaimKind::PolicySave), ROOM),
+            Verdict::Wait
+        );
+        assert_eq!(admission.ask(claim(3, ClaimKind::Save), ROOM), Verdict::Run);
+        assert_eq!(admission.ask(claim(4, ClaimKind::Save), ROOM), Verdict::Wait);
+        assert_eq!(
+            admission.done(1),
+            [] as [u64; 0],
+            "one ordered save is as many as may run"
+        );
+        assert_eq!(admission.done(3), [4]);
+        assert_eq!(admission.done(4), [2]);
+    }
+
+    #[test]
     fn a_wake_needs_room() {
         let mut admission = admission(8, 1);
         let memory = Memory { available: 3 * GIB };
@@ -203,12 +242,16 @@ mod tests {
             bytes: 0,
         };
         assert_eq!(admission.ask(resident, Memory { available: 0 }), Verdict::Run);
+        assert_eq!(
+            admission.ask(claim(5, ClaimKind::Shell), memory),
+            Verdict::Refuse(Reason::InsufficientMemory)
+        );
     }
 
     proptest! {
         #[test]
         fn limits_hold_and_nobody_is_forgotten(
-            asks in proptest::collection::vec((0_usize..3, any::<bool>()), 1..60),
+            asks in proptest::collection::vec((0_usize..ClaimKind::ALL.len(), any::<bool>()), 1..60),
         ) {
             let mut admission = admission(2, 1);
             let mut running = Vec::new();
@@ -228,7 +271,7 @@ mod tests {
                     }
                 }
                 prop_assert!(running.iter().filter(|c| c.kind == ClaimKind::Wake).count() <= 2);
-                for kind in [ClaimKind::PageOut, ClaimKind::Save] {
+                for kind in [ClaimKind::PageOut, ClaimKind::Save, ClaimKind::PolicySave, ClaimKind::Shell] {
                     prop_assert!(running.iter().filter(|c| c.kind == kind).count() <= 1);
                 }
                 prop_assert_eq!(admission.load(), (running.len(), waiting.len()));

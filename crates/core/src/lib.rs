@@ -5,28 +5,40 @@
 //! Kubernetes: time comes in as an argument ([`Moment`]) and effects leave as data ([`Action`]).
 
 mod admission;
+mod bandwidth;
+mod day;
 mod moment;
 mod policy;
 mod pressure;
 mod reason;
+mod releases;
 mod rung;
+mod shell;
 mod step;
 mod wake;
 mod wish;
 
 pub use admission::{Admission, AdmissionLimits, Claim, ClaimKind, Memory, Verdict};
+pub use bandwidth::Bandwidth;
+pub use day::{Day, InvalidDay};
 pub use moment::Moment;
 pub use policy::{
     ANNOTATION_DOZE_AFTER, ANNOTATION_DURABLE, ANNOTATION_FALLBACK, ANNOTATION_FREEZE_AFTER,
     ANNOTATION_HIBERNATE_AFTER, ANNOTATION_IDLE_TIMEOUT, ANNOTATION_MANAGED, ANNOTATION_PREFIX,
-    ANNOTATION_RESUME_POLICY, ANNOTATION_WAKE_UDP_PORTS, Fallback, MAX_DURATION, Policy, PolicyDefaults,
-    PolicyError, ResumePolicy, format_duration, parse_duration,
+    ANNOTATION_RESUME_POLICY, ANNOTATION_SHELL, ANNOTATION_WAKE_SCHEDULE, ANNOTATION_WAKE_UDP_PORTS,
+    Fallback, MAX_DURATION, Policy, PolicyDefaults, PolicyError, ResumePolicy, format_duration,
+    parse_duration,
 };
-pub use pressure::{Sleeper, next_to_hibernate};
+pub use pressure::{Sleeper, next_shell_to_give_up, next_to_hibernate};
 pub use reason::Reason;
+pub use releases::{Allowed, Claims, ENDS_SOON, NotAllowed, is_tested, may_restore, saves_by_socket};
 pub use rung::{Rung, UnknownRung};
+pub use shell::{
+    HABIT_DAYS, MOST_WAKES, ShellPolicy, ShellSpan, ShellTimes, WakeSchedule, expected_by_habit, shell_span,
+};
 pub use step::{
-    Abilities, Action, Input, Order, OrderId, PodState, Refusal, Step, StepEnd, Transition, Waiting, next,
+    Abilities, Action, Input, Order, OrderId, PodState, Refusal, ShellStand, ShellTime, Step, StepEnd,
+    Transition, Waiting, next,
 };
 pub use wake::{UnknownWakeSource, WakeSource};
 pub use wish::{

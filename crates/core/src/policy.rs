@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::BirthWish;
+use crate::{BirthWish, ShellPolicy, WakeSchedule};
 
 /// What every annotation of Dormouse begins with.
 pub const ANNOTATION_PREFIX: &str = "dormouse.dev/";
@@ -26,6 +26,10 @@ pub const ANNOTATION_DURABLE: &str = "dormouse.dev/durable";
 pub const ANNOTATION_FALLBACK: &str = "dormouse.dev/fallback";
 /// `OnDemand` or `Manual`.
 pub const ANNOTATION_RESUME_POLICY: &str = "dormouse.dev/resume-policy";
+/// `Never`, `Always` or `Predicted`: when a shell stands by for the hibernated pod.
+pub const ANNOTATION_SHELL: &str = "dormouse.dev/shell";
+/// When the pod is expected to be used: a cron expression of five fields, in UTC.
+pub const ANNOTATION_WAKE_SCHEDULE: &str = "dormouse.dev/wake-schedule";
 /// UDP ports whose payload wakes the pod, as in `"53,5353"`.
 pub const ANNOTATION_WAKE_UDP_PORTS: &str = "dormouse.dev/wake-udp-ports";
 
@@ -113,6 +117,12 @@ pub struct Policy {
     /// UDP ports whose payload wakes it.
     #[serde(default)]
     pub wake_udp_ports: Vec<u16>,
+    /// When a shell stands by for it while it is hibernated.
+    #[serde(default)]
+    pub shell: ShellPolicy,
+    /// When it is expected to be used; only with [`ShellPolicy::Predicted`].
+    #[serde(default)]
+    pub wake_schedule: Option<WakeSchedule>,
 }
 
 /// What the node adds where a policy is silent.
@@ -189,6 +199,23 @@ pub enum PolicyError {
         /// The value, shortened.
         value: String,
     },
+    /// None of `Never`, `Always` and `Predicted`.
+    #[error("shell is {value:?}; expected Never, Always or Predicted")]
+    UnknownShell {
+        /// The value, shortened.
+        value: String,
+    },
+    /// Not a cron expression of five fields, or one that never comes.
+    #[error(
+        "wake-schedule is {value:?}; expected a cron expression of five fields, in UTC, as in \"30 8 * * MON-FRI\""
+    )]
+    BadSchedule {
+        /// The value, shortened.
+        value: String,
+    },
+    /// A schedule that nothing would come of.
+    #[error("wake-schedule is set but shell is not Predicted, so nothing would come of it")]
+    ScheduleWithoutShell,
     /// Neither `true` nor `false`.
     #[error("annotation {annotation} is {value:?}; expected \"true\" or \"false\"")]
     BadFlag {
@@ -271,6 +298,8 @@ impl Policy {
                     };
                 }
                 ANNOTATION_WAKE_UDP_PORTS => policy.wake_udp_ports = ports(value)?,
+                ANNOTATION_SHELL => policy.shell = value.parse()?,
+                ANNOTATION_WAKE_SCHEDULE => policy.wake_schedule = Some(value.parse()?),
                 _ => {
                     return Err(PolicyError::UnknownAnnotation {
                         annotation: shown(key),
@@ -331,6 +360,9 @@ impl Policy {
         }
         if self.wake_udp_ports.len() > MAX_UDP_PORTS {
             return Err(PolicyError::TooManyPorts);
+        }
+        if self.wake_schedule.is_some() && self.shell != ShellPolicy::Predicted {
+            return Err(PolicyError::ScheduleWithoutShell);
         }
         Ok(())
     }
@@ -481,6 +513,8 @@ mod tests {
             ("fallback", "Fail"),
             ("resume-policy", "Manual"),
             ("wake-udp-ports", "53, 5353"),
+            ("shell", "Predicted"),
+            ("wake-schedule", "30 8 * * MON-FRI"),
         ]);
         all.insert("io.kubernetes.other".into(), "x".into());
         let (managed, policy) = Policy::from_annotations(&all).unwrap();
@@ -496,6 +530,8 @@ mod tests {
         );
         assert_eq!(policy.resume_policy, ResumePolicy::Manual);
         assert_eq!(policy.wake_udp_ports, [53, 5353]);
+        assert_eq!(policy.shell, ShellPolicy::Predicted);
+        assert_eq!(policy.wake_schedule.unwrap().as_str(), "30 8 * * MON-FRI");
     }
 
     #[test]
@@ -526,6 +562,8 @@ mod tests {
             ("wake-udp-ports", "70000"),
             ("wake-udp-ports", "53;rm"),
             ("idle-timeoutt", "5s"),
+            ("shell", "always"),
+            ("wake-schedule", "30 8 * * *"),
         ] {
             assert!(
                 Policy::from_annotations(&annotations(&[pair])).is_err(),

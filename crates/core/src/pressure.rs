@@ -21,6 +21,18 @@ pub struct Sleeper<'a> {
     pub can_hibernate: bool,
     /// Whether a step is under way.
     pub moving: bool,
+    /// Whether a shell stands by for it.
+    pub shell: bool,
+}
+
+/// The shell to give up next, which comes before anything else: nobody's memory is in it. Of several, that of the pod which
+/// has been idle longest. `None` if none stands by.
+#[must_use]
+pub fn next_shell_to_give_up<'a>(pods: impl IntoIterator<Item = Sleeper<'a>>) -> Option<&'a str> {
+    pods.into_iter()
+        .filter(|pod| pod.shell && !pod.moving)
+        .max_by_key(|pod| pod.idle)
+        .map(|pod| pod.id)
 }
 
 /// The pod to hibernate next: of those that doze, or sleep in RAM because they cannot doze, the one that has been idle
@@ -51,7 +63,27 @@ mod tests {
             can_doze: true,
             can_hibernate: true,
             moving: false,
+            shell: false,
         }
+    }
+
+    #[test]
+    fn the_shell_of_the_longest_idle_pod_goes_first() {
+        let shell = |id, idle| Sleeper {
+            shell: true,
+            ..sleeper(id, Rung::Hibernated, idle)
+        };
+        let pods = [
+            shell("short", 10),
+            sleeper("none", Rung::Hibernated, 900),
+            shell("long", 500),
+        ];
+        assert_eq!(next_shell_to_give_up(pods), Some("long"));
+        let waking = Sleeper {
+            moving: true,
+            ..pods[0]
+        };
+        assert_eq!(next_shell_to_give_up([waking]), None);
     }
 
     #[test]

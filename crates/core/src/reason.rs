@@ -51,11 +51,11 @@ reasons! {
     ExecRequested,
     /// A signal to the pod, or its deletion, came while it slept.
     SignalSent,
-    /// The policy's schedule woke the pod.
+    /// A schedule woke the pod, as whoever ordered it says.
     Scheduled,
     /// The pod had been idle for as long as its policy asks.
     IdleTimeout,
-    /// The node's memory ran short, and the pod was hibernated to free what it still had.
+    /// The node's memory ran short, and what the pod still had of it was freed: it was hibernated, or its shell given up.
     MemoryPressure,
     /// A wake came while the pod was being put to sleep; the wake won.
     WakeWon,
@@ -181,6 +181,10 @@ reasons! {
     SnapshotStoreFailed,
     /// The snapshot was taken by another runtime, or another version of it.
     RuntimeVersionMismatch,
+    /// The runtime's version is not on the list of those that guests may be saved and restored with.
+    RuntimeVersionNotAllowed,
+    /// The runtime's version was allowed until a day that has passed.
+    RuntimeVersionEnded,
     /// The snapshot needs a CPU of another architecture, or CPU features that the node lacks.
     CpuMismatch,
     /// The snapshot was taken with another kind of network.
@@ -197,6 +201,18 @@ reasons! {
     Restored,
     /// The guest's memory could not be restored, and its policy let it start without.
     ColdStarted,
+
+    // Shells: empty guests that stand by for hibernated pods.
+    /// The policy wants a shell to stand by for as long as the pod is hibernated.
+    ShellWanted,
+    /// A wake of the hibernated pod is expected, and a shell stands by for it.
+    WakeExpected,
+    /// The wake that a shell stood by for did not come in its time.
+    ShellUnused,
+    /// A shell ended by itself, or runsc was changed under it.
+    ShellLost,
+    /// As many shells stand by on the node as its configuration allows.
+    ShellsFull,
 
     // The node's other parts.
     /// The CRI runtime cannot be reached.
@@ -224,6 +240,8 @@ impl Reason {
                 | Self::SnapshotNamespaceMismatch
                 | Self::SnapshotKeyMissing
                 | Self::RuntimeVersionMismatch
+                | Self::RuntimeVersionNotAllowed
+                | Self::RuntimeVersionEnded
                 | Self::CpuMismatch
                 | Self::NetworkKindMismatch
                 | Self::ContainersMismatch

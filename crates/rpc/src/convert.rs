@@ -72,6 +72,17 @@ impl From<&core::Policy> for v1::Policy {
             }
             .into(),
             wake_udp_ports: policy.wake_udp_ports.iter().map(|p| u32::from(*p)).collect(),
+            shell: match policy.shell {
+                core::ShellPolicy::Never => v1::ShellPolicy::Never,
+                core::ShellPolicy::Always => v1::ShellPolicy::Always,
+                core::ShellPolicy::Predicted => v1::ShellPolicy::Predicted,
+            }
+            .into(),
+            wake_schedule: policy
+                .wake_schedule
+                .as_ref()
+                .map(|schedule| schedule.as_str().to_owned())
+                .unwrap_or_default(),
         }
     }
 }
@@ -120,6 +131,20 @@ impl TryFrom<v1::Policy> for core::Policy {
                 }
             },
             wake_udp_ports: ports,
+            shell: match v1::ShellPolicy::try_from(wire.shell) {
+                Ok(v1::ShellPolicy::Never | v1::ShellPolicy::Unspecified) => core::ShellPolicy::Never,
+                Ok(v1::ShellPolicy::Always) => core::ShellPolicy::Always,
+                Ok(v1::ShellPolicy::Predicted) => core::ShellPolicy::Predicted,
+                Err(_) => {
+                    return Err(core::PolicyError::UnknownShell {
+                        value: wire.shell.to_string(),
+                    });
+                }
+            },
+            wake_schedule: match wire.wake_schedule.as_str() {
+                "" => None,
+                schedule => Some(schedule.parse()?),
+            },
         };
         policy.check()?;
         Ok(policy)
@@ -141,6 +166,8 @@ mod tests {
             fallback: core::Fallback::Fail,
             resume_policy: core::ResumePolicy::Manual,
             wake_udp_ports: vec![53],
+            shell: core::ShellPolicy::Predicted,
+            wake_schedule: Some("30 8 * * *".parse().unwrap()),
         };
         assert_eq!(core::Policy::try_from(v1::Policy::from(&policy)), Ok(policy));
     }
@@ -165,6 +192,14 @@ mod tests {
             ..Default::default()
         };
         assert!(core::Policy::try_from(fallback).is_err());
+        for (shell, wake_schedule) in [(9, ""), (2, "30 8 * * *"), (3, "daily")] {
+            let shell = v1::Policy {
+                shell,
+                wake_schedule: wake_schedule.to_owned(),
+                ..Default::default()
+            };
+            assert!(core::Policy::try_from(shell).is_err());
+        }
         let resume = v1::Policy {
             resume_policy: 9,
             ..Default::default()

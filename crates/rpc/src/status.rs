@@ -70,6 +70,8 @@ const fn code(reason: Reason) -> Code {
         | Reason::SnapshotNamespaceMismatch
         | Reason::SnapshotKeyMissing
         | Reason::RuntimeVersionMismatch
+        | Reason::RuntimeVersionNotAllowed
+        | Reason::RuntimeVersionEnded
         | Reason::CpuMismatch
         | Reason::NetworkKindMismatch
         | Reason::ContainersMismatch

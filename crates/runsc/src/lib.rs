@@ -2,8 +2,9 @@
 
 pub mod annotations;
 pub mod args;
-pub mod config;
 mod cri;
+#[cfg(feature = "failpoints")]
+pub mod failpoints;
 mod json;
 mod outcome;
 mod real;
@@ -16,7 +17,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use args::Invocation;
-use config::Config;
+use dormouse_sentry::WrapperConfig as Config;
 use outcome::{Failure, Outcome};
 use trace::Trace;
 

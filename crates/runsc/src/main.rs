@@ -9,6 +9,6 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     #[cfg(feature = "failpoints")]
-    let _scenario = fail::FailScenario::setup();
+    let _scenario = dormouse_runsc::failpoints::start();
     dormouse_runsc::run(std::env::args_os().collect())
 }

@@ -57,6 +57,7 @@ async fn run() {
                     path: "/usr/bin/runsc".into(),
                     version: String::new(),
                     oci_version: String::new(),
+                    file: None,
                 };
                 let record = Record::new(pod, id.parse().unwrap(), root.into(), runsc, true);
                 Switch::open(&run_dir, &id.parse().unwrap())

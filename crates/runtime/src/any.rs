@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::driver::{
     Cancel, Capabilities, DozeReport, Driver, DriverError, FreezeReport, Guest, PrefetchReport, Probe,
-    ReleaseReport, Resident, RestoreReport, RuntimeKind, SaveReport, WakeReport,
+    ReleaseReport, Resident, RestoreReport, RuntimeKind, SaveReport, ShellFound, ShellReport, WakeReport,
 };
 use crate::gvisor::Gvisor;
 use crate::kata::Kata;
@@ -91,6 +91,18 @@ impl Driver for AnyDriver {
 
     async fn restore(&self, guest: &Guest, image: &Path) -> Result<RestoreReport, DriverError> {
         pass_on!(self, d => d.restore(guest, image).await)
+    }
+
+    async fn make_shell(&self, guest: &Guest, cancel: &Cancel) -> Result<ShellReport, DriverError> {
+        pass_on!(self, d => d.make_shell(guest, cancel).await)
+    }
+
+    async fn end_shell(&self, guest: &Guest) -> Result<(), DriverError> {
+        pass_on!(self, d => d.end_shell(guest).await)
+    }
+
+    async fn find_shell(&self, guest: &Guest) -> Result<Option<ShellFound>, DriverError> {
+        pass_on!(self, d => d.find_shell(guest).await)
     }
 
     async fn resident(&self, guest: &Guest) -> Result<Resident, DriverError> {

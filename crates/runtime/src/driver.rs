@@ -1,5 +1,6 @@
 //! The driver trait, in the spirit of cloud-hypervisor's `Pausable` and `Snapshottable`.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -8,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use dormouse_core::Reason;
+use dormouse_sentry::ProcessId;
 
 /// Who a pod is, in Kubernetes' words.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -177,6 +179,8 @@ pub struct WakeReport {
 pub struct SaveReport {
     /// Time to take the pod's lock and read its record.
     pub lock: Duration,
+    /// Time to ask the guest what it is made of, and to thaw its cgroup if it dozed.
+    pub ask: Duration,
     /// Time until the guest was cut off from the wire and had taken what had reached it.
     pub cut: Duration,
     /// Time until the guest said that it is stopped; zero for a guest that slept.
@@ -190,6 +194,8 @@ pub struct SaveReport {
     pub cut_at: Option<dormouse_core::Moment>,
     /// Size of the image's files, in bytes.
     pub bytes: u64,
+    /// The guest's count of wakes at the save; as long as [`Probe::wakes`] is the same, what was saved is what it is.
+    pub wakes: u64,
     /// What the guest is made of.
     pub facts: SavedFacts,
 }
@@ -202,6 +208,9 @@ impl SaveReport {
     }
 }
 
+/// The kind of a guest's memory that is mapped from files of the node: it is in no image.
+pub const MEMORY_MAPPED: &str = "mapped files";
+
 /// What a restore must match, and what it needs beside the image.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SavedFacts {
@@ -209,6 +218,8 @@ pub struct SavedFacts {
     pub runtime_version: String,
     /// The application containers, by order of creation.
     pub containers: Vec<SavedContainer>,
+    /// The guest's memory by kind, in bytes; empty where the runtime does not say.
+    pub memory: BTreeMap<String, u64>,
 }
 
 /// A container of a saved guest.
@@ -238,6 +249,8 @@ pub struct ReleaseReport {
 pub struct RestoreReport {
     /// Time to take the pod's lock and read its record.
     pub lock: Duration,
+    /// Whether a shell stood by, and was filled.
+    pub shell: bool,
     /// Time until the runtime had an empty guest.
     pub create: Duration,
     /// Time until the addresses were back and the guest had begun to read the image.
@@ -247,6 +260,28 @@ pub struct RestoreReport {
     /// The moment since which the guest's own sockets see frames, on the clock of `dormouse_net::monotonic`; frames
     /// seen before were seen by nobody else.
     pub on_wire_at: Option<dormouse_core::Moment>,
+}
+
+/// What the making of a shell measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ShellReport {
+    /// Time to take the pod's lock, and to clear away what was left of an earlier one.
+    pub lock: Duration,
+    /// Time until the runtime had an empty guest.
+    pub create: Duration,
+    /// Time until its containers were made in it.
+    pub containers: Duration,
+}
+
+/// A shell that stands by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShellFound {
+    /// The process with which it ends.
+    pub sentry: ProcessId,
+    /// Wall clock of its begin, in ms since 1970.
+    pub since_ms: u64,
+    /// What its processes have in memory, in bytes; of what they share with others their part.
+    pub bytes: u64,
 }
 
 /// What a prefetch measured.
@@ -293,6 +328,8 @@ pub struct Probe {
     pub limit_restored: bool,
     /// The snapshot that a hibernated guest's state is in.
     pub snapshot: Option<String>,
+    /// Counts whatever may have changed the guest: wakes, and that one which was saved hears the wire again.
+    pub wakes: u64,
     /// What became of the wish of a new pod to be filled from a snapshot; `None` for a pod that had none.
     pub birth: Option<Birth>,
 }
@@ -304,6 +341,14 @@ pub struct Birth {
     pub snapshot: String,
     /// How long the filling took; or why there was none, and whether the pod runs without its memory.
     pub outcome: Result<Duration, BirthFailed>,
+}
+
+impl Birth {
+    /// Whether the pod was neither filled nor started without its memory.
+    #[must_use]
+    pub fn is_refused(&self) -> bool {
+        matches!(&self.outcome, Err(failed) if !failed.cold_started)
+    }
 }
 
 /// A new pod could not be filled from a snapshot.
@@ -459,7 +504,8 @@ pub trait Driver: Send + Sync {
         std::future::ready(Err(cannot_snapshot(self.kind(), "release", guest)))
     }
 
-    /// Makes the guest anew, in the same pod, out of the image in the directory `image` (Hibernated -> Running).
+    /// Makes the guest anew, in the same pod, out of the image in the directory `image` (Hibernated -> Running): in the shell
+    /// that stands by, or without one, or where that one fails.
     ///
     /// # Errors
     /// The pod is hibernated as before, and its snapshot whole; the restore may be tried again.
@@ -479,6 +525,40 @@ pub trait Driver: Send + Sync {
     /// The pod is hibernated as before.
     fn cold_start(&self, guest: &Guest) -> impl Future<Output = Result<RestoreReport, DriverError>> + Send {
         std::future::ready(Err(cannot_snapshot(self.kind(), "cold-start", guest)))
+    }
+
+    /// Makes an empty guest for a hibernated pod, which the next restore fills. The pod stays as it is; one that has a shell
+    /// keeps it. `cancel` ends it early, with as much of a shell as there is by then.
+    ///
+    /// # Errors
+    /// There is no shell.
+    fn make_shell(
+        &self,
+        guest: &Guest,
+        cancel: &Cancel,
+    ) -> impl Future<Output = Result<ShellReport, DriverError>> + Send {
+        let _ = cancel;
+        std::future::ready(Err(cannot_snapshot(self.kind(), "make-shell", guest)))
+    }
+
+    /// Ends a hibernated pod's shell, or what is left of one. Idempotent.
+    ///
+    /// # Errors
+    /// Parts of it are left; the next call, or the next wake, ends them.
+    fn end_shell(&self, guest: &Guest) -> impl Future<Output = Result<(), DriverError>> + Send {
+        std::future::ready(Err(cannot_snapshot(self.kind(), "end-shell", guest)))
+    }
+
+    /// Looks whether a shell stands by that a wake could fill. Changes nothing.
+    ///
+    /// # Errors
+    /// It cannot be told.
+    fn find_shell(
+        &self,
+        guest: &Guest,
+    ) -> impl Future<Output = Result<Option<ShellFound>, DriverError>> + Send {
+        let _ = guest;
+        std::future::ready(Ok(None))
     }
 
     /// The guest's memory and CPU time, as its cgroup counts them.

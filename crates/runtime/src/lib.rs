@@ -22,8 +22,9 @@ pub mod working_set;
 pub use any::AnyDriver;
 pub use driver::{
     Birth, BirthFailed, Cancel, Capabilities, Capability, DozeReport, Driver, DriverError, FreezeReport,
-    Guest, GuestContainer, PodIdentity, PrefetchReport, Probe, ReleaseReport, Resident, RestoreReport,
-    RuntimeKind, SaveReport, SavedContainer, SavedFacts, StopState, WakeReport,
+    Guest, GuestContainer, MEMORY_MAPPED, PodIdentity, PrefetchReport, Probe, ReleaseReport, Resident,
+    RestoreReport, RuntimeKind, SaveReport, SavedContainer, SavedFacts, ShellFound, ShellReport, StopState,
+    WakeReport,
 };
 pub use gvisor::Gvisor;
 pub use kata::Kata;

@@ -49,7 +49,8 @@ pub struct Grant {
     /// Whether the snapshot is the pod's own: it holds the pod's memory, and nothing else does.
     #[serde(default)]
     pub own: bool,
-    /// Whether the pod was filled by it, or failed to be: it is not honoured twice, because that would set the pod back.
+    /// Whether the pod runs by it: filled, or without memory by its fallback. It is not honoured twice, because that would
+    /// set the pod back; one that led to neither is.
     #[serde(default)]
     pub used: bool,
 }

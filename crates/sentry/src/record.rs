@@ -13,6 +13,7 @@ use crate::file::{FileError, read_bounded, write_atomic};
 use crate::grant::GrantedContainer;
 use crate::ids::{ContainerId, PodUid, SandboxId};
 use crate::process::ProcessId;
+use crate::releases::FileIdentity;
 
 /// The record's format. A reader refuses any other: a record lives only as long as its pod runs, and a
 /// pod's guest must not be handled by guesses.
@@ -107,6 +108,9 @@ pub struct RunscRecord {
     /// not asked.
     #[serde(default)]
     pub oci_version: String,
+    /// Which file that was; another one may be at the same path by now. `None` where it is not known.
+    #[serde(default)]
+    pub file: Option<FileIdentity>,
 }
 
 /// What part a container has in its pod.
@@ -194,6 +198,31 @@ pub enum HibernationPhase {
     Restoring,
 }
 
+/// An empty guest that stands by for a hibernated pod, to be filled from the snapshot.
+///
+/// Nobody's memory is in it. Noted before anything of it is made, and until all of it is gone, or a wake has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shell {
+    /// Its sentry; `None` while it is being made or ended: parts of it may be there.
+    pub sentry: Option<ProcessId>,
+    /// The containers that are made in it, without the pod sandbox's own.
+    pub containers: Vec<ContainerId>,
+    /// The runsc that made it; `None` where it could not be looked at.
+    pub runsc: Option<FileIdentity>,
+    /// Wall clock of its begin, in ms since 1970.
+    pub since_ms: u64,
+}
+
+impl Shell {
+    /// Whether it can be filled by the runsc at `runsc`: it is whole, its sentry lives, and no other runsc made it.
+    #[must_use]
+    pub fn is_usable(&self, runsc: &Path) -> bool {
+        self.sentry.is_some_and(ProcessId::is_alive)
+            && self.runsc.is_some()
+            && self.runsc == FileIdentity::at(runsc)
+    }
+}
+
 /// The pod's guest is in a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hibernation {
@@ -204,6 +233,12 @@ pub struct Hibernation {
     /// The containers that are in the snapshot, without the pod sandbox's own: it can only be restored with all of them.
     #[serde(default)]
     pub containers: Vec<ContainerId>,
+    /// The runsc that the guest was saved under, and has to be restored with; `None` where it is not noted.
+    #[serde(default)]
+    pub runsc: Option<RunscRecord>,
+    /// The shell that stands by, or parts of one.
+    #[serde(default)]
+    pub shell: Option<Shell>,
 }
 
 /// How far the filling of a new pod from a snapshot is.
@@ -247,6 +282,9 @@ pub struct Restore {
     /// Containers of the snapshot that had ended when it was taken, by name.
     #[serde(default)]
     pub ended: Vec<String>,
+    /// Containers whose start was begun in the sandbox that is being filled, by name: it gives each its memory once.
+    #[serde(default)]
+    pub begun: Vec<String>,
     /// Wall clock of its begin, in ms since 1970.
     pub began_ms: u64,
 }
@@ -448,6 +486,12 @@ impl Record {
         self.containers.iter().find(|c| c.kind == ContainerKind::Sandbox)
     }
 
+    /// The shell of a hibernated pod, or what there is of one.
+    #[must_use]
+    pub fn shell(&self) -> Option<&Shell> {
+        self.hibernation.as_ref()?.shell.as_ref()
+    }
+
     /// Whether the sandbox is being filled from a snapshot at this moment.
     #[must_use]
     pub fn is_loading(&self) -> bool {
@@ -532,4 +576,57 @@ pub fn now_ms() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shell_is_of_use_only_to_the_runsc_that_made_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let runsc = dir.path().join("runsc");
+        std::fs::write(&runsc, "one").unwrap();
+        let own = ProcessId::own().unwrap();
+        let shell = Shell {
+            sentry: Some(own),
+            containers: Vec::new(),
+            runsc: FileIdentity::at(&runsc),
+            since_ms: now_ms(),
+        };
+        assert!(shell.is_usable(&runsc));
+        let gone = ProcessId {
+            start: own.start + 1,
+            ..own
+        };
+        for changed in [
+            Shell {
+                sentry: None,
+                ..shell.clone()
+            },
+            Shell {
+                sentry: Some(gone),
+                ..shell.clone()
+            },
+            Shell {
+                runsc: None,
+                ..shell.clone()
+            },
+        ] {
+            assert!(!changed.is_usable(&runsc), "{changed:?}");
+        }
+        // Exchanged as an upgrade does it.
+        std::fs::write(dir.path().join("new"), "two").unwrap();
+        std::fs::rename(dir.path().join("new"), &runsc).unwrap();
+        assert!(!shell.is_usable(&runsc));
+        std::fs::remove_file(&runsc).unwrap();
+        assert!(!shell.is_usable(&runsc));
+    }
+
+    #[test]
+    fn a_hibernation_of_an_earlier_version_has_no_shell() {
+        let text = r#"{"snapshot":"s","phase":"Released","containers":[]}"#;
+        let hibernation: Hibernation = serde_json::from_str(text).unwrap();
+        assert_eq!(hibernation.shell, None);
+    }
 }

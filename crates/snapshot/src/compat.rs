@@ -33,11 +33,22 @@ pub struct CompatibilityKey {
     pub containers: Vec<ContainerKey>,
 }
 
+/// Why a version of a runtime must not be restored with, in the node's words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// The stable code.
+    pub reason: Reason,
+    /// What is wrong, and what to do.
+    pub what: String,
+}
+
 /// What a node, and a pod on it, have.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NodeFacts {
     /// The runtimes with which a snapshot could be restored: kind and exact version.
     pub runtimes: Vec<(String, String)>,
+    /// Versions of a runtime that must not be restored with, wherever they are: kind, exact version, and why.
+    pub refused: Vec<(String, String, Refused)>,
     /// The machine's architecture.
     pub arch: String,
     /// The CPU's features, in any order.
@@ -58,6 +69,16 @@ pub enum Mismatch {
         runtime: String,
         /// The version needed.
         version: String,
+    },
+    /// The node refuses that version.
+    #[error("taken by {runtime} {version}: {}", refused.what)]
+    RuntimeRefused {
+        /// The runtime's kind.
+        runtime: String,
+        /// The version needed.
+        version: String,
+        /// Why.
+        refused: Refused,
     },
     /// The machine is of another kind.
     #[error("taken on {wanted}, this node is {found}")]
@@ -111,6 +132,7 @@ impl Mismatch {
     pub const fn reason(&self) -> Reason {
         match self {
             Self::RuntimeVersion { .. } => Reason::RuntimeVersionMismatch,
+            Self::RuntimeRefused { refused, .. } => refused.reason,
             Self::Arch { .. } | Self::CpuFeatures { .. } => Reason::CpuMismatch,
             Self::NetworkKind { .. } => Reason::NetworkKindMismatch,
             Self::Containers { .. } => Reason::ContainersMismatch,
@@ -125,11 +147,18 @@ impl CompatibilityKey {
     /// Everything that does not match, so that a user meets it at once and not one by one.
     pub fn check(&self, node: &NodeFacts) -> Result<(), Vec<Mismatch>> {
         let mut found = Vec::new();
-        if !node
-            .runtimes
+        let needed = |kind: &str, version: &str| kind == self.runtime && version == self.runtime_version;
+        let refused = node
+            .refused
             .iter()
-            .any(|(kind, version)| *kind == self.runtime && *version == self.runtime_version)
-        {
+            .find(|(kind, version, _)| needed(kind, version));
+        if let Some((_, _, refused)) = refused {
+            found.push(Mismatch::RuntimeRefused {
+                runtime: self.runtime.clone(),
+                version: self.runtime_version.clone(),
+                refused: refused.clone(),
+            });
+        } else if !node.runtimes.iter().any(|(kind, version)| needed(kind, version)) {
             found.push(Mismatch::RuntimeVersion {
                 runtime: self.runtime.clone(),
                 version: self.runtime_version.clone(),
@@ -207,6 +236,7 @@ mod tests {
                 ("gvisor".into(), "release-20260801.0".into()),
                 ("gvisor".into(), "release-20260905.0".into()),
             ],
+            refused: Vec::new(),
             arch: "x86_64".into(),
             cpu_features: vec!["sse2".into(), "avx512f".into(), "avx2".into()],
             network: "sandbox".into(),
@@ -238,6 +268,19 @@ mod tests {
             ..node()
         };
         assert_eq!(reasons(&key(), &other), [Reason::RuntimeVersionMismatch]);
+        let refused = |version: &str| Refused {
+            reason: Reason::RuntimeVersionEnded,
+            what: format!("{version} has ended"),
+        };
+        let version = key().runtime_version;
+        let other = NodeFacts {
+            refused: vec![
+                ("kata".into(), version.clone(), refused("another")),
+                ("gvisor".into(), version.clone(), refused(&version)),
+            ],
+            ..node()
+        };
+        assert_eq!(reasons(&key(), &other), [Reason::RuntimeVersionEnded]);
         let other = NodeFacts {
             cpu_features: vec!["sse2".into()],
             ..node()

@@ -3,11 +3,15 @@
 use std::fmt::Debug;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 
+use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, OFlag, fallocate};
+use nix::libc;
 use nix::sys::statvfs::statvfs;
+use nix::unistd::{Whence, lseek};
 
 /// Room on a file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +44,17 @@ pub trait Disk: Debug + Send + Sync {
     /// # Errors
     /// The kernel's; a file system without holes is no error.
     fn punch(&self, file: &File, offset: u64, len: u64) -> io::Result<()>;
+    /// The next bytes at or behind `offset` that are no hole: from where to where. `None` if there are none.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn next_data(&self, file: &File, offset: u64) -> io::Result<Option<(u64, u64)>>;
+    /// Has the kernel write `len` bytes at `offset` to the disk, and waits until it has. They are durable only after
+    /// [`Self::sync`], which then has less to do.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn write_back(&self, file: &File, offset: u64, len: u64) -> io::Result<()>;
     /// Brings a file to the disk.
     ///
     /// # Errors
@@ -101,13 +116,29 @@ impl Disk for RealDisk {
     }
 
     fn punch(&self, file: &File, offset: u64, len: u64) -> io::Result<()> {
-        let convert = |n: u64| i64::try_from(n).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        match fallocate(file, flags, convert(offset)?, convert(len)?) {
+        match fallocate(file, flags, signed(offset)?, signed(len)?) {
             // Zeros that take room are as good as holes.
-            Err(nix::errno::Errno::EOPNOTSUPP) => Ok(()),
+            Err(Errno::EOPNOTSUPP) => Ok(()),
             other => Ok(other?),
         }
+    }
+
+    fn next_data(&self, file: &File, offset: u64) -> io::Result<Option<(u64, u64)>> {
+        let unsigned = |n: i64| u64::try_from(n).map_err(|_| io::Error::from(io::ErrorKind::InvalidData));
+        let begin = match lseek(file, signed(offset)?, Whence::SeekData) {
+            Ok(begin) => begin,
+            // Nothing but a hole from here on, or the end.
+            Err(Errno::ENXIO) => return Ok(None),
+            Err(e) => return Err(e.into()),
+        };
+        // There is a hole at every file's end.
+        let end = lseek(file, begin, Whence::SeekHole)?;
+        Ok(Some((unsigned(begin)?, unsigned(end)?)))
+    }
+
+    fn write_back(&self, file: &File, offset: u64, len: u64) -> io::Result<()> {
+        sync_range(file, signed(offset)?, signed(len)?)
     }
 
     fn sync(&self, file: &File) -> io::Result<()> {
@@ -141,6 +172,24 @@ impl Disk for RealDisk {
             total: stat.blocks().saturating_mul(unit),
             available: stat.blocks_available().saturating_mul(unit),
         })
+    }
+}
+
+fn signed(n: u64) -> io::Result<i64> {
+    i64::try_from(n).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
+}
+
+/// `sync_file_range(2)`: writes what is dirty in the range, and waits for that and what was being written before.
+#[allow(unsafe_code)]
+fn sync_range(file: &File, offset: i64, len: i64) -> io::Result<()> {
+    let flags =
+        libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    // SAFETY: numbers alone, and a descriptor that is open for as long as `file` is borrowed.
+    let done = unsafe { libc::sync_file_range(file.as_raw_fd(), offset, len, flags) };
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
     }
 }
 

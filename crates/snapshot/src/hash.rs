@@ -54,25 +54,40 @@ impl Budget {
     }
 }
 
-/// Keeps a pass over files within its bytes per second.
-#[derive(Debug)]
-pub(crate) struct Pacer {
+/// Hears how many bytes more are about to be read; from several threads, and often.
+pub type Progress<'a> = &'a (dyn Fn(u64) + Sync);
+
+/// Keeps a pass over files within its bytes per second, and says how far it is.
+pub(crate) struct Pacer<'a> {
     begun: Instant,
     rate: Option<NonZeroU64>,
     done: AtomicU64,
+    progress: Option<Progress<'a>>,
 }
 
-impl Pacer {
+impl<'a> Pacer<'a> {
     pub(crate) fn new(budget: Budget) -> Self {
         Self {
             begun: Instant::now(),
             rate: budget.bytes_per_second,
             done: AtomicU64::new(0),
+            progress: None,
+        }
+    }
+
+    /// One that tells of it.
+    pub(crate) fn telling(budget: Budget, progress: Progress<'a>) -> Self {
+        Self {
+            progress: Some(progress),
+            ..Self::new(budget)
         }
     }
 
     /// Waits until so many bytes more are within the budget.
     pub(crate) fn take(&self, bytes: u64) {
+        if let Some(progress) = self.progress {
+            progress(bytes);
+        }
         let Some(rate) = self.rate else { return };
         let done = self
             .done
@@ -133,7 +148,7 @@ struct Shared<'a> {
     file: &'a File,
     size: u64,
     pass: Pass,
-    pacer: &'a Pacer,
+    pacer: &'a Pacer<'a>,
     expected: Option<&'a [Digest]>,
     next: AtomicU64,
     stop: AtomicBool,
@@ -166,7 +181,7 @@ impl Shared<'_> {
             let data = buffer
                 .get_mut(..len)
                 .ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
-            self.pacer.take(self.pass.chunk.min(self.size));
+            self.pacer.take(u64::try_from(len).unwrap_or(u64::MAX));
             self.disk.read_at(self.file, data, at)?;
             if self.pass.punch {
                 punch(self.disk, self.file, data, at)?;
@@ -191,7 +206,7 @@ pub(crate) fn pass(
     size: u64,
     pass: Pass,
     budget: Budget,
-    pacer: &Pacer,
+    pacer: &Pacer<'_>,
     expected: Option<&[Digest]>,
 ) -> Result<Passed, PassError> {
     let shared = Shared {

@@ -28,6 +28,8 @@ mod crypt;
 mod digest;
 mod disk;
 mod error;
+#[cfg(feature = "failpoints")]
+mod faulty;
 mod files;
 pub mod gc;
 mod hash;
@@ -36,18 +38,21 @@ mod image;
 mod key;
 mod manifest;
 mod marks;
+mod pace;
 mod seal_file;
 mod sealed;
 mod store;
 
 pub use archive::{Archive, ArchiveError, check as check_archive};
-pub use compat::{CompatibilityKey, ContainerKey, Mismatch, NodeFacts};
+pub use compat::{CompatibilityKey, ContainerKey, Mismatch, NodeFacts, Refused};
 pub use crypt::DataKey;
 pub use digest::{Digest, InvalidDigest};
 pub use disk::{Disk, RealDisk, Space};
 pub use error::IoError;
+#[cfg(feature = "failpoints")]
+pub use faulty::ToldDisk;
 pub use files::FileError;
-pub use hash::{Budget, CHUNK};
+pub use hash::{Budget, CHUNK, Progress};
 pub use id::{FileName, InvalidFileName, InvalidSnapshotId, SnapshotId};
 pub use image::header;
 pub use key::{FileKey, KeyError, KeyProvider};
@@ -57,6 +62,7 @@ pub use manifest::{
     VERSION as MANIFEST_VERSION, decode_untrusted,
 };
 pub use marks::{Damage, MARKS_LOST, Scrub};
+pub use pace::{CalledOff, Pace, Unpaced};
 pub use sealed::SealedError;
 pub use store::{
     Broken, ChangeError, Checked, Class, CommitError, DiffError, Draft, ExportError, FileDiff, Finding,

@@ -9,15 +9,29 @@ use crate::crypt::{BadRecord, DataKey, TAG};
 use crate::digest::Digest;
 use crate::disk::Disk;
 use crate::error::IoError;
-use crate::hash::{CHUNK, Pacer, whole};
+use crate::hash::{CHUNK, whole};
 use crate::id::FileName;
 use crate::manifest::FileHashes;
+use crate::pace::{CalledOff, Pace};
 
 /// A file could not be encrypted or decrypted.
 #[derive(Debug)]
 pub(crate) enum SealFileError {
     Io(IoError),
     Record(BadRecord),
+}
+
+/// A file was not encrypted to its end.
+#[derive(Debug)]
+pub(crate) enum EncryptError {
+    Seal(SealFileError),
+    CalledOff(CalledOff),
+}
+
+impl<E: Into<SealFileError>> From<E> for EncryptError {
+    fn from(e: E) -> Self {
+        Self::Seal(e.into())
+    }
 }
 
 impl From<IoError> for SealFileError {
@@ -115,15 +129,22 @@ pub(crate) fn encrypt(
     size: u64,
     from: &mut PlainFile<'_>,
     to: &Path,
-    pacer: &Pacer,
-) -> Result<(File, FileHashes), SealFileError> {
+    pace: &dyn Pace,
+) -> Result<(File, FileHashes), EncryptError> {
     let mut encryptor = Encryptor::create(disk, key, name, size, to)?;
     let mut buffer = Vec::new();
     for _ in 0..size.div_ceil(CHUNK) {
-        pacer.take(CHUNK);
         from.read_next(&mut buffer)
             .map_err(IoError::of("read", Path::new(name.as_str())))?;
+        pace.pass(u64::try_from(buffer.len()).unwrap_or(u64::MAX))
+            .map_err(EncryptError::CalledOff)?;
+        let begin = encryptor.stored;
         encryptor.push(disk, &mut buffer)?;
+        if pace.is_sliced() {
+            let len = encryptor.stored.saturating_sub(begin);
+            disk.write_back(&encryptor.file, begin, len)
+                .map_err(IoError::of("write", &encryptor.path))?;
+        }
     }
     Ok(encryptor.finish())
 }

@@ -10,7 +10,7 @@ Standard library only.
   GET  /hold?path=P         open a file and keep it open
   GET  /held                what the files that are kept open say, each read from its beginning
   GET  /received            bytes that the streams to STREAM_PORT have brought, and their hash
-  GET  /clock               the wall clock, in seconds
+  GET  /clock               the wall clock and CLOCK_MONOTONIC, in seconds
 
 On ECHO_PORT lines come back over TCP and datagrams over UDP. What comes to STREAM_PORT is counted and thrown away.
 """
@@ -476,7 +476,7 @@ class Handler(BaseHTTPRequestHandler):
                 with world.lock:
                     return {"bytes": world.received, "sha256": world.hash.hexdigest()}
             case "/clock":
-                return {"clock": time.time()}
+                return {"clock": time.time(), "monotonic": time.monotonic()}
         raise KeyError(url.path)
 
     def do_GET(self):

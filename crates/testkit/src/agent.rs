@@ -31,6 +31,8 @@ pub struct AgentPaths {
     pub runsc: PathBuf,
     /// The wrapper, as containerd knows it.
     pub wrapper: PathBuf,
+    /// The wrapper's configuration.
+    pub wrapper_config: PathBuf,
     /// The configuration file.
     pub config: PathBuf,
     /// Standard output and standard error.
@@ -74,6 +76,7 @@ impl AgentPaths {
             runsc_root: stack.runsc_root(),
             runsc: stack.built().part("runsc"),
             wrapper: dir.join("w/dormouse-runsc"),
+            wrapper_config: stack.wrapper_config(),
             config: dir.join("agent.toml"),
             log: dir.join("agent.log"),
         }

@@ -68,12 +68,16 @@ impl Footprint {
 /// brings pages of it back from swap: for a sleeper, call this before it falls asleep and [`measure`] later.
 #[must_use]
 pub fn processes(pod: &Pod) -> Vec<(ProcessId, Part)> {
-    let inside: HashSet<i32> = cgroup::processes(&pod.cgroup).into_iter().collect();
-    let named = |argv: &[String]| {
-        argv.iter().any(|word| {
-            word.contains(pod.id.as_str()) || pod.containers.iter().any(|id| word.contains(id.as_str()))
-        })
-    };
+    let mut ids = vec![pod.id.as_str()];
+    ids.extend(pod.containers.iter().map(String::as_str));
+    processes_of(&pod.cgroup, &ids)
+}
+
+/// The same of a pod that is being made, by its cgroup and those of containerd's ids that are known of it.
+#[must_use]
+pub fn processes_of(cgroup: &str, ids: &[&str]) -> Vec<(ProcessId, Part)> {
+    let inside: HashSet<i32> = cgroup::processes(cgroup).into_iter().collect();
+    let named = |argv: &[String]| argv.iter().any(|word| ids.iter().any(|id| word.contains(id)));
     let mut found: Vec<(ProcessId, Part)> = Vec::new();
     for running in process::find(|_| true) {
         let in_cgroup = inside.contains(&running.id.pid);

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
     ContainerConfig, ContainerMetadata, ContainerStats, ContainerStatsRequest, ContainerStatus,
-    ContainerStatusRequest, CreateContainerRequest, ExecSyncRequest, ImageSpec, KeyValue,
+    ContainerStatusRequest, CreateContainerRequest, DnsConfig, ExecSyncRequest, ImageSpec, KeyValue,
     LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext, LinuxPodSandboxConfig,
     LinuxSandboxSecurityContext, ListPodSandboxRequest, Mount, NamespaceMode, NamespaceOption,
     PodSandboxConfig, PodSandboxMetadata, PodSandboxStatus, PodSandboxStatusRequest, RemoveContainerRequest,
@@ -67,11 +67,25 @@ pub struct ExecOutput {
 }
 
 pub(crate) async fn run(stack: &Stack, spec: PodSpec) -> Result<Pod> {
+    let mut pod = sandbox(stack, spec).await?;
+    for index in 0..pod.spec.containers.len() {
+        if let Err(error) = pod.add_container(stack, index, pod.spec.attempt).await {
+            let _ = remove_sandbox(&mut pod.cri, &pod.id).await;
+            let _ = cgroup::remove(&pod.cgroup);
+            volumes::remove(&pod.uid);
+            return Err(error.context(format!("pod {}", pod.name)));
+        }
+    }
+    Ok(pod)
+}
+
+/// A pod without its containers.
+pub(crate) async fn sandbox(stack: &Stack, spec: PodSpec) -> Result<Pod> {
     let uid = spec
         .uid
         .clone()
         .unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
-    let cgroup = format!("{}/kubepods/burstable/pod{uid}", stack.cgroup_root());
+    let cgroup = stack.pod_cgroup(&uid);
     cgroup::create(&cgroup)?;
     if let Some(limit) = spec.memory_limit {
         cgroup::limit_memory(&cgroup, limit)?;
@@ -86,7 +100,7 @@ pub(crate) async fn run(stack: &Stack, spec: PodSpec) -> Result<Pod> {
     let mut cri = stack.cri();
     let id = cri
         .run_pod_sandbox(RunPodSandboxRequest {
-            config: Some(config.clone()),
+            config: Some(config),
             runtime_handler: spec.handler.clone(),
         })
         .await;
@@ -98,22 +112,17 @@ pub(crate) async fn run(stack: &Stack, spec: PodSpec) -> Result<Pod> {
             return Err(status).with_context(|| format!("run pod sandbox {}", spec.name));
         }
     };
-    let fill = fill(stack, &spec, &id, &config).await;
-    match fill {
-        Ok(filled) => Ok(Pod {
+    match network(&mut cri, &id).await {
+        Ok((ip, netns)) => Ok(Pod {
             id,
             uid,
             namespace: spec.namespace.clone(),
             name: spec.name.clone(),
             handler: spec.handler.clone(),
-            ip: filled.ip,
-            netns: filled.netns,
-            containers: filled.containers,
-            log_files: spec
-                .containers
-                .iter()
-                .map(|c| log_dir.join(log_path(c, spec.attempt)))
-                .collect(),
+            ip,
+            netns,
+            containers: Vec::new(),
+            log_files: Vec::new(),
             cgroup,
             log_dir,
             cri,
@@ -128,14 +137,8 @@ pub(crate) async fn run(stack: &Stack, spec: PodSpec) -> Result<Pod> {
     }
 }
 
-struct Filled {
-    ip: IpAddr,
-    netns: PathBuf,
-    containers: Vec<String>,
-}
-
-async fn fill(stack: &Stack, spec: &PodSpec, id: &str, config: &PodSandboxConfig) -> Result<Filled> {
-    let mut cri = stack.cri();
+/// A pod's address and the file of its network namespace.
+async fn network(cri: &mut RuntimeServiceClient<Channel>, id: &str) -> Result<(IpAddr, PathBuf)> {
     let answer = cri
         .pod_sandbox_status(PodSandboxStatusRequest {
             pod_sandbox_id: id.to_owned(),
@@ -151,15 +154,7 @@ async fn fill(stack: &Stack, spec: &PodSpec, id: &str, config: &PodSandboxConfig
         .context("the pod has no network")?
         .ip;
     let ip = ip.parse().with_context(|| format!("the pod's address {ip:?}"))?;
-    let mut containers = Vec::new();
-    for container in &spec.containers {
-        containers.push(add_container(&mut cri, spec, container, spec.attempt, stack, id, config).await?);
-    }
-    Ok(Filled {
-        ip,
-        netns,
-        containers,
-    })
+    Ok((ip, netns))
 }
 
 async fn add_container(
@@ -223,6 +218,10 @@ fn sandbox_config(spec: &PodSpec, uid: &str, cgroup: &str, log_dir: &std::path::
         log_directory: log_dir.display().to_string(),
         labels: kubelet_labels(spec, uid),
         annotations,
+        dns_config: (!spec.name_servers.is_empty()).then(|| DnsConfig {
+            servers: spec.name_servers.clone(),
+            ..Default::default()
+        }),
         linux: Some(LinuxPodSandboxConfig {
             cgroup_parent: cgroup.to_owned(),
             security_context: Some(LinuxSandboxSecurityContext {
@@ -352,13 +351,45 @@ impl Pod {
             .context("the pod has no container")
     }
 
+    /// Makes the next container of the spec, or this one again, and starts it.
+    ///
+    /// # Errors
+    /// When containerd cannot.
+    pub async fn add_container(&mut self, stack: &Stack, index: usize, attempt: u32) -> Result<()> {
+        let Some(container) = self.spec.containers.get(index) else {
+            anyhow::bail!("pod {} has no container {index}", self.name);
+        };
+        let config = sandbox_config(&self.spec, &self.uid, &self.cgroup, &self.log_dir);
+        let log = self.log_dir.join(log_path(container, attempt));
+        let id = add_container(
+            &mut self.cri,
+            &self.spec,
+            container,
+            attempt,
+            stack,
+            &self.id,
+            &config,
+        )
+        .await?;
+        match (self.containers.get_mut(index), self.log_files.get_mut(index)) {
+            (Some(old), Some(old_log)) => {
+                *old = id;
+                *old_log = log;
+            }
+            _ => {
+                self.containers.push(id);
+                self.log_files.push(log);
+            }
+        }
+        Ok(())
+    }
+
     /// Makes a container again that has ended or is to end, as kubelet restarts it: the old one is removed first.
     ///
     /// # Errors
     /// When containerd cannot.
     pub async fn restart_container(&mut self, stack: &Stack, index: usize, attempt: u32) -> Result<()> {
-        let (Some(old), Some(container)) = (self.containers.get(index), self.spec.containers.get(index))
-        else {
+        let Some(old) = self.containers.get(index) else {
             anyhow::bail!("pod {} has no container {index}", self.name);
         };
         self.cri
@@ -374,22 +405,7 @@ impl Pod {
             })
             .await
             .context("remove the container")?;
-        let config = sandbox_config(&self.spec, &self.uid, &self.cgroup, &self.log_dir);
-        let fresh = add_container(
-            &mut self.cri,
-            &self.spec,
-            container,
-            attempt,
-            stack,
-            &self.id,
-            &config,
-        )
-        .await?;
-        if let (Some(id), Some(log)) = (self.containers.get_mut(index), self.log_files.get_mut(index)) {
-            *id = fresh;
-            log.set_file_name(format!("{attempt}.log"));
-        }
-        Ok(())
+        self.add_container(stack, index, attempt).await
     }
 
     /// Runs a command in the first container and waits for its end.

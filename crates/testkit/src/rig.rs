@@ -65,10 +65,11 @@ pub fn config(paths: &AgentPaths, more: &str, snapshots: &str) -> String {
         format!("[snapshots]\nkeep_free_percent = 1\n{dir}{snapshots}")
     };
     format!(
-        "version = 1\nruntime_endpoint = \"unix://{}\"\nrun_dir = \"{}\"\nstate_dir = \"{}\"\n[api]\nsocket = \"{}\"\n{http}{swap}{log}{snapshots}{more}",
+        "version = 1\nruntime_endpoint = \"unix://{}\"\nrun_dir = \"{}\"\nstate_dir = \"{}\"\nwrapper_config = \"{}\"\n[api]\nsocket = \"{}\"\n{http}{swap}{log}{snapshots}{more}",
         paths.containerd.display(),
         paths.run_dir.display(),
         paths.state_dir.display(),
+        paths.wrapper_config.display(),
         paths.socket.display(),
     )
 }
@@ -125,7 +126,11 @@ impl Rig {
         Ok(pod)
     }
 
-    async fn wait_able(&self, pod: &Pod) -> Result<()> {
+    /// Waits until the agent may put a pod to sleep.
+    ///
+    /// # Errors
+    /// When it finds that it cannot, or does not know the pod.
+    pub async fn wait_able(&self, pod: &Pod) -> Result<()> {
         let what = format!("the agent to know pod {}", pod.name);
         wait::until(&what, Duration::from_secs(20), async || {
             let view = self.get(pod).await?;
@@ -225,6 +230,47 @@ impl Rig {
             }
         })
         .await
+    }
+
+    /// Waits until a shell stands by for a hibernated pod, or none does, and nothing is under way.
+    ///
+    /// # Errors
+    /// When it does not within `limit`.
+    pub async fn wait_shell(&self, pod: &Pod, stands: bool, limit: Duration) -> Result<v1::Pod> {
+        let what = format!(
+            "pod {} to have {} shell",
+            pod.name,
+            if stands { "a" } else { "no" }
+        );
+        wait::until(&what, limit, async || {
+            let view = self.get(pod).await?;
+            if view.shell.is_some() == stands {
+                Ok(view)
+            } else {
+                bail!("{:?}; {} {}", view.shell, view.reason, view.message)
+            }
+        })
+        .await
+    }
+
+    /// Replaces a pod's policy.
+    ///
+    /// # Errors
+    /// As the agent says.
+    pub async fn set_policy(
+        &self,
+        pod: &Pod,
+        policy: &dormouse_core::Policy,
+    ) -> Result<v1::Pod, tonic::Status> {
+        let policy_generation = self.get(pod).await.map_or(0, |view| view.policy_generation) + 1;
+        let request = v1::SetPolicyRequest {
+            pod: Some(reference(pod)),
+            policy: Some(policy.into()),
+            policy_generation,
+            ..Default::default()
+        };
+        let answer = self.client.clone().set_policy(request).await?;
+        Ok(answer.into_inner().pod.unwrap_or_default())
     }
 
     /// Orders a freeze.

@@ -43,6 +43,12 @@ pub enum Cni {
 pub struct StackOptions {
     /// How pods get their network.
     pub cni: Cni,
+    /// Pods have an IPv6 address, too, and one of its default routes.
+    pub dual_stack: bool,
+    /// The MTU of the pods' interfaces, where it is not the plugin's own choice.
+    pub mtu: Option<u32>,
+    /// More destinations that the pods have a route to over their gateway.
+    pub routes: Vec<String>,
     /// How often containerd asks every pod for its statistics (`stats_collect_period`; its own default is 1 s).
     pub stats_collect_period: Duration,
     /// One shim process per pod instead of one per container (gVisor's `grouping`).
@@ -53,17 +59,23 @@ pub struct StackOptions {
     pub runsc_config: Vec<(String, String)>,
     /// Another wrapper binary than the built one.
     pub wrapper_binary: Option<PathBuf>,
+    /// More of the wrapper's configuration, in the place of what the stack says.
+    pub wrapper_config: serde_json::Map<String, serde_json::Value>,
 }
 
 impl Default for StackOptions {
     fn default() -> Self {
         Self {
             cni: Cni::default(),
+            dual_stack: false,
+            mtu: None,
+            routes: Vec::new(),
             stats_collect_period: Duration::from_secs(10),
             shim_grouping: false,
             wrapper: true,
             runsc_config: Vec::new(),
             wrapper_binary: None,
+            wrapper_config: serde_json::Map::new(),
         }
     }
 }
@@ -157,6 +169,20 @@ impl Stack {
         crate::pod::run(self, spec).await
     }
 
+    /// Starts a pod without its containers: `Pod::add_container` starts them.
+    ///
+    /// # Errors
+    /// When containerd refuses; the half-made pod is removed.
+    pub async fn run_sandbox(&self, spec: PodSpec) -> Result<Pod> {
+        crate::pod::sandbox(self, spec).await
+    }
+
+    /// The cgroup of the pod with that UID, absolute within each hierarchy.
+    #[must_use]
+    pub fn pod_cgroup(&self, uid: &str) -> String {
+        format!("{}/kubepods/burstable/pod{uid}", self.cgroup_root())
+    }
+
     /// A CRI client on a shared connection.
     #[must_use]
     pub fn cri(&self) -> RuntimeServiceClient<Channel> {
@@ -191,6 +217,28 @@ impl Stack {
     #[must_use]
     pub fn runsc_root(&self) -> PathBuf {
         self.slot.dir.join("rr/k8s.io")
+    }
+
+    /// The wrapper's configuration.
+    #[must_use]
+    pub fn wrapper_config(&self) -> PathBuf {
+        config::wrapper_config(&self.slot)
+    }
+
+    /// Changes keys of the wrapper's configuration, as an administrator does: by rename.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn configure_wrapper(&self, changes: &serde_json::Value) -> Result<()> {
+        let path = self.wrapper_config();
+        let text = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+        let mut config: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&text)?;
+        for (key, value) in changes.as_object().into_iter().flatten() {
+            config.insert(key.clone(), value.clone());
+        }
+        let fresh = path.with_extension("json.new");
+        fs::write(&fresh, serde_json::to_string_pretty(&config)?)?;
+        fs::rename(&fresh, &path).with_context(|| format!("replace {}", path.display()))
     }
 
     /// The parent of all pods' cgroups, absolute within each hierarchy.
@@ -244,6 +292,42 @@ impl Stack {
         }
         self.channel = containerd::start(&self.built, &self.slot, &mut self.record).await?;
         Ok(())
+    }
+
+    /// Gives pods that are made from now on routes to other destinations than those before have; containerd is restarted
+    /// for that.
+    ///
+    /// # Errors
+    /// When the configuration cannot be written, or containerd does not come back.
+    pub async fn set_routes(&mut self, destinations: &[&str]) -> Result<()> {
+        self.options.routes = destinations.iter().map(|d| (*d).to_owned()).collect();
+        config::network(&self.slot, &self.options)?;
+        self.restart_containerd(Signal::SIGTERM).await
+    }
+
+    /// Says what the first wrapper that comes to a fail point does there: `kill`, or `halt FILE`, as the wrapper's own
+    /// `failpoints.rs` has it.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn arm_wrapper(&self, point: &str, what: &str) -> Result<()> {
+        fs::write(self.wrapper_arms(), format!("{point} {what}\n")).context("arm the wrapper")
+    }
+
+    /// Whether no wrapper has come to that point yet; nothing happens there any more.
+    #[must_use]
+    pub fn disarm_wrapper(&self) -> bool {
+        fs::remove_file(self.wrapper_arms()).is_ok()
+    }
+
+    /// Whether no wrapper has come to its fail point yet.
+    #[must_use]
+    pub fn is_wrapper_armed(&self) -> bool {
+        self.wrapper_arms().exists()
+    }
+
+    fn wrapper_arms(&self) -> PathBuf {
+        self.slot.dir.join("w/dormouse-runsc.failpoints")
     }
 
     /// The machine loses its power and comes back, as far as this stack is concerned: every process is gone, and all

@@ -45,6 +45,11 @@ enum Version {
         variable: &'static str,
         module: &'static str,
     },
+    /// This one: the same source under the name of another release.
+    Given {
+        variable: &'static str,
+        version: &'static str,
+    },
 }
 
 /// One binary.
@@ -115,6 +120,18 @@ const COMPONENTS: &[Component] = &[
         version: Version::GvisorRelease {
             variable: "gvisor.dev/gvisor/runsc/version.version",
             module: "gvisor.dev/gvisor",
+        },
+        cgo: Cgo::Off,
+        edited: false,
+    },
+    Component {
+        // A runsc that is not the one above, for tests of upgrades: runsc restores only what it has saved itself.
+        name: "runsc-next",
+        module: Module::Gvisor,
+        package: "gvisor.dev/gvisor/runsc",
+        version: Version::Given {
+            variable: "gvisor.dev/gvisor/runsc/version.version",
+            version: "release-20260905.0-next",
         },
         cgo: Cgo::Off,
         edited: false,
@@ -274,6 +291,7 @@ impl Version {
         };
         Ok(match self {
             Self::None => String::new(),
+            Self::Given { variable, version } => format!(" -X {variable}={version}"),
             Self::OfModule { variable, module } => format!(" -X {variable}={}", version_of(module)?),
             Self::GvisorRelease { variable, module } => {
                 let version = version_of(module)?;

@@ -130,7 +130,7 @@ fn run_stage(stage: Stage, paths: &Paths, built: Option<&(Stack, Binaries)>, res
         let mut cargo = Command::new("cargo");
         cargo
             .current_dir(&paths.root)
-            .args(["test", "--quiet"])
+            .args(["test", "--quiet", "--no-fail-fast"])
             .args(arguments)
             .arg("--")
             .args(rest);

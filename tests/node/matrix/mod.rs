@@ -24,13 +24,13 @@ async fn run(rig: &Rig, spec: PodSpec) -> Pod {
 
 /// A folder as kubelet makes them of ConfigMaps and projected tokens: files are links through `..data`, which is
 /// exchanged whole.
-struct Projected {
+pub(crate) struct Projected {
     dir: PathBuf,
     version: u32,
 }
 
 impl Projected {
-    fn new(dir: &Path) -> Self {
+    pub(crate) fn new(dir: &Path) -> Self {
         let mut projected = Self {
             dir: dir.to_owned(),
             version: 0,
@@ -41,8 +41,16 @@ impl Projected {
         projected
     }
 
+    /// One that is there and has been rotated so many times.
+    pub(crate) fn at(dir: &Path, version: u32) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            version,
+        }
+    }
+
     /// Puts another text in the place of the one before, which is removed.
-    fn rotate(&mut self, text: &str) {
+    pub(crate) fn rotate(&mut self, text: &str) {
         let old = self.dir.join(format!("..version{}", self.version));
         self.version += 1;
         let name = format!("..version{}", self.version);

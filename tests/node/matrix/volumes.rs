@@ -1,13 +1,15 @@
 //! Folders of the node in which a guest keeps files open, and what the node does to them meanwhile.
 
-use dormouse_core::Reason;
+use dormouse_core::{Reason, Rung};
+use dormouse_rpc::v1;
 use dormouse_testkit::PodSpec;
 use dormouse_testkit::guest::WorldGuest;
+use dormouse_testkit::host::wait;
 use dormouse_testkit::rig::{Rig, reason};
 
 use super::{Projected, run};
-use crate::hibernate::hibernated;
-use crate::support::ask;
+use crate::hibernate::{hibernated, listed};
+use crate::support::{LIMIT, ask};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn files_that_are_kept_open_on_the_node() {
@@ -34,11 +36,42 @@ async fn files_that_are_kept_open_on_the_node() {
     hibernated(&rig, &pod).await;
     projected.rotate("rotated");
     assert!(!kept_open.exists());
+    wait::until("the snapshot to be hashed", LIMIT, async || {
+        let pending = listed(&rig).await.iter().any(|s| s.state != "Ok");
+        anyhow::ensure!(!pending, "not yet");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    let watch = v1::WatchRequest::default();
+    let mut news = rig.client.clone().watch(watch).await.unwrap().into_inner();
     for _ in 0..2 {
         let refused = rig.wake(&pod).await.unwrap_err();
         println!("{refused}");
         assert_eq!(reason(&refused), Some(Reason::RuntimeCallFailed), "{refused}");
         assert!(refused.message().contains("..version1"), "{refused}");
+        // As while it was hibernated: a guest was half made, and nothing of it is left.
+        let links = dormouse_net::links::record(&pod.netns).unwrap();
+        assert!(!links.has_addresses(), "{links:?}");
+        assert!(!dormouse_net::links::is_hushed(&pod.netns).unwrap());
+        let view = rig.wait_rung(&pod, Rung::Hibernated, LIMIT).await.unwrap();
+        assert_eq!(view.reason, Reason::RuntimeCallFailed.as_str());
+        let kept = listed(&rig).await;
+        let kept = kept.iter().find(|s| s.id == view.snapshot_id).unwrap();
+        assert_eq!((kept.state.as_str(), kept.held_by.len()), ("Ok", 1), "{kept:?}");
+        // And it is told.
+        let told = tokio::time::timeout(LIMIT, async {
+            loop {
+                let event = news.message().await.unwrap().unwrap();
+                if event.kind() == v1::watch_response::Kind::Warning {
+                    break event;
+                }
+            }
+        })
+        .await
+        .unwrap();
+        assert_eq!(told.reason, Reason::RuntimeCallFailed.as_str());
+        assert!(told.message.contains("..version1"), "{}", told.message);
     }
     // With the file back in its place it wakes.
     std::fs::create_dir(&kept_open).unwrap();

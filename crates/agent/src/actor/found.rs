@@ -25,6 +25,7 @@ impl Actor {
                     self.entry.moving_to = None;
                     self.entry.resident_before = 0;
                     self.entry.born_from = None;
+                    self.entry.exact = None;
                 }
             }
             Ok(None) => {}
@@ -97,7 +98,9 @@ impl Actor {
             Ok(probe) => {
                 self.state.rung = rung_of(probe.stop);
                 self.state.exact = false;
-                self.find_snapshot(&driver, probe.snapshot).await;
+                let refused = probe.birth.as_ref().is_some_and(Birth::is_refused);
+                self.find_snapshot(&driver, probe.snapshot, refused, probe.wakes)
+                    .await;
                 if let Some(birth) = probe.birth {
                     self.born(&birth);
                 }
@@ -133,8 +136,9 @@ impl Actor {
     /// The pod's sandbox is gone and its memory is not: a new sandbox of the same pod may have it.
     fn may_come_back(&self) {
         let (snapshots, uid) = (self.ctx.snapshots.clone(), self.pod.uid.clone());
+        let newest = self.entry.snapshot.clone();
         tokio::spawn(async move {
-            if let Err(error) = snapshots.grant_own(&uid).await {
+            if let Err(error) = snapshots.grant_own(&uid, newest.as_deref()).await {
                 tracing::warn!(%uid, reason = %error.reason, "the pod cannot come back from its snapshot: {error}");
             }
         });
@@ -146,7 +150,9 @@ impl Actor {
             return;
         }
         self.entry.born_from = Some(birth.snapshot.clone());
-        self.ctx.snapshots.grant_spent(&self.pod.uid);
+        if !birth.is_refused() {
+            self.ctx.snapshots.grant_spent(&self.pod.uid);
+        }
         let (kind, reason, message, took) = match &birth.outcome {
             Ok(took) => {
                 self.entry.restored_from = Some(birth.snapshot.clone());
@@ -178,7 +184,14 @@ impl Actor {
     }
 
     /// Compares what the store holds for the pod with where it stands.
-    async fn find_snapshot(&mut self, driver: &AnyDriver, recorded: Option<String>) {
+    /// `refused`: the pod was to be filled and was not, so its memory is where it was.
+    async fn find_snapshot(
+        &mut self,
+        driver: &AnyDriver,
+        recorded: Option<String>,
+        refused: bool,
+        wakes: u64,
+    ) {
         let can = self.capabilities.is_some_and(|c| c.hibernate.is_ok());
         match self.state.rung {
             Rung::Hibernated => {
@@ -196,8 +209,18 @@ impl Actor {
                     self.tell_news(NewsKind::Warning, Some(error.reason), message, None, None);
                 }
             }
+            rung if rung.is_asleep() && can && self.is_still(wakes).await => {
+                // It heard nothing since it was saved, also while no agent was there.
+                self.state.exact = true;
+                self.ctx
+                    .snapshots
+                    .unhold(&self.pod.uid, self.entry.snapshot.as_deref());
+            }
             rung => {
-                self.ctx.snapshots.unhold(&self.pod.uid, None);
+                self.entry.exact = None;
+                if !refused {
+                    self.ctx.snapshots.unhold(&self.pod.uid, None);
+                }
                 // An agent that was killed may have cut it off to save it; it is deaf until this.
                 if (rung.is_asleep() || self.recalled)
                     && can
@@ -206,6 +229,16 @@ impl Actor {
                     tracing::warn!(pod = %self.pod.full_name(), reason = %error.reason, "{error}");
                 }
             }
+        }
+    }
+
+    /// Whether the guest is what was saved before an earlier agent ended, by the count of its wakes.
+    async fn is_still(&self, wakes: u64) -> bool {
+        match &self.entry.snapshot {
+            Some(snapshot) if self.entry.exact == Some(wakes) => {
+                self.ctx.snapshots.hold(snapshot, &self.pod.uid).await.is_ok()
+            }
+            _ => false,
         }
     }
 
@@ -231,6 +264,7 @@ impl Actor {
                 let before = self.state.rung;
                 self.find_rung().await;
                 self.ctx.metrics.moved(before, self.state.rung, self.runtime());
+                self.begin_shell().await;
                 self.apply(Input::Activity);
             }
         }

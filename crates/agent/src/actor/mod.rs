@@ -8,6 +8,7 @@ mod pending;
 mod policy;
 mod report;
 mod save;
+mod shell;
 mod signals;
 mod step;
 mod told;
@@ -150,6 +151,8 @@ struct Actor {
     step_cancel: Cancel,
     /// Raised with it, for a step that waits for its turn.
     step_queue: CancellationToken,
+    /// Raised when somebody waits for a step that nobody had waited for.
+    step_hurry: CancellationToken,
     step_began: Moment,
     prefetch_cancel: Cancel,
     /// When the thing that caused the present wake was seen.
@@ -157,6 +160,7 @@ struct Actor {
     last_report: Option<StepReport>,
     resident: u64,
     since: SystemTime,
+    shell: shell::OwnShell,
     settling: Vec<oneshot::Sender<()>>,
     /// Whether an earlier agent knew the pod.
     recalled: bool,
@@ -197,12 +201,14 @@ pub fn spawn(ctx: Arc<Context>, pod: Arc<Pod>, ready: oneshot::Sender<()>) -> Ha
         next_order: 0,
         step_cancel: Cancel::new(),
         step_queue: CancellationToken::new(),
+        step_hurry: CancellationToken::new(),
         step_began: now,
         prefetch_cancel: Cancel::new(),
         wake_asked: None,
         last_report: None,
         resident: 0,
         since: SystemTime::now(),
+        shell: shell::OwnShell::default(),
         settling: Vec::new(),
         recalled: false,
         self_sender: sender.clone(),
@@ -262,12 +268,14 @@ impl Actor {
         self.look_at_memory().await;
         self.publish();
         self.tell_news(NewsKind::Added, None, String::new(), None, None);
+        self.begin_shell().await;
+        self.publish();
     }
 
     async fn run(mut self, mut messages: mpsc::Receiver<Message>) {
         loop {
             self.arm_cpu_meter();
-            let deadline = [self.state.deadline(), self.idle.due()]
+            let deadline = [self.state.deadline(), self.idle.due(), self.shell_due()]
                 .into_iter()
                 .flatten()
                 .min();
@@ -296,6 +304,10 @@ impl Actor {
         let now = clock::now();
         if self.idle.due().is_some_and(|due| due <= now) {
             self.measure_cpu(now).await;
+        }
+        // First when a shell is wanted: a span that is over may go on in the next one.
+        if self.shell_due().is_some_and(|due| due <= now) {
+            self.plan_shell();
         }
         if self.state.deadline().is_some_and(|due| due <= now) {
             self.refresh_abilities();
@@ -347,7 +359,13 @@ impl Actor {
             Message::Settle(settled) => {
                 let can_be_called_off = matches!(
                     self.state.transition,
-                    Some(Transition::Doze | Transition::Save | Transition::Hibernate | Transition::Snapshot)
+                    Some(
+                        Transition::Doze
+                            | Transition::Save
+                            | Transition::Hibernate
+                            | Transition::Snapshot
+                            | Transition::MakeShell
+                    )
                 );
                 if can_be_called_off {
                     self.call_off();
@@ -356,6 +374,7 @@ impl Actor {
             }
             Message::Refresh(done) => {
                 self.look_at_memory().await;
+                self.measure_shell().await;
                 self.publish();
                 let _ = done.send(());
             }
@@ -375,10 +394,12 @@ impl Actor {
             match action {
                 Action::Start(transition, reason) => self.start(transition, reason),
                 Action::Cancel => self.call_off(),
+                Action::Hurry => self.step_hurry.cancel(),
                 Action::Reply(id, result) => self.reply(id, result),
                 Action::Prefetch => self.prefetch(),
                 Action::StopPrefetch => self.prefetch_cancel.cancel(),
                 Action::Moved { from, to, reason } => self.moved(from, to, reason),
+                Action::Shell { stands, reason } => self.tell_shell(stands, reason),
                 Action::Failed {
                     transition,
                     reason,

@@ -50,6 +50,7 @@ impl Actor {
         self.store(entry).await?;
         self.forget_annotation();
         self.apply(Input::SetPolicy(policy));
+        self.plan_shell();
         self.wire.follow_ports(&self.ctx, &self.state);
         self.wire.attach(&self.ctx, &self.pod, &self.state);
         self.follow_wire();
@@ -79,6 +80,7 @@ impl Actor {
         self.store(entry).await?;
         self.read_policy_again();
         self.apply(Input::SetManaged(managed));
+        self.plan_shell();
         self.wire.attach(&self.ctx, &self.pod, &self.state);
         self.follow_wire();
         self.publish();

@@ -34,6 +34,8 @@ pub(super) fn blank(pod: &Pod) -> PodView {
         capabilities: Vec::new(),
         since: SystemTime::now(),
         snapshot: None,
+        shell: None,
+        wake_expected_ms: None,
     }
 }
 
@@ -69,6 +71,8 @@ pub(super) fn of(actor: &Actor) -> PodView {
         ],
         since: actor.since,
         snapshot: actor.entry.snapshot.clone(),
+        shell: actor.shell.view.filter(|_| state.shell.stands),
+        wake_expected_ms: actor.shell.expected_ms,
         ..blank(&actor.pod)
     }
 }

@@ -1,10 +1,11 @@
 //! The steps that have to do with snapshots: hibernate, save, snapshot, and the wake from a snapshot.
 //!
-//! Fail points (feature `failpoints`), in this order: to hibernate `agent::save::{staged, saved}`,
+//! Fail points (feature `failpoints`), in this order: to hibernate
+//! `agent::save::{runsc_kept, staged, saved}`,
 //! `agent::hibernate::{committed, released}`; to save ahead of a doze `agent::save::{staged, saved, committed}`; for a
 //! snapshot `agent::snapshot::{staged, saved, on_wire, committed}`; to wake `agent::restore::{opened, restored, on_wire}`.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use dormouse_core::{Moment, Reason, Rung};
@@ -18,6 +19,8 @@ use super::Message;
 use super::step::{Running, rung_of, with_sources};
 use crate::clock;
 use crate::context::Context;
+use crate::journal::JournalError;
+use crate::journal_writer::Noting;
 use crate::snapshots::{SnapshotFailed, Taking};
 use crate::step_report::{Failure, StepReport};
 
@@ -35,6 +38,8 @@ pub(super) struct Saving {
     pub(super) restored_from: Option<String>,
     /// What the guest's memory may be, where its cgroup does not say.
     pub(super) memory: u64,
+    /// The journal's word that the pod is being hibernated, on its way to the disk.
+    pub(super) noting: Mutex<Option<Noting>>,
 }
 
 /// The pod's end of the wire loop, for a step.
@@ -82,12 +87,21 @@ impl From<SnapshotFailed> for StepFailed {
     }
 }
 
+impl From<JournalError> for StepFailed {
+    fn from(error: JournalError) -> Self {
+        Self::from(SnapshotFailed {
+            reason: error.reason(),
+            message: format!(
+                "it cannot be noted that the pod is hibernated: {}",
+                with_sources(&error)
+            ),
+        })
+    }
+}
+
 impl StepFailed {
     pub(super) fn wake_won() -> Self {
-        Self::from(SnapshotFailed {
-            reason: Reason::WakeWon,
-            message: Reason::WakeWon.meaning().trim().to_owned(),
-        })
+        Self::from(SnapshotFailed::wake_won())
     }
 }
 
@@ -106,6 +120,15 @@ impl Lap {
 }
 
 impl Saving {
+    /// Waits until the journal says that the pod is being hibernated.
+    async fn noted(&self) -> Result<(), JournalError> {
+        let noting = self.noting.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match noting {
+            Some(noting) => noting.durable().await,
+            None => Ok(()),
+        }
+    }
+
     /// The guest hears the wire again: gives it what it missed, and looks for what matters in `mode`.
     pub(super) async fn back(&self, mode: Option<WireMode>, window: ReplayWindow) {
         let Some(mode) = mode else { return };
@@ -143,11 +166,16 @@ impl Running {
         let id = match exact {
             Some(id) if saving.ctx.snapshots.hold(id, uid).await.is_ok() => id.clone(),
             _ => {
-                let id = self.save(Taken::Hibernate, report).await?;
+                let (id, _) = self.save(Taken::Hibernate, report).await?;
                 id.to_string()
             }
         };
         fail::fail_point!("agent::hibernate::committed");
+        let mut lap = Lap::new();
+        if let Err(error) = saving.noted().await {
+            return Err(self.undone(error.into(), report).await);
+        }
+        report.phase("note", lap.took());
         if self.cancel.is_cancelled() {
             return Err(self.undone(StepFailed::wake_won(), report).await);
         }
@@ -174,18 +202,19 @@ impl Running {
 
     /// Saves a frozen guest ahead of its doze; it stays cut off, so that the snapshot stays exact.
     pub(super) async fn save_ahead(&self, report: &mut StepReport) -> Result<(), StepFailed> {
-        let id = self.save(Taken::Durable, report).await?;
+        let (id, wakes) = self.save(Taken::Durable, report).await?;
         fail::fail_point!("agent::save::committed");
         if self.cancel.is_cancelled() {
             return Err(self.undone(StepFailed::wake_won(), report).await);
         }
         report.snapshot = Some(id.to_string());
+        report.exact_at = Some(wakes);
         Ok(())
     }
 
     /// Saves a stopped guest and makes the snapshot durable. It stays stopped and cut off; after a failure it is back
-    /// on the wire.
-    async fn save(&self, taken: Taken, report: &mut StepReport) -> Result<SnapshotId, StepFailed> {
+    /// on the wire. With the snapshot it says how often the guest had been woken.
+    async fn save(&self, taken: Taken, report: &mut StepReport) -> Result<(SnapshotId, u64), StepFailed> {
         let staging = self.stage(report).await?;
         fail::fail_point!("agent::save::staged");
         let saved = match self.driver.save(&self.guest, staging.dir(), &self.cancel).await {
@@ -201,11 +230,9 @@ impl Running {
         if self.cancel.is_cancelled() {
             return Err(self.undone(StepFailed::wake_won(), report).await);
         }
-        let mut lap = Lap::new();
-        let committed = self.commit(staging, saved, taken).await;
-        report.phase("commit", lap.took());
-        match committed {
-            Ok(id) => Ok(id),
+        let wakes = saved.wakes;
+        match self.commit(staging, saved, taken, report).await {
+            Ok(id) => Ok((id, wakes)),
             Err(error) => Err(self.undone(error.into(), report).await),
         }
     }
@@ -238,15 +265,13 @@ impl Running {
             report.rung = Some(Rung::Frozen);
         }
         fail::fail_point!("agent::snapshot::on_wire");
-        let mut lap = Lap::new();
         let id = self
-            .commit(staging, saved, Taken::Create)
+            .commit(staging, saved, Taken::Create, report)
             .await
             .map_err(|error| StepFailed {
                 rung: report.rung,
                 ..error.into()
             })?;
-        report.phase("commit", lap.took());
         fail::fail_point!("agent::snapshot::committed");
         report.snapshot = Some(id.to_string());
         Ok(())
@@ -284,6 +309,7 @@ impl Running {
 
     /// A new guest is there, and hears the wire.
     async fn made_again(&self, done: &RestoreReport, report: &mut StepReport) {
+        report.shell = done.shell;
         report.phase("lock", done.lock);
         report.phase("create", done.create);
         report.phase("load", done.load);
@@ -301,6 +327,8 @@ impl Running {
     /// Makes room, before anything is done to the guest.
     async fn stage(&self, report: &mut StepReport) -> Result<Staging, StepFailed> {
         let mut lap = Lap::new();
+        self.saving.ctx.snapshots.keep_runsc(&self.guest.sandbox_id).await;
+        fail::fail_point!("agent::save::runsc_kept");
         let resident = self.driver.resident(&self.guest).await.unwrap_or_default();
         let memory = resident
             .cgroup
@@ -316,13 +344,20 @@ impl Running {
         Ok(staging?)
     }
 
+    /// Makes the snapshot durable. A wake does not wait for the disk: what is on its way there is then removed behind it.
     async fn commit(
         &self,
         staging: Staging,
         saved: SaveReport,
         taken: Taken,
+        report: &mut StepReport,
     ) -> Result<SnapshotId, SnapshotFailed> {
         let saving = &self.saving;
+        let pace = saving
+            .ctx
+            .snapshots
+            .pace(&saving.ctx.metrics, self.policys, &self.hurry);
+        let mut lap = Lap::new();
         let taking = Taking {
             pod: &saving.pod,
             runtime: self.driver.kind(),
@@ -330,8 +365,30 @@ impl Running {
             parent: saving.restored_from.as_deref(),
             hold: taken != Taken::Create,
         };
-        let snapshot = saving.ctx.snapshots.commit(staging, saved, &taking).await?;
-        Ok(snapshot.id())
+        let commit = saving
+            .ctx
+            .snapshots
+            .commit(staging, saved, &taking, Arc::clone(&pace));
+        tokio::pin!(commit);
+        // A guest that runs does not wait for its snapshot.
+        let called_off = self.rung.is_asleep();
+        let committed = tokio::select! {
+            biased;
+            committed = &mut commit => committed,
+            () = self.queue.cancelled(), if called_off => {
+                if pace.call_off() {
+                    Err(SnapshotFailed::wake_won())
+                } else {
+                    commit.await
+                }
+            }
+        };
+        let (took, paced) = (lap.took(), pace.waited());
+        if pace.is_policys() {
+            report.phase("paced", paced);
+        }
+        report.phase("commit", took.saturating_sub(paced));
+        Ok(committed?.id())
     }
 
     /// What was saved is not followed by a release: the guest is Frozen, on the wire, and nothing is held for it.
@@ -382,6 +439,7 @@ impl Running {
 
 fn phases_of(saved: &SaveReport, report: &mut StepReport) {
     report.phase("lock", saved.lock);
+    report.phase("ask", saved.ask);
     report.phase("cut", saved.cut);
     report.phase("stop", saved.stop);
     report.phase("write", saved.write);

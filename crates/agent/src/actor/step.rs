@@ -1,6 +1,6 @@
 //! Runs one step through a driver, behind the actor's back, and reports how it went.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use dormouse_core::{Abilities, ClaimKind, Input, Reason, Rung, StepEnd, Transition};
 use dormouse_runtime::{AnyDriver, Cancel, Driver as _, Guest, StopState};
@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::save::{Saving, StepFailed};
 use super::{Actor, Message, unix_ms};
 use crate::clock;
-use crate::gate::Gate;
+use crate::gate::{Gate, Permit};
 use crate::journal::WakeEntry;
 use crate::step_report::{Failure, Phase, StepReport};
 use crate::view::NewsKind;
@@ -25,31 +25,43 @@ impl Actor {
         };
         self.step_cancel = Cancel::new();
         self.step_queue = CancellationToken::new();
+        self.step_hurry = CancellationToken::new();
         self.step_began = clock::now();
         self.entry.moving_to = self.state.moving_to();
         if transition.wakes_for().is_some() {
             self.prefetch_cancel.cancel();
         }
-        if matches!(
-            transition,
-            Transition::Save | Transition::Snapshot | Transition::Hibernate
-        ) {
+        let refused = match transition {
+            Transition::MakeShell => self.take_shell_place().err(),
+            _ => None,
+        };
+        if transition == Transition::EndShell || transition.wakes_for().is_some() {
+            self.unwatch_shell();
+        }
+        if matches!(transition, Transition::Save | Transition::Snapshot) {
             // So that an agent after this one knows that there was something to put back.
             self.remember();
         }
+        // The same, and durable before the guest is ended: who makes the pod's sandbox anew, after the node went down in the
+        // middle of it, has only this to know by that the pod's memory may be in a snapshot.
+        let noting = (transition == Transition::Hibernate).then(|| self.ctx.writer.begin(self.entry.clone()));
         tracing::debug!(pod = %self.pod.full_name(), ?transition, %reason, "step begins");
         let step = Running {
             driver,
             guest: Arc::clone(&self.guest),
             cancel: self.step_cancel.clone(),
             queue: self.step_queue.clone(),
+            hurry: self.step_hurry.clone(),
+            // Nobody waits for what idleness alone led to.
+            policys: reason == Reason::IdleTimeout,
             gate: self.ctx.gate.clone(),
             rung: self.state.rung,
+            refused,
             // Only what had left RAM needs room there again.
-            bytes: if self.state.rung >= Rung::Dozing {
-                self.entry.resident_before
-            } else {
-                0
+            bytes: match transition {
+                Transition::MakeShell => crate::shells::ESTIMATE,
+                _ if self.state.rung >= Rung::Dozing => self.entry.resident_before,
+                _ => 0,
             },
             saving: Saving {
                 ctx: Arc::clone(&self.ctx),
@@ -59,6 +71,7 @@ impl Actor {
                 restored_from: self.entry.restored_from.clone(),
                 exact: self.state.exact,
                 memory: self.entry.resident_before,
+                noting: Mutex::new(noting),
             },
         };
         let answer = self.self_sender.clone();
@@ -88,6 +101,9 @@ impl Actor {
         if report.snapshot.is_some() {
             self.entry.snapshot.clone_from(&report.snapshot);
         }
+        if matches!(report.transition, Transition::Save | Transition::Hibernate) {
+            self.entry.exact = report.exact_at;
+        }
         let from = self.state.rung;
         if let Some((before, after)) = report.resident {
             self.entry.resident_before = before;
@@ -112,6 +128,9 @@ impl Actor {
             .metrics
             .step(self.runtime(), self.state.rung, end.rung, &report);
         if let Some(source) = report.transition.wakes_for() {
+            if report.shell {
+                self.ctx.metrics.shell("used", source.reason());
+            }
             let asked = self.wake_asked.take().unwrap_or(began);
             let took = now.since(asked);
             self.ctx
@@ -123,6 +142,7 @@ impl Actor {
                     took_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
                     at_ms: unix_ms(),
                 });
+                self.learn_wake(source, from);
             } else {
                 self.wake_asked = Some(asked);
             }
@@ -143,9 +163,24 @@ impl Actor {
         if let Some(window) = report.pause_window {
             self.ctx.metrics.paused(self.runtime(), window);
         }
+        // One whose end failed is to be ended still, whatever there is of it.
+        let ending = end.transition == Transition::EndShell && end.failure.is_some();
+        if from == Rung::Hibernated && end.failure.is_some() && !ending {
+            // A step that failed may have left the shell that stood by, or not.
+            self.look_at_shell().await;
+        }
         self.last_report = Some(report);
         self.wire.step_ended();
         self.apply(Input::Ended(end));
+        if from == Rung::Hibernated || self.state.rung == Rung::Hibernated {
+            if !ending {
+                self.look_at_shell().await;
+            }
+            if !end.transition.is_of_shell() {
+                self.plan_shell();
+            }
+            self.publish();
+        }
         if self.state.rung == Rung::Running {
             self.wake_asked = None;
         }
@@ -153,7 +188,8 @@ impl Actor {
             // containerd will say the same in a moment; until then nothing more is tried.
             self.set_abilities(Abilities::none(Reason::GuestGone));
         }
-        if matches!(end.transition, Transition::Save | Transition::Snapshot) {
+        let called_off = end.transition == Transition::Hibernate && end.failure.is_some();
+        if called_off || matches!(end.transition, Transition::Save | Transition::Snapshot) {
             self.remember();
             self.publish();
         }
@@ -195,11 +231,17 @@ pub(super) struct Running {
     pub(super) driver: Arc<AnyDriver>,
     pub(super) guest: Arc<Guest>,
     pub(super) cancel: Cancel,
-    /// Raised with `cancel`: ends the wait for a turn.
-    queue: CancellationToken,
+    /// Raised with `cancel`: ends the wait for a turn, and for the disk.
+    pub(super) queue: CancellationToken,
+    /// Raised when somebody waits for a step that a policy had begun.
+    pub(super) hurry: CancellationToken,
+    /// Whether a policy began the step.
+    pub(super) policys: bool,
     gate: Gate,
     /// Where the pod stands.
     pub(super) rung: Rung,
+    /// Why it is not done at all.
+    refused: Option<Reason>,
     bytes: u64,
     pub(super) saving: Saving,
 }
@@ -213,13 +255,24 @@ impl Running {
             Transition::Doze => Some((ClaimKind::PageOut, 0)),
             // What is saved already needs no turn.
             Transition::Hibernate if self.saving.exact => None,
+            Transition::Hibernate | Transition::Save if self.policys => Some((ClaimKind::PolicySave, 0)),
             Transition::Hibernate | Transition::Save | Transition::Snapshot => Some((ClaimKind::Save, 0)),
-            Transition::Freeze | Transition::HousekeepingThaw | Transition::HousekeepingFreeze => None,
+            Transition::MakeShell => Some((ClaimKind::Shell, self.bytes)),
+            Transition::Freeze
+            | Transition::HousekeepingThaw
+            | Transition::HousekeepingFreeze
+            | Transition::EndShell => None,
+        };
+        let short = || {
+            transition == Transition::MakeShell
+                && crate::pressure::is_short(self.saving.ctx.config.pressure.available_percent)
         };
         let permit = match claim {
+            _ if self.refused.is_some() => Err(self.refused.unwrap_or(Reason::Internal)),
+            _ if short() => Err(Reason::InsufficientMemory),
             None => Ok(None),
             Some((kind, bytes)) => tokio::select! {
-                permit = self.gate.enter(kind, bytes) => permit.map(Some),
+                permit = self.enter(kind, bytes) => permit.map(Some),
                 // A wake must not wait for a turn that it does away with.
                 () = self.queue.cancelled() => Err(Reason::WakeWon),
             },
@@ -247,6 +300,18 @@ impl Running {
         report
     }
 
+    /// Waits for a turn; for another one, if it becomes urgent meanwhile.
+    async fn enter(&self, kind: ClaimKind, bytes: u64) -> Result<Permit, Reason> {
+        if kind == ClaimKind::PolicySave {
+            tokio::select! {
+                permit = self.gate.enter(kind, bytes) => return permit,
+                () = self.hurry.cancelled() => {}
+            }
+            return self.gate.enter(ClaimKind::Save, bytes).await;
+        }
+        self.gate.enter(kind, bytes).await
+    }
+
     async fn verb(&self, transition: Transition, report: &mut StepReport) -> Result<(), StepFailed> {
         match transition {
             Transition::Freeze => {
@@ -267,6 +332,8 @@ impl Running {
             Transition::Snapshot => self.snapshot(report).await?,
             Transition::Wake(_) if self.rung == Rung::Hibernated => self.restore(report).await?,
             Transition::ColdStart(_) => self.cold_start(report).await?,
+            Transition::MakeShell => self.make_shell(report).await?,
+            Transition::EndShell => self.end_shell(report).await?,
             Transition::Wake(_) => {
                 let done = self.driver.wake(&self.guest).await?;
                 report.phase("lock", done.lock);

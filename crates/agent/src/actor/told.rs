@@ -19,14 +19,27 @@ impl Actor {
         self.entry.rung = to;
         self.entry.moving_to = None;
         let took = self.last_report.as_ref().map(StepReport::took);
+        let with_shell = to == Rung::Running && self.last_report.as_ref().is_some_and(|report| report.shell);
         tracing::info!(
             pod = %self.pod.full_name(), sandbox = %self.pod.sandbox_id,
-            %from, %to, %reason, took_ms = took.map(|t| t.as_secs_f64() * 1e3), "pod moved"
+            %from, %to, %reason, took_ms = took.map(|t| t.as_secs_f64() * 1e3),
+            shell = with_shell.then_some(true), "pod moved"
         );
         self.ctx.metrics.moved(from, to, self.runtime());
         self.remember();
         self.publish();
-        self.tell_news(NewsKind::Changed, Some(reason), String::new(), Some(from), took);
+        let message = if with_shell {
+            "in the shell that stood by"
+        } else {
+            ""
+        };
+        self.tell_news(
+            NewsKind::Changed,
+            Some(reason),
+            message.to_owned(),
+            Some(from),
+            took,
+        );
         if to == Rung::Running {
             self.idle.reset();
         }
@@ -72,7 +85,13 @@ impl Actor {
         let holding = self.wire.is_holding();
         self.apply(Input::FoundRunning(note.source));
         if holding && self.state.rung == Rung::Running {
+            // It was cut off since it was saved, and the wrapper knows nothing of that.
+            self.hear_again().await;
             self.release_held();
+        }
+        if self.state.rung == Rung::Running && self.state.transition.is_none() {
+            // What was saved ahead of a doze is not its only state any more; a node that crashes must not set it back.
+            self.ctx.snapshots.unhold(&self.pod.uid, None);
         }
         if note.woken
             && let Some(driver) = self.kind.and_then(|kind| self.ctx.driver(kind))
@@ -83,6 +102,15 @@ impl Actor {
         }
         self.look_at_memory().await;
         self.publish();
+    }
+
+    /// Puts a guest that was cut off back on the wire.
+    async fn hear_again(&self) {
+        if let Some(driver) = self.kind.and_then(|kind| self.ctx.driver(kind))
+            && let Err(error) = driver.keep(&self.guest).await
+        {
+            tracing::warn!(pod = %self.pod.full_name(), reason = %error.reason, "{error}");
+        }
     }
 
     pub(super) fn tell_news(

@@ -143,6 +143,9 @@ fn mode_for(state: &PodState, stack_sleeps: bool, back: bool) -> Option<WireMode
             Some(asleep_mode(WireMode::Cut))
         }
         (Some(Transition::HousekeepingThaw), _) => Some(asleep_mode(WireMode::Housekeeping)),
+        // With a shell a pod is hibernated as without one; for a wake that waits frames are held already.
+        (Some(Transition::MakeShell | Transition::EndShell), _) if state.wake.is_some() => None,
+        (Some(Transition::MakeShell | Transition::EndShell), _) => Some(asleep_mode(WireMode::Hibernated)),
         // A wake that failed is tried again: what is held is held until then.
         (None, rung) if rung.is_asleep() && state.wake.is_some() => None,
         (None, Rung::Hibernated) => Some(asleep_mode(WireMode::Hibernated)),
@@ -315,6 +318,11 @@ mod tests {
         let mut waiting = state(Rung::Hibernated, None);
         waiting.wake = Some(WakeSource::Packet);
         assert_eq!(mode_for(&waiting, true, false), None, "held until it wakes");
+        for step in [Transition::MakeShell, Transition::EndShell] {
+            assert_eq!(mode(Rung::Hibernated, Some(step)), Some(WireMode::Hibernated));
+            waiting.transition = Some(step);
+            assert_eq!(mode_for(&waiting, true, false), None, "{step:?}");
+        }
     }
 
     #[test]

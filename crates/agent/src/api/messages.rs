@@ -7,6 +7,7 @@ use dormouse_rpc::v1;
 
 use crate::actor::{OrderDone, OrderFailed};
 use crate::pods::{FindError, Wanted, ago};
+use crate::snapshots::KnownRelease;
 use crate::step_report::Phase;
 use crate::view::{NewsKind, PodNews, PodView};
 
@@ -26,6 +27,30 @@ pub(super) fn capability(name: &str, able: Result<(), Reason>) -> v1::Capability
             .err()
             .map(|r| r.meaning().trim().to_owned())
             .unwrap_or_default(),
+    }
+}
+
+pub(super) fn runsc(release: KnownRelease) -> v1::get_node_response::Runsc {
+    let (path, origin) = release
+        .binary
+        .map(|(path, origin)| (path.display().to_string(), origin.as_str().to_owned()))
+        .unwrap_or_default();
+    let (able, message) = match release.usable {
+        Ok(()) => (Ok(()), String::new()),
+        Err(error) => (Err(error.reason), error.message),
+    };
+    v1::get_node_response::Runsc {
+        version: release.version,
+        path,
+        origin,
+        until: release.until.map(|day| day.to_string()).unwrap_or_default(),
+        days_left: release.days_left,
+        restore: Some(v1::Capability {
+            message,
+            ..capability("restore", able)
+        }),
+        snapshots: release.snapshots,
+        pods: release.pods,
     }
 }
 
@@ -51,10 +76,7 @@ pub(super) fn pod(view: &PodView) -> v1::Pod {
         last_wake: view.last_wake.map(|wake| v1::LastWake {
             source: wake.source.as_str().to_owned(),
             took: Some(duration(Duration::from_micros(wake.took_us))),
-            at: Some(prost_types::Timestamp {
-                seconds: i64::try_from(wake.at_ms / 1000).unwrap_or(i64::MAX),
-                nanos: i32::try_from(wake.at_ms % 1000).unwrap_or(0) * 1_000_000,
-            }),
+            at: Some(timestamp(wake.at_ms)),
         }),
         reason: view.reason.map(|r| r.as_str().to_owned()).unwrap_or_default(),
         message: view.message.clone(),
@@ -67,6 +89,20 @@ pub(super) fn pod(view: &PodView) -> v1::Pod {
         addresses: view.addresses.iter().map(ToString::to_string).collect(),
         since: Some(view.since.into()),
         snapshot_id: view.snapshot.clone().unwrap_or_default(),
+        shell: view.shell.map(|shell| v1::Shell {
+            since: Some(shell.since.into()),
+            bytes: shell.bytes,
+            reason: shell.reason.as_str().to_owned(),
+        }),
+        wake_expected: view.wake_expected_ms.map(timestamp),
+    }
+}
+
+/// A moment in ms since 1970.
+fn timestamp(at_ms: u64) -> prost_types::Timestamp {
+    prost_types::Timestamp {
+        seconds: i64::try_from(at_ms / 1000).unwrap_or(i64::MAX),
+        nanos: i32::try_from(at_ms % 1000).unwrap_or(0) * 1_000_000,
     }
 }
 

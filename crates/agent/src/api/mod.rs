@@ -10,5 +10,5 @@ mod watch;
 
 pub use caller::AllowedCallers;
 pub use node::NodeService;
-pub(crate) use node::saved;
+pub(crate) use node::{saved, shells};
 pub use server::{ServeError, serve};

@@ -182,6 +182,7 @@ impl Node for NodeService {
         let swap = self.ctx.swap.figures();
         let (steps_running, steps_waiting) = self.ctx.gate.load();
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let (shells, shell_bytes) = shells(&views);
         let mut pods = std::collections::HashMap::new();
         for view in &views {
             *pods.entry(view.rung.as_str().to_owned()).or_insert(0_u32) += 1;
@@ -207,6 +208,17 @@ impl Node for NodeService {
             steps_running: count(steps_running),
             steps_waiting: count(steps_waiting),
             started: Some(self.started.into()),
+            runscs: self
+                .ctx
+                .snapshots
+                .releases()
+                .await
+                .into_iter()
+                .map(messages::runsc)
+                .collect(),
+            shells: count(shells),
+            shell_bytes,
+            shells_max: count(self.ctx.config.shells.max),
         };
         Ok(Response::new(v1::GetNodeResponse { node: Some(node) }))
     }
@@ -455,13 +467,15 @@ impl Node for NodeService {
         pruned.map(Response::new).map_err(|error| refused(&error))
     }
 
+    type FsckSnapshotsStream = Streamed<v1::FsckSnapshotsResponse>;
+
     async fn fsck_snapshots(
         &self,
         request: Request<v1::FsckSnapshotsRequest>,
-    ) -> Result<Response<v1::FsckSnapshotsResponse>, Status> {
+    ) -> Result<Response<Self::FsckSnapshotsStream>, Status> {
         self.open()?;
-        let checked = snapshots::fsck(&self.ctx.snapshots, request.into_inner()).await;
-        checked.map(Response::new).map_err(|error| refused(&error))
+        let stream = snapshots::fsck(&self.ctx.snapshots, request.into_inner());
+        Ok(Response::new(stream))
     }
 
     type ExportSnapshotStream = Streamed<v1::ExportSnapshotResponse>;
@@ -507,6 +521,12 @@ impl Node for NodeService {
             .map(|revoked| Response::new(v1::RevokeRestoreResponse { revoked }))
             .map_err(|error| refused(&error))
     }
+}
+
+/// How many shells stand by, and what they have in memory, in bytes.
+pub(crate) fn shells(views: &[Arc<PodView>]) -> (usize, u64) {
+    let shells = || views.iter().filter_map(|view| view.shell);
+    (shells().count(), shells().map(|shell| shell.bytes).sum())
 }
 
 /// Bytes that sleepers had resident before and have not now.

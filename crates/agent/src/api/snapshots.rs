@@ -1,11 +1,14 @@
 //! The verbs that are about snapshots.
 
+use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use dormouse_core::Reason;
 use dormouse_rpc::v1;
+use dormouse_runtime::MEMORY_MAPPED as MAPPED;
 use dormouse_snapshot::{
     Class, FileDiff, Finding, ImportRequest, Manifest, Snapshot, SnapshotId, SnapshotState, Store, Taken, gc,
 };
@@ -23,6 +26,9 @@ const PIECE: usize = 1 << 20;
 
 /// How many pieces may wait for a slow reader.
 const PIECES: usize = 4;
+
+/// In how many steps a long read is told of, at most.
+const STEPS: u64 = 200;
 
 /// The most bytes of an imported snapshot where the configuration sets no limit.
 const MAX_IMPORT: u64 = 1 << 40;
@@ -215,12 +221,21 @@ pub(super) async fn describe(
         message,
         ..messages::capability("restore", able)
     };
+    let namespace = &manifest.sandbox.namespace;
+    let clones = format!("new pods of namespace {namespace}, each with a grant");
     let restorable_by = match found.holds.as_slice() {
-        [] => format!("pods of namespace {}", manifest.sandbox.namespace),
+        [] => clones,
         _ => format!(
-            "pod {}/{}, whose only state it is",
-            manifest.sandbox.namespace, manifest.sandbox.name
+            "pod {namespace}/{}, whose only state it is; {clones}",
+            manifest.sandbox.name
         ),
+    };
+    let restorer = snapshots.restorer(&key.runtime_version);
+    let grants = {
+        let snapshots = snapshots.clone();
+        tokio::task::spawn_blocking(move || snapshots.outstanding(id))
+            .await
+            .unwrap_or_default()
     };
     Ok(v1::GetSnapshotResponse {
         snapshot: Some(snapshot(&found)),
@@ -242,10 +257,46 @@ pub(super) async fn describe(
         arch: key.arch.clone(),
         cpu_features: key.cpu_features.clone(),
         network: key.network.clone(),
-        memory: manifest.memory.clone().into_iter().collect(),
+        memory: memory(manifest),
         restore: Some(capability),
         restorable_by,
+        restorer: restorer
+            .map(|path| path.display().to_string())
+            .unwrap_or_default(),
+        grants: grants
+            .into_iter()
+            .map(|grant| v1::get_snapshot_response::Grant {
+                pod_uid: grant.pod_uid,
+                namespace: grant.namespace,
+                expires: grant.expires_ms.map(timestamp),
+            })
+            .collect(),
     })
+}
+
+/// The guest's memory by kind, with what of it is not stored because it was nothing but zeros.
+fn memory(manifest: &Manifest) -> HashMap<String, u64> {
+    let mut memory: HashMap<String, u64> = manifest.memory.clone().into_iter().collect();
+    let pages = manifest
+        .files
+        .iter()
+        .find(|file| file.name.as_str() == "pages.img");
+    if let Some(pages) = pages
+        && !memory.is_empty()
+    {
+        // What is mapped from the node's files is not in the image.
+        let mapped = memory.get(MAPPED).copied().unwrap_or_default();
+        let all: u64 = memory.values().sum();
+        // Encrypted, zeros are bytes like any other.
+        let stored = if manifest.encryption.is_some() {
+            pages.size
+        } else {
+            pages.allocated
+        };
+        let zero = all.saturating_sub(mapped).saturating_sub(stored);
+        memory.insert("zero".to_owned(), zero);
+    }
+    memory
 }
 
 /// Pins a snapshot, or unpins it.
@@ -310,7 +361,7 @@ pub(super) async fn prune(
     };
     snapshots
         .blocking(move |store| {
-            let bytes: std::collections::HashMap<SnapshotId, u64> = store
+            let bytes: HashMap<SnapshotId, u64> = store
                 .list()
                 .into_iter()
                 .map(|snapshot| (snapshot.id(), snapshot.manifest.allocated()))
@@ -354,9 +405,24 @@ const fn why(why: gc::Why, all: bool) -> &'static str {
     }
 }
 
-pub(super) async fn fsck(
+/// Looks through the whole store.
+pub(super) fn fsck(
     snapshots: &Snapshots,
     request: v1::FsckSnapshotsRequest,
+) -> Streamed<v1::FsckSnapshotsResponse> {
+    let (sender, receiver) = mpsc::channel(PIECES);
+    let snapshots = snapshots.clone();
+    tokio::spawn(async move {
+        let checked = check(&snapshots, request, sender.clone()).await;
+        let _ = sender.send(checked.map_err(|error| refused(&error))).await;
+    });
+    Box::pin(ReceiverStream::new(receiver))
+}
+
+async fn check(
+    snapshots: &Snapshots,
+    request: v1::FsckSnapshotsRequest,
+    sender: mpsc::Sender<Result<v1::FsckSnapshotsResponse, Status>>,
 ) -> Result<v1::FsckSnapshotsResponse, SnapshotFailed> {
     let budget = snapshots.background_budget();
     snapshots
@@ -364,8 +430,19 @@ pub(super) async fn fsck(
             let report = store.fsck(request.repair, budget, now_ms()).map_err(ours!())?;
             let mut damaged = Vec::new();
             if request.full {
-                for snapshot in store.list() {
-                    if let Err(error) = store.verify(snapshot.id(), budget, now_ms()) {
+                let all = store.list();
+                let total = all.iter().map(|snapshot| snapshot.manifest.size()).sum();
+                let steps = Steps::new(total, sender, |done_bytes, total_bytes, finished| {
+                    v1::FsckSnapshotsResponse {
+                        done_bytes,
+                        total_bytes,
+                        finished,
+                        ..v1::FsckSnapshotsResponse::default()
+                    }
+                });
+                for snapshot in all {
+                    let tell = |bytes| steps.read(bytes);
+                    if let Err(error) = store.verify_telling(snapshot.id(), budget, now_ms(), &tell) {
                         damaged.push(v1::fsck_snapshots_response::Finding {
                             path: snapshot.path.display().to_string(),
                             id: snapshot.id().to_string(),
@@ -394,6 +471,8 @@ pub(super) async fn fsck(
             Ok(v1::FsckSnapshotsResponse {
                 whole: whole as u64,
                 findings,
+                finished: true,
+                ..v1::FsckSnapshotsResponse::default()
             })
         })
         .await
@@ -487,6 +566,38 @@ fn differing(a: &Manifest, b: &Manifest) -> Vec<String> {
         .collect()
 }
 
+/// Tells whoever reads the stream how many bytes were read, now and then.
+struct Steps<T> {
+    total: u64,
+    done: AtomicU64,
+    sender: mpsc::Sender<Result<T, Status>>,
+    /// Makes a message out of done, total, and that it is not the last one.
+    message: fn(u64, u64, bool) -> T,
+}
+
+impl<T> Steps<T> {
+    fn new(total: u64, sender: mpsc::Sender<Result<T, Status>>, message: fn(u64, u64, bool) -> T) -> Self {
+        Self {
+            total,
+            done: AtomicU64::new(0),
+            sender,
+            message,
+        }
+    }
+
+    fn read(&self, bytes: u64) {
+        let before = self.done.fetch_add(bytes, Ordering::Relaxed);
+        let done = before.saturating_add(bytes);
+        let step = (self.total / STEPS).max(1);
+        // Never waited for: who is slow, or has hung up, hears of the next step.
+        if done / step > before / step {
+            let _ = self
+                .sender
+                .try_send(Ok((self.message)(done.min(self.total), self.total, false)));
+        }
+    }
+}
+
 /// Compares every byte of a snapshot with its hashes.
 pub(super) fn verify(snapshots: &Snapshots, id: SnapshotId) -> Streamed<v1::VerifySnapshotResponse> {
     let (sender, receiver) = mpsc::channel(PIECES);
@@ -499,18 +610,23 @@ pub(super) fn verify(snapshots: &Snapshots, id: SnapshotId) -> Streamed<v1::Veri
         };
         let result = async {
             let found = snapshots.blocking(move |store| get(store, id)).await?;
-            let total = found.manifest.size();
+            let size = found.manifest.size();
+            // Hashes that it has not got yet are made first.
+            let passes = if found.manifest.is_hashed() { 1 } else { 2 };
+            let total = size.saturating_mul(passes);
             // Somebody who has hung up wants no answer; the outcome is written down all the same.
             let _ = sender.send(Ok(progress(0, total, false))).await;
+            let steps = Steps::new(total, sender.clone(), progress);
             snapshots
                 .blocking(move |store| {
-                    hashed(store, id)?;
+                    let (budget, tell) = (dormouse_snapshot::Budget::default(), |bytes| steps.read(bytes));
                     store
-                        .verify(id, dormouse_snapshot::Budget::default(), now_ms())
-                        .map_err(ours!())
+                        .finish_hashes_telling(id, budget, now_ms(), &tell)
+                        .map_err(ours!())?;
+                    store.verify_telling(id, budget, now_ms(), &tell).map_err(ours!())
                 })
                 .await?;
-            Ok::<u64, SnapshotFailed>(total)
+            Ok::<u64, SnapshotFailed>(size)
         }
         .await;
         let last = result
@@ -633,7 +749,10 @@ pub(super) async fn import(
         })
         .await;
     feeding.abort();
-    imported.map_err(|error| refused(&error))
+    let imported = imported.map_err(|error| refused(&error))?;
+    // Its release may be the current one, and must not go with the next upgrade.
+    snapshots.sweep_releases().await;
+    Ok(imported)
 }
 
 /// An archive that comes in pieces.

@@ -29,6 +29,7 @@ pub async fn run(snapshots: Snapshots, stop: CancellationToken) {
 
 async fn once(snapshots: &Snapshots) {
     snapshots.drop_expired_grants();
+    snapshots.sweep_releases().await;
     let Ok(_turn) = snapshots.0.behind.acquire().await else {
         return;
     };

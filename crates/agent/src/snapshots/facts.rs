@@ -3,10 +3,13 @@
 use std::collections::BTreeMap;
 
 use dormouse_cri::Pod;
-use dormouse_runtime::SavedContainer;
-use dormouse_snapshot::{CompatibilityKey, ContainerKey, NodeFacts};
+use dormouse_runtime::{RuntimeKind, SavedContainer};
+use dormouse_sentry::releases::today;
+use dormouse_snapshot::{CompatibilityKey, ContainerKey, NodeFacts, Refused};
 use procfs::Current as _;
 use serde::{Deserialize, Serialize};
+
+use super::releases::Wrapper;
 
 /// The machine, as far as a guest can tell.
 #[derive(Debug, Clone, Default)]
@@ -14,6 +17,8 @@ pub(super) struct Machine {
     pub(super) arch: String,
     /// Sorted, without repetition.
     pub(super) cpu_features: Vec<String>,
+    /// Which releases of runsc there are; `None` if nobody says.
+    pub(super) wrapper: Option<Wrapper>,
 }
 
 impl Machine {
@@ -30,14 +35,33 @@ impl Machine {
         Self {
             arch: std::env::consts::ARCH.to_owned(),
             cpu_features,
+            wrapper: None,
         }
     }
 
-    /// What this node has for a snapshot with this key. Version and network of the runtime are the runtime's own to
-    /// judge: it reads both out of the image before it touches anything.
+    /// What this node has for a snapshot with this key. The network is the runtime's own to judge: it reads it out of the
+    /// image before it touches anything. So is the version where it is not known which there are.
     pub(super) fn facts_for(&self, key: &CompatibilityKey) -> NodeFacts {
+        let needed = (key.runtime.clone(), key.runtime_version.clone());
+        let judged = self
+            .wrapper
+            .as_ref()
+            .filter(|_| key.runtime == RuntimeKind::Gvisor.as_str())
+            .and_then(Wrapper::releases)
+            .map(|found| found.usable(&key.runtime_version, today()).map(drop));
+        let (runtimes, refused) = match judged {
+            None | Some(Ok(())) => (vec![needed], Vec::new()),
+            Some(Err(error)) => {
+                let why = Refused {
+                    reason: error.reason(),
+                    what: error.to_string(),
+                };
+                (Vec::new(), vec![(needed.0, needed.1, why)])
+            }
+        };
         NodeFacts {
-            runtimes: vec![(key.runtime.clone(), key.runtime_version.clone())],
+            runtimes,
+            refused,
             arch: self.arch.clone(),
             cpu_features: self.cpu_features.clone(),
             network: key.network.clone(),

@@ -21,8 +21,8 @@ const TTL: Duration = Duration::from_secs(600);
 /// How long it may count.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
-/// How long the image of a grant that was used is kept open behind its time, for a pod that is being filled.
-const SLACK: Duration = Duration::from_secs(600);
+/// How long a grant and its image are kept behind its time, for a pod that is being filled, in ms.
+const SLACK_MS: u64 = 600_000;
 
 /// The grants of this node.
 #[derive(Debug)]
@@ -75,6 +75,17 @@ pub struct Granted {
     pub expires_ms: u64,
 }
 
+/// A grant that was not used yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outstanding {
+    /// The pod.
+    pub pod_uid: String,
+    /// The namespace that the pod has to be in.
+    pub namespace: String,
+    /// Until when it counts, in ms since 1970; `None` for a pod that comes back from its own snapshot.
+    pub expires_ms: Option<u64>,
+}
+
 impl Snapshots {
     /// Gives leave to fill a new pod from a snapshot, in place of what was granted to the same pod before.
     ///
@@ -116,15 +127,15 @@ impl Snapshots {
         })
     }
 
-    /// Gives a pod leave to come back, in a new sandbox, from the snapshot that is its only state. `false` if there is
-    /// none.
+    /// Gives a pod leave to come back, in a new sandbox, from the snapshot that is its only state: `newest`, as the journal
+    /// remembers it. `false` if there is none.
     ///
     /// # Errors
     /// The snapshot cannot be used: the pod's new sandbox is held back, or comes without memory, by its fallback.
-    pub async fn grant_own(&self, pod_uid: &str) -> Result<bool, SnapshotFailed> {
-        let mut held = self.held_by(pod_uid);
-        held.sort_unstable();
-        let Some(id) = held.pop() else { return Ok(false) };
+    pub async fn grant_own(&self, pod_uid: &str, newest: Option<&str>) -> Result<bool, SnapshotFailed> {
+        let Some(id) = only_state(self.held_by(pod_uid), newest) else {
+            return Ok(false);
+        };
         let uid: PodUid = pod_uid.parse().map_err(|error| SnapshotFailed {
             reason: Reason::InvalidRequest,
             message: format!("pod UID: {error}"),
@@ -160,8 +171,9 @@ impl Snapshots {
     }
 
     /// At the agent's start: every pod whose only state is a snapshot, and whose sandbox is gone, may come back from it.
-    /// `is_there` says whether a pod's sandbox is known on this node since its start.
-    pub async fn grant_lost(&self, is_there: impl Fn(&str) -> bool) {
+    /// `is_there` says whether a pod's sandbox is known on this node since its start, `newest` which snapshot is the pod's
+    /// newest.
+    pub async fn grant_lost(&self, is_there: impl Fn(&str) -> bool, newest: impl Fn(&str) -> Option<String>) {
         let Ok(store) = self.store() else { return };
         let mut uids: Vec<String> = store
             .list()
@@ -172,7 +184,7 @@ impl Snapshots {
         uids.sort_unstable();
         uids.dedup();
         for uid in uids {
-            if let Err(error) = self.grant_own(&uid).await {
+            if let Err(error) = self.grant_own(&uid, newest(&uid).as_deref()).await {
                 tracing::error!(%uid, reason = %error.reason, "a pod cannot come back from its snapshot: {error}");
             }
         }
@@ -200,15 +212,48 @@ impl Snapshots {
         Ok(unused)
     }
 
+    /// The grants for a snapshot that have not been used yet, and whose time is not over.
+    pub fn outstanding(&self, id: SnapshotId) -> Vec<Outstanding> {
+        let Ok(dir) = self.grants_dir() else {
+            return Vec::new();
+        };
+        let (id, now) = (id.to_string(), now_ms());
+        let mut found: Vec<Outstanding> = Grant::all(dir)
+            .unwrap_or_default()
+            .iter()
+            .filter_map(|uid| Grant::read(dir, uid).ok().flatten())
+            .filter(|grant| grant.snapshot == id && !grant.used && grant.expires_ms > now)
+            .map(|grant| Outstanding {
+                pod_uid: grant.pod_uid.to_string(),
+                namespace: grant.namespace,
+                expires_ms: (!grant.own).then_some(grant.expires_ms),
+            })
+            .collect();
+        found.sort_by(|a, b| a.pod_uid.cmp(&b.pod_uid));
+        found
+    }
+
     /// The pod was filled, or started without: its image is not needed any more. The file stays as long as the pod does,
     /// and says that the grant was used.
     pub fn grant_spent(&self, pod_uid: &str) {
         self.0.grants.open().remove(pod_uid);
+        let (Ok(dir), Ok(uid)) = (self.grants_dir(), pod_uid.parse::<PodUid>()) else {
+            return;
+        };
+        // As a rule the wrapper has done it; one that was killed has not.
+        if let Ok(Some(mut grant)) = Grant::read(dir, &uid)
+            && !grant.used
+        {
+            grant.used = true;
+            if let Err(error) = grant.write(dir) {
+                tracing::warn!(%pod_uid, "a grant counts still: {error}");
+            }
+        }
     }
 
     /// The pod is gone.
     pub(super) fn forget_grant(&self, pod_uid: &str) {
-        self.grant_spent(pod_uid);
+        self.0.grants.open().remove(pod_uid);
         if let (Ok(dir), Ok(uid)) = (self.grants_dir(), pod_uid.parse::<PodUid>())
             && let Err(error) = Grant::remove(dir, &uid)
         {
@@ -223,8 +268,8 @@ impl Snapshots {
         self.0.grants.open().retain(|_, kept| kept.until_ms > now);
         for uid in Grant::all(dir).unwrap_or_default() {
             let over = match Grant::read(dir, &uid) {
-                // One that was used goes with its pod.
-                Ok(Some(grant)) => !grant.used && grant.expires_ms <= now,
+                // One that was used goes with its pod. Another may be in use by a pod that is being filled.
+                Ok(Some(grant)) => !grant.used && grant.expires_ms.saturating_add(SLACK_MS) <= now,
                 Ok(None) => false,
                 Err(error) => {
                     tracing::warn!(%uid, "{error}; it is removed");
@@ -294,10 +339,9 @@ impl Snapshots {
     }
 
     fn keep(&self, uid: String, image: Image, expires_ms: u64) {
-        let slack = u64::try_from(SLACK.as_millis()).unwrap_or(u64::MAX);
         let kept = Kept {
             _image: image,
-            until_ms: expires_ms.saturating_add(slack),
+            until_ms: expires_ms.saturating_add(SLACK_MS),
         };
         self.0.grants.open().insert(uid, kept);
     }
@@ -343,6 +387,15 @@ impl Snapshots {
         })
         .await
     }
+}
+
+/// Of the snapshots that are held for a pod, the one that is its state. Ids sort by the wall clock, which may have been
+/// set back between two saves; the journal knows better, where it knows.
+fn only_state(held: Vec<SnapshotId>, newest: Option<&str>) -> Option<SnapshotId> {
+    let remembered = newest
+        .and_then(|id| id.parse().ok())
+        .filter(|id| held.contains(id));
+    remembered.or_else(|| held.into_iter().max())
 }
 
 /// Who is to be filled.
@@ -410,4 +463,24 @@ fn facts_of(wanted: &[(String, String)]) -> Vec<ContainerKey> {
     let images = wanted.iter().cloned().collect();
     let names: Vec<String> = wanted.iter().map(|(name, _)| name.clone()).collect();
     facts::containers(&names, &images)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_was_set_back_does_not_set_a_pod_back() {
+        let (before, after) = (SnapshotId::new(2_000_000), SnapshotId::new(1_000_000));
+        let held = || vec![after, before];
+        assert_eq!(only_state(held(), Some(&after.to_string())), Some(after));
+        assert_eq!(only_state(held(), None), Some(before));
+        let gone = SnapshotId::new(3_000_000).to_string();
+        assert_eq!(
+            only_state(held(), Some(&gone)),
+            Some(before),
+            "it is not held any more"
+        );
+        assert_eq!(only_state(Vec::new(), Some(&gone)), None);
+    }
 }

@@ -3,29 +3,35 @@
 mod background;
 pub(crate) mod facts;
 mod grants;
+mod pace;
+mod releases;
 
-use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::fs::{DirBuilder, File};
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use dormouse_core::Reason;
 use dormouse_cri::Pod;
 use dormouse_runtime::{PodIdentity, RuntimeKind, SaveReport};
+use dormouse_sentry::WrapperConfig;
 use dormouse_snapshot::gc::{GcLimits, Quota};
 use dormouse_snapshot::{
     Budget, CompatibilityKey, Draft, FileKey, HighWater, Image, KeyProvider, NodeFacts, OpenRequest, Purpose,
     ReserveRequest, SandboxRef, Snapshot, SnapshotId, Staging, Store, StoreOptions, Taken, VerifyOnWake,
 };
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Config, OnDelete, SnapshotsConfig};
+use crate::metrics::Metrics;
 
 pub use background::run as run_background;
-pub use grants::{GrantWanted, Granted};
+pub use grants::{GrantWanted, Granted, Outstanding};
+pub use pace::SavePace;
+pub use releases::KnownRelease;
 
 /// What a snapshot may take beside the guest's memory, in bytes: the sentry's own state.
 const BESIDE_MEMORY: u64 = 32 << 20;
@@ -45,6 +51,13 @@ impl SnapshotFailed {
         Self {
             reason,
             message: error.to_string(),
+        }
+    }
+
+    pub(crate) fn wake_won() -> Self {
+        Self {
+            reason: Reason::WakeWon,
+            message: Reason::WakeWon.meaning().trim().to_owned(),
         }
     }
 
@@ -80,8 +93,12 @@ struct Inner {
     node: facts::Machine,
     /// Work that nobody waits for is done one at a time.
     behind: Semaphore,
+    /// What saves may take of the disk.
+    saves: Arc<pace::SaveBudget>,
     /// Leave to fill new pods, and the images that they are filled from.
     grants: grants::Grants,
+    /// Held while copies of runsc are made or removed.
+    keeping: Mutex<()>,
 }
 
 /// What a snapshot is taken of, and why.
@@ -117,6 +134,9 @@ impl Snapshots {
         let opened =
             tokio::task::spawn_blocking(move || open_store(&opening, node_name, clear.as_deref())).await;
         let store = opened.unwrap_or_else(|error| Err(SnapshotFailed::new(Reason::Internal, &error)));
+        if let Err(error) = WrapperConfig::read(&config.wrapper_config) {
+            tracing::warn!("it is not known which releases of runsc this node has (wrapper_config): {error}");
+        }
         match &store {
             Ok(store) => {
                 let snapshots = store.list().len();
@@ -132,8 +152,15 @@ impl Snapshots {
             store,
             config: settings,
             memory,
-            node: facts::Machine::read(),
+            node: facts::Machine {
+                wrapper: releases::Wrapper::new(&config.wrapper_config, &config.run_dir),
+                ..facts::Machine::read()
+            },
             behind: Semaphore::new(1),
+            keeping: Mutex::new(()),
+            saves: Arc::new(pace::SaveBudget::new(
+                config.snapshots.save_mib_per_second.saturating_mul(1 << 20),
+            )),
         }));
         this.recall_grants().await;
         this
@@ -195,6 +222,7 @@ impl Snapshots {
         staging: Staging,
         saved: SaveReport,
         taking: &Taking<'_>,
+        pace: Arc<SavePace>,
     ) -> Result<Snapshot, SnapshotFailed> {
         let parent = taking.parent.and_then(|id| id.parse().ok());
         let pod = taking.pod;
@@ -204,6 +232,15 @@ impl Snapshots {
             namespace: pod.namespace.clone(),
         };
         let images = facts::images(pod);
+        // The pages are looked through for zeros: as fast as it goes, or with one processor.
+        let looking = if pace.is_policys() {
+            Budget {
+                threads: NonZeroUsize::MIN,
+                ..Budget::default()
+            }
+        } else {
+            Budget::default()
+        };
         let (runtime, taken, hold, node) = (
             taking.runtime,
             taking.taken,
@@ -240,14 +277,12 @@ impl Snapshots {
                     taken,
                     // A wake finds all it needs in the pod's record; this is for other pods.
                     restore: facts::restore(&facts.containers),
-                    memory: BTreeMap::new(),
+                    memory: facts.memory,
                     files: Draft::gvisor_files(),
                     hold,
                 };
                 let validated = staging.validate(draft).map_err(ours!())?;
-                validated
-                    .commit_unverified(Budget::default(), now_ms())
-                    .map_err(ours!())
+                validated.commit_paced(looking, &*pace, now_ms()).map_err(ours!())
             })
             .await?;
         self.settle(snapshot.id(), pod.uid.clone());
@@ -509,6 +544,18 @@ impl Snapshots {
         }
     }
 
+    /// The pace of a save; `policy` says that nobody waits for it until `hurry` is raised.
+    #[must_use]
+    pub fn pace(&self, metrics: &Metrics, policy: bool, hurry: &CancellationToken) -> Arc<SavePace> {
+        let budget = Arc::clone(&self.0.saves);
+        Arc::new(SavePace::new(budget, metrics.clone(), policy, hurry.clone()))
+    }
+
+    /// Whether the node's memory is short: then no save is held up.
+    pub fn memory_is_short(&self, short: bool) {
+        self.0.saves.set_short(short);
+    }
+
     /// The configuration in force.
     #[must_use]
     pub fn config(&self) -> &SnapshotsConfig {
@@ -581,6 +628,13 @@ fn open_store(
         let key = FileKey::read(&config.encryption_key_file).map_err(ours!())?;
         keys = Some(Arc::new(key));
     }
+    #[cfg(feature = "failpoints")]
+    let disk: Arc<dyn dormouse_snapshot::Disk> = match crate::failpoints::told_faults() {
+        Some(orders) => Arc::new(dormouse_snapshot::ToldDisk::new(orders)),
+        None => Arc::new(dormouse_snapshot::RealDisk),
+    };
+    #[cfg(not(feature = "failpoints"))]
+    let disk = Arc::new(dormouse_snapshot::RealDisk);
     let boot_id = dormouse_snapshot::boot_id().map_err(io("read", Path::new("the boot id")))?;
     Store::open(StoreOptions {
         node,
@@ -591,6 +645,7 @@ fn open_store(
         },
         encrypt: keys.is_some(),
         keys,
+        disk,
         ..StoreOptions::new(&config.dir, boot_id)
     })
     .map_err(ours!())

@@ -9,21 +9,26 @@ use crate::args::{Global, OrderArgs};
 use crate::error::CliError;
 
 pub(super) async fn doze(global: &Global, args: OrderArgs) -> Result<ExitCode, CliError> {
-    to_all(global, args, |agent, pod, operation_id| async move {
-        let request = v1::DozeRequest {
-            pod: Some(pod),
-            operation_id,
-        };
-        let answer = agent
-            .order(request, |mut client, request| async move {
-                client.doze(request).await
+    to_all(
+        global,
+        args,
+        Some("pushing memory out"),
+        |agent, pod, operation_id| async move {
+            let request = v1::DozeRequest {
+                pod: Some(pod),
+                operation_id,
+            };
+            let answer = agent
+                .order(request, |mut client, request| async move {
+                    client.doze(request).await
+                })
+                .await?;
+            Ok(Answer {
+                pod: answer.pod,
+                outcome: answer.outcome,
+                snapshot: None,
             })
-            .await?;
-        Ok(Answer {
-            pod: answer.pod,
-            outcome: answer.outcome,
-            snapshot: None,
-        })
-    })
+        },
+    )
     .await
 }

@@ -9,21 +9,26 @@ use crate::args::{Global, OrderArgs};
 use crate::error::CliError;
 
 pub(super) async fn hibernate(global: &Global, args: OrderArgs) -> Result<ExitCode, CliError> {
-    to_all(global, args, |agent, pod, operation_id| async move {
-        let request = v1::HibernateRequest {
-            pod: Some(pod),
-            operation_id,
-        };
-        let answer = agent
-            .order(request, |mut client, request| async move {
-                client.hibernate(request).await
+    to_all(
+        global,
+        args,
+        Some("hibernating"),
+        |agent, pod, operation_id| async move {
+            let request = v1::HibernateRequest {
+                pod: Some(pod),
+                operation_id,
+            };
+            let answer = agent
+                .order(request, |mut client, request| async move {
+                    client.hibernate(request).await
+                })
+                .await?;
+            Ok(Answer {
+                pod: answer.pod,
+                outcome: answer.outcome,
+                snapshot: Some(answer.snapshot_id).filter(|id| !id.is_empty()),
             })
-            .await?;
-        Ok(Answer {
-            pod: answer.pod,
-            outcome: answer.outcome,
-            snapshot: Some(answer.snapshot_id).filter(|id| !id.is_empty()),
-        })
-    })
+        },
+    )
     .await
 }

@@ -17,7 +17,7 @@ pub(super) async fn manage(global: &Global, args: ManageArgs) -> Result<ExitCode
         Some(v1::Policy::from(&from_flags(&args.policy)?))
     };
     let policy_generation = if policy.is_some() { next_generation() } else { 0 };
-    to_all(global, by_name(args.pods), |agent, pod, operation_id| {
+    to_all(global, by_name(args.pods), None, |agent, pod, operation_id| {
         let policy = policy.clone();
         async move {
             let request = v1::ManageRequest {

@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use dormouse_rpc::v1;
 use futures::StreamExt as _;
+use indicatif::ProgressBar;
 use serde::Serialize;
 use tonic::Status;
 
+use super::bar;
 use crate::agent::Agent;
 use crate::args::{Format, Global, OrderArgs};
 use crate::error::{AGENT_UNREACHABLE, CliError, message_text, reason_text};
@@ -67,10 +69,12 @@ pub(super) fn operation_id() -> String {
     uuid::Uuid::now_v7().to_string()
 }
 
-/// Gives an order to every pod that `args` means. `call` gives one order.
+/// Gives an order to every pod that `args` means. `call` gives one order; `long` says what is done for it, where that takes
+/// longer than a moment.
 pub(super) async fn to_all<F>(
     global: &Global,
     args: OrderArgs,
+    long: Option<&str>,
     call: impl Fn(Agent, v1::PodRef, String) -> F,
 ) -> Result<ExitCode, CliError>
 where
@@ -110,6 +114,11 @@ where
     for outcome in &outcomes {
         outcome.print(global.output)?;
     }
+    let bar = match long {
+        Some(what) if !meant.is_empty() => bar::wait(global, &of(what, 0, meant.len())),
+        _ => ProgressBar::hidden(),
+    };
+    let (all, mut ended) = (meant.len(), 0);
     let mut orders = futures::stream::iter(meant)
         .map(|pod| {
             let name = format!("{}/{}", pod.namespace, pod.name);
@@ -118,11 +127,23 @@ where
         })
         .buffer_unordered(AT_ONCE);
     while let Some(outcome) = orders.next().await {
-        outcome.print(global.output)?;
+        ended += 1;
+        bar.set_message(of(long.unwrap_or_default(), ended, all));
+        bar.suspend(|| outcome.print(global.output))?;
         outcomes.push(outcome);
     }
+    bar.finish_and_clear();
     drop(orders);
     finish(global.output, &outcomes)
+}
+
+/// How far several orders are.
+fn of(what: &str, ended: usize, all: usize) -> String {
+    if all > 1 {
+        format!("{what} ({ended} of {all})")
+    } else {
+        what.to_owned()
+    }
 }
 
 fn finish(format: Format, outcomes: &[Outcome]) -> Result<ExitCode, CliError> {

@@ -3,12 +3,14 @@
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use dormouse_core::{Fallback, Policy, ResumePolicy};
+use dormouse_core::{Fallback, Policy, ResumePolicy, ShellPolicy};
 use dormouse_rpc::v1;
 
 use super::get::one_pod;
 use super::orders::{Answer, to_all};
-use crate::args::{FallbackFlag, Global, OrderArgs, PolicyArgs, PolicyFlags, PolicyVerb, ResumeFlag};
+use crate::args::{
+    FallbackFlag, Global, OrderArgs, PolicyArgs, PolicyFlags, PolicyVerb, ResumeFlag, ShellFlag,
+};
 use crate::error::CliError;
 use crate::output::print;
 use crate::view::PolicyView;
@@ -32,7 +34,7 @@ pub(super) async fn policy(global: &Global, args: PolicyArgs) -> Result<ExitCode
 async fn set(global: &Global, pods: Vec<String>, flags: &PolicyFlags) -> Result<ExitCode, CliError> {
     let policy = v1::Policy::from(&from_flags(flags)?);
     let policy_generation = next_generation();
-    to_all(global, by_name(pods), |agent, pod, operation_id| {
+    to_all(global, by_name(pods), None, |agent, pod, operation_id| {
         let policy = policy.clone();
         async move {
             let request = v1::SetPolicyRequest {
@@ -74,6 +76,12 @@ pub(super) fn from_flags(flags: &PolicyFlags) -> Result<Policy, CliError> {
             Some(ResumeFlag::Manual) => ResumePolicy::Manual,
         },
         wake_udp_ports: flags.wake_udp_ports.clone(),
+        shell: match flags.shell {
+            None | Some(ShellFlag::Never) => ShellPolicy::Never,
+            Some(ShellFlag::Always) => ShellPolicy::Always,
+            Some(ShellFlag::Predicted) => ShellPolicy::Predicted,
+        },
+        wake_schedule: flags.wake_schedule.clone(),
     };
     policy.check()?;
     Ok(policy)

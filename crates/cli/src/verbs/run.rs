@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use dormouse_core::{
     ANNOTATION_DOZE_AFTER, ANNOTATION_DURABLE, ANNOTATION_FALLBACK, ANNOTATION_FREEZE_AFTER,
     ANNOTATION_HIBERNATE_AFTER, ANNOTATION_IDLE_TIMEOUT, ANNOTATION_MANAGED, ANNOTATION_RESTORE_FROM,
-    ANNOTATION_RESUME_POLICY, ANNOTATION_WAKE_UDP_PORTS, BirthWish, Fallback, Policy, ResumePolicy,
-    format_duration,
+    ANNOTATION_RESUME_POLICY, ANNOTATION_SHELL, ANNOTATION_WAKE_SCHEDULE, ANNOTATION_WAKE_UDP_PORTS,
+    BirthWish, Fallback, Policy, ResumePolicy, ShellPolicy, format_duration,
 };
 use dormouse_cri::{ContainerRequest, PodRequest, RunningPod, Runtime};
 use serde::Serialize;
@@ -200,6 +200,12 @@ fn policy_annotations(flags: &PolicyFlags, managed: bool) -> Result<BTreeMap<Str
         let ports: Vec<String> = policy.wake_udp_ports.iter().map(u16::to_string).collect();
         annotations.insert(ANNOTATION_WAKE_UDP_PORTS.to_owned(), ports.join(","));
     }
+    if policy.shell != ShellPolicy::default() {
+        annotations.insert(ANNOTATION_SHELL.to_owned(), policy.shell.as_str().to_owned());
+    }
+    if let Some(schedule) = policy.wake_schedule {
+        annotations.insert(ANNOTATION_WAKE_SCHEDULE.to_owned(), schedule.into());
+    }
     Ok(annotations)
 }
 
@@ -227,7 +233,7 @@ mod tests {
     fn flags_become_annotations() {
         let request = parsed(
             "dormouse run --image x:1 -n agents --idle-timeout 90s --doze-after 5m --resume-policy Manual \
-             --hibernate-after 1h --durable --fallback Fail \
+             --hibernate-after 1h --durable --fallback Fail --shell Predicted \
              --wake-udp-ports 53,5353 -e A=b=c --memory 256Mi -- /bin/sh -c true",
         )
         .unwrap();
@@ -241,6 +247,7 @@ mod tests {
         assert_eq!(policy.hibernate_after.unwrap().as_secs(), 3600);
         assert!(policy.durable && policy.fallback == Fallback::Fail);
         assert_eq!(policy.resume_policy, ResumePolicy::Manual);
+        assert_eq!(policy.shell, ShellPolicy::Predicted);
         let main = &request.containers[0];
         assert_eq!(main.command, ["/bin/sh", "-c", "true"]);
         assert_eq!(main.env, [("A".to_owned(), "b=c".to_owned())]);

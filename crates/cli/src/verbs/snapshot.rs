@@ -1,7 +1,6 @@
 //! `dormouse snapshot`.
 
 mod archive;
-mod bar;
 mod create;
 mod keep;
 mod look;

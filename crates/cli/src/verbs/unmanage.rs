@@ -9,7 +9,7 @@ use crate::args::{Global, OrderArgs};
 use crate::error::CliError;
 
 pub(super) async fn unmanage(global: &Global, args: OrderArgs) -> Result<ExitCode, CliError> {
-    to_all(global, args, |agent, pod, operation_id| async move {
+    to_all(global, args, None, |agent, pod, operation_id| async move {
         let request = v1::ManageRequest {
             pod: Some(pod),
             managed: false,

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use dormouse_rpc::v1::get_node_response::Node;
+use dormouse_core::ENDS_SOON;
+use dormouse_rpc::v1::get_node_response::{Node, Runsc};
 use serde::Serialize;
 
 use super::pod::CapabilityView;
@@ -23,12 +24,83 @@ pub(crate) struct NodeView {
     swap_total_bytes: u64,
     swap_free_bytes: u64,
     zram_used_bytes: u64,
+    shells: u32,
+    shell_bytes: u64,
+    shells_max: u32,
     pods: BTreeMap<String, u32>,
     steps_running: u32,
     steps_waiting: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     started: Option<String>,
     capabilities: Vec<CapabilityView>,
+    runscs: Vec<RunscView>,
+    #[serde(skip)]
+    runsc_lines: Vec<String>,
+}
+
+/// A release of runsc, as `-o json` and `-o yaml` print it.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct RunscView {
+    version: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    path: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    origin: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    until: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    restore: Option<CapabilityView>,
+    snapshots: u32,
+    pods: u32,
+}
+
+impl From<&Runsc> for RunscView {
+    fn from(runsc: &Runsc) -> Self {
+        Self {
+            version: runsc.version.clone(),
+            path: runsc.path.clone(),
+            origin: runsc.origin.clone(),
+            until: runsc.until.clone(),
+            restore: runsc.restore.as_ref().map(CapabilityView::from),
+            snapshots: runsc.snapshots,
+            pods: runsc.pods,
+        }
+    }
+}
+
+/// A release of runsc in one line.
+fn runsc_text(runsc: &Runsc) -> String {
+    let mut text = format!(
+        "{}: {}",
+        or_dash(&runsc.version),
+        match runsc.origin.as_str() {
+            "" => "not on this node".to_owned(),
+            origin => format!("{}, {}", clean(origin).to_lowercase(), clean(&runsc.path)),
+        }
+    );
+    text.push_str(&format!(
+        "; needed by {} snapshots and {} pods",
+        runsc.snapshots, runsc.pods
+    ));
+    if !runsc.until.is_empty() {
+        text.push_str(&format!("; until {}", clean(&runsc.until)));
+    }
+    match &runsc.restore {
+        Some(restore) if !restore.available => {
+            text.push_str(&format!(
+                "; {}: {}",
+                clean(&restore.reason),
+                clean(&restore.message)
+            ));
+        }
+        _ if runsc.days_left.is_some_and(|days| days <= ENDS_SOON) => {
+            let days = runsc.days_left.unwrap_or_default();
+            text.push_str(&format!("; ENDS in {days} days"));
+        }
+        _ => {}
+    }
+    text
 }
 
 impl From<&Node> for NodeView {
@@ -44,6 +116,9 @@ impl From<&Node> for NodeView {
             swap_total_bytes: node.swap_total_bytes,
             swap_free_bytes: node.swap_free_bytes,
             zram_used_bytes: node.zram_used_bytes,
+            shells: node.shells,
+            shell_bytes: node.shell_bytes,
+            shells_max: node.shells_max,
             pods: node
                 .pods
                 .iter()
@@ -53,6 +128,8 @@ impl From<&Node> for NodeView {
             steps_waiting: node.steps_waiting,
             started: rfc3339(node.started.as_ref()),
             capabilities: node.capabilities.iter().map(CapabilityView::from).collect(),
+            runscs: node.runscs.iter().map(RunscView::from).collect(),
+            runsc_lines: node.runscs.iter().map(runsc_text).collect(),
         }
     }
 }
@@ -83,6 +160,15 @@ impl NodeView {
                 ),
             ),
             ("In zram", mib(self.zram_used_bytes)),
+            (
+                "Shells",
+                format!(
+                    "{} of at most {}, {} in memory",
+                    self.shells,
+                    self.shells_max,
+                    mib(self.shell_bytes)
+                ),
+            ),
             ("Pods", self.pods_text()),
             (
                 "Steps",
@@ -94,6 +180,9 @@ impl NodeView {
         }
         for capability in &self.capabilities {
             lines.push(("Can", capability.text()));
+        }
+        for line in &self.runsc_lines {
+            lines.push(("runsc", line.clone()));
         }
         lines
             .into_iter()

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use dormouse_core::{Fallback, Policy, ResumePolicy, format_duration};
+use dormouse_core::{Fallback, Policy, ResumePolicy, ShellPolicy, format_duration};
 use dormouse_rpc::v1;
 use serde::Serialize;
 
@@ -33,6 +33,10 @@ pub(crate) struct PodView {
     #[serde(skip_serializing_if = "String::is_empty")]
     snapshot: String,
     #[serde(skip_serializing_if = "Option::is_none")]
+    shell: Option<ShellView>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wake_expected: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     idle_ms: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     last_wake: Option<LastWakeView>,
@@ -56,6 +60,17 @@ struct LastWakeView {
     took_ms: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     at: Option<String>,
+}
+
+/// An empty guest that stands by for a hibernated pod.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ShellView {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    since: Option<String>,
+    bytes: u64,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    reason: String,
 }
 
 /// Something that a pod or node can do, or cannot.
@@ -115,6 +130,10 @@ pub(crate) struct PolicyView {
     resume_policy: &'static str,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     wake_udp_ports: Vec<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shell: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wake_schedule: Option<String>,
 }
 
 impl From<&Policy> for PolicyView {
@@ -131,6 +150,11 @@ impl From<&Policy> for PolicyView {
                 ResumePolicy::Manual => "Manual",
             },
             wake_udp_ports: policy.wake_udp_ports.clone(),
+            shell: (policy.shell != ShellPolicy::default()).then(|| policy.shell.as_str()),
+            wake_schedule: policy
+                .wake_schedule
+                .as_ref()
+                .map(|schedule| schedule.as_str().to_owned()),
         }
     }
 }
@@ -171,6 +195,12 @@ impl PolicyView {
             let ports: Vec<String> = self.wake_udp_ports.iter().map(u16::to_string).collect();
             parts.push(format!("udp={}", ports.join(",")));
         }
+        if let Some(shell) = self.shell {
+            parts.push(format!("shell={shell}"));
+        }
+        if let Some(schedule) = &self.wake_schedule {
+            parts.push(format!("schedule=\"{}\"", clean(schedule)));
+        }
         parts.join(" ")
     }
 }
@@ -202,6 +232,12 @@ impl From<&v1::Pod> for PodView {
             moving_to: rung_of(pod.moving_to),
             since: rfc3339(pod.since.as_ref()),
             snapshot: pod.snapshot_id.clone(),
+            shell: pod.shell.as_ref().map(|shell| ShellView {
+                since: rfc3339(shell.since.as_ref()),
+                bytes: shell.bytes,
+                reason: shell.reason.clone(),
+            }),
+            wake_expected: rfc3339(pod.wake_expected.as_ref()),
             resident_bytes: pod.resident_bytes,
             resident_before_bytes: (pod.resident_before_bytes > 0).then_some(pod.resident_before_bytes),
             idle_ms: duration(pod.idle_for.as_ref()).map(millis_number),
@@ -225,7 +261,7 @@ impl From<&v1::Pod> for PodView {
     }
 }
 
-const HEADER: [&str; 8] = [
+const HEADER: [&str; 9] = [
     "NAMESPACE",
     "POD",
     "RUNTIME",
@@ -234,8 +270,12 @@ const HEADER: [&str; 8] = [
     ">BEFORE",
     ">IDLE",
     "LAST WAKE",
+    "SNAPSHOT",
 ];
-const WIDE: [&str; 7] = ["IP", "POLICY", "REASON", "HANDLER", "UID", "SANDBOX", "SNAPSHOT"];
+const WIDE: [&str; 7] = ["IP", "POLICY", "REASON", "HANDLER", "UID", "SANDBOX", ">SHELL"];
+
+/// Of a snapshot's id, what tells it apart from one that was taken in another millisecond.
+const SHORT_ID: usize = 13;
 
 /// The pods as a table.
 pub(crate) fn pod_table(pods: &[v1::Pod], wide: bool) -> String {
@@ -264,6 +304,11 @@ fn pod_row(pod: &v1::Pod, wide: bool) -> Vec<String> {
         },
         duration(pod.idle_for.as_ref()).map_or_else(|| "-".to_owned(), span),
         last_wake(pod),
+        if wide {
+            or_dash(&pod.snapshot_id)
+        } else {
+            or_dash(&pod.snapshot_id.chars().take(SHORT_ID).collect::<String>())
+        },
     ];
     if wide {
         row.extend([
@@ -273,7 +318,9 @@ fn pod_row(pod: &v1::Pod, wide: bool) -> Vec<String> {
             or_dash(&pod.handler),
             or_dash(&pod.uid),
             or_dash(&pod.sandbox_id.chars().take(13).collect::<String>()),
-            or_dash(&pod.snapshot_id),
+            pod.shell
+                .as_ref()
+                .map_or_else(|| "-".to_owned(), |shell| mib(shell.bytes)),
         ]);
     }
     row
@@ -326,6 +373,20 @@ pub(crate) fn describe(pod: &v1::Pod) -> String {
         lines.push(("Idle for", span(idle)));
     }
     lines.push(("Last wake", last_wake(pod)));
+    if let Some(shell) = &pod.shell {
+        let since = rfc3339(shell.since.as_ref()).map_or_else(String::new, |since| format!(" since {since}"));
+        lines.push((
+            "Shell",
+            format!(
+                "{} in memory{since}: {}",
+                mib(shell.bytes),
+                or_dash(&shell.reason)
+            ),
+        ));
+    }
+    if let Some(expected) = rfc3339(pod.wake_expected.as_ref()) {
+        lines.push(("Expected", expected));
+    }
     if !pod.snapshot_id.is_empty() {
         lines.push(("Snapshot", clean(&pod.snapshot_id)));
     }
@@ -410,9 +471,9 @@ pub(crate) mod tests {
             ..Default::default()
         };
         let expected = "\
-NAMESPACE   POD      RUNTIME   RUNG                            RESIDENT      BEFORE    IDLE   LAST WAKE
-default     api      gvisor    Dozing                           5.0 MiB   148.0 MiB   5m12s   Packet 12.3 ms
-default     worker   runc      Running -> Frozen (unmanaged)   12.3 MiB           -       -   -";
+NAMESPACE   POD      RUNTIME   RUNG                            RESIDENT      BEFORE    IDLE   LAST WAKE        SNAPSHOT
+default     api      gvisor    Dozing                           5.0 MiB   148.0 MiB   5m12s   Packet 12.3 ms   -
+default     worker   runc      Running -> Frozen (unmanaged)   12.3 MiB           -       -   -                -";
         let text = pod_table(&[sleeper(), moving], false);
         assert_eq!(text, expected, "\n{text}");
         assert_eq!(pod_table(&[], false), "no pods");

@@ -85,6 +85,19 @@ pub(crate) struct DetailView {
     #[serde(skip_serializing_if = "Option::is_none")]
     restore: Option<CapabilityView>,
     restorable_by: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    restorer: String,
+    grants: Vec<GrantView>,
+}
+
+/// Leave to restore a snapshot that was not used yet.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct GrantView {
+    pod_uid: String,
+    namespace: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires: Option<String>,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -103,6 +116,10 @@ struct ContainerView {
     name: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     image: String,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    ended: bool,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    args: Vec<String>,
 }
 
 impl DetailView {
@@ -126,6 +143,8 @@ impl DetailView {
                 .map(|container| ContainerView {
                     name: container.name.clone(),
                     image: container.image.clone(),
+                    ended: container.ended,
+                    args: container.args.clone(),
                 })
                 .collect(),
             arch: answer.arch.clone(),
@@ -134,6 +153,16 @@ impl DetailView {
             memory: answer.memory.clone().into_iter().collect(),
             restore: answer.restore.as_ref().map(CapabilityView::from),
             restorable_by: answer.restorable_by.clone(),
+            restorer: answer.restorer.clone(),
+            grants: answer
+                .grants
+                .iter()
+                .map(|grant| GrantView {
+                    pod_uid: grant.pod_uid.clone(),
+                    namespace: grant.namespace.clone(),
+                    expires: rfc3339(grant.expires.as_ref()),
+                })
+                .collect(),
         })
     }
 }
@@ -165,13 +194,7 @@ pub(crate) fn snapshot_table(snapshots: &[v1::Snapshot], wide: bool) -> String {
 }
 
 fn row(snapshot: &v1::Snapshot, wide: bool, now: SystemTime) -> Vec<String> {
-    let ago = |time: Option<&prost_types::Timestamp>| {
-        time.and_then(|time| SystemTime::try_from(*time).ok())
-            .map_or_else(
-                || "-".to_owned(),
-                |then| span(now.duration_since(then).unwrap_or_default()),
-            )
-    };
+    let ago = |time: Option<&prost_types::Timestamp>| ago(time, now);
     let mut row = vec![
         or_dash(&snapshot.id),
         or_dash(&snapshot.namespace),
@@ -193,6 +216,15 @@ fn row(snapshot: &v1::Snapshot, wide: bool, now: SystemTime) -> Vec<String> {
         ]);
     }
     row
+}
+
+/// How long ago a moment was; none at all if it lies ahead, by a clock that was set back.
+fn ago(time: Option<&prost_types::Timestamp>, now: SystemTime) -> String {
+    time.and_then(|time| SystemTime::try_from(*time).ok())
+        .map_or_else(
+            || "-".to_owned(),
+            |then| span(now.duration_since(then).unwrap_or_default()),
+        )
 }
 
 /// What keeps the snapshot from being removed, in one cell.
@@ -220,6 +252,7 @@ pub(crate) fn describe_snapshot(answer: &v1::GetSnapshotResponse, wide: bool) ->
     } else {
         format!("{}: {}", clean(&snapshot.state), clean(&snapshot.damage))
     };
+    let now = SystemTime::now();
     let mut lines = vec![
         ("Snapshot", or_dash(&snapshot.id)),
         (
@@ -238,8 +271,8 @@ pub(crate) fn describe_snapshot(answer: &v1::GetSnapshotResponse, wide: bool) ->
         ("Verified", &snapshot.verified),
         ("Used", &snapshot.used),
     ] {
-        if let Some(time) = rfc3339(time.as_ref()) {
-            lines.push((name, time));
+        if let Some(text) = rfc3339(time.as_ref()) {
+            lines.push((name, format!("{text} ({} ago)", ago(time.as_ref(), now))));
         }
     }
     lines.push(("State", state));
@@ -285,10 +318,14 @@ pub(crate) fn describe_snapshot(answer: &v1::GetSnapshotResponse, wide: bool) ->
         } else {
             clean(&container.name)
         };
-        lines.push((
-            "Container",
-            format!("{name} {}", clean(&container.image)).trim().to_owned(),
-        ));
+        let mut text = format!("{name} {}", clean(&container.image)).trim().to_owned();
+        if container.ended {
+            text.push_str(" (had ended)");
+        }
+        if wide && !container.args.is_empty() {
+            text.push_str(&format!(": {}", clean(&container.args.join(" "))));
+        }
+        lines.push(("Container", text));
     }
     let memory: BTreeMap<&String, &u64> = answer.memory.iter().collect();
     for (kind, bytes) in memory {
@@ -304,7 +341,22 @@ pub(crate) fn describe_snapshot(answer: &v1::GetSnapshotResponse, wide: bool) ->
     if let Some(restore) = &answer.restore {
         lines.push(("Here", CapabilityView::from(restore).text()));
     }
+    if !answer.restorer.is_empty() {
+        lines.push(("By", clean(&answer.restorer)));
+    }
     lines.push(("For", or_dash(&answer.restorable_by)));
+    for grant in &answer.grants {
+        let until = rfc3339(grant.expires.as_ref())
+            .map_or_else(|| "used".to_owned(), |time| format!("used, or {time}"));
+        lines.push((
+            "Granted to",
+            format!(
+                "pod {} in {}, until {until}",
+                clean(&grant.pod_uid),
+                clean(&grant.namespace)
+            ),
+        ));
+    }
     lines
         .into_iter()
         .map(|(name, value)| format!("{name:<14} {value}"))
@@ -357,7 +409,21 @@ mod tests {
                 pod: "a\u{1b}[2J".into(),
                 ..taken()
             }),
-            containers: vec![v1::SnapshotContainer::default()],
+            containers: vec![
+                v1::SnapshotContainer::default(),
+                v1::SnapshotContainer {
+                    name: "init".into(),
+                    ended: true,
+                    args: vec!["/bin/prepare".into()],
+                    ..v1::SnapshotContainer::default()
+                },
+            ],
+            memory: [("anonymous".to_owned(), 60 << 20), ("zero".to_owned(), 3 << 20)].into(),
+            grants: vec![v1::get_snapshot_response::Grant {
+                pod_uid: "uid-2".into(),
+                namespace: "default".into(),
+                expires: None,
+            }],
             restore: Some(v1::Capability {
                 name: "restore".into(),
                 reason: "CpuMismatch".into(),
@@ -371,7 +437,15 @@ mod tests {
             text.contains("Here           restore: no, CpuMismatch: needs"),
             "{text}"
         );
-        assert!(text.contains("(pod sandbox)"), "{text}");
+        for part in [
+            "(pod sandbox)",
+            "init (had ended): /bin/prepare",
+            "Memory         anonymous 60.0 MiB",
+            "Memory         zero 3.0 MiB",
+            "Granted to     pod uid-2 in default, until used",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
         assert!(!text.contains('\u{1b}'), "{text}");
         let value: serde_json::Value =
             serde_json::from_str(&json(&DetailView::of(&answer).unwrap()).unwrap()).unwrap();

@@ -1,12 +1,14 @@
 //! The next step of a pod's life: a pure function of what is known and what happened.
 
+mod shell;
 mod state;
 mod words;
 
 use std::time::Duration;
 
+pub use shell::ShellStand;
 pub use state::PodState;
-pub use words::{Abilities, Action, Input, Order, OrderId, Refusal, StepEnd, Transition, Waiting};
+pub use words::{Abilities, Action, Input, Order, OrderId, Refusal, ShellTime, StepEnd, Transition, Waiting};
 
 use crate::{Fallback, Moment, Reason, Rung, WakeSource};
 
@@ -35,7 +37,8 @@ pub struct Step {
 ///
 /// Invariants, held by property tests: at most one step is under way; a wake is never lost; every order
 /// is answered exactly once; no step starts that the pod's abilities forbid; nothing is put to sleep that
-/// is not managed, unless it was ordered.
+/// is not managed, unless it was ordered; shells are made and ended for hibernated pods alone, and only while
+/// nobody waits for a wake.
 #[must_use]
 pub fn next(state: &PodState, input: Input, now: Moment) -> Step {
     let mut step = Step {
@@ -58,6 +61,9 @@ pub fn next(state: &PodState, input: Input, now: Moment) -> Step {
         Input::Answered => step.answered(),
         Input::Timer => {}
         Input::Pressure => step.press(now),
+        Input::WantShell(time) => step.want_shell(time),
+        Input::FoundShell(stands) => step.found_shell(stands, now),
+        Input::GiveUpShell(reason) => step.give_up_shell(reason),
         Input::Ended(end) => step.ended(end, now),
         Input::FoundRunning(source) => step.found_running(source, now),
         Input::SetPolicy(policy) => {
@@ -104,7 +110,8 @@ impl Step {
             self.wake(source, now);
             return;
         }
-        let unmoved = self.state.transition.is_none() && self.state.wake.is_none();
+        let moving = self.state.transition.is_some_and(|t| !t.is_of_shell());
+        let unmoved = !moving && self.state.wake.is_none();
         let saved = order == Order::Snapshot && self.state.exact;
         if unmoved && (saved || order.is_met_by(self.state.rung)) {
             self.actions.push(Action::Reply(id, Ok(false)));
@@ -128,6 +135,20 @@ impl Step {
         if let Some(rung) = order.down_to() {
             self.state.down_to = Some(self.state.down_to.map_or(rung, |wanted| wanted.max(rung)));
             self.state.retry_at = None;
+        }
+        self.hurry();
+    }
+
+    /// Somebody waits behind a save that nobody had waited for.
+    fn hurry(&mut self) {
+        let saves = matches!(
+            self.state.transition,
+            Some(Transition::Save | Transition::Hibernate)
+        );
+        let state = &mut self.state;
+        if saves && !state.ordered && !state.cancelled && !state.hurried {
+            state.hurried = true;
+            self.actions.push(Action::Hurry);
         }
     }
 
@@ -193,6 +214,7 @@ impl Step {
 
     /// A sleeper that nothing else is wanted of goes all the way down.
     fn press(&mut self, now: Moment) {
+        self.give_up_shell(Reason::MemoryPressure);
         let state = &self.state;
         let sleeps = matches!(state.rung, Rung::Frozen | Rung::Dozing);
         let busy = state.transition.is_some() || state.wake.is_some() || state.down_to.is_some();
@@ -251,6 +273,10 @@ impl Step {
         let from = self.state.rung;
         let cancelled = std::mem::take(&mut self.state.cancelled);
         self.state.transition = None;
+        if end.transition.is_of_shell() {
+            self.shell_ended(end, cancelled, now);
+            return;
+        }
         self.state.exact = match end.transition {
             Transition::Save => end.failure.is_none() && end.rung.is_asleep(),
             Transition::Doze => self.state.exact && end.rung.is_asleep(),
@@ -325,6 +351,9 @@ impl Step {
     fn arrive(&mut self, rung: Rung, reason: Reason) {
         let from = self.state.rung;
         self.state.rung = rung;
+        if rung != Rung::Hibernated {
+            self.shell_is_spent();
+        }
         if from != rung {
             self.state.reason = reason;
             self.actions.push(Action::Moved {
@@ -399,6 +428,7 @@ impl Step {
     fn start(&mut self, transition: Transition, reason: Reason) {
         self.state.transition = Some(transition);
         self.state.cancelled = false;
+        self.state.hurried = false;
         match transition {
             Transition::Freeze => self.actions.push(Action::StopPrefetch),
             Transition::Wake(_) | Transition::ColdStart(_) => self.state.exact = false,
@@ -426,6 +456,11 @@ impl Step {
                 return;
             }
             self.state.wake = None;
+        }
+        if self.state.rung == Rung::Hibernated
+            && let Some((transition, reason)) = self.shell_step(now)
+        {
+            return self.start(transition, reason);
         }
         if let Some(until) = self.state.housekeeping_until {
             if self.state.answered || now >= until {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::shell::ShellStand;
 use super::words::{Abilities, Order, Transition, Waiting};
 use crate::policy::{Policy, PolicyDefaults, ResumePolicy};
 use crate::{Moment, Reason, Rung, WakeSource};
@@ -15,6 +16,8 @@ pub struct PodState {
     pub transition: Option<Transition>,
     /// Whether the step under way was asked to end soon.
     pub cancelled: bool,
+    /// Whether the step under way was asked to hurry.
+    pub(super) hurried: bool,
     /// Whether Dormouse may put the pod to sleep by itself.
     pub managed: bool,
     /// When it goes to sleep, and what may wake it.
@@ -47,6 +50,8 @@ pub struct PodState {
     pub retry_at: Option<Moment>,
     /// Why the pod stands where it stands.
     pub reason: Reason,
+    /// The shell that stands by for the pod while it is hibernated, or is to.
+    pub shell: ShellStand,
     /// It is memory pressure that wants the pod further down.
     pub(super) pressed: bool,
     /// The next wake starts the guest without its memory.
@@ -72,6 +77,7 @@ impl PodState {
             rung,
             transition: None,
             cancelled: false,
+            hurried: false,
             managed,
             policy,
             defaults,
@@ -88,6 +94,7 @@ impl PodState {
             failures: 0,
             retry_at: None,
             reason: Reason::Ordered,
+            shell: ShellStand::new(),
             pressed: false,
             cold: false,
             ordered: false,
@@ -131,6 +138,8 @@ impl PodState {
         if self.wake.is_some() || self.down_to.is_some() {
             // Only a failed step leaves a wish open while nothing is under way.
             self.retry_at
+        } else if self.rung == Rung::Hibernated {
+            self.shell.deadline(self.may_have_shell())
         } else {
             self.policy_steps().map(|(after, _)| after).min().map(|after| {
                 let due = self.idle_since.after(after);
@@ -176,6 +185,11 @@ impl PodState {
                 let to = transition.leads_to(self.rung);
                 (self.shunned != Some(to), to)
             })
+    }
+
+    /// Whether a shell may be made for the pod, if it is hibernated.
+    pub(super) fn may_have_shell(&self) -> bool {
+        self.managed && self.abilities.hibernate.is_ok()
     }
 
     /// Whether a guest that is about to doze has to be saved first.

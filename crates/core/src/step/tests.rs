@@ -476,6 +476,21 @@ fn a_durable_pod_is_saved_before_it_dozes() {
 }
 
 #[test]
+fn who_waits_behind_a_policys_save_hurries_it() {
+    let mut pod = deep();
+    pod.policy.durable = true;
+    pod.rung = Rung::Frozen;
+    feed(&mut pod, Input::Timer, at(30));
+    assert_eq!(pod.transition, Some(Transition::Save));
+    let order = |id| Input::Order(OrderId(id), Order::Hibernate);
+    assert_eq!(feed(&mut pod, order(1), at(31)), [Action::Hurry]);
+    assert_eq!(feed(&mut pod, order(2), at(31)), [], "it hurries already");
+    let actions = feed(&mut pod, ok(Transition::Save), at(32));
+    assert_eq!(actions, [Action::Start(Transition::Hibernate, Reason::Ordered)]);
+    assert_eq!(feed(&mut pod, order(3), at(32)), [], "this one was ordered");
+}
+
+#[test]
 fn a_durable_pod_that_cannot_be_saved_stays_frozen() {
     let mut pod = sleepy();
     pod.policy.durable = true;
@@ -621,6 +636,169 @@ fn a_restore_that_keeps_failing_is_tried_ever_less_often() {
     assert_eq!(waits.last(), Some(&LONGEST_SLEEP_BACKOFF));
 }
 
+/// A hibernated pod that wants a shell from 10 s to 100 s.
+fn awaited() -> PodState {
+    let mut pod = deep();
+    pod.rung = Rung::Hibernated;
+    let time = ShellTime {
+        from: at(10),
+        until: Some(at(100)),
+        reason: Reason::WakeExpected,
+    };
+    feed(&mut pod, Input::WantShell(Some(time)), at(0));
+    pod
+}
+
+const MAKE: Action = Action::Start(Transition::MakeShell, Reason::WakeExpected);
+
+#[test]
+fn a_shell_stands_by_in_its_time() {
+    let mut pod = awaited();
+    assert_eq!(pod.deadline(), Some(at(10)));
+    assert_eq!(feed(&mut pod, Input::Timer, at(9)), []);
+    assert_eq!(feed(&mut pod, Input::Timer, at(10)), [MAKE]);
+    let stands = |stands, reason| Action::Shell { stands, reason };
+    assert_eq!(
+        feed(&mut pod, ok_hibernated(Transition::MakeShell), at(11)),
+        [stands(true, Reason::WakeExpected)]
+    );
+    assert_eq!(
+        (pod.rung, pod.shell.stands, pod.deadline()),
+        (Rung::Hibernated, true, Some(at(100)))
+    );
+    assert_eq!(
+        feed(&mut pod, Input::Timer, at(100)),
+        [Action::Start(Transition::EndShell, Reason::ShellUnused)]
+    );
+    assert_eq!(
+        feed(&mut pod, ok_hibernated(Transition::EndShell), at(101)),
+        [stands(false, Reason::ShellUnused)]
+    );
+    assert_eq!((pod.shell.stands, pod.deadline()), (false, None));
+}
+
+fn ok_hibernated(transition: Transition) -> Input {
+    Input::Ended(StepEnd {
+        transition,
+        rung: Rung::Hibernated,
+        failure: None,
+    })
+}
+
+#[test]
+fn a_wake_follows_on_the_step_of_the_shell_that_is_under_way() {
+    for transition in [Transition::MakeShell, Transition::EndShell] {
+        let mut pod = awaited();
+        feed(&mut pod, Input::Timer, at(10));
+        if transition == Transition::EndShell {
+            feed(&mut pod, ok_hibernated(Transition::MakeShell), at(11));
+            feed(&mut pod, Input::Pressure, at(12));
+        }
+        assert_eq!(pod.transition, Some(transition));
+        // Orders that are met are answered without a wait.
+        assert_eq!(
+            feed(&mut pod, Input::Order(OrderId(1), Order::Hibernate), at(12)),
+            [Action::Reply(OrderId(1), Ok(false))]
+        );
+        assert_eq!(
+            feed(&mut pod, Input::Wake(WakeSource::Packet), at(12)),
+            [Action::Cancel]
+        );
+        let actions = feed(&mut pod, ok_hibernated(transition), at(13));
+        assert_eq!(
+            actions.last(),
+            Some(&Action::Start(PACKET, Reason::PacketReceived))
+        );
+        feed(&mut pod, ok(PACKET), at(14));
+        assert_eq!((pod.rung, pod.shell.stands), (Rung::Running, false));
+    }
+}
+
+#[test]
+fn pressure_takes_the_shell_first_and_keeps_it_away() {
+    let mut pod = awaited();
+    feed(&mut pod, Input::Timer, at(10));
+    feed(&mut pod, ok_hibernated(Transition::MakeShell), at(11));
+    assert_eq!(
+        feed(&mut pod, Input::Pressure, at(12)),
+        [Action::Start(Transition::EndShell, Reason::MemoryPressure)]
+    );
+    feed(&mut pod, ok_hibernated(Transition::EndShell), at(13));
+    assert_eq!(feed(&mut pod, Input::Timer, at(20)), []);
+    assert!(pod.deadline().is_some_and(|due| due > at(100)));
+    let due = pod.deadline().unwrap();
+    assert_eq!(feed(&mut pod, Input::Timer, due), []);
+    assert_eq!(pod.deadline(), None, "its time is over by then");
+}
+
+#[test]
+fn a_shell_that_cannot_be_made_bars_nothing() {
+    let mut pod = awaited();
+    feed(&mut pod, Input::Timer, at(10));
+    let actions = feed(
+        &mut pod,
+        failed(
+            Transition::MakeShell,
+            Rung::Hibernated,
+            Reason::InsufficientMemory,
+        ),
+        at(11),
+    );
+    assert!(matches!(actions[..], [Action::Failed { .. }]));
+    assert_eq!((pod.failures, pod.deadline()), (0, Some(at(21))));
+    assert_eq!(
+        feed(&mut pod, Input::Wake(WakeSource::Packet), at(12)),
+        [Action::Start(PACKET, Reason::PacketReceived)]
+    );
+    // A lost one is made again, but not at once.
+    let mut pod = awaited();
+    feed(&mut pod, Input::Timer, at(10));
+    feed(&mut pod, ok_hibernated(Transition::MakeShell), at(11));
+    assert_eq!(
+        feed(&mut pod, Input::GiveUpShell(Reason::ShellLost), at(12)),
+        [Action::Start(Transition::EndShell, Reason::ShellLost)]
+    );
+    feed(&mut pod, ok_hibernated(Transition::EndShell), at(13));
+    assert_eq!(pod.deadline(), Some(at(23)));
+    assert_eq!(feed(&mut pod, Input::Timer, at(23)), [MAKE]);
+    // An unmanaged pod has none.
+    let mut pod = awaited();
+    pod.managed = false;
+    assert_eq!(feed(&mut pod, Input::Timer, at(10)), []);
+    assert_eq!(pod.deadline(), None);
+}
+
+#[test]
+fn a_shell_that_is_not_found_again_is_not_made_at_once() {
+    let mut pod = awaited();
+    feed(&mut pod, Input::Timer, at(10));
+    feed(&mut pod, ok_hibernated(Transition::MakeShell), at(11));
+    assert_eq!(feed(&mut pod, Input::FoundShell(false), at(11)), []);
+    assert_eq!((pod.shell.stands, pod.deadline()), (false, Some(at(21))));
+    assert_eq!(feed(&mut pod, Input::Timer, at(21)), [MAKE]);
+}
+
+#[test]
+fn a_failed_wake_leaves_the_shell_to_what_is_found() {
+    let mut pod = awaited();
+    feed(&mut pod, Input::Timer, at(10));
+    feed(&mut pod, ok_hibernated(Transition::MakeShell), at(11));
+    feed(&mut pod, Input::Wake(WakeSource::Packet), at(12));
+    feed(&mut pod, Input::FoundShell(false), at(13));
+    feed(
+        &mut pod,
+        failed(PACKET, Rung::Hibernated, Reason::GuestRefused),
+        at(13),
+    );
+    assert!(!pod.shell.stands);
+    let due = pod.deadline().unwrap();
+    assert_eq!(
+        feed(&mut pod, Input::Timer, due),
+        [Action::Start(PACKET, Reason::PacketReceived)],
+        "who waits for a wake needs no shell"
+    );
+}
+
 #[derive(Debug, Clone)]
 enum Event {
     Input(Input),
@@ -652,6 +830,15 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         Just(Input::Answered),
         Just(Input::Timer),
         source.prop_map(Input::FoundRunning),
+        Just(Input::Pressure),
+        proptest::option::of((0u64..60, proptest::option::of(0u64..120))).prop_map(|time| {
+            Input::WantShell(time.map(|(from, until)| ShellTime {
+                from: at(from),
+                until: until.map(|until| at(from + until)),
+                reason: Reason::WakeExpected,
+            }))
+        }),
+        Just(Input::GiveUpShell(Reason::ShellLost)),
         any::<bool>().prop_map(Input::SetManaged),
         (any::<bool>(), any::<bool>()).prop_map(|(doze, hibernate)| Input::SetAbilities(Abilities {
             freeze: Ok(()),
@@ -715,6 +902,16 @@ impl World {
                         prop_assert!(step.state.abilities.hibernate.is_ok());
                         prop_assert!(step.state.rung < Rung::Hibernated);
                     }
+                    if transition.is_of_shell() {
+                        prop_assert_eq!(step.state.rung, Rung::Hibernated);
+                        prop_assert!(step.state.wake.is_none(), "a wake waits for a shell to begin");
+                        let making = *transition == Transition::MakeShell;
+                        prop_assert_eq!(step.state.shell.stands, !making);
+                        if making {
+                            prop_assert!(step.state.managed && step.state.abilities.hibernate.is_ok());
+                            prop_assert!(step.state.shell.wanted.is_some_and(|t| t.contains(self.now)));
+                        }
+                    }
                     if matches!(transition, Transition::Hibernate | Transition::Save) {
                         prop_assert!(step.state.rung.is_asleep());
                         prop_assert!(step.state.managed || step.state.down_to.is_some());
@@ -741,6 +938,11 @@ impl World {
                     }
                 }
                 Action::Reply(id, _) => prop_assert!(self.open.remove(id), "answered twice"),
+                Action::Hurry => prop_assert!(
+                    matches!(before.transition, Some(Transition::Save | Transition::Hibernate))
+                        && !ended
+                        && !before.ordered
+                ),
                 _ => {}
             }
         }
@@ -752,6 +954,13 @@ impl World {
         prop_assert_eq!(waiting.len(), self.open.len());
         if step.state.exact {
             prop_assert!(matches!(step.state.rung, Rung::Frozen | Rung::Dozing));
+        }
+        prop_assert!(!step.state.shell.stands || step.state.rung == Rung::Hibernated);
+        // A timer that is due leads to something, or is gone: nobody is asked again without an end.
+        if step.state.transition.is_none() && step.state.deadline().is_some_and(|due| due <= self.now) {
+            let again = next(&step.state, Input::Timer, self.now);
+            let due = again.state.deadline().is_some_and(|due| due <= self.now);
+            prop_assert!(!due || again.state.transition.is_some(), "{:?}", again.state);
         }
         let leaving = step
             .state

@@ -1,6 +1,6 @@
 //! What is asked of a pod, what happens to it, and what is to be done.
 
-use crate::{Policy, Reason, Rung, WakeSource};
+use crate::{Moment, Policy, Reason, Rung, WakeSource};
 
 /// Names an order that somebody waits for; unique within the agent's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -76,6 +76,10 @@ pub enum Transition {
     HousekeepingThaw,
     /// Ends that moment.
     HousekeepingFreeze,
+    /// Makes a shell for a hibernated pod: an empty guest that a wake fills.
+    MakeShell,
+    /// Ends the shell of a hibernated pod, or what is left of it.
+    EndShell,
 }
 
 impl Transition {
@@ -86,9 +90,15 @@ impl Transition {
             Self::Freeze => Rung::Frozen,
             Self::Doze | Self::HousekeepingThaw | Self::HousekeepingFreeze => Rung::Dozing,
             Self::Hibernate => Rung::Hibernated,
-            Self::Save | Self::Snapshot => from,
+            Self::Save | Self::Snapshot | Self::MakeShell | Self::EndShell => from,
             Self::Wake(_) | Self::ColdStart(_) => Rung::Running,
         }
+    }
+
+    /// Whether it is about a hibernated pod's shell: the pod stands where it stands.
+    #[must_use]
+    pub const fn is_of_shell(self) -> bool {
+        matches!(self, Self::MakeShell | Self::EndShell)
     }
 
     /// What asked for the step, if it is one up.
@@ -168,14 +178,39 @@ pub enum Input {
     Ended(StepEnd),
     /// The pod was woken behind the agent's back, by the wrapper.
     FoundRunning(WakeSource),
-    /// The node's memory runs short: a managed sleeper is to be hibernated.
+    /// The node's memory runs short: a managed sleeper is to be hibernated, a shell is to be given up.
     Pressure,
+    /// When a shell is to stand by for the pod while it is hibernated.
+    WantShell(Option<ShellTime>),
+    /// Whether a shell stands by, as the pod's record says.
+    FoundShell(bool),
+    /// The shell is to be given up now, for this reason.
+    GiveUpShell(Reason),
     /// The policy changed.
     SetPolicy(Policy),
     /// The pod was taken under management, or let go.
     SetManaged(bool),
     /// What can be done to the pod changed.
     SetAbilities(Abilities),
+}
+
+/// When a shell is to stand by for a hibernated pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShellTime {
+    /// From when.
+    pub from: Moment,
+    /// Until when; `None` = as long as the pod is hibernated.
+    pub until: Option<Moment>,
+    /// Why.
+    pub reason: Reason,
+}
+
+impl ShellTime {
+    /// Whether it is that time.
+    #[must_use]
+    pub fn contains(self, now: Moment) -> bool {
+        self.from <= now && self.until.is_none_or(|until| now < until)
+    }
 }
 
 /// Why an order was refused or failed.
@@ -189,6 +224,8 @@ pub enum Action {
     Start(Transition, Reason),
     /// Ask the step under way to end soon.
     Cancel,
+    /// Somebody waits for the step under way, which the policy had begun: it is not to be held up for others' sake.
+    Hurry,
     /// Answer an order: whether the pod moved for it, or why not.
     Reply(OrderId, Result<bool, Refusal>),
     /// Bring the pages of the woken guest back behind its back.
@@ -201,6 +238,13 @@ pub enum Action {
         from: Rung,
         /// The rung now.
         to: Rung,
+        /// Why.
+        reason: Reason,
+    },
+    /// A shell stands by from now on, or not any more.
+    Shell {
+        /// Which.
+        stands: bool,
         /// Why.
         reason: Reason,
     },

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use dormouse_sentry::hold::{RunscCall, Streams};
-use dormouse_sentry::{ContainerId, Launch, Switch};
+use dormouse_sentry::releases::{Releases, program_of, today};
+use dormouse_sentry::wrapper_config::check_program;
+use dormouse_sentry::{ContainerId, Launch, Record, Switch, WrapperConfig};
 
 /// The most that is kept of what runsc says, in bytes.
 const WORDS: u64 = 4096;
@@ -16,9 +18,9 @@ const WORDS: u64 = 4096;
 /// How much of the end of runsc's log is looked through for its last words, in bytes.
 const TAIL: u64 = 64 << 10;
 
-/// Calls runsc, and says what it said where it failed.
+/// Calls runsc, and says what it said where it failed. `config` is what the waiter began with, perhaps months ago.
 pub(super) fn call(
-    runsc: &Path,
+    config: &WrapperConfig,
     switch: &Switch,
     container: &ContainerId,
     call: &RunscCall,
@@ -33,7 +35,27 @@ pub(super) fn call(
         .container(container)
         .and_then(|c| c.launch.as_ref())
         .ok_or("it is not known how the container was created")?;
-    invoke(runsc, launch, container, call, streams)
+    let runsc = program(config, &record, call)?;
+    invoke(&runsc, launch, container, call, streams)
+}
+
+/// The pod's own release, as the node has it now. An image is read and written by exactly that; only what is left of a
+/// guest may be tidied up by another one.
+fn program(config: &WrapperConfig, record: &Record, call: &RunscCall) -> Result<PathBuf, String> {
+    let again = config.again();
+    let config = again.as_ref().unwrap_or(config);
+    let dir = config.dir().ok_or("there is no run directory")?;
+    let version = &record.runsc.version;
+    let program = program_of(config, &dir, &record.runsc);
+    let must_be_exact = !matches!(call, RunscCall::Delete);
+    let is_restore = matches!(call, RunscCall::Restore { .. });
+    if !version.is_empty() && (must_be_exact && !program.exact || is_restore) {
+        Releases::look(config, &dir)
+            .usable(version, today())
+            .map_err(|error| format!("{}: {error}", error.reason()))?;
+    }
+    check_program(&program.path).map_err(|e| e.to_string())?;
+    Ok(program.path)
 }
 
 /// Calls runsc for a container, the way the shim had it made.

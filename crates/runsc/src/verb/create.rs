@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 use crate::annotations::Bundle;
 use crate::cri::{self, Place};
 use crate::outcome::{Failure, Outcome, log};
-use crate::{real, volumes};
+use crate::volumes;
 
 /// How long the pod's lock is waited for.
 const LOCK: Duration = Duration::from_secs(5);
@@ -50,7 +50,15 @@ pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
         }
         // A pod that could not be registered runs all the same; it is just never put to sleep deeply.
         match register(context, &run_dir, container, place, &dir, &bundle, volumes) {
-            Ok(record) => show_identity(context, &run_dir, &record, &mut bundle),
+            Ok(record) => {
+                fail::fail_point!(
+                    match record.root().map(|root| &root.id) == context.container().as_ref() {
+                        true => "runsc::create::sandbox_registered",
+                        false => "runsc::create::container_registered",
+                    }
+                );
+                show_identity(context, &run_dir, &record, &mut bundle);
+            }
             Err(error) => log(
                 invocation,
                 "warning",
@@ -70,6 +78,7 @@ fn before(context: &Context<'_>, dir: &RunDir, place: &Place, bundle: &Bundle) -
     let switch = Switch::open(dir, &place.sandbox);
     match switch.record() {
         Ok(record) => {
+            context.runs_under(&record.runsc);
             volumes::refuse_lost(&record, &place.name, bundle)?;
             restore::create_container(context, &switch, &record, &place.name)
         }
@@ -146,11 +155,18 @@ fn register(
         }
     };
     let uid = place.pod.uid.clone();
+    let runsc = match place.kind {
+        ContainerKind::Sandbox => restore::born_under(context, dir, &uid, &bundle.annotations),
+        // For a record that was lost.
+        ContainerKind::Container => switch
+            .record()
+            .map_or_else(|_| context.born_under(&context.releases()), |record| record.runsc),
+    };
     let fresh = Record::new(
         place.pod,
         place.sandbox,
         context.invocation.root().into(),
-        real::describe(context.config, dir),
+        runsc,
         true,
     );
     // Before runsc takes the addresses off the interface, and without the pod's lock.
@@ -158,6 +174,8 @@ fn register(
         .then(|| network(context, bundle))
         .flatten();
     let mut held = switch.register(fresh, how, LOCK)?;
+    // A container goes into the sandbox that is there.
+    context.runs_under(&held.record().runsc);
     if place.kind == ContainerKind::Sandbox {
         let (restore, identity) = restore::asked(context, &uid, &bundle.annotations);
         held.update(|record| {

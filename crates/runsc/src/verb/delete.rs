@@ -52,11 +52,11 @@ pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
         .cgroup
         .as_ref()
         .filter(|_| container.as_str() == switch.id().as_str());
-    let mut status = wait(real::spawn(context.config, context.argv)?, cgroup)?;
+    let mut status = wait(context.spawn(context.argv)?, cgroup)?;
     if !status.success() && !context.invocation.is_set("force") && guest_is_gone(&record) {
         // runsc does not delete a container that its file calls running or paused, also of a dead sandbox.
         let argv = with_force(context.argv, &context.invocation.verb);
-        status = wait(real::spawn(context.config, &argv)?, cgroup)?;
+        status = wait(context.spawn(&argv)?, cgroup)?;
     }
     if status.success() {
         let forgotten = switch.lock(LOCK).map(|held| held.remove_container(&container));
@@ -81,12 +81,13 @@ fn delete_hibernated(
     let Some(phase) = held.record().hibernation.as_ref().map(|h| h.phase) else {
         return Ok(None);
     };
-    let outcome = if phase == HibernationPhase::Released {
+    fail::fail_point!("runsc::delete::locked");
+    let outcome = if phase == HibernationPhase::Released && !is_in_shell(held.record(), container) {
         // runsc knows nothing of it any more: only the record is to be changed.
         Outcome::Answered
     } else {
-        // A release or a wake did not come to its end, and nobody is at it: he would have the lock. The snapshot holds
-        // what the other containers are; what there is of a guest is in the way.
+        // A release or a wake did not come to its end, and nobody is at it: he would have the lock. Or a shell stands by.
+        // The snapshot holds what the other containers are; what there is of a guest is in the way.
         let record = held.record().clone();
         end_guest(&record);
         let id = &record.sandbox_id;
@@ -98,15 +99,27 @@ fn delete_hibernated(
         } else {
             with_force(context.argv, &context.invocation.verb)
         };
-        let status = wait(real::spawn(context.config, &argv)?, record.cgroup.as_ref())?;
+        let status = wait(context.spawn(&argv)?, record.cgroup.as_ref())?;
         if !status.success() {
             return Ok(Some(Outcome::Exited(real::exit_code(status))));
         }
         Outcome::Exited(0)
     };
+    fail::fail_point!("runsc::delete::deleted");
     held.remove_container(container)
         .map_err(|e| Failure::from_error(&e))?;
+    fail::fail_point!("runsc::delete::forgotten");
     Ok(Some(outcome))
+}
+
+/// Whether runsc may know the container by the shell that stands by, or by parts of one.
+fn is_in_shell(record: &Record, container: &ContainerId) -> bool {
+    let saved = || {
+        let hibernation = record.hibernation.as_ref();
+        hibernation.is_some_and(|h| h.containers.contains(container))
+    };
+    let is_root = container.as_str() == record.sandbox_id.as_str();
+    record.shell().is_some() && (is_root || saved())
 }
 
 /// Waits for runsc. The level of our own below the sandbox's cgroup is removed as soon as its processes have
@@ -134,7 +147,8 @@ fn end_guest(record: &Record) {
     if let Some(cgroup) = &record.cgroup {
         let _ = cgroup.thaw(&record.pod.uid);
     }
-    if let Some(sentry) = record.sentry {
+    let shell = record.shell().and_then(|shell| shell.sentry);
+    for sentry in record.sentry.into_iter().chain(shell) {
         let _ = sentry.end(REAPED, REAPED);
     }
 }

@@ -12,11 +12,15 @@
 //! | `list`, and verbs without a container | exec | exec: `list` and `events` without `--stats` wait for the wake |
 //! | all others (`exec`, `kill`, `pause`, `resume`, `checkpoint`, …) | exec | woken first, then exec |
 //!
+//! "runsc" is for every verb the release that the pod was born under, or restored with ([`Context::program`]).
+//!
 //! A pod that is filled from a snapshot at its birth goes through [`restore`].
 //!
 //! A hibernated pod has no guest: `state`, `events` and `ps` are answered from what it said last, `kill` with a signal
 //! that ends and `delete` end the pod without waking it, and for everything else the agent is asked for a wake, which is
 //! waited for within a bound.
+//!
+//! A pod that is being filled has no process that a signal could reach: `kill` with one that ends ends the sandbox.
 //!
 //! While a verb that talks to the guest is under way, in the wrapper or in the real runsc, the pod is not put to sleep
 //! ([`dormouse_sentry::Visit`]); `wait` is none of these: it does not mind.
@@ -41,12 +45,15 @@ mod wake;
 
 use std::cell::RefCell;
 use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::Child;
 use std::time::Duration;
 
-use dormouse_sentry::{ContainerId, LockError, Switch, Visit};
+use dormouse_sentry::releases::{Releases, program_of};
+use dormouse_sentry::wrapper_config::check_program;
+use dormouse_sentry::{ContainerId, LockError, RunscRecord, Switch, Visit, WrapperConfig};
 
 use crate::args::Invocation;
-use crate::config::Config;
 use crate::outcome::{Failure, Outcome, log};
 use crate::real;
 use crate::trace::Trace;
@@ -56,18 +63,83 @@ const VISIT: Duration = Duration::from_secs(2);
 
 /// One call, with all that a verb needs.
 pub(crate) struct Context<'a> {
-    pub(crate) config: &'a Config,
+    pub(crate) config: &'a WrapperConfig,
     pub(crate) invocation: &'a Invocation,
     pub(crate) argv: &'a [OsString],
     pub(crate) trace: &'a Trace<'a>,
     /// Holds the guest where it is, for a verb that talks to it.
     visit: RefCell<Option<Visit>>,
+    /// What the record of the verb's pod says of its runsc, as soon as that is known.
+    runsc: RefCell<Option<RunscRecord>>,
 }
 
 impl Context<'_> {
+    /// Notes which runsc the verb's pod runs under.
+    pub(crate) fn runs_under(&self, runsc: &RunscRecord) {
+        self.runsc.replace(Some(runsc.clone()));
+    }
+
+    /// The real runsc for this verb: the one that the pod runs under, and for a verb without a pod the one that new pods
+    /// are born under.
+    pub(crate) fn program(&self) -> Result<PathBuf, Failure> {
+        if self.runsc.borrow().is_none() {
+            // Notes what it finds.
+            drop(pod::find(self));
+        }
+        let runsc = self.runsc.borrow().clone();
+        let (Some(runsc), Some(dir)) = (runsc, self.config.dir()) else {
+            return self.current();
+        };
+        let program = program_of(self.config, &dir, &runsc);
+        if !program.exact {
+            let text = format!(
+                "dormouse-runsc: the pod runs under runsc {}, which is not on this node any more; {} is used in its place",
+                runsc.version,
+                program.path.display()
+            );
+            log(self.invocation, "warning", &text);
+        }
+        if program.path == self.config.runsc {
+            return self.current();
+        }
+        Ok(program.path)
+    }
+
+    /// The real runsc that new pods are born under.
+    fn current(&self) -> Result<PathBuf, Failure> {
+        check_program(&self.config.runsc).map_err(|e| Failure::from_error(&e))?;
+        Ok(self.config.runsc.clone())
+    }
+
+    /// The releases of runsc on this node.
+    pub(crate) fn releases(&self) -> Releases {
+        self.config
+            .dir()
+            .map(|dir| Releases::look(self.config, &dir))
+            .unwrap_or_default()
+    }
+
+    /// The runsc that new pods are born under, for a record. What cannot be found out stays empty.
+    pub(crate) fn born_under(&self, releases: &Releases) -> RunscRecord {
+        releases.current().map_or_else(
+            || RunscRecord {
+                path: self.config.runsc.clone(),
+                version: String::new(),
+                oci_version: String::new(),
+                file: None,
+            },
+            dormouse_sentry::Release::record,
+        )
+    }
+
+    /// Starts the real runsc as a child with the same descriptors.
+    pub(crate) fn spawn(&self, argv: &[OsString]) -> Result<Child, Failure> {
+        real::spawn(&self.program()?, argv)
+    }
+
     /// Runs the real runsc for a verb that makes processes, which it moves between cgroups. A visit goes on meanwhile.
     pub(crate) fn run_swiftly(&self) -> Result<Outcome, Failure> {
-        real::run_swiftly(self.config, self.argv, self.trace)
+        real::run_swiftly(&self.program()?, self.argv, self.trace)
     }
 
     /// Becomes the real runsc. A visit goes on in it.
@@ -78,7 +150,7 @@ impl Context<'_> {
             let text = format!("dormouse-runsc: the pod may be put to sleep under this command: {errno}");
             log(self.invocation, "warning", &text);
         }
-        real::exec(self.config, self.argv, self.trace)
+        real::exec(&self.program()?, self.argv, self.trace)
     }
 
     /// Keeps the pod from being put to sleep until this process, or the runsc that it becomes, has ended. Where
@@ -118,7 +190,7 @@ impl Context<'_> {
 
 /// Does what the verb asks for. Does not return where it becomes the real runsc.
 pub(crate) fn dispatch(
-    config: &Config,
+    config: &WrapperConfig,
     invocation: &Invocation,
     argv: &[OsString],
     trace: &Trace<'_>,
@@ -129,6 +201,7 @@ pub(crate) fn dispatch(
         argv,
         trace,
         visit: RefCell::new(None),
+        runsc: RefCell::new(None),
     };
     if invocation.verb != "create"
         && let Some(outcome) = restore::played::verb(&context)

@@ -33,11 +33,14 @@ pub(super) fn find(context: &Context<'_>) -> Pod {
     };
     let switch = Switch::open(&dir, &sandbox);
     match switch.record() {
-        Ok(record) => Pod::Known {
-            container,
-            switch,
-            record: Box::new(record),
-        },
+        Ok(record) => {
+            context.runs_under(&record.runsc);
+            Pod::Known {
+                container,
+                switch,
+                record: Box::new(record),
+            }
+        }
         Err(error) if error.is_missing() => Pod::Unknown,
         Err(error) => Pod::Unreadable {
             container,

@@ -51,7 +51,7 @@ pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
     if let Err(error) = held.thaw_cgroup() {
         return Err(Failure::from_error(&error));
     }
-    let mut child = real::spawn(context.config, context.argv)?;
+    let mut child = context.spawn(context.argv)?;
     let done = wait_until(&mut child, Instant::now() + CHILD).map_err(|e| Failure::from_error(&e))?;
     if frozen && done {
         // It stays thawed otherwise; the agent freezes it again in time.

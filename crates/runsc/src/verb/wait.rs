@@ -38,7 +38,7 @@ struct Answer<'a> {
 enum Next {
     /// The sentry answered: the status as `wait(2)` encodes it.
     Ended(u32),
-    /// The pod is hibernated, or the sentry ended for a hibernation.
+    /// The pod is hibernated or being filled, or the sentry ended for that.
     Hibernated,
     /// Something else, for the real runsc to judge.
     Unusual,
@@ -73,9 +73,8 @@ pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
     let Some(changes) = Changes::of(&dir.pod_dir(switch.id())) else {
         return context.exec();
     };
-    let runsc = context.config.runsc.clone();
     let mut run =
-        |call: &RunscCall, streams: &Streams| again::call(&runsc, &switch, &container, call, streams);
+        |call: &RunscCall, streams: &Streams| again::call(context.config, &switch, &container, call, streams);
     while let Ok(record) = switch.record() {
         if let Some(status) = record.container(&container).and_then(|c| c.ended) {
             return print(&container, status.into());
@@ -139,10 +138,11 @@ fn ask(
     }
 }
 
-/// The sentry is gone, or refuses: a hibernation is noted before the sentry ends.
+/// The sentry is gone, or refuses: a hibernation is noted before the sentry ends, and so is a sandbox that is filled once
+/// more.
 fn after_loss(switch: &Switch) -> Next {
     match switch.record() {
-        Ok(record) if record.hibernation.is_some() => Next::Hibernated,
+        Ok(record) if record.hibernation.is_some() || record.is_loading() => Next::Hibernated,
         _ => Next::Unusual,
     }
 }

@@ -12,8 +12,8 @@ use dormouse_sentry::{
 
 use super::Context;
 use super::pod::{Pod, find};
+use crate::cri;
 use crate::outcome::{Failure, log};
-use crate::{cri, real};
 
 /// How long a verb waits for the pod's lock. Its holders are done in milliseconds; one that was stopped in
 /// the middle of a step must not keep a pod from being killed.
@@ -181,13 +181,14 @@ pub(super) fn without_record(
     if let Ok(cgroup) = PodCgroup::find(state.sentry()?.pid, &place.pod.uid) {
         let _ = cgroup.thaw(&place.pod.uid);
     }
-    let fresh = Record::new(
-        place.pod,
-        sandbox.clone(),
-        root,
-        real::describe(context.config, dir),
-        true,
-    );
+    // runsc notes in its own file which version it was.
+    let releases = context.releases();
+    let runsc = state
+        .runsc_version()
+        .and_then(|version| releases.binary(version))
+        .map_or_else(|| context.born_under(&releases), dormouse_sentry::Release::record);
+    context.runs_under(&runsc);
+    let fresh = Record::new(place.pod, sandbox.clone(), root, runsc, true);
     let switch = Switch::open(dir, sandbox);
     let mut held = switch.register(fresh, Registration::Adopted, LOCK)?;
     let report = held.wake()?;
@@ -225,6 +226,7 @@ fn ask_agent(context: &Context<'_>, container: &ContainerId, switch: &Switch) ->
                 return Err(WakeError::Agent(error));
             }
             note_at = now + ASK_AGAIN;
+            fail::fail_point!("runsc::wake::asked");
         }
         std::thread::sleep(LOOK_AGAIN);
     }

@@ -20,6 +20,7 @@ mod probe;
 mod release;
 mod restore;
 mod save;
+mod shell;
 mod streams;
 mod wake;
 
@@ -29,14 +30,18 @@ use std::time::{Duration, Instant};
 
 use dormouse_core::Reason;
 use dormouse_sentry::record::{CgroupState, PodRecordIdentity, Record, RunscRecord};
+use dormouse_sentry::releases::{Releases, Unusable, today};
 use dormouse_sentry::runsc_state::RunscState;
 use dormouse_sentry::switch::Registration;
-use dormouse_sentry::{Held, LockError, PodCgroup, PodUid, RunDir, SandboxId, Switch, SwitchError};
+use dormouse_sentry::{
+    Held, LockError, PodCgroup, PodUid, RunDir, SandboxId, Switch, SwitchError, WrapperConfig,
+};
 
 use crate::brake::{has_swap, not_cancelled};
 use crate::driver::{
     Cancel, Capabilities, DozeReport, Driver, DriverError, FreezeReport, Guest, PrefetchReport, Probe,
-    ReleaseReport, Resident, RestoreReport, RuntimeKind, SaveReport, StopState, WakeReport,
+    ReleaseReport, Resident, RestoreReport, RuntimeKind, SaveReport, ShellFound, ShellReport, StopState,
+    WakeReport,
 };
 use crate::failure::{BadId, Verb, run, run_until};
 use crate::kernel::{Kernel, Linux};
@@ -69,6 +74,8 @@ struct Parts {
     prefetch: PrefetchLimits,
     /// How much of a guest stays in memory while it dozes, in bytes.
     working_set: u64,
+    /// The wrapper's configuration: which releases of runsc there are.
+    wrapper_config: Option<PathBuf>,
 }
 
 impl Gvisor {
@@ -82,6 +89,7 @@ impl Gvisor {
                 guard: GuardProgram::default(),
                 prefetch: PrefetchLimits::default(),
                 working_set: working_set::BUDGET,
+                wrapper_config: None,
             },
         }
     }
@@ -104,6 +112,13 @@ impl Gvisor {
     #[must_use]
     pub const fn with_working_set(mut self, bytes: u64) -> Self {
         self.parts.working_set = bytes;
+        self
+    }
+
+    /// The same, for guests that are saved only under releases of runsc that this configuration of the wrapper allows.
+    #[must_use]
+    pub fn with_wrapper_config(mut self, path: PathBuf) -> Self {
+        self.parts.wrapper_config = Some(path);
         self
     }
 
@@ -216,6 +231,18 @@ impl Driver for Gvisor {
         .await
     }
 
+    async fn make_shell(&self, guest: &Guest, cancel: &Cancel) -> Result<ShellReport, DriverError> {
+        run_until(&self.parts, "make-shell", guest, cancel, shell::make).await
+    }
+
+    async fn end_shell(&self, guest: &Guest) -> Result<(), DriverError> {
+        run(&self.parts, "end-shell", guest, shell::end).await
+    }
+
+    async fn find_shell(&self, guest: &Guest) -> Result<Option<ShellFound>, DriverError> {
+        run(&self.parts, "find-shell", guest, shell::find).await
+    }
+
     async fn resident(&self, guest: &Guest) -> Result<Resident, DriverError> {
         run(&self.parts, "measure", guest, |parts, guest, verb| {
             resident(&parts.cgroup(guest, verb)?, verb)
@@ -281,6 +308,29 @@ impl Parts {
         }
     }
 
+    /// The releases of runsc on this node; `None` where that is not known: the wrapper is the judge then.
+    fn releases(&self) -> Option<Releases> {
+        let config = WrapperConfig::read(self.wrapper_config.as_ref()?).ok()?;
+        Some(Releases::look(&config, &self.run_dir))
+    }
+
+    /// Whether a guest of that version may be saved. A binary that is not where it was may still be found.
+    fn may_save(&self, version: &str) -> Result<(), Reason> {
+        match self.releases() {
+            Some(all) if !version.is_empty() => all
+                .may_restore(version, today())
+                .map(drop)
+                .map_err(|e| e.reason()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a guest of that version can be restored today, once it has been saved.
+    fn restorable(&self, version: &str) -> Result<(), Unusable> {
+        self.releases()
+            .map_or(Ok(()), |all| all.usable(version, today()).map(drop))
+    }
+
     fn adopt(&self, switch: &Switch, guest: &Guest, verb: Verb<'_>) -> Result<Held, DriverError> {
         let uid = pod_uid(guest, verb)?;
         let root = runtime_root(guest, switch.id()).ok_or_else(|| {
@@ -300,6 +350,7 @@ impl Parts {
             path: PathBuf::new(),
             version: String::new(),
             oci_version: String::new(),
+            file: None,
         };
         let record = Record::new(pod, switch.id().clone(), root, runsc, false);
         switch
@@ -325,9 +376,13 @@ impl Parts {
     }
 
     fn capabilities(&self, guest: &Guest, verb: Verb<'_>) -> Capabilities {
+        let mut version = String::new();
         let (freeze, wrapper) = match self.switch(guest, verb).map(|s| (s.record(), s)) {
             Ok((Ok(record), _)) if record.is_loading() => (Err(Reason::PodNotReady), record.wrapper),
-            Ok((Ok(record), _)) => (Ok(()), record.wrapper),
+            Ok((Ok(record), _)) => {
+                version = record.runsc.version;
+                (Ok(()), record.wrapper)
+            }
             Ok((Err(e), switch)) if e.is_missing() => match runtime_root(guest, switch.id()) {
                 Some(_) => (Ok(()), false),
                 None => (Err(Reason::ControlSocketMissing), false),
@@ -345,7 +400,7 @@ impl Parts {
         let hibernate = if freeze.is_ok() && !wrapper {
             Err(Reason::WrapperMissing)
         } else {
-            freeze
+            freeze.and_then(|()| self.may_save(&version))
         };
         Capabilities {
             freeze,

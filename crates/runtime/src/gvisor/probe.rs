@@ -30,6 +30,7 @@ pub(super) fn probe(parts: &Parts, guest: &Guest, verb: Verb<'_>) -> Result<Prob
             settled: false,
             limit_restored,
             snapshot: Some(hibernation.snapshot.clone()),
+            wakes: held.record().switch.wakes,
             birth: birth(held.record()),
         });
     }
@@ -58,6 +59,7 @@ pub(super) fn probe(parts: &Parts, guest: &Guest, verb: Verb<'_>) -> Result<Prob
         settled,
         limit_restored,
         snapshot: None,
+        wakes: held.record().switch.wakes,
         birth: birth(held.record()),
     })
 }

@@ -8,11 +8,12 @@ use dormouse_core::Reason;
 use dormouse_sentry::filestore;
 use dormouse_sentry::hold::{HoldError, Holder, RunscCall, STREAMS};
 use dormouse_sentry::process::EndError;
-use dormouse_sentry::record::{HibernationPhase, Record};
+use dormouse_sentry::record::{CgroupState, HibernationPhase, Record};
 use dormouse_sentry::{ContainerRecord, Held, ProcessId, RunscState};
 
 use super::save::uncut;
 use super::streams::SentryPipes;
+use super::wake::restore_settings;
 use super::{Parts, switch_failed};
 use crate::driver::{DriverError, Guest, ReleaseReport, StopState};
 use crate::failure::Verb;
@@ -52,13 +53,20 @@ pub(super) fn release(
     fail::fail_point!("gvisor::release::streams_put_by");
     held.begin_release(snapshot)
         .map_err(|e| switch_failed(verb, &held, e))?;
+    if held.record().switch.cgroup == CgroupState::Frozen {
+        // It cannot end while its cgroup is frozen. Its memory stays where it is: nothing of it is needed for that.
+        if let Err(error) = held.thaw_cgroup() {
+            let error = switch_failed(verb, &held, error);
+            stays(parts, &mut held, verb);
+            return Err(error);
+        }
+        restore_settings(parts, &mut held, verb);
+        fail::fail_point!("gvisor::release::thawed");
+    }
     let prepare = began.elapsed();
     let ending = Instant::now();
     if let Err(error) = end(sentry) {
-        // It lives: the guest counts, not the snapshot.
-        let _ = held.abandon_release();
-        uncut(&mut held, verb);
-        drop_streams(parts, held.record());
+        stays(parts, &mut held, verb);
         return Err(verb.failed(Reason::Internal, kept, error));
     }
     let end = ending.elapsed();
@@ -76,6 +84,19 @@ pub(super) fn release(
         end,
         forget: forgetting.elapsed(),
     })
+}
+
+/// The guest lives: it counts, not the snapshot.
+fn stays(parts: &Parts, held: &mut Held, verb: Verb<'_>) {
+    let _ = held.abandon_release();
+    match held.note_heard() {
+        Ok(()) => uncut(held, verb),
+        // It stays cut off until a wake.
+        Err(error) => {
+            tracing::warn!(sandbox = verb.sandbox_id, %error, "the guest is still cut off from the wire");
+        }
+    }
+    drop_streams(parts, held.record());
 }
 
 /// Finds the containers' pipes in the sentry, and has their waiters keep them.
@@ -130,12 +151,26 @@ pub(super) fn each_live(
 
 /// Has runsc forget the sandbox and its live containers, of which it keeps state. The sentry is gone.
 pub(super) fn forget(parts: &Parts, record: &Record) -> Result<(), HoldError> {
+    forget_those(parts, record, |c| known(record, c))
+}
+
+/// The same, whether runsc knows them yet or not: a waiter may be at a call of a dead agent's, which made more of them than
+/// can be seen now. It does one thing after the other.
+pub(super) fn forget_all(parts: &Parts, record: &Record) -> Result<(), HoldError> {
+    forget_those(parts, record, |_| true)
+}
+
+fn forget_those(
+    parts: &Parts,
+    record: &Record,
+    meant: impl Fn(&ContainerRecord) -> bool + Sync,
+) -> Result<(), HoldError> {
     if let Some(cgroup) = &record.cgroup {
         // Below the level that runsc is about to remove.
         let _ = cgroup.remove_sleeper();
     }
     let delete = |c: &ContainerRecord| {
-        if !known(record, c) {
+        if !meant(c) {
             return Ok(());
         }
         Holder::of(&parts.run_dir, &record.sandbox_id, &c.id).call(RunscCall::Delete, FORGETS)

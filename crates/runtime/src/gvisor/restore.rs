@@ -6,16 +6,16 @@ use std::time::{Duration, Instant};
 use dormouse_core::Reason;
 use dormouse_net::links::{self, NetworkRecord};
 use dormouse_sentry::hold::{Holder, RunscCall};
-use dormouse_sentry::record::{HibernationPhase, Record};
+use dormouse_sentry::record::{HibernationPhase, Record, RunscRecord, Shell};
 use dormouse_sentry::{ContainerRecord, Held, ProcessId, RunscState, SwiftMoves};
 
 use super::Parts;
-use super::release::{drop_streams, each_live, end, forget};
+use super::release::{drop_streams, each_live, end, forget_all};
 use crate::driver::{DriverError, Guest, RestoreReport, StopState};
 use crate::failure::Verb;
 
 /// How long one call of runsc may take. The last `start` waits for the whole image to be read.
-const CALL: Duration = Duration::from_secs(300);
+pub(super) const CALL: Duration = Duration::from_secs(300);
 
 /// Makes the guest anew, out of an image or, without one, from the beginning.
 pub(super) fn restore(
@@ -42,17 +42,37 @@ pub(super) fn restore(
     }
     let (lock, creating) = (began.elapsed(), Instant::now());
     let _swift = SwiftMoves::begin();
-    if phase != HibernationPhase::Released {
+    // What is started from the beginning takes no containers before it is.
+    let shell = super::shell::usable(held.record())
+        .filter(|_| image.is_some())
+        .cloned();
+    if phase != HibernationPhase::Released || (shell.is_none() && held.record().shell().is_some()) {
         clean(parts, held.record(), verb)?;
+    }
+    if let Some(runsc) = release(parts, held.record(), image.is_some())
+        && runsc != held.record().runsc
+    {
+        held.update(|record| record.runsc = runsc)
+            .map_err(|e| verb.failed(e.reason(), asleep, e))?;
     }
     held.note_phase(HibernationPhase::Restoring)
         .map_err(|e| verb.failed(e.reason(), asleep, e))?;
     let mut report = RestoreReport {
         lock,
+        shell: shell.is_some(),
         ..RestoreReport::default()
     };
     let netns = guest.netns.as_deref();
-    if let Err(error) = build(parts, held.record(), netns, image, creating, &mut report) {
+    let record = held.record();
+    let mut built = build(parts, record, netns, image, shell.as_ref(), creating, &mut report);
+    if let (Err(error), Some(_)) = (&built, &shell)
+        && clean(parts, record, verb).is_ok()
+    {
+        tracing::warn!(sandbox = verb.sandbox_id, reason = %error.reason(), "the shell could not be filled, the guest is made without: {error}");
+        report.shell = false;
+        built = build(parts, record, netns, image, None, creating, &mut report);
+    }
+    if let Err(error) = built {
         let reason = error.reason();
         let failure = verb.failed(reason, asleep, error);
         hide(held.record(), netns, verb);
@@ -72,6 +92,18 @@ pub(super) fn restore(
         tracing::warn!(sandbox = verb.sandbox_id, error = %e, "the restored guest was not found at once");
     }
     Ok(report)
+}
+
+/// The runsc that the new guest is made by: out of an image, the release that has written it, as it lies on this node now;
+/// without one, that of all new pods. `None` where that is not known: what the record says goes on counting.
+fn release(parts: &Parts, record: &Record, from_image: bool) -> Option<RunscRecord> {
+    let releases = parts.releases();
+    if !from_image {
+        return releases?.current().map(dormouse_sentry::Release::record);
+    }
+    let saved = record.hibernation.as_ref()?.runsc.clone()?;
+    let found = releases.and_then(|all| all.binary(&saved.version).map(dormouse_sentry::Release::record));
+    Some(found.unwrap_or(saved))
 }
 
 /// Parts of a guest were made, and it did not become whole.
@@ -103,14 +135,25 @@ fn build(
     record: &Record,
     netns: Option<&Path>,
     image: Option<&Path>,
+    shell: Option<&Shell>,
     began: Instant,
     report: &mut RestoreReport,
 ) -> Result<(), BuildError> {
     let call = |container: &ContainerRecord, call: RunscCall| {
         Holder::of(&parts.run_dir, &record.sandbox_id, &container.id).call(call, CALL)
     };
+    let made = |container: &ContainerRecord| shell.is_some_and(|s| s.containers.contains(&container.id));
+    let create = |container: &ContainerRecord| {
+        if made(container) {
+            Ok(())
+        } else {
+            call(container, RunscCall::Create)
+        }
+    };
     let root = record.root().ok_or(BuildError::NoRoot)?;
-    call(root, RunscCall::Create)?;
+    if shell.is_none() {
+        call(root, RunscCall::Create)?;
+    }
     fail::fail_point!("gvisor::restore::root_created");
     report.create = began.elapsed();
     let loading = Instant::now();
@@ -129,9 +172,9 @@ fn build(
             restoring
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-            return each_live(record, |c| call(c, RunscCall::Create));
+            return each_live(record, create);
         }
-        let created = each_live(record, |c| call(c, RunscCall::Create));
+        let created = each_live(record, create);
         let restored = restoring
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -162,7 +205,7 @@ fn hide(record: &Record, netns: Option<&Path>, verb: Verb<'_>) {
     }
 }
 
-/// Ends what there is of a guest that did not become whole.
+/// Ends what there is of a guest that did not become whole, or of a shell.
 pub(super) fn clean(parts: &Parts, record: &Record, verb: Verb<'_>) -> Result<(), DriverError> {
     let id = &record.sandbox_id;
     if let Ok(state) = RunscState::read(&record.runtime_root, id, &id.into())
@@ -170,7 +213,7 @@ pub(super) fn clean(parts: &Parts, record: &Record, verb: Verb<'_>) -> Result<()
     {
         end(sentry).map_err(|e| verb.failed(Reason::Internal, None, e))?;
     }
-    forget(parts, record).map_err(|e| verb.failed(e.reason(), Some(StopState::Hibernated), e))
+    forget_all(parts, record).map_err(|e| verb.failed(e.reason(), Some(StopState::Hibernated), e))
 }
 
 /// Settles what a dead agent left of a release or a restore.
@@ -179,7 +222,14 @@ pub(super) fn settle(parts: &Parts, held: &mut Held, verb: Verb<'_>) -> Result<(
         return Ok(());
     };
     match hibernation.phase {
-        HibernationPhase::Released => Ok(()),
+        HibernationPhase::Released if super::shell::usable(held.record()).is_some() => Ok(()),
+        HibernationPhase::Released => {
+            if let Err(error) = super::shell::sweep(parts, held, verb) {
+                // As below.
+                tracing::warn!(sandbox = verb.sandbox_id, reason = %error.reason, "parts of a shell are left: {error}");
+            }
+            Ok(())
+        }
         HibernationPhase::Releasing if held.record().sentry.is_some_and(ProcessId::is_alive) => held
             .abandon_release()
             .map_err(|e| verb.failed(e.reason(), Some(StopState::Frozen), e)),

@@ -3,26 +3,29 @@
 //! Two-phase, always: the guest is cut off from the wire, stopped, saved, and stays. Without that gVisor kills a guest
 //! whose save fails. What follows, a release or a thaw, is another verb.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use dormouse_core::{Moment, Reason};
+use dormouse_core::{Moment, Reason, saves_by_socket};
 use dormouse_net::guest_socket::{GuestSocketError, GuestSockets};
 use dormouse_sentry::file::read_bounded;
 use dormouse_sentry::hold::{Holder, RunscCall};
 use dormouse_sentry::record::CgroupState;
 use dormouse_sentry::{
-    ContainerKind, ContainerRecord, ContainerRuntimeState, ControlSocket, Held, ImageFiles, ProcessId,
-    Record, RunscState, SwitchError,
+    ContainerKind, ContainerRecord, ContainerRuntimeState, ControlSocket, GuestMemory, Held, ImageFiles,
+    ProcessId, Record, RunscState, SwitchError, ZeroPages,
 };
 
 use super::wake::restore_settings;
 use super::{Parts, VISITS, stop_state, switch_failed};
 use crate::brake::not_cancelled;
-use crate::driver::{Cancel, DriverError, Guest, SaveReport, SavedContainer, SavedFacts, StopState};
+use crate::driver::{
+    Cancel, DriverError, Guest, MEMORY_MAPPED, SaveReport, SavedContainer, SavedFacts, StopState,
+};
 use crate::failure::Verb;
 
 /// How long a save may take: 64 GiB at the speed of a slow disk.
@@ -37,7 +40,7 @@ const CONFIG: usize = 4 << 20;
 /// The longest command that is kept, in bytes.
 const ARGS: usize = 16 << 10;
 
-/// How long the sentry may take to say whether a container has ended.
+/// How long the sentry may take to say whether a container has ended, or what memory it has.
 const ASK: Duration = Duration::from_secs(1);
 
 /// How often a guest is tried to be stopped on which commands are under way.
@@ -53,9 +56,6 @@ const PAGES: &str = "pages.img";
 
 /// Where a guest stands whose save failed.
 const FROZEN: Option<StopState> = Some(StopState::Frozen);
-
-/// Versions of runsc whose control socket takes the save's files as this one sends them.
-const BY_SOCKET: [&str; 1] = ["release-20260905.0"];
 
 /// A file of the image could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -80,18 +80,21 @@ pub(super) fn save(
         return Err(verb.refused(Reason::WakeWon, state, "the guest runs; it was woken meanwhile"));
     }
     not_cancelled(cancel).map_err(|e| verb.failed(e.reason(), Some(stop_state(held.record())), e))?;
-    let facts = facts(&held, verb)?;
     if held.record().switch.cgroup == CgroupState::Frozen {
         // The sentry has to read every page.
         held.thaw_cgroup().map_err(|e| switch_failed(verb, &held, e))?;
         restore_settings(parts, &mut held, verb);
     }
+    // A sentry that is frozen itself would not answer.
+    let facts = facts(parts, &held, verb)?;
+    let asked = began.elapsed();
     let cutting = Instant::now();
     let cut_at = Some(cut(&mut held, verb)?);
     let cut = cutting.elapsed();
     fail::fail_point!("gvisor::save::cut");
     let writing = Instant::now();
-    let bytes = match write(parts, &mut held, verb, image) {
+    // Nobody waits for a guest that sleeps, and its next wake reads what is in the image.
+    let bytes = match write(parts, &mut held, verb, image, ZeroPages::LeaveOut) {
         Ok(bytes) => bytes,
         Err(error) => {
             uncut(&mut held, verb);
@@ -101,12 +104,14 @@ pub(super) fn save(
     fail::fail_point!("gvisor::save::written");
     Ok(SaveReport {
         lock,
+        ask: asked.saturating_sub(lock),
         cut,
         stop: Duration::ZERO,
         write: writing.elapsed(),
         resume: Duration::ZERO,
         cut_at,
         bytes,
+        wakes: held.record().switch.wakes,
         facts,
     })
 }
@@ -120,7 +125,7 @@ pub(super) fn snapshot(
 ) -> Result<SaveReport, DriverError> {
     let (mut held, mut report) = stop_for_snapshot(parts, guest, verb)?;
     let writing = Instant::now();
-    let written = write(parts, &mut held, verb, image);
+    let written = write(parts, &mut held, verb, image, ZeroPages::Write);
     report.write = writing.elapsed();
     fail::fail_point!("gvisor::snapshot::written");
     let resuming = Instant::now();
@@ -153,7 +158,8 @@ fn stop_for_snapshot(
                 "the guest is asleep, and is saved as it is",
             ));
         }
-        let facts = facts(&held, verb)?;
+        let facts = facts(parts, &held, verb)?;
+        let ask = began.elapsed().saturating_sub(lock);
         let cutting = Instant::now();
         let cut_at = Some(cut(&mut held, verb)?);
         let cut = cutting.elapsed();
@@ -162,6 +168,7 @@ fn stop_for_snapshot(
             Ok(_) => {
                 let report = SaveReport {
                     lock,
+                    ask,
                     cut,
                     stop: stopping.elapsed(),
                     cut_at,
@@ -186,12 +193,13 @@ fn stop_for_snapshot(
 /// Puts a guest that was saved and is not released back on the wire.
 pub(super) fn keep(parts: &Parts, guest: &Guest, verb: Verb<'_>) -> Result<(), DriverError> {
     let mut held = parts.lock(guest, verb)?;
+    held.note_heard().map_err(|e| switch_failed(verb, &held, e))?;
     uncut(&mut held, verb);
     Ok(())
 }
 
 /// What the manifest says of the guest; refuses one that could not be made again.
-fn facts(held: &Held, verb: Verb<'_>) -> Result<SavedFacts, DriverError> {
+fn facts(parts: &Parts, held: &Held, verb: Verb<'_>) -> Result<SavedFacts, DriverError> {
     let record = held.record();
     let state = Some(stop_state(record));
     if !record.wrapper {
@@ -219,10 +227,45 @@ fn facts(held: &Held, verb: Verb<'_>) -> Result<SavedFacts, DriverError> {
     let runsc = RunscState::read(&record.runtime_root, id, &id.into())
         .map_err(|e| verb.failed(e.reason(), state, e))?;
     let version = runsc.runsc_version().unwrap_or(&record.runsc.version).to_owned();
+    // Before anything is done to it: nobody could make it again.
+    parts
+        .restorable(&version)
+        .map_err(|e| verb.failed(e.reason(), state, e))?;
     Ok(SavedFacts {
         runtime_version: version,
         containers: containers(record),
+        memory: memory(record),
     })
+}
+
+/// The guest's memory by kind, in bytes, as the sentry has it; nothing where it does not say.
+///
+/// The sentry looks for that which of its pages are there. Those that it knows it need not look at while it saves them.
+fn memory(record: &Record) -> BTreeMap<String, u64> {
+    let asked = record.control_socket.as_ref().map(ControlSocket::new);
+    let Some(Ok(memory)) = asked.map(|socket| socket.usage(true, Instant::now() + ASK)) else {
+        return BTreeMap::new();
+    };
+    let GuestMemory {
+        mapped,
+        system,
+        anonymous,
+        page_cache,
+        tmpfs,
+        ramdiskfs,
+        ..
+    } = memory;
+    [
+        ("anonymous", anonymous),
+        ("file cache", page_cache),
+        (MEMORY_MAPPED, mapped),
+        ("files in memory", tmpfs.saturating_add(ramdiskfs)),
+        ("system", system),
+    ]
+    .into_iter()
+    .filter(|(_, bytes)| *bytes > 0)
+    .map(|(kind, bytes)| (kind.to_owned(), bytes))
+    .collect()
 }
 
 /// The application containers by name; of several in the place of one another, the one that runs counts.
@@ -285,9 +328,15 @@ fn has_ended(record: &Record, container: &ContainerRecord) -> bool {
 }
 
 /// Writes the image and returns its size.
-fn write(parts: &Parts, held: &mut Held, verb: Verb<'_>, image: &Path) -> Result<u64, DriverError> {
-    if BY_SOCKET.contains(&held.record().runsc.version.as_str()) {
-        write_by_socket(held, verb, image)?;
+fn write(
+    parts: &Parts,
+    held: &mut Held,
+    verb: Verb<'_>,
+    image: &Path,
+    zeros: ZeroPages,
+) -> Result<u64, DriverError> {
+    if saves_by_socket(&held.record().runsc.version) {
+        write_by_socket(held, verb, image, zeros)?;
     } else {
         write_by_runsc(parts, held.record(), verb, image)?;
     }
@@ -295,7 +344,12 @@ fn write(parts: &Parts, held: &mut Held, verb: Verb<'_>, image: &Path) -> Result
     Ok([STATE, PAGES_METADATA, PAGES].into_iter().map(size).sum())
 }
 
-fn write_by_socket(held: &mut Held, verb: Verb<'_>, image: &Path) -> Result<(), DriverError> {
+fn write_by_socket(
+    held: &mut Held,
+    verb: Verb<'_>,
+    image: &Path,
+    zeros: ZeroPages,
+) -> Result<(), DriverError> {
     let file = |name| make(&image.join(name)).map_err(|e| verb.failed(Reason::Internal, FROZEN, e));
     let (state, pages_metadata, pages) = (file(STATE)?, file(PAGES_METADATA)?, file(PAGES)?);
     let files = ImageFiles {
@@ -303,7 +357,7 @@ fn write_by_socket(held: &mut Held, verb: Verb<'_>, image: &Path) -> Result<(), 
         pages_metadata: pages_metadata.as_fd(),
         pages: pages.as_fd(),
     };
-    held.checkpoint(&files, SAVE)
+    held.checkpoint(&files, zeros, SAVE)
         .map_err(|e| switch_failed(verb, held, e))
 }
 

@@ -131,6 +131,7 @@ impl Driver for Kata {
             settled,
             limit_restored,
             snapshot: None,
+            wakes: 0,
             birth: None,
         })
     }

@@ -17,6 +17,7 @@ pub(super) fn probe(parts: &Parts, guest: &Guest, verb: Verb<'_>) -> Result<Prob
         settled: false,
         limit_restored: put_back > 0,
         snapshot: None,
+        wakes: 0,
         birth: None,
     })
 }

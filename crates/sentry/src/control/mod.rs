@@ -138,8 +138,23 @@ pub struct GuestMemory {
     pub total: u64,
     /// What it did not account for in detail.
     pub unknown: u64,
-    /// What is mapped from files.
+    /// What is mapped from files of the node.
     pub mapped: u64,
+    /// What the sentry itself keeps for the guest.
+    #[serde(default)]
+    pub system: u64,
+    /// What processes have allocated.
+    #[serde(default)]
+    pub anonymous: u64,
+    /// What was read from files and is kept.
+    #[serde(default)]
+    pub page_cache: u64,
+    /// Files that are in memory: those that were written to the root file system, and volumes in the sandbox.
+    #[serde(default)]
+    pub tmpfs: u64,
+    /// The same in a RAM disk.
+    #[serde(default)]
+    pub ramdiskfs: u64,
 }
 
 /// A sentry's control socket.
@@ -162,19 +177,31 @@ pub struct ImageFiles<'a> {
     pub pages: BorrowedFd<'a>,
 }
 
+/// What a save does with pages that hold nothing but zeros.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ZeroPages {
+    /// Every page is looked at, and those are left out of the image. Who has the time: it takes longer, where there are
+    /// many of them.
+    LeaveOut,
+    /// Those that the sentry knows to be in memory are written like any other.
+    Write,
+}
+
 /// `control.SaveOpts`, as far as it differs from Go's zero values.
 #[derive(Serialize)]
 struct SaveOptions {
     metadata: BTreeMap<&'static str, &'static str>,
+    app_mf_exclude_committed_zero_pages: bool,
     have_pages_file: bool,
     #[serde(rename = "Resume")]
     resume: bool,
 }
 
-impl Default for SaveOptions {
-    fn default() -> Self {
+impl SaveOptions {
+    fn new(zeros: ZeroPages) -> Self {
         Self {
             metadata: BTreeMap::from([("compression", "none")]),
+            app_mf_exclude_committed_zero_pages: zeros == ZeroPages::LeaveOut,
             have_pages_file: true,
             resume: true,
         }
@@ -236,12 +263,17 @@ impl ControlSocket {
     ///
     /// # Errors
     /// [`ControlError`]; the guest is there as before, the files are of no use.
-    pub fn checkpoint(&self, image: &ImageFiles<'_>, deadline: Instant) -> Result<(), ControlError> {
+    pub fn checkpoint(
+        &self,
+        image: &ImageFiles<'_>,
+        zeros: ZeroPages,
+        deadline: Instant,
+    ) -> Result<(), ControlError> {
         let files = [image.state, image.pages_metadata, image.pages];
         self.connect(deadline)?
             .call_with(
                 "containerManager.Checkpoint",
-                &SaveOptions::default(),
+                &SaveOptions::new(zeros),
                 &files,
                 SMALL,
                 deadline,
@@ -249,11 +281,11 @@ impl ControlSocket {
             .map(drop)
     }
 
-    /// The guest's memory.
+    /// The guest's memory; with `full`, by kind: then the sentry looks which of its pages are there.
     ///
     /// # Errors
     /// [`ControlError`]
-    pub fn usage(&self, deadline: Instant) -> Result<GuestMemory, ControlError> {
+    pub fn usage(&self, full: bool, deadline: Instant) -> Result<GuestMemory, ControlError> {
         #[derive(Serialize)]
         #[serde(rename_all = "PascalCase")]
         struct Options {
@@ -261,7 +293,7 @@ impl ControlSocket {
         }
         let raw = self
             .connect(deadline)?
-            .call("Usage.Collect", &Options { full: false }, SMALL, deadline)?;
+            .call("Usage.Collect", &Options { full }, SMALL, deadline)?;
         typed("Usage.Collect", &raw)
     }
 

@@ -7,13 +7,16 @@
 //! | `Releasing` | there and stopped, or gone | durable, exact | keeps a guest that is there, else goes on |
 //! | `Released` | gone | durable | restores |
 //! | `Restoring` | parts of a new one | durable | ends the parts, then restores |
+//!
+//! Of a pod that is `Released` a shell may be noted: an empty guest, all of it or, without its sentry, parts. Whoever comes
+//! after a crash keeps one that is whole and ends the parts of any other; the snapshot is not touched by either.
 
 use fail::fail_point;
 
 use super::{Held, SwitchError};
-use crate::control::ImageFiles;
+use crate::control::{ImageFiles, ZeroPages};
 use crate::ids::ContainerId;
-use crate::record::{CgroupState, Hibernation, HibernationPhase, SwitchState};
+use crate::record::{CgroupState, Hibernation, HibernationPhase, Shell, SwitchState};
 use std::time::{Duration, Instant};
 
 impl Held {
@@ -21,7 +24,12 @@ impl Held {
     ///
     /// # Errors
     /// [`SwitchError::NotPaused`] where it runs; [`SwitchError`]. The guest is as before.
-    pub fn checkpoint(&mut self, image: &ImageFiles<'_>, timeout: Duration) -> Result<(), SwitchError> {
+    pub fn checkpoint(
+        &mut self,
+        image: &ImageFiles<'_>,
+        zeros: ZeroPages,
+        timeout: Duration,
+    ) -> Result<(), SwitchError> {
         if !self.record.switch.paused || self.record.switch.intent.is_some() {
             return Err(SwitchError::NotPaused {
                 sandbox: self.switch.id.clone(),
@@ -29,7 +37,7 @@ impl Held {
         }
         let (_, socket) = self.locate()?;
         fail_point!("switch::checkpoint::before_call");
-        socket.checkpoint(image, Instant::now() + timeout)?;
+        socket.checkpoint(image, zeros, Instant::now() + timeout)?;
         fail_point!("switch::checkpoint::after_call");
         Ok(())
     }
@@ -39,15 +47,21 @@ impl Held {
     /// # Errors
     /// [`SwitchError`]; nothing is noted then.
     pub fn begin_release(&mut self, snapshot: &str) -> Result<(), SwitchError> {
-        self.capture()?;
+        if self.record.switch.cgroup == CgroupState::Thawed {
+            // A sentry that is frozen itself gave them when that was done, and cannot answer now.
+            self.capture()?;
+        }
         let snapshot = snapshot.to_owned();
         self.update(|r| {
             let live = r.containers.iter().filter(|c| c.is_live());
             let containers = live.map(|c| c.id.clone()).collect();
+            let runsc = Some(r.runsc.clone());
             r.hibernation = Some(Hibernation {
                 snapshot,
                 phase: HibernationPhase::Releasing,
                 containers,
+                runsc,
+                shell: None,
             });
         })?;
         fail_point!("switch::release::noted");
@@ -62,7 +76,16 @@ impl Held {
         Ok(self.update(|r| r.hibernation = None)?)
     }
 
-    /// Notes how far the hibernation is.
+    /// Notes that a guest which was saved, and stays stopped, is about to hear the wire again: what was saved is not what
+    /// it is any more. Counted as a wake is, so that nobody who comes after a crash takes it for exact.
+    ///
+    /// # Errors
+    /// [`SwitchError::Record`]
+    pub fn note_heard(&mut self) -> Result<(), SwitchError> {
+        Ok(self.update(|r| r.switch.wakes = r.switch.wakes.wrapping_add(1))?)
+    }
+
+    /// Notes how far the hibernation is. From `Restoring` on a shell is one of the new guest's parts.
     ///
     /// # Errors
     /// [`SwitchError::Record`]
@@ -70,6 +93,7 @@ impl Held {
         self.update(|r| {
             if let Some(hibernation) = &mut r.hibernation {
                 hibernation.phase = phase;
+                hibernation.shell = None;
             }
             if phase == HibernationPhase::Released {
                 r.switch.cgroup = CgroupState::Thawed;
@@ -100,6 +124,21 @@ impl Held {
                 container.last_known = None;
             }
         })?;
+        Ok(())
+    }
+
+    /// Notes how the hibernated pod's shell stands: before anything of it is made, when it is whole, before it is ended, and
+    /// when nothing of it is left.
+    ///
+    /// # Errors
+    /// [`SwitchError::Record`]; nothing is noted then.
+    pub fn note_shell(&mut self, shell: Option<Shell>) -> Result<(), SwitchError> {
+        self.update(|r| {
+            if let Some(hibernation) = &mut r.hibernation {
+                hibernation.shell = shell;
+            }
+        })?;
+        fail_point!("switch::shell::noted");
         Ok(())
     }
 

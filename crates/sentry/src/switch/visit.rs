@@ -165,6 +165,7 @@ mod tests {
             path: "/bin/true".into(),
             version: String::new(),
             oci_version: String::new(),
+            file: None,
         };
         let record = Record::new(pod, switch.id().clone(), "/r".into(), runsc, true);
         let held = switch.register(record, Registration::Born, SHORT).unwrap();

@@ -200,6 +200,7 @@ impl Sandbox {
                 path: self.runsc.clone(),
                 version: String::new(),
                 oci_version: String::new(),
+                file: None,
             },
             true,
         )

@@ -1,6 +1,6 @@
 //! From a staged image to a snapshot.
 //!
-//! Order: check, holes, (hashes or encryption), sync every file, manifest and marks, sync the directory,
+//! Order: check, holes, (hashes or encryption), write-back as the pace lets it, sync every file, manifest and marks, sync the directory,
 //! rename it to its place, sync that. Until the rename nothing is visible; after it everything is there.
 //!
 //! Fail points (feature `failpoints`), in this order: `snapshot::commit::{before_sync, after_sync,
@@ -29,7 +29,8 @@ use crate::manifest::{
     Algorithm, Encryption, FileEntry, MAX_FILE_SIZE, Manifest, ManifestError, SandboxRef, Taken, VERSION,
 };
 use crate::marks::{MAX_OWNER, Marks, Scrub};
-use crate::seal_file::{self, SealFileError};
+use crate::pace::{self, CalledOff, Pace, Unpaced, WriteBackError};
+use crate::seal_file::{self, EncryptError, SealFileError};
 use crate::sealed::SealedError;
 
 use super::load::entries;
@@ -130,6 +131,9 @@ pub enum CommitError {
         /// The file.
         name: FileName,
     },
+    /// Nobody wants the snapshot any more.
+    #[error(transparent)]
+    CalledOff(#[from] CalledOff),
     /// The kernel refused.
     #[error(transparent)]
     Io(#[from] IoError),
@@ -151,6 +155,7 @@ impl CommitError {
             Self::Manifest(_) => Reason::InvalidRequest,
             Self::Sealed(_) | Self::Encrypt { .. } => Reason::SnapshotStoreFailed,
             Self::Key(e) => e.reason(),
+            Self::CalledOff(_) => Reason::WakeWon,
         }
     }
 }
@@ -293,7 +298,7 @@ impl Validated {
     /// # Errors
     /// [`CommitError`]
     pub fn commit(self, budget: Budget, now_ms: u64) -> Result<Snapshot, CommitError> {
-        self.seal(Hashing::Now, budget, now_ms)
+        self.seal(Hashing::Now, budget, &Unpaced, now_ms)
     }
 
     /// Makes the snapshot durable without hashes: soon good for a wake in this life of the kernel.
@@ -303,10 +308,24 @@ impl Validated {
     /// # Errors
     /// [`CommitError`]
     pub fn commit_unverified(self, budget: Budget, now_ms: u64) -> Result<Snapshot, CommitError> {
-        self.seal(Hashing::Later, budget, now_ms)
+        self.seal(Hashing::Later, budget, &Unpaced, now_ms)
     }
 
-    fn seal(self, hashing: Hashing, budget: Budget, now_ms: u64) -> Result<Snapshot, CommitError> {
+    /// The same, with its bytes on their way to the disk as `pace` lets them.
+    ///
+    /// # Errors
+    /// [`CommitError`]
+    pub fn commit_paced(self, budget: Budget, pace: &dyn Pace, now_ms: u64) -> Result<Snapshot, CommitError> {
+        self.seal(Hashing::Later, budget, pace, now_ms)
+    }
+
+    fn seal(
+        self,
+        hashing: Hashing,
+        budget: Budget,
+        pace: &dyn Pace,
+        now_ms: u64,
+    ) -> Result<Snapshot, CommitError> {
         let Self {
             staging,
             draft,
@@ -322,10 +341,10 @@ impl Validated {
         let id = reservation.id();
         let (sealed_dir, entries, encryption) = if encrypt {
             let on_disk = OwnDir::on_disk(inner.disk(), inner.layout.staging(id))?;
-            let (entries, encryption) = inner.encrypt_files(&files, on_disk.path(), budget)?;
+            let (entries, encryption) = inner.encrypt_files(&files, on_disk.path(), pace)?;
             (on_disk, entries, Some(encryption))
         } else {
-            let entries = inner.settle_files(&files, hashing, budget)?;
+            let entries = inner.settle_files(&files, hashing, budget, pace)?;
             (dir, entries, None)
         };
         let manifest = Manifest {
@@ -346,7 +365,7 @@ impl Validated {
             encryption,
         };
         // The reservation ends when the snapshot counts itself, or when there is none.
-        let snapshot = inner.publish(sealed_dir, manifest, draft.hold, now_ms);
+        let snapshot = inner.publish(sealed_dir, manifest, draft.hold, pace, now_ms);
         drop(reservation);
         snapshot
     }
@@ -359,6 +378,7 @@ impl Inner {
         files: &[Staged],
         hashing: Hashing,
         budget: Budget,
+        pace: &dyn Pace,
     ) -> Result<Vec<FileEntry>, CommitError> {
         let disk = self.disk();
         let pacer = Pacer::new(budget);
@@ -375,6 +395,7 @@ impl Inner {
             let passed = hash::pass(disk, &staged.file, size, pass, budget, &pacer, None)
                 .map_err(|e| pass_error(e, &staged.name))?;
             private(&staged.file, path)?;
+            pace::write_back(disk, &staged.file, path, pace)?;
             fail_point!("snapshot::commit::before_sync");
             disk.sync(&staged.file).map_err(IoError::of("sync", path))?;
             fail_point!("snapshot::commit::after_sync");
@@ -393,17 +414,20 @@ impl Inner {
         &self,
         files: &[Staged],
         to: &Path,
-        budget: Budget,
+        pace: &dyn Pace,
     ) -> Result<(Vec<FileEntry>, Encryption), CommitError> {
         let (key, encryption) = self.new_data_key(to)?;
-        let pacer = Pacer::new(budget);
         let mut entries = Vec::new();
         for staged in files {
             let size = staged.meta.len();
             let mut from = seal_file::PlainFile::new(&staged.file, size);
             let (file, hashes) =
-                seal_file::encrypt(self.disk(), &key, &staged.name, size, &mut from, to, &pacer)
-                    .map_err(|e| seal_error(e, &staged.name))?;
+                seal_file::encrypt(self.disk(), &key, &staged.name, size, &mut from, to, pace).map_err(
+                    |e| match e {
+                        EncryptError::Seal(e) => seal_error(e, &staged.name),
+                        EncryptError::CalledOff(e) => e.into(),
+                    },
+                )?;
             let path = to.join(staged.name.as_str());
             fail_point!("snapshot::commit::before_sync");
             self.disk().sync(&file).map_err(IoError::of("sync", &path))?;
@@ -441,6 +465,7 @@ impl Inner {
         mut dir: OwnDir,
         manifest: Manifest,
         hold: Option<String>,
+        pace: &dyn Pace,
         now_ms: u64,
     ) -> Result<Snapshot, CommitError> {
         let disk = self.disk();
@@ -471,6 +496,7 @@ impl Inner {
         fail_point!("snapshot::commit::after_marks");
         disk.sync_dir(dir.path())
             .map_err(IoError::of("sync", dir.path()))?;
+        pace.settle()?;
         fail_point!("snapshot::commit::before_rename");
         let place = self.layout.snapshot(id);
         disk.rename(dir.path(), &place)
@@ -520,6 +546,15 @@ pub(crate) fn describe(
         modified_ns: modified_ns(&meta),
         hashes,
     })
+}
+
+impl From<WriteBackError> for CommitError {
+    fn from(e: WriteBackError) -> Self {
+        match e {
+            WriteBackError::Io(e) => e.into(),
+            WriteBackError::CalledOff(e) => e.into(),
+        }
+    }
 }
 
 fn pass_error(e: PassError, name: &FileName) -> CommitError {

@@ -17,6 +17,7 @@ use crate::id::SnapshotId;
 use crate::image::header::{self, LENGTH_LIMIT};
 use crate::key::{KeyError, MAX_WRAPPED};
 use crate::manifest::{Encryption, FileEntry, FileHashes, Manifest, Provenance, SandboxRef, Taken};
+use crate::pace::Unpaced;
 use crate::seal_file::{Encryptor, SealFileError};
 
 use super::commit::{CommitError, check_header, describe, seal_error};
@@ -212,7 +213,7 @@ impl Import<'_> {
             encryption,
             ..of
         };
-        Ok(inner.publish(dir, manifest, None, self.now_ms)?)
+        Ok(inner.publish(dir, manifest, None, &Unpaced, self.now_ms)?)
     }
 
     /// How the files will be stored, and under which key.

@@ -10,7 +10,7 @@ use fail::fail_point;
 
 use crate::error::IoError;
 use crate::files;
-use crate::hash::{self, Budget, CHUNK, Pacer, Pass, PassError};
+use crate::hash::{self, Budget, CHUNK, Pacer, Pass, PassError, Progress};
 use crate::id::SnapshotId;
 use crate::manifest::Manifest;
 use crate::marks::{Damage, Scrub};
@@ -80,12 +80,26 @@ impl Store {
     /// # Errors
     /// [`VerifyError`]
     pub fn verify(&self, id: SnapshotId, budget: Budget, now_ms: u64) -> Result<(), VerifyError> {
+        self.verify_telling(id, budget, now_ms, &|_| ())
+    }
+
+    /// The same, and says how far it is.
+    ///
+    /// # Errors
+    /// [`VerifyError`]
+    pub fn verify_telling(
+        &self,
+        id: SnapshotId,
+        budget: Budget,
+        now_ms: u64,
+        progress: Progress<'_>,
+    ) -> Result<(), VerifyError> {
         let inner = &self.inner;
         let (_guard, manifest, opened) = inner.begin(id, now_ms)?;
         if !manifest.is_hashed() {
             return Err(VerifyError::Unverified { id });
         }
-        let pacer = Pacer::new(budget);
+        let pacer = Pacer::telling(budget, progress);
         for (entry, open) in manifest.files.iter().zip(&opened) {
             let Some(hashes) = &entry.hashes else { continue };
             let pass = Pass {
@@ -126,6 +140,20 @@ impl Store {
     /// # Errors
     /// [`VerifyError`]; the snapshot is as it was, or marked as damaged.
     pub fn finish_hashes(&self, id: SnapshotId, budget: Budget, now_ms: u64) -> Result<(), VerifyError> {
+        self.finish_hashes_telling(id, budget, now_ms, &|_| ())
+    }
+
+    /// The same, and says how far it is.
+    ///
+    /// # Errors
+    /// [`VerifyError`]
+    pub fn finish_hashes_telling(
+        &self,
+        id: SnapshotId,
+        budget: Budget,
+        now_ms: u64,
+        progress: Progress<'_>,
+    ) -> Result<(), VerifyError> {
         let inner = &self.inner;
         let (_guard, mut manifest, opened) = inner.begin(id, now_ms)?;
         if manifest.is_hashed() {
@@ -143,7 +171,7 @@ impl Store {
                 what: damage.what,
             });
         }
-        let pacer = Pacer::new(budget);
+        let pacer = Pacer::telling(budget, progress);
         for (entry, open) in manifest.files.iter_mut().zip(&opened) {
             let pass = Pass {
                 hash: true,

@@ -28,6 +28,8 @@ pub struct PodSpec {
     pub containers: Vec<ContainerSpec>,
     /// Memory limit of the pod's cgroup, bytes.
     pub memory_limit: Option<u64>,
+    /// The name servers that its `/etc/resolv.conf` names; the node's if none is given.
+    pub name_servers: Vec<String>,
     /// Volumes of the pod's own, by name, and where its containers have them; with gVisor's mount hints they are in the
     /// sandbox, and in its snapshots.
     pub empty_dirs: Vec<(String, PathBuf)>,
@@ -80,6 +82,7 @@ impl PodSpec {
             container_annotations: HashMap::new(),
             containers: Vec::new(),
             memory_limit: None,
+            name_servers: Vec::new(),
             empty_dirs: Vec::new(),
         }
     }

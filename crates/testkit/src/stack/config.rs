@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde_json::json;
@@ -16,7 +16,7 @@ pub(super) fn write(built: &Built, slot: &Slot, options: &StackOptions) -> Resul
     for folder in ["cni", "logs", "guests", "w", "opt", "nri-plugins", "nri-conf"] {
         fs::create_dir_all(slot.dir.join(folder)).with_context(|| format!("create {folder}"))?;
     }
-    put(&slot.dir.join("cni/10-network.conflist"), &cni(slot, options)?)?;
+    network(slot, options)?;
     put(
         &slot.dir.join("runsc.toml"),
         &runsc(slot, &built.part("runsc"), options)?,
@@ -34,18 +34,35 @@ pub(super) fn write(built: &Built, slot: &Slot, options: &StackOptions) -> Resul
     crate::guest::write_programs(&slot.dir.join("guests"))
 }
 
+/// Writes what CNI reads. Whole at once: containerd reads it whenever it changes.
+pub(super) fn network(slot: &Slot, options: &StackOptions) -> Result<()> {
+    let path = slot.dir.join("cni/10-network.conflist");
+    let partial = path.with_extension("partial");
+    put(&partial, &cni(slot, options)?)?;
+    fs::rename(&partial, &path).context("put the network's configuration in place")
+}
+
 fn put(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).with_context(|| format!("write {}", path.display()))
 }
 
 fn cni(slot: &Slot, options: &StackOptions) -> Result<String> {
+    let mut ranges = vec![json!([{"subnet": slot.subnet(), "gateway": slot.gateway()}])];
+    let mut routes = vec![json!({"dst": "0.0.0.0/0"})];
+    if options.dual_stack {
+        ranges.push(json!([{"subnet": slot.subnet6()}]));
+        routes.push(json!({"dst": "::/0"}));
+    }
+    routes.extend(
+        options
+            .routes
+            .iter()
+            .map(|destination| json!({"dst": destination})),
+    );
     let ipam = json!({
-        "type": "host-local",
-        "dataDir": slot.dir.join("ipam"),
-        "ranges": [[{"subnet": slot.subnet(), "gateway": slot.gateway()}]],
-        "routes": [{"dst": "0.0.0.0/0"}],
+        "type": "host-local", "dataDir": slot.dir.join("ipam"), "ranges": ranges, "routes": routes,
     });
-    let plugin = match &options.cni {
+    let mut plugin = match &options.cni {
         Cni::Bridge => json!({
             "type": "bridge", "bridge": slot.bridge, "isGateway": true, "ipMasq": false,
             "hairpinMode": true, "ipam": ipam,
@@ -53,6 +70,9 @@ fn cni(slot: &Slot, options: &StackOptions) -> Result<String> {
         Cni::Ptp => json!({"type": "ptp", "ipMasq": false, "ipam": ipam}),
         Cni::Ipvlan { master } => json!({"type": "ipvlan", "master": master, "mode": "l2", "ipam": ipam}),
     };
+    if let (Some(mtu), Some(plugin)) = (options.mtu, plugin.as_object_mut()) {
+        plugin.insert("mtu".to_owned(), mtu.into());
+    }
     Ok(serde_json::to_string_pretty(
         &json!({"cniVersion": "1.0.0", "name": record::network(slot), "plugins": [plugin]}),
     )?)
@@ -90,6 +110,11 @@ fn grouping_launcher(built: &Built, slot: &Slot) -> Result<()> {
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).context("make the launcher executable")
 }
 
+/// The wrapper's configuration: beside its binary.
+pub(super) fn wrapper_config(slot: &Slot) -> PathBuf {
+    slot.dir.join("w/dormouse-runsc.json")
+}
+
 /// A copy of the wrapper with its own configuration beside it, so that it needs no file in /etc and no variable.
 fn wrapper(built: &Built, slot: &Slot, options: &StackOptions) -> Result<()> {
     let source = match &options.wrapper_binary {
@@ -99,15 +124,12 @@ fn wrapper(built: &Built, slot: &Slot, options: &StackOptions) -> Result<()> {
     let dir = slot.dir.join("w");
     let binary = dir.join("dormouse-runsc");
     fs::copy(&source, &binary).with_context(|| format!("copy {}", source.display()))?;
-    let own = json!({
-        "runsc": built.part("runsc"),
-        "run_dir": slot.run_dir(),
-        "state_dir": slot.dir.join("agent"),
-    });
-    put(
-        &dir.join("dormouse-runsc.json"),
-        &serde_json::to_string_pretty(&own)?,
-    )?;
+    let mut own = serde_json::Map::new();
+    own.insert("runsc".into(), json!(built.part("runsc")));
+    own.insert("run_dir".into(), json!(slot.run_dir()));
+    own.insert("state_dir".into(), json!(slot.dir.join("agent")));
+    own.extend(options.wrapper_config.clone());
+    put(&wrapper_config(slot), &serde_json::to_string_pretty(&own)?)?;
     put(
         &slot.dir.join("dormouse-runsc.toml"),
         &runsc(slot, &binary, options)?,

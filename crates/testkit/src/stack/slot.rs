@@ -68,6 +68,11 @@ impl Slot {
         format!("10.88.{}.0/24", self.index)
     }
 
+    /// The pods' IPv6 subnet, where they have one.
+    pub(super) fn subnet6(&self) -> String {
+        format!("fd00:88:{:x}::/64", self.index)
+    }
+
     /// The bridge's own address in it.
     pub(super) fn gateway(&self) -> Ipv4Addr {
         Ipv4Addr::new(10, 88, self.index, 1)

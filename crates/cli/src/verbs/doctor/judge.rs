@@ -2,6 +2,9 @@
 
 use std::path::Path;
 
+use dormouse_core::ENDS_SOON;
+use dormouse_rpc::v1::get_node_response::Runsc;
+
 use super::Check;
 use crate::sys::Support;
 
@@ -139,6 +142,29 @@ pub(super) fn runsc(path: &Path, facts: Result<FileFacts, String>) -> Check {
         }
         Ok(_) => Check::ok(NAME, shown.to_string()),
     }
+}
+
+/// A release of runsc that the agent knows of; `None` where there is nothing to be said.
+pub(super) fn release(runsc: &Runsc) -> Option<Check> {
+    const NAME: &str = "runsc release";
+    let needed = format!("{} snapshots and {} pods need it", runsc.snapshots, runsc.pods);
+    let refused = runsc.restore.as_ref().filter(|restore| !restore.available);
+    if let Some(restore) = refused {
+        if runsc.snapshots + runsc.pods == 0 && runsc.origin != "Current" {
+            return None;
+        }
+        let found = format!("{}: {}; {needed}", runsc.version, restore.reason);
+        return Some(Check::warn(NAME, found, restore.message.clone()));
+    }
+    let days = runsc.days_left.filter(|days| *days <= ENDS_SOON)?;
+    Some(Check::warn(
+        NAME,
+        format!(
+            "{}: guests are restored with it for {days} days more, until {}; {needed}",
+            runsc.version, runsc.until
+        ),
+        "wake or delete the pods that are hibernated under it and make them anew, or give it a later day in \"allowed_versions\" of the wrapper's configuration",
+    ))
 }
 
 pub(super) fn containerd(version: &dormouse_cri::RuntimeVersion) -> Check {

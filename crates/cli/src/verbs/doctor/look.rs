@@ -75,6 +75,7 @@ async fn agent(global: &Global) -> Vec<Check> {
     match node {
         Ok(node) => {
             let mut checks = vec![Check::ok(NAME, format!("version {}", node.agent_version))];
+            checks.extend(node.runscs.iter().filter_map(judge::release));
             checks.extend(
                 node.capabilities
                     .into_iter()

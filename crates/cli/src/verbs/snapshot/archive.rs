@@ -8,11 +8,11 @@ use dormouse_rpc::v1;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::bar;
 use crate::agent::{Agent, refused};
 use crate::args::Global;
 use crate::error::CliError;
 use crate::output::{complain, print};
+use crate::verbs::bar;
 use crate::view::units::mib;
 use crate::view::{SnapshotView, clean};
 
@@ -27,7 +27,14 @@ fn failed(verb: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Cli
 /// Where an archive goes to; a file that does not become whole is not left behind.
 struct Target {
     out: Box<dyn Write + Send>,
-    file: Option<(PathBuf, PathBuf)>,
+    file: Option<Partial>,
+}
+
+/// The file under another name, until it is whole.
+struct Partial {
+    file: std::fs::File,
+    partial: PathBuf,
+    path: PathBuf,
 }
 
 impl Target {
@@ -43,24 +50,44 @@ impl Target {
         let mut name = path.file_name().unwrap_or_default().to_owned();
         name.push(".partial");
         let partial = path.with_file_name(name);
-        // A snapshot holds whatever the guest had in memory.
+        match std::fs::remove_file(&partial) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(failed("remove", &partial)(error));
+            }
+            _ => {}
+        }
+        // A snapshot holds whatever the guest had in memory: it is nobody else's file that this goes to.
         let file = std::fs::OpenOptions::new()
             .write(true)
-            .create(true)
-            .truncate(true)
+            .create_new(true)
             .mode(0o600)
             .open(&partial)
             .map_err(failed("create", &partial))?;
         Ok(Self {
-            out: Box::new(file),
-            file: Some((partial, path.to_owned())),
+            out: Box::new(file.try_clone().map_err(failed("open", &partial))?),
+            file: Some(Partial {
+                file,
+                partial,
+                path: path.to_owned(),
+            }),
         })
     }
 
     fn finish(mut self) -> Result<(), CliError> {
         self.out.flush()?;
-        if let Some((partial, path)) = self.file.take() {
-            std::fs::rename(&partial, &path).map_err(failed("rename to", &path))?;
+        if let Some(written) = self.file.take() {
+            let path = &written.path;
+            written
+                .file
+                .sync_all()
+                .map_err(failed("sync", &written.partial))?;
+            std::fs::rename(&written.partial, path).map_err(failed("rename to", path))?;
+            // Without a directory it is in this one.
+            let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+            let dir = dir.unwrap_or(Path::new("."));
+            std::fs::File::open(dir)
+                .and_then(|dir| dir.sync_all())
+                .map_err(failed("sync", dir))?;
         }
         Ok(())
     }
@@ -68,8 +95,8 @@ impl Target {
 
 impl Drop for Target {
     fn drop(&mut self) {
-        if let Some((partial, _)) = &self.file {
-            let _ = std::fs::remove_file(partial);
+        if let Some(written) = &self.file {
+            let _ = std::fs::remove_file(&written.partial);
         }
     }
 }
@@ -87,7 +114,7 @@ pub(super) async fn export(global: &Global, id: String, path: &Path) -> Result<E
     let mut written: u64 = 0;
     while let Some(piece) = pieces.message().await.map_err(|status| refused(&what, status))? {
         if piece.total_bytes > 0 {
-            bar.set_length(piece.total_bytes);
+            bar::measure(&bar, piece.total_bytes);
         }
         target.out.write_all(&piece.data).map_err(failed("write", path))?;
         written = written.saturating_add(piece.data.len() as u64);

@@ -9,21 +9,26 @@ use crate::error::CliError;
 use crate::verbs::orders::{Answer, to_all};
 
 pub(super) async fn create(global: &Global, args: OrderArgs) -> Result<ExitCode, CliError> {
-    to_all(global, args, |agent, pod, operation_id| async move {
-        let request = v1::CreateSnapshotRequest {
-            pod: Some(pod),
-            operation_id,
-        };
-        let answer = agent
-            .order(request, |mut client, request| async move {
-                client.create_snapshot(request).await
+    to_all(
+        global,
+        args,
+        Some("saving"),
+        |agent, pod, operation_id| async move {
+            let request = v1::CreateSnapshotRequest {
+                pod: Some(pod),
+                operation_id,
+            };
+            let answer = agent
+                .order(request, |mut client, request| async move {
+                    client.create_snapshot(request).await
+                })
+                .await?;
+            Ok(Answer {
+                pod: answer.pod,
+                outcome: answer.outcome,
+                snapshot: answer.snapshot.map(|snapshot| snapshot.id),
             })
-            .await?;
-        Ok(Answer {
-            pod: answer.pod,
-            outcome: answer.outcome,
-            snapshot: answer.snapshot.map(|snapshot| snapshot.id),
-        })
-    })
+        },
+    )
     .await
 }

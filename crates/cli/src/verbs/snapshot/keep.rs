@@ -3,14 +3,15 @@
 use std::process::ExitCode;
 
 use dormouse_rpc::v1;
+use indicatif::ProgressBar;
 use serde::Serialize;
 use tonic::Status;
 
-use super::bar;
 use crate::agent::{Agent, refused};
 use crate::args::{Format, Global};
 use crate::error::{CliError, message_text, reason_text};
 use crate::output::{complain, json, line, print, table, yaml};
+use crate::verbs::bar;
 use crate::view::units::mib;
 use crate::view::{clean, or_dash};
 
@@ -215,15 +216,30 @@ struct Finding {
     done: bool,
 }
 
+/// Follows the check of the store to its end.
+async fn follow(
+    agent: &Agent,
+    request: v1::FsckSnapshotsRequest,
+    bar: &ProgressBar,
+) -> Result<v1::FsckSnapshotsResponse, Status> {
+    let mut steps = agent.client().fsck_snapshots(request).await?.into_inner();
+    while let Some(step) = steps.message().await? {
+        if step.finished {
+            return Ok(step);
+        }
+        if bar.length() != Some(step.total_bytes) {
+            bar::measure(bar, step.total_bytes);
+        }
+        bar.set_position(step.done_bytes);
+    }
+    Err(Status::unavailable("the agent broke off before the end"))
+}
+
 pub(super) async fn fsck(global: &Global, repair: bool, full: bool) -> Result<ExitCode, CliError> {
     let agent = Agent::connect(global).await?;
+    let request = v1::FsckSnapshotsRequest { repair, full };
     let bar = bar::wait(global, "looking through the store");
-    let answer = agent
-        .order(
-            v1::FsckSnapshotsRequest { repair, full },
-            |mut client, request| async move { client.fsck_snapshots(request).await },
-        )
-        .await;
+    let answer = follow(&agent, request, &bar).await;
     bar.finish_and_clear();
     let answer = answer.map_err(|status| refused("check of the snapshot store", status))?;
     let checked = Checked {

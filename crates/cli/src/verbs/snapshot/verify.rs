@@ -5,11 +5,11 @@ use std::process::ExitCode;
 use dormouse_rpc::v1;
 use serde::Serialize;
 
-use super::bar;
 use crate::agent::Agent;
 use crate::args::{Format, Global};
 use crate::error::{CliError, message_text, reason_text};
 use crate::output::{complain, json, line, yaml};
+use crate::verbs::bar;
 use crate::view::clean;
 use crate::view::units::mib;
 
@@ -30,7 +30,7 @@ pub(super) async fn verify(global: &Global, ids: &[String]) -> Result<ExitCode, 
     let agent = Agent::connect(global).await?;
     let mut all = Vec::new();
     for id in ids {
-        let bar = bar::wait(global, &format!("reading {}", clean(id)));
+        let bar = bar::bytes(global, &format!("reading {}", clean(id)), 0);
         let result = one(&agent, id, &bar).await;
         bar.finish_and_clear();
         let verified = match result {
@@ -83,7 +83,9 @@ async fn one(agent: &Agent, id: &str, bar: &indicatif::ProgressBar) -> Result<u6
     let mut progress = agent.client().verify_snapshot(request).await?.into_inner();
     let mut last = v1::VerifySnapshotResponse::default();
     while let Some(step) = progress.message().await? {
-        bar.set_length(step.total_bytes);
+        if bar.length() != Some(step.total_bytes) {
+            bar::measure(bar, step.total_bytes);
+        }
         bar.set_position(step.done_bytes);
         last = step;
     }

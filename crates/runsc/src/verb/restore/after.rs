@@ -4,6 +4,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use dormouse_core::Reason;
+use dormouse_sentry::file::write_atomic;
 use dormouse_sentry::{ContainerKind, ContainerRecord, GrantedContainer, Record, Restore};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -105,7 +106,7 @@ fn command(
         .ok_or("there is no run directory")?
         .pod_dir(&record.sandbox_id)
         .join("post-restore.json");
-    std::fs::write(&path, process.to_string()).map_err(|e| format!("{}: {e}", path.display()))?;
+    write_atomic(&path, process.to_string().as_bytes(), 0o600).map_err(|e| e.to_string())?;
     let flags = [format!("--process={}", path.display())];
     let status = runsc(context, container, "exec", &flags, &[]).and_then(wait);
     let _ = std::fs::remove_file(&path);
@@ -128,7 +129,8 @@ fn runsc(
     args.extend_from_slice(flags);
     args.push(container.id.to_string());
     args.extend(rest.iter().map(|word| (*word).to_owned()));
-    Command::new(&context.config.runsc)
+    let program = context.program().map_err(|e| e.message().to_owned())?;
+    Command::new(program)
         .args(args)
         .current_dir(&launch.directory)
         .stdin(Stdio::null())

@@ -34,6 +34,7 @@ const ENTRY: usize = 64 << 10;
 #[derive(Deserialize)]
 struct Entry {
     rung: Rung,
+    moving_to: Option<Rung>,
     snapshot: Option<String>,
 }
 
@@ -44,10 +45,13 @@ pub(in crate::verb) fn before_sandbox(
     uid: &PodUid,
     annotations: &BTreeMap<String, String>,
 ) -> Result<(), Failure> {
-    let granted = || matches!(Grant::read(dir, uid), Ok(Some(_)));
+    let grant = || Grant::read(dir, uid).ok().flatten();
+    // One that was used is of an earlier sandbox: it says nothing of what the pod has become since.
+    let granted = || grant().is_some_and(|grant| !grant.used);
     if granted() {
         return Ok(());
     }
+    fail::fail_point!("runsc::fill::awaited");
     // One that cannot be understood is refused later, with words on what is wrong.
     let wish = BirthWish::from_annotations(annotations).unwrap_or_default();
     let message = if let Some(rung) = slept(context, uid) {
@@ -67,7 +71,7 @@ pub(in crate::verb) fn before_sandbox(
         (!lost).then_some(
             "it was hibernated, and the agent gives no leave to restore it; see its log, or is it not up?",
         )
-    } else if wish.snapshot.is_some() {
+    } else if wish.snapshot.is_some() && grant().is_none() {
         let began = Instant::now();
         while !granted() && began.elapsed() < GRANT {
             std::thread::sleep(LOOK_AGAIN);
@@ -84,7 +88,8 @@ pub(in crate::verb) fn before_sandbox(
     }
 }
 
-/// On which rung the pod slept when the agent last noted it, if it has a snapshot.
+/// On which rung the pod slept when the agent last noted it, if it has a snapshot, or may have: one that was being hibernated
+/// when the node went down.
 fn slept(context: &Context<'_>, uid: &PodUid) -> Option<Rung> {
     let path = context
         .config
@@ -93,5 +98,6 @@ fn slept(context: &Context<'_>, uid: &PodUid) -> Option<Rung> {
         .join(uid.as_str())
         .join("state.json");
     let entry: Entry = serde_json::from_slice(&read_bounded(&path, ENTRY).ok()?).ok()?;
-    (entry.snapshot.is_some() && entry.rung >= Rung::Dozing).then_some(entry.rung)
+    let slept = entry.snapshot.is_some() && entry.rung >= Rung::Dozing;
+    (slept || entry.moving_to == Some(Rung::Hibernated)).then_some(entry.rung)
 }

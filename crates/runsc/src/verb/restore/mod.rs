@@ -10,7 +10,7 @@
 //! | `Asked` | (the pod sandbox was not started yet) |
 //! | `Loading` | only of the snapshot's containers; those that had ended are played |
 //! | `Done`, `ColdStarted` | as ever |
-//! | `Refused` | refused, with the reason |
+//! | `Refused` | refused, with the reason; under `Hold` it is tried once more before, if that may help |
 
 mod after;
 mod awaited;
@@ -25,9 +25,10 @@ use dormouse_core::{BirthWish, Fallback, Reason};
 use dormouse_net::links::NetworkRecord;
 use dormouse_sentry::hold::{RunscCall, Streams};
 use dormouse_sentry::record::now_ms;
+use dormouse_sentry::releases::today;
 use dormouse_sentry::{
-    ContainerId, ContainerKind, Grant, GrantedContainer, PodUid, Record, Restore, RestorePhase, SwiftMoves,
-    Switch,
+    ContainerId, ContainerKind, Grant, GrantedContainer, PodUid, Record, Release, Restore, RestorePhase,
+    RunDir, RunscRecord, SwiftMoves, Switch,
 };
 
 pub(super) use awaited::before_sandbox;
@@ -35,7 +36,6 @@ pub(super) use awaited::before_sandbox;
 use super::{Context, again};
 use crate::EXIT_FAILURE;
 use crate::outcome::{Failure, Outcome, log};
-use crate::real;
 
 /// How long the pod's lock is waited for.
 const LOCK: Duration = Duration::from_secs(5);
@@ -97,9 +97,31 @@ pub(super) fn asked(
         wish,
         phase,
         ended: Vec::new(),
+        begun: Vec::new(),
         began_ms: now_ms(),
     });
     (restore, identity)
+}
+
+/// The runsc that a new sandbox is made by: the one that its snapshot was taken by, where it is to be filled from one;
+/// otherwise that of all new pods.
+pub(super) fn born_under(
+    context: &Context<'_>,
+    dir: &RunDir,
+    uid: &PodUid,
+    annotations: &BTreeMap<String, String>,
+) -> RunscRecord {
+    let releases = context.releases();
+    let wanted = BirthWish::from_annotations(annotations)
+        .ok()
+        .and_then(|wish| wish.snapshot);
+    Grant::read(dir, uid)
+        .ok()
+        .flatten()
+        .filter(|grant| !grant.used && (grant.own || Some(&grant.snapshot) == wanted.as_ref()))
+        // What cannot be used is said when the sandbox is started.
+        .and_then(|grant| releases.usable(&grant.runtime_version, today()).ok())
+        .map_or_else(|| context.born_under(&releases), Release::record)
 }
 
 /// The pod sandbox's `start`; `None` where it goes on as ever.
@@ -114,7 +136,7 @@ pub(super) fn start_sandbox(context: &Context<'_>, switch: &Switch, record: &Rec
         Err(error) => error,
     };
     // Nothing has been started: the pod sandbox's own `start` goes on behind.
-    cold::settle(context, switch, &error, false);
+    cold::settle(context, switch, &error, false, None);
     None
 }
 
@@ -125,52 +147,67 @@ fn fill(
     record: &Record,
     wish: &BirthWish,
 ) -> Result<bool, CannotFill> {
-    let mut grant = granted(context, record, wish)?;
+    let grant = granted(context, record, wish)?;
     if grant.used {
         note(switch, |record| record.restore = None)?;
         return Ok(false);
     }
+    context
+        .releases()
+        .usable(&grant.runtime_version, today())
+        .map_err(|error| CannotFill::new(error.reason(), error.to_string()))?;
     if grant.runtime_version != record.runsc.version {
         return Err(CannotFill::new(
             Reason::RuntimeVersionMismatch,
             format!(
-                "the snapshot was taken by runsc {}, this pod runs under {}",
+                "the snapshot was taken by runsc {}, and this pod's sandbox was made by {}",
                 grant.runtime_version, record.runsc.version
             ),
         ));
     }
-    // Before anything is done: a grant is honoured once, whatever becomes of it.
-    grant.used = true;
-    let dir = context
-        .config
-        .dir()
-        .ok_or_else(|| internal("there is no run directory"))?;
-    grant.write(&dir).map_err(|e| internal(&e.to_string()))?;
-    let containers = grant.containers.clone();
-    note(switch, |record| {
-        if let Some(restore) = &mut record.restore {
-            restore.ended = containers
-                .iter()
-                .filter(|c| c.ended)
-                .map(|c| c.name.clone())
-                .collect();
-            restore.phase = RestorePhase::Loading { containers };
-        }
-    })?;
+    fail::fail_point!("runsc::fill::granted");
+    note_loading(switch, &grant.containers)?;
+    fail::fail_point!("runsc::fill::loading");
     let root = record
         .root()
         .and_then(|root| Some((root.launch.as_ref()?, &root.id)))
         .ok_or_else(|| internal("it is not known how the pod sandbox was created"))?;
     let call = RunscCall::Restore { image: grant.image };
     let _swift = SwiftMoves::begin();
-    again::invoke(&context.config.runsc, root.0, root.1, &call, &Streams::default())
-        .map(|()| true)
-        .map_err(|words| {
-            CannotFill::new(
-                Reason::RuntimeCallFailed,
-                format!("runsc restore failed: {words}"),
-            )
-        })
+    let program = context.program().map_err(|e| internal(e.message()))?;
+    let restored = again::invoke(&program, root.0, root.1, &call, &Streams::default());
+    restored.map_err(|words| {
+        CannotFill::new(
+            Reason::RuntimeCallFailed,
+            format!("runsc restore failed: {words}"),
+        )
+    })?;
+    fail::fail_point!("runsc::fill::restored");
+    Ok(true)
+}
+
+/// Notes that the pod has used its grant: it runs, out of the snapshot or without, and its memory is its own from here on.
+/// Not before: where it does not come to that, whoever was killed, the pod's next sandbox is filled.
+fn spend(context: &Context<'_>, record: &Record) {
+    let spent = context
+        .config
+        .dir()
+        .map(|dir| match Grant::read(&dir, &record.pod.uid) {
+            Ok(Some(mut grant)) => {
+                grant.used = true;
+                grant.write(&dir)
+            }
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+        });
+    // The agent does it, too, when it learns of the pod.
+    if let Some(Err(error)) = spent {
+        let text = format!(
+            "dormouse-runsc: the grant of pod {} counts still: {error}",
+            record.pod.uid
+        );
+        log(context.invocation, "warning", &text);
+    }
 }
 
 /// The grant. It was waited for before the sandbox was made ([`before_sandbox`]).
@@ -223,24 +260,128 @@ pub(super) fn create_container(
         return Ok(Creation::Real);
     };
     match &restore.phase {
-        RestorePhase::Loading { containers } => match containers.iter().find(|c| c.name == name) {
-            Some(container) if container.ended => Ok(Creation::Played),
-            Some(_) => Ok(Creation::Real),
-            None => {
-                // runsc's sandbox ends in a panic over a container that it does not wait for.
-                let error = CannotFill::new(
-                    Reason::ContainersMismatch,
-                    format!("the snapshot has no container {name:?}"),
-                );
-                cold::settle(context, switch, &error, true);
-                allowed(&restore.wish, &error).map(|()| Creation::Real)
+        // The one before may have had the memory that runsc gives away once; this one would start without.
+        RestorePhase::Loading { .. } if restore.begun.iter().any(|begun| begun == name) => {
+            let error = CannotFill::new(
+                Reason::RuntimeCallFailed,
+                format!("the start of container {name:?} was broken off"),
+            );
+            if restore.wish.fallback == Fallback::Hold {
+                return create_again(context, switch, record, name);
             }
-        },
-        RestorePhase::Refused { reason, message } => Err(refused(&restore.wish, *reason, message)),
+            cold::settle(context, switch, &error, true, None);
+            allowed(&restore.wish, &error).map(|()| Creation::Real)
+        }
+        RestorePhase::Loading { containers } => create_loading(context, switch, record, name, containers),
+        RestorePhase::Refused { reason, message } => {
+            let may_pass = matches!(reason, Reason::RuntimeCallFailed | Reason::PostRestoreFailed);
+            if may_pass && restore.wish.fallback == Fallback::Hold {
+                return create_again(context, switch, record, name);
+            }
+            Err(refused(&restore.wish, *reason, message))
+        }
         RestorePhase::Asked | RestorePhase::Done { .. } | RestorePhase::ColdStarted { .. } => {
             Ok(Creation::Real)
         }
     }
+}
+
+/// The same while the sandbox is being filled.
+fn create_loading(
+    context: &Context<'_>,
+    switch: &Switch,
+    record: &Record,
+    name: &str,
+    wanted: &[GrantedContainer],
+) -> Result<Creation, Failure> {
+    match wanted.iter().find(|c| c.name == name) {
+        Some(container) if container.ended => Ok(Creation::Played),
+        Some(_) => Ok(Creation::Real),
+        None => {
+            // runsc's sandbox ends in a panic over a container that it does not wait for.
+            let error = CannotFill::new(
+                Reason::ContainersMismatch,
+                format!("the snapshot has no container {name:?}"),
+            );
+            cold::settle(context, switch, &error, true, None);
+            let wish = record
+                .restore
+                .as_ref()
+                .map(|r| r.wish.clone())
+                .unwrap_or_default();
+            allowed(&wish, &error).map(|()| Creation::Real)
+        }
+    }
+}
+
+/// The same in a sandbox that could not be filled: it is tried once more, as often as kubelet makes the container again,
+/// which is ever less often.
+fn create_again(
+    context: &Context<'_>,
+    switch: &Switch,
+    record: &Record,
+    name: &str,
+) -> Result<Creation, Failure> {
+    match fill_again(context, switch, record) {
+        Ok(containers) => create_loading(context, switch, record, name, &containers),
+        Err(error) => {
+            cold::settle(context, switch, &error, true, None);
+            let wish = record
+                .restore
+                .as_ref()
+                .map(|r| r.wish.clone())
+                .unwrap_or_default();
+            allowed(&wish, &error).map(|()| Creation::Real)
+        }
+    }
+}
+
+/// Ends what there is of the sandbox and has runsc begin to fill a new one.
+fn fill_again(
+    context: &Context<'_>,
+    switch: &Switch,
+    record: &Record,
+) -> Result<Vec<GrantedContainer>, CannotFill> {
+    let wish = record
+        .restore
+        .as_ref()
+        .map(|r| r.wish.clone())
+        .unwrap_or_default();
+    let grant = granted(context, record, &wish)?;
+    if grant.used {
+        return Err(CannotFill::new(
+            Reason::RestoreNotGranted,
+            "its grant was used before",
+        ));
+    }
+    note_loading(switch, &grant.containers)?;
+    let call = RunscCall::Restore { image: grant.image };
+    let _swift = SwiftMoves::begin();
+    cold::anew(context, record, Some(&call)).map_err(|words| {
+        CannotFill::new(
+            Reason::RuntimeCallFailed,
+            format!("it could not be filled once more: {words}"),
+        )
+    })?;
+    Ok(grant.containers)
+}
+
+/// Notes that the sandbox is being filled.
+fn note_loading(switch: &Switch, containers: &[GrantedContainer]) -> Result<(), CannotFill> {
+    note(switch, |record| {
+        record.sentry = None;
+        record.control_socket = None;
+        record.cgroup = None;
+        cold::lose_started(record, None);
+        if let Some(restore) = &mut record.restore {
+            let ended = containers.iter().filter(|c| c.ended);
+            restore.ended = ended.map(|c| c.name.clone()).collect();
+            restore.begun.clear();
+            restore.phase = RestorePhase::Loading {
+                containers: containers.to_vec(),
+            };
+        }
+    })
 }
 
 /// A container's `start`, which its record notes already; `None` where it goes on as ever.
@@ -255,19 +396,31 @@ pub(super) fn start_container(
     let RestorePhase::Loading { containers } = &restore.phase else {
         return Ok(None);
     };
+    if let Some(name) = record.container(container).map(|c| c.name.clone()) {
+        note(switch, |record| {
+            if let Some(restore) = &mut record.restore {
+                restore.begun.push(name);
+            }
+        })
+        .map_err(|e| Failure::new(format!("dormouse-runsc: {}", e.message), EXIT_FAILURE))?;
+    }
+    fail::fail_point!("runsc::fill::starting");
     let error = match start_loading(context, &record, containers) {
         Ok(false) => return Ok(Some(Outcome::Answered)),
         Ok(true) => match after::run(context, &record, &restore, containers) {
             Ok(()) => {
+                fail::fail_point!("runsc::fill::followed");
                 let took = now_ms().saturating_sub(restore.began_ms).saturating_mul(1000);
                 done(switch, took)?;
+                fail::fail_point!("runsc::fill::done");
+                spend(context, &record);
                 return Ok(Some(Outcome::Answered));
             }
             Err(error) => error,
         },
         Err(error) => error,
     };
-    cold::settle(context, switch, &error, true);
+    cold::settle(context, switch, &error, true, Some(container));
     allowed(&restore.wish, &error)?;
     // This container, too, is in no sandbox any more.
     cold::create_again(context, container, switch)?;
@@ -282,7 +435,8 @@ fn start_loading(
 ) -> Result<bool, CannotFill> {
     let failed = |what: String| CannotFill::new(Reason::RuntimeCallFailed, what);
     let _swift = SwiftMoves::begin();
-    let status = real::spawn(context.config, context.argv)
+    let status = context
+        .spawn(context.argv)
         .map_err(|e| failed(e.message().to_owned()))?
         .wait()
         .map_err(|e| failed(e.to_string()))?;
@@ -291,10 +445,11 @@ fn start_loading(
             "runsc start failed with {status}; see runsc's log"
         )));
     }
+    fail::fail_point!("runsc::fill::started");
     let started = record
         .containers
         .iter()
-        .filter(|c| c.kind == ContainerKind::Container && !c.played)
+        .filter(|c| c.kind == ContainerKind::Container && !c.played && c.ended.is_none())
         .filter(|c| c.launch.as_ref().is_some_and(|l| l.started))
         .count();
     Ok(started >= wanted.iter().filter(|c| !c.ended).count())

@@ -88,6 +88,16 @@ impl Disk for FaultyDisk {
         RealDisk.punch(file, offset, len)
     }
 
+    fn next_data(&self, file: &File, offset: u64) -> io::Result<Option<(u64, u64)>> {
+        self.step(false)?;
+        RealDisk.next_data(file, offset)
+    }
+
+    fn write_back(&self, file: &File, offset: u64, len: u64) -> io::Result<()> {
+        self.step(true)?;
+        RealDisk.write_back(file, offset, len)
+    }
+
     fn sync(&self, file: &File) -> io::Result<()> {
         self.step(true)?;
         RealDisk.sync(file)

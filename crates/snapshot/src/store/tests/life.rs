@@ -6,6 +6,7 @@ use dormouse_core::Reason;
 
 use super::*;
 use crate::compat::NodeFacts;
+use crate::gc::Quota;
 
 #[test]
 fn commit_open_remove() {
@@ -230,6 +231,7 @@ fn whose_it_is_and_where_it_fits() {
     }
     let mut facts = NodeFacts {
         runtimes: vec![("gvisor".into(), "release-20260905.0".into())],
+        refused: Vec::new(),
         arch: "x86_64".into(),
         cpu_features: vec!["avx2".into(), "sse2".into()],
         network: "sandbox".into(),
@@ -361,4 +363,46 @@ fn differences_by_chunk() {
         store.diff(a, SnapshotId::new(1)).unwrap_err().reason(),
         Reason::SnapshotNotFound
     );
+}
+
+#[test]
+fn a_clock_that_jumps_takes_nobodys_only_state() {
+    const YEARS: u64 = 100 * 365 * 24 * 3600 * 1000;
+    const NOW: u64 = YEARS / 2;
+    let place = Place::new();
+    let limits = GcLimits {
+        ttl_ms: Some(1000),
+        node: Quota {
+            count: Some(2),
+            ..Quota::default()
+        },
+        ..GcLimits::default()
+    };
+    let store = Store::open(StoreOptions {
+        limits,
+        ..place.options()
+    })
+    .unwrap();
+    let mut held = draft("asleep");
+    held.hold = Some("asleep".into());
+    let reservation = store.reserve(&request(), NOW).unwrap();
+    let staging = reservation.stage(None).unwrap();
+    write_image(staging.dir(), 1);
+    let validated = staging.validate(held).unwrap();
+    let only = validated.commit(Budget::default(), NOW).unwrap().id();
+    for now in [NOW + YEARS, 0, NOW, u64::MAX] {
+        store.prune(None, now).unwrap();
+        let scrubbed = store.scrub(1000, Budget::default(), now);
+        assert!(scrubbed.bad.is_empty(), "at {now}: {scrubbed:?}");
+        store.open_image(only, &wake("asleep")).unwrap();
+        store.touch(only, now).unwrap();
+        drop(store.reserve(&request(), now.min(NOW + YEARS)).unwrap());
+        assert!(store.get(only).is_some(), "at {now}");
+    }
+    // One that nobody holds, and that seems to come from the future, is neither in the way nor kept for ever.
+    let other = committed(&store, "awake", NOW + YEARS);
+    store.prune(None, NOW).unwrap();
+    assert!(store.get(other).is_some());
+    store.prune(None, NOW + YEARS + 2000).unwrap();
+    assert!(store.get(other).is_none() && store.get(only).is_some());
 }

@@ -6,6 +6,7 @@ mod faults;
 mod faulty;
 mod hostile;
 mod life;
+mod pace;
 mod room;
 
 use std::collections::BTreeMap;

@@ -169,3 +169,55 @@ fn the_rest() {
     assert_eq!(clock(2026, Some(false)).verdict, Verdict::Warn);
     assert_eq!(clock(2026, None).verdict, Verdict::Ok);
 }
+
+#[test]
+fn releases_of_runsc() {
+    use dormouse_rpc::v1::Capability;
+    let usable = Runsc {
+        version: "release-1".into(),
+        path: "/opt/runsc".into(),
+        origin: "Current".into(),
+        restore: Some(Capability {
+            available: true,
+            ..Default::default()
+        }),
+        snapshots: 3,
+        ..Default::default()
+    };
+    assert_eq!(release(&usable), None);
+    let ending = |days| Runsc {
+        until: "2027-03-01".into(),
+        days_left: Some(days),
+        ..usable.clone()
+    };
+    assert_eq!(release(&ending(31)), None);
+    let check = release(&ending(30)).unwrap();
+    assert_eq!(check.verdict, Verdict::Warn);
+    assert!(
+        check.found.contains("30 days") && check.found.contains("3 snapshots"),
+        "{check:?}"
+    );
+    let refused = Runsc {
+        origin: "Kept".into(),
+        restore: Some(Capability {
+            reason: "RuntimeVersionEnded".into(),
+            message: "give it a later day".into(),
+            ..Default::default()
+        }),
+        ..ending(0)
+    };
+    let check = release(&refused).unwrap();
+    assert!(check.found.contains("RuntimeVersionEnded"), "{check:?}");
+    assert_eq!(check.advice, "give it a later day");
+    // Nobody needs it.
+    let unneeded = Runsc {
+        snapshots: 0,
+        ..refused.clone()
+    };
+    assert_eq!(release(&unneeded), None);
+    let current = Runsc {
+        origin: "Current".into(),
+        ..unneeded
+    };
+    assert!(release(&current).is_some(), "new pods are born under it");
+}

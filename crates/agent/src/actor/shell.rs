@@ -1,0 +1,255 @@
+//! The pod's shell: when it is wanted, whether it lives, and what it takes.
+//!
+//! Fail points (feature `failpoints`): `agent::shell::{made, ended}`.
+
+use std::os::fd::OwnedFd;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use dormouse_core::{
+    Input, MOST_WAKES, Moment, Reason, Rung, ShellPolicy, ShellSpan, ShellTime, WakeSource, shell_span,
+};
+use dormouse_runtime::{Driver as _, ShellFound};
+use dormouse_sentry::ProcessId;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::task::AbortHandle;
+
+use super::step::Running;
+use super::{Actor, Message, unix_ms};
+use crate::clock;
+use crate::shells::{Place, ShellView};
+use crate::step_report::StepReport;
+use crate::view::NewsKind;
+
+/// How often the wall clock is looked at again while a shell may be wanted by it: it may be set meanwhile.
+const LOOK_AGAIN: Duration = Duration::from_secs(600);
+
+/// What the actor knows of its pod's shell beside the state.
+#[derive(Debug, Default)]
+pub(super) struct OwnShell {
+    /// Its place among the node's.
+    place: Option<Place>,
+    /// What the last look at it found.
+    pub(super) view: Option<ShellView>,
+    /// When a wake is expected, ms since 1970.
+    pub(super) expected_ms: Option<u64>,
+    /// The span that the state was told of.
+    told: Option<ShellSpan>,
+    /// When it is to be planned again.
+    due: Option<Moment>,
+    /// Watches its process.
+    watch: Option<Watch>,
+    /// Why the one that stands was made.
+    reason: Option<Reason>,
+}
+
+/// Ends the watching of a process when dropped.
+#[derive(Debug)]
+struct Watch(AbortHandle);
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Actor {
+    /// When [`Actor::plan_shell`] is due.
+    pub(super) fn shell_due(&self) -> Option<Moment> {
+        self.shell.due.filter(|_| self.state.transition.is_none())
+    }
+
+    /// Says from when until when a shell is to stand, by the wall clock as it is now.
+    pub(super) fn plan_shell(&mut self) {
+        let (now, now_ms) = (clock::now(), unix_ms());
+        let policy = &self.state.policy;
+        let wanted = self.state.rung == Rung::Hibernated && self.ctx.config.shells.max > 0;
+        let span = wanted
+            .then(|| shell_span(policy, &self.entry.wakes, self.ctx.config.shells.times(), now_ms))
+            .flatten();
+        let clocked = wanted && policy.shell == ShellPolicy::Predicted;
+        let moment = |at: u64| now.after(Duration::from_millis(at.saturating_sub(now_ms)));
+        let until = span.and_then(|span| span.until_ms).map(moment);
+        self.shell.due = clocked.then(|| {
+            let again = now.after(LOOK_AGAIN);
+            until.map_or(again, |until| until.min(again))
+        });
+        self.shell.expected_ms = span.and_then(|span| span.expected_ms);
+        if self.shell.told == span && span.is_none_or(|span| span.until_ms.is_none()) {
+            return;
+        }
+        self.shell.told = span;
+        self.apply(Input::WantShell(span.map(|span| ShellTime {
+            from: moment(span.from_ms),
+            until,
+            reason: span.reason,
+        })));
+    }
+
+    /// Remembers a wake, for what it says of the next one.
+    pub(super) fn learn_wake(&mut self, source: WakeSource, from: Rung) {
+        // Shorter sleeps say nothing that a shell would be of use for, and an end is no use of the pod.
+        if from != Rung::Hibernated || source == WakeSource::Kill {
+            return;
+        }
+        let wakes = &mut self.entry.wakes;
+        wakes.push(unix_ms());
+        let surplus = wakes.len().saturating_sub(MOST_WAKES);
+        wakes.drain(..surplus);
+    }
+
+    /// Takes a place on the node for a shell that is about to be made.
+    pub(super) fn take_shell_place(&mut self) -> Result<(), Reason> {
+        if self.shell.place.is_none() {
+            self.shell.place = Some(self.ctx.shells.take()?);
+        }
+        Ok(())
+    }
+
+    /// Takes over the shell that stands by, if one does, from whoever had the pod before, and plans on.
+    pub(super) async fn begin_shell(&mut self) {
+        let found = if self.state.rung == Rung::Hibernated {
+            self.find_shell().await
+        } else {
+            None
+        };
+        self.state.shell.stands = found.is_some();
+        self.plan_shell();
+        if let Some(found) = found {
+            self.keep_shell(found);
+        }
+    }
+
+    /// Looks whether a shell stands by, where it may have changed, and follows that.
+    pub(super) async fn look_at_shell(&mut self) {
+        let found = if self.state.rung == Rung::Hibernated {
+            self.find_shell().await
+        } else {
+            None
+        };
+        if self.state.shell.stands != found.is_some() {
+            self.apply(Input::FoundShell(found.is_some()));
+        }
+        match found {
+            None => self.drop_shell(),
+            Some(found) => self.keep_shell(found),
+        }
+    }
+
+    /// Measures a shell that stands by.
+    pub(super) async fn measure_shell(&mut self) {
+        if self.state.shell.stands
+            && let Some(found) = self.find_shell().await
+            && let Some(view) = &mut self.shell.view
+        {
+            view.bytes = found.bytes;
+        }
+    }
+
+    async fn find_shell(&self) -> Option<ShellFound> {
+        let driver = self.kind.and_then(|kind| self.ctx.driver(kind))?;
+        match driver.find_shell(&self.guest).await {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::debug!(pod = %self.pod.full_name(), reason = %error.reason, "{error}");
+                None
+            }
+        }
+    }
+
+    fn drop_shell(&mut self) {
+        self.shell.place = None;
+        self.shell.view = None;
+        self.shell.watch = None;
+        self.shell.reason = None;
+    }
+
+    fn keep_shell(&mut self, found: ShellFound) {
+        let wanted = self.state.shell.wanted.map(|time| time.reason);
+        let reason = *self
+            .shell
+            .reason
+            .get_or_insert_with(|| wanted.unwrap_or(Reason::Ordered));
+        let since = UNIX_EPOCH + Duration::from_millis(found.since_ms);
+        self.shell.view = Some(ShellView {
+            since: since.min(SystemTime::now()),
+            bytes: found.bytes,
+            reason,
+        });
+        if self.take_shell_place().is_err() {
+            // One that an earlier agent made, under a configuration that allowed for more.
+            self.apply(Input::GiveUpShell(Reason::ShellsFull));
+        }
+        if self.shell.watch.is_none() {
+            self.shell.watch = self.watch_shell(found.sentry);
+        }
+    }
+
+    /// Tells the actor when the shell ends by itself.
+    fn watch_shell(&self, sentry: ProcessId) -> Option<Watch> {
+        let handle = sentry.open().ok()?;
+        let actor = self.self_sender.downgrade();
+        let task = tokio::spawn(async move {
+            if has_ended(handle).await
+                && let Some(actor) = actor.upgrade()
+            {
+                let message = Message::Input(Input::GiveUpShell(Reason::ShellLost));
+                let _ = actor.send(message).await;
+            }
+        });
+        Some(Watch(task.abort_handle()))
+    }
+
+    /// A step leaves the shell to itself no more: its end is expected from here on.
+    pub(super) fn unwatch_shell(&mut self) {
+        self.shell.watch = None;
+    }
+
+    /// A shell stands by from now on, or not any more.
+    pub(super) fn tell_shell(&mut self, stands: bool, reason: Reason) {
+        self.ctx
+            .metrics
+            .shell(if stands { "made" } else { "given-up" }, reason);
+        self.shell.reason = stands.then_some(reason);
+        let message = if stands {
+            "a shell stands by"
+        } else {
+            "the shell was given up"
+        };
+        tracing::info!(pod = %self.pod.full_name(), sandbox = %self.pod.sandbox_id, %reason, "{message}");
+        self.publish();
+        self.tell_news(NewsKind::Changed, Some(reason), message.to_owned(), None, None);
+    }
+}
+
+/// Waits for the end of a process; `false` where that cannot be done.
+async fn has_ended(handle: OwnedFd) -> bool {
+    // SAFETY: the descriptor is owned by what it is handed to, and neither replaced nor closed before that is dropped.
+    #[allow(unsafe_code)]
+    let handle = unsafe { AsyncFd::register_with_interest(handle, Interest::READABLE) };
+    match handle {
+        Ok(handle) => handle.readable().await.is_ok(),
+        Err(_) => false,
+    }
+}
+
+impl Running {
+    /// Hibernated, and a shell stands by.
+    pub(super) async fn make_shell(&self, report: &mut StepReport) -> Result<(), super::save::StepFailed> {
+        let done = self.driver.make_shell(&self.guest, &self.cancel).await?;
+        fail::fail_point!("agent::shell::made");
+        report.phase("lock", done.lock);
+        report.phase("create", done.create);
+        report.phase("containers", done.containers);
+        Ok(())
+    }
+
+    /// Hibernated, and no shell stands by.
+    pub(super) async fn end_shell(&self, report: &mut StepReport) -> Result<(), super::save::StepFailed> {
+        let mut lap = super::save::Lap::new();
+        self.driver.end_shell(&self.guest).await?;
+        fail::fail_point!("agent::shell::ended");
+        report.phase("end", lap.took());
+        Ok(())
+    }
+}

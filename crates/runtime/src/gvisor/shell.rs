@@ -1,0 +1,218 @@
+//! Shells: an empty guest that is made ahead for a hibernated pod, so that a wake has only to fill it.
+//!
+//! What a wake has to make before the image is of any use (the sandbox, and its containers without their processes) does
+//! not depend on the image, and not on the network either: runsc looks at addresses only when it restores. So it is made
+//! ahead, by the same calls, through the same waiters, in the same cgroup.
+//!
+//! Fail points: `gvisor::shell::{begun, root_created, created, made}` on the way there, `gvisor::shell::{ending, ended}` on
+//! the way out, and `switch::shell::noted` on both.
+
+use std::time::Instant;
+
+use dormouse_core::Reason;
+use dormouse_sentry::hold::{HoldError, Holder, RunscCall};
+use dormouse_sentry::record::{HibernationPhase, Shell, now_ms};
+use dormouse_sentry::{
+    ContainerId, ContainerRecord, FileIdentity, Held, PodCgroup, ProcessId, Record, RunscState,
+    RunscStateError, SwiftMoves,
+};
+use procfs::process::Process;
+
+use super::release::{each_live, live};
+use super::restore::{CALL, clean};
+use super::{Parts, pod_uid};
+use crate::driver::{Cancel, DriverError, Guest, ShellFound, ShellReport, StopState};
+use crate::failure::Verb;
+use crate::pageout;
+
+/// A shell did not become whole.
+#[derive(Debug, thiserror::Error)]
+enum MakeError {
+    #[error(transparent)]
+    Hold(#[from] HoldError),
+    #[error(transparent)]
+    Runsc(#[from] RunscStateError),
+    #[error("the record lacks the pod sandbox's own container")]
+    NoRoot,
+}
+
+impl MakeError {
+    const fn reason(&self) -> Reason {
+        match self {
+            Self::Hold(e) => e.reason(),
+            Self::Runsc(e) => e.reason(),
+            Self::NoRoot => Reason::RecordUnreadable,
+        }
+    }
+}
+
+/// Makes a shell. One that stands already stays; what is left of another goes first.
+pub(super) fn make(
+    parts: &Parts,
+    guest: &Guest,
+    verb: Verb<'_>,
+    cancel: &Cancel,
+) -> Result<ShellReport, DriverError> {
+    let asleep = Some(StopState::Hibernated);
+    let began = Instant::now();
+    let mut held = parts.lock(guest, verb)?;
+    let record = held.record();
+    if record.hibernation.as_ref().map(|h| h.phase) != Some(HibernationPhase::Released) {
+        let state = Some(super::stop_state(record));
+        return Err(verb.refused(Reason::WakeWon, state, "the pod is not hibernated"));
+    }
+    if let Some(lost) = record.lost_container() {
+        let what =
+            format!("container {lost} has ended since, and the snapshot cannot be restored without it");
+        return Err(verb.refused(Reason::ContainersMismatch, asleep, what));
+    }
+    if usable(record).is_some() {
+        return Ok(ShellReport::default());
+    }
+    if record.shell().is_some() {
+        sweep(parts, &mut held, verb)?;
+    }
+    let lock = began.elapsed();
+    let _swift = SwiftMoves::begin();
+    let begun = Shell {
+        sentry: None,
+        containers: Vec::new(),
+        runsc: FileIdentity::at(&held.record().runsc.path),
+        since_ms: now_ms(),
+    };
+    held.note_shell(Some(begun.clone()))
+        .map_err(|e| verb.failed(e.reason(), asleep, e))?;
+    fail::fail_point!("gvisor::shell::begun");
+    let mut report = ShellReport {
+        lock,
+        ..ShellReport::default()
+    };
+    match create(parts, held.record(), cancel, &mut report) {
+        Ok((sentry, containers)) => {
+            let made = Shell {
+                sentry: Some(sentry),
+                containers,
+                ..begun
+            };
+            held.note_shell(Some(made))
+                .map_err(|e| verb.failed(e.reason(), asleep, e))?;
+            fail::fail_point!("gvisor::shell::made");
+            Ok(report)
+        }
+        Err(error) => {
+            let failure = verb.failed(error.reason(), asleep, error);
+            let _ = sweep(parts, &mut held, verb);
+            Err(failure)
+        }
+    }
+}
+
+/// The sandbox and its containers. A wake that waits finds a sandbox without containers early enough.
+fn create(
+    parts: &Parts,
+    record: &Record,
+    cancel: &Cancel,
+    report: &mut ShellReport,
+) -> Result<(ProcessId, Vec<ContainerId>), MakeError> {
+    let call = |container: &ContainerRecord| {
+        Holder::of(&parts.run_dir, &record.sandbox_id, &container.id).call(RunscCall::Create, CALL)
+    };
+    let creating = Instant::now();
+    call(record.root().ok_or(MakeError::NoRoot)?)?;
+    report.create = creating.elapsed();
+    fail::fail_point!("gvisor::shell::root_created");
+    let id = &record.sandbox_id;
+    let sentry = RunscState::read(&record.runtime_root, id, &id.into())?.sentry()?;
+    if cancel.is_cancelled() {
+        return Ok((sentry, Vec::new()));
+    }
+    let containers = Instant::now();
+    each_live(record, call)?;
+    report.containers = containers.elapsed();
+    fail::fail_point!("gvisor::shell::created");
+    Ok((sentry, live(record).map(|c| c.id.clone()).collect()))
+}
+
+/// Ends a shell, or what is left of one.
+pub(super) fn end(parts: &Parts, guest: &Guest, verb: Verb<'_>) -> Result<(), DriverError> {
+    let mut held = parts.lock(guest, verb)?;
+    if held.record().shell().is_none() {
+        return Ok(());
+    }
+    sweep(parts, &mut held, verb)
+}
+
+/// Ends all that there is of a shell, and notes that nothing is left.
+pub(super) fn sweep(parts: &Parts, held: &mut Held, verb: Verb<'_>) -> Result<(), DriverError> {
+    let asleep = Some(StopState::Hibernated);
+    let Some(shell) = held.record().shell().cloned() else {
+        return Ok(());
+    };
+    if shell.sentry.is_some() {
+        // Nobody takes it for whole from here on.
+        let parts_of_it = Shell {
+            sentry: None,
+            ..shell.clone()
+        };
+        held.note_shell(Some(parts_of_it))
+            .map_err(|e| verb.failed(e.reason(), asleep, e))?;
+    }
+    fail::fail_point!("gvisor::shell::ending");
+    if let Some(sentry) = shell.sentry {
+        super::release::end(sentry).map_err(|e| verb.failed(Reason::Internal, asleep, e))?;
+    }
+    clean(parts, held.record(), verb)?;
+    fail::fail_point!("gvisor::shell::ended");
+    held.note_shell(None)
+        .map_err(|e| verb.failed(e.reason(), asleep, e))
+}
+
+/// The shell of a hibernated pod, if a wake can fill it.
+pub(super) fn usable(record: &Record) -> Option<&Shell> {
+    let shell = record.shell()?;
+    let id = &record.sandbox_id;
+    // What runsc itself will look for.
+    let known = RunscState::read(&record.runtime_root, id, &id.into()).and_then(|state| state.sentry());
+    (shell.is_usable(&record.runsc.path) && known.is_ok_and(|known| Some(known) == shell.sentry))
+        .then_some(shell)
+}
+
+/// The shell of a hibernated pod, as a look at its record and its processes finds it; `None` if there is none that a wake
+/// could fill.
+pub(super) fn find(parts: &Parts, guest: &Guest, verb: Verb<'_>) -> Result<Option<ShellFound>, DriverError> {
+    let record = parts
+        .switch(guest, verb)?
+        .record()
+        .map_err(|e| verb.failed(e.reason(), None, e))?;
+    let Some((shell, sentry)) = usable(&record).and_then(|shell| Some((shell, shell.sentry?))) else {
+        return Ok(None);
+    };
+    // That it cannot be measured does not make it one that cannot be used.
+    let processes = PodCgroup::find(sentry.pid, &pod_uid(guest, verb)?)
+        .ok()
+        .and_then(|cgroup| pageout::processes(&*parts.kernel, cgroup.memory_dir()).ok())
+        .unwrap_or_default();
+    Ok(Some(ShellFound {
+        sentry,
+        since_ms: shell.since_ms,
+        bytes: processes
+            .iter()
+            .map(|process| proportional(process.pid).unwrap_or(0))
+            .sum(),
+    }))
+}
+
+/// What a process has in memory, in bytes; of what it shares with others its part.
+fn proportional(pid: i32) -> Option<u64> {
+    let rollup = Process::new(pid)
+        .and_then(|process| process.smaps_rollup())
+        .ok()?;
+    rollup
+        .memory_map_rollup
+        .0
+        .first()?
+        .extension
+        .map
+        .get("Pss")
+        .copied()
+}
