@@ -432,7 +432,10 @@ fn a_configuration_that_is_missing_or_unsafe_is_said_clearly() {
         ("{", "is not valid"),
         (r#"{"runsc":"/bin/true","unknown":1}"#, "unknown field"),
         (r#"{"runsc":"bin/true"}"#, "not an absolute path"),
-        (r#"{"runsc":"/nonexistent/runsc"}"#, "/nonexistent/runsc does not exist"),
+        (
+            r#"{"runsc":"/nonexistent/runsc"}"#,
+            "/nonexistent/runsc does not exist",
+        ),
     ] {
         std::fs::write(&config, bad).unwrap();
         fails(what);

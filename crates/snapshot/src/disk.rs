@@ -55,6 +55,11 @@ pub trait Disk: Debug + Send + Sync {
     /// # Errors
     /// The kernel's.
     fn write_back(&self, file: &File, offset: u64, len: u64) -> io::Result<()>;
+    /// Has the kernel begin to write `len` bytes at `offset` to the disk (0: to the file's end), and does not wait.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn start_write_back(&self, file: &File, offset: u64, len: u64) -> io::Result<()>;
     /// Brings a file to the disk.
     ///
     /// # Errors
@@ -138,7 +143,14 @@ impl Disk for RealDisk {
     }
 
     fn write_back(&self, file: &File, offset: u64, len: u64) -> io::Result<()> {
-        sync_range(file, signed(offset)?, signed(len)?)
+        let all = libc::SYNC_FILE_RANGE_WAIT_BEFORE
+            | libc::SYNC_FILE_RANGE_WRITE
+            | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+        sync_range(file, signed(offset)?, signed(len)?, all)
+    }
+
+    fn start_write_back(&self, file: &File, offset: u64, len: u64) -> io::Result<()> {
+        sync_range(file, signed(offset)?, signed(len)?, libc::SYNC_FILE_RANGE_WRITE)
     }
 
     fn sync(&self, file: &File) -> io::Result<()> {
@@ -179,11 +191,9 @@ fn signed(n: u64) -> io::Result<i64> {
     i64::try_from(n).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
 }
 
-/// `sync_file_range(2)`: writes what is dirty in the range, and waits for that and what was being written before.
+/// `sync_file_range(2)`.
 #[allow(unsafe_code)]
-fn sync_range(file: &File, offset: i64, len: i64) -> io::Result<()> {
-    let flags =
-        libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+fn sync_range(file: &File, offset: i64, len: i64, flags: libc::c_uint) -> io::Result<()> {
     // SAFETY: numbers alone, and a descriptor that is open for as long as `file` is borrowed.
     let done = unsafe { libc::sync_file_range(file.as_raw_fd(), offset, len, flags) };
     if done == 0 {

@@ -68,5 +68,6 @@ pub use store::{
     Broken, ChangeError, Checked, Class, CommitError, DiffError, Draft, ExportError, FileDiff, Finding,
     FsckError, HighWater, Image, ImportError, ImportRequest, OpenError, OpenRequest, OpenStoreError, Pruned,
     Purpose, RemoveError, Report, Reservation, ReserveError, ReserveRequest, Scrubbed, Snapshot,
-    SnapshotState, StageError, Staging, Store, StoreOptions, Validated, VerifyError, VerifyOnWake, boot_id,
+    SnapshotState, StageError, Staging, Store, StoreOptions, Validated, VerifyError, VerifyOnWake,
+    WriteAhead, boot_id,
 };

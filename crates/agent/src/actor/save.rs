@@ -21,7 +21,7 @@ use crate::clock;
 use crate::context::Context;
 use crate::journal::JournalError;
 use crate::journal_writer::Noting;
-use crate::snapshots::{SnapshotFailed, Taking};
+use crate::snapshots::{SavePace, SnapshotFailed, Taking, WritingAhead};
 use crate::step_report::{Failure, StepReport};
 
 /// What a step needs that has to do with snapshots.
@@ -217,6 +217,8 @@ impl Running {
     async fn save(&self, taken: Taken, report: &mut StepReport) -> Result<(SnapshotId, u64), StepFailed> {
         let staging = self.stage(report).await?;
         fail::fail_point!("agent::save::staged");
+        let pace = self.pace();
+        let ahead = WritingAhead::start(&staging, &pace);
         let saved = match self.driver.save(&self.guest, staging.dir(), &self.cancel).await {
             Ok(saved) => saved,
             Err(error) => {
@@ -225,13 +227,14 @@ impl Running {
                 return Err(error.into());
             }
         };
+        drop(ahead);
         phases_of(&saved, report);
         fail::fail_point!("agent::save::saved");
         if self.cancel.is_cancelled() {
             return Err(self.undone(StepFailed::wake_won(), report).await);
         }
         let wakes = saved.wakes;
-        match self.commit(staging, saved, taken, report).await {
+        match self.commit(staging, saved, taken, pace, report).await {
             Ok(id) => Ok((id, wakes)),
             Err(error) => Err(self.undone(error.into(), report).await),
         }
@@ -266,7 +269,7 @@ impl Running {
         }
         fail::fail_point!("agent::snapshot::on_wire");
         let id = self
-            .commit(staging, saved, Taken::Create, report)
+            .commit(staging, saved, Taken::Create, self.pace(), report)
             .await
             .map_err(|error| StepFailed {
                 rung: report.rung,
@@ -344,19 +347,22 @@ impl Running {
         Ok(staging?)
     }
 
+    /// How fast the save's bytes go to the disk.
+    fn pace(&self) -> Arc<SavePace> {
+        let ctx = &self.saving.ctx;
+        ctx.snapshots.pace(&ctx.metrics, self.policys, &self.hurry)
+    }
+
     /// Makes the snapshot durable. A wake does not wait for the disk: what is on its way there is then removed behind it.
     async fn commit(
         &self,
         staging: Staging,
         saved: SaveReport,
         taken: Taken,
+        pace: Arc<SavePace>,
         report: &mut StepReport,
     ) -> Result<SnapshotId, SnapshotFailed> {
         let saving = &self.saving;
-        let pace = saving
-            .ctx
-            .snapshots
-            .pace(&saving.ctx.metrics, self.policys, &self.hurry);
         let mut lap = Lap::new();
         let taking = Taking {
             pod: &saving.pod,

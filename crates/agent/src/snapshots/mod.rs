@@ -1,5 +1,6 @@
 //! The node's snapshots: the store, behind calls that do not block the agent.
 
+mod ahead;
 mod background;
 pub(crate) mod facts;
 mod grants;
@@ -28,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{self, Config, OnDelete, SnapshotsConfig};
 use crate::metrics::Metrics;
 
+pub use ahead::WritingAhead;
 pub use background::run as run_background;
 pub use grants::{GrantWanted, Granted, Outstanding};
 pub use pace::SavePace;

@@ -385,6 +385,11 @@ impl Inner {
         let mut entries = Vec::new();
         for staged in files {
             let path = Path::new(staged.name.as_str());
+            if !pace.is_sliced() {
+                // While the pages are looked through.
+                disk.start_write_back(&staged.file, 0, 0)
+                    .map_err(IoError::of("write", path))?;
+            }
             // Holes come before the sync: zeros that need not be written make it shorter.
             let pass = Pass {
                 hash: hashing == Hashing::Now,

@@ -39,7 +39,7 @@ pub use open::{Checked, Image, OpenError, OpenRequest, Purpose, VerifyOnWake};
 pub use prune::Pruned;
 pub use remove::RemoveError;
 pub use reserve::{Reservation, ReserveError, ReserveRequest};
-pub use stage::{StageError, Staging};
+pub use stage::{StageError, Staging, WriteAhead};
 pub use verify::{Scrubbed, VerifyError};
 
 pub(crate) use layout::Layout;

@@ -3,6 +3,7 @@
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use dormouse_core::Reason;
 use nix::sys::statfs::{FsType, TMPFS_MAGIC, statfs};
@@ -10,8 +11,9 @@ use nix::sys::statfs::{FsType, TMPFS_MAGIC, statfs};
 use crate::disk::{Disk, RealDisk};
 use crate::error::IoError;
 use crate::id::{FileName, SnapshotId};
+use crate::pace::SLICE;
 
-use super::Reservation;
+use super::{Inner, Reservation};
 
 /// What `statfs` says of a ramfs.
 const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
@@ -97,6 +99,44 @@ impl Drop for OwnDir {
     }
 }
 
+/// Has the kernel write an image to the disk while the runtime still writes it, so that the sync that makes it durable
+/// finds little to do.
+#[derive(Debug)]
+pub struct WriteAhead {
+    inner: Arc<Inner>,
+    dir: PathBuf,
+    /// The largest file, and up to where it is on its way.
+    file: Option<(File, u64)>,
+}
+
+impl WriteAhead {
+    /// Starts what has come since the last call. That which cannot be started now is written by the commit, which also
+    /// says so if it cannot be written at all.
+    pub fn step(&mut self) {
+        if self.file.is_none() {
+            self.file = largest(&self.dir).map(|file| (file, 0));
+        }
+        let Some((file, begun)) = &mut self.file else {
+            return;
+        };
+        let size = file.metadata().map_or(0, |meta| meta.len());
+        let more = size.saturating_sub(*begun);
+        if more >= SLICE && self.inner.disk().start_write_back(file, *begun, more).is_ok() {
+            *begun = size;
+        }
+    }
+}
+
+/// The file that holds the guest's memory, once there is a slice of it: all others are small.
+fn largest(dir: &Path) -> Option<File> {
+    std::fs::read_dir(dir).ok()?.flatten().find_map(|entry| {
+        let meta = entry.metadata().ok()?;
+        (meta.is_file() && meta.len() >= SLICE)
+            .then(|| File::open(entry.path()).ok())
+            .flatten()
+    })
+}
+
 /// A fresh, empty directory for an image. Dropped, it is removed and the room given back.
 #[derive(Debug)]
 pub struct Staging {
@@ -117,6 +157,16 @@ impl Staging {
     #[must_use]
     pub const fn id(&self) -> SnapshotId {
         self.reservation.id()
+    }
+
+    /// Brings the image to the disk while it is written; `None` where it is written to memory first.
+    #[must_use]
+    pub fn write_ahead(&self) -> Option<WriteAhead> {
+        (!self.encrypt).then(|| WriteAhead {
+            inner: Arc::clone(&self.reservation.inner),
+            dir: self.dir.path().to_owned(),
+            file: None,
+        })
     }
 
     /// Makes a file in the directory, 0600, to pass its descriptor to the runtime.

@@ -98,6 +98,11 @@ impl Disk for FaultyDisk {
         RealDisk.write_back(file, offset, len)
     }
 
+    fn start_write_back(&self, file: &File, offset: u64, len: u64) -> io::Result<()> {
+        self.step(true)?;
+        RealDisk.start_write_back(file, offset, len)
+    }
+
     fn sync(&self, file: &File) -> io::Result<()> {
         self.step(true)?;
         RealDisk.sync(file)
