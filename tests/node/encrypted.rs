@@ -21,9 +21,17 @@ fn in_the_clear(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut dirs = vec![dir.to_owned()];
     while let Some(dir) = dirs.pop() {
-        for entry in std::fs::read_dir(&dir).unwrap() {
-            let path = entry.unwrap().path();
-            let meta = std::fs::symlink_metadata(&path).unwrap();
+        // The agent goes on making and removing files meanwhile.
+        let Some(entries) = unless_gone(std::fs::read_dir(&dir)) else {
+            continue;
+        };
+        for entry in entries {
+            let Some(path) = unless_gone(entry.map(|e| e.path())) else {
+                continue;
+            };
+            let Some(meta) = unless_gone(std::fs::symlink_metadata(&path)) else {
+                continue;
+            };
             if meta.is_dir() {
                 dirs.push(path);
             } else if meta.is_file() && contains(&path) {
@@ -34,8 +42,18 @@ fn in_the_clear(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
+fn unless_gone<T>(read: std::io::Result<T>) -> Option<T> {
+    match read {
+        Ok(read) => Some(read),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => panic!("{error}"),
+    }
+}
+
 fn contains(path: &Path) -> bool {
-    let mut file = File::open(path).unwrap();
+    let Some(mut file) = unless_gone(File::open(path)) else {
+        return false;
+    };
     let mut window = Vec::new();
     let mut buffer = vec![0; 1 << 20];
     loop {

@@ -139,8 +139,12 @@ async fn both_families_routes_and_mtu_are_what_they_were_after_a_hibernation() {
             ..RigOptions::default()
         };
         let rig = Rig::start(options).await.unwrap();
+        let guest = AgentGuest {
+            dual_stack: true,
+            ..AgentGuest::mib(8)
+        };
         let pod = rig
-            .run_pod(AgentGuest::mib(8).pod("wanted").handler(DORMOUSE_GVISOR))
+            .run_pod(guest.pod("wanted").handler(DORMOUSE_GVISOR))
             .await
             .unwrap();
         pod.wait_http(8080, "/answer", LIMIT).await.unwrap();

@@ -86,7 +86,8 @@ async fn a_save_that_nobody_waits_for_keeps_to_the_budget() {
     let phase = metric(page, "dormouse_transition_seconds_sum", r#"phase="paced""#).await;
     println!("image {image}, passed {passed}, waited {waited}, phase {phase}");
     assert!(passed > (64 << 20) as f64 && passed <= image + (64 << 10) as f64);
-    assert!(phase > 0.0 && waited >= phase);
+    // The one is summed in whole seconds, the other transition by transition: they are rounded differently.
+    assert!(phase > 0.0 && waited >= phase - 1e-6);
     // A guest that is hibernated by order is counted, and not held up.
     assert_eq!(ask(&pod, "/hash").await, hash);
     assert!(rig.hibernate(&pod).await.unwrap().moved);

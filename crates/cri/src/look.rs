@@ -198,10 +198,16 @@ fn container(container: &cri::Container) -> Container {
         cri::ContainerState::ContainerUnknown => ContainerState::Unknown,
     };
     let metadata = container.metadata.clone().unwrap_or_default();
+    // What a pod asks for may be a tag, which can come to mean another image.
+    let image = if container.image_ref.is_empty() {
+        container.image.clone().unwrap_or_default().image
+    } else {
+        container.image_ref.clone()
+    };
     Container {
         id: container.id.clone(),
         name: metadata.name,
-        image: container.image.clone().unwrap_or_default().image,
+        image,
         pid: 0,
         running: state == ContainerState::Running,
         state,

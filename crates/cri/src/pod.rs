@@ -25,7 +25,7 @@ pub struct Container {
     pub id: String,
     /// The container's name in the pod.
     pub name: String,
-    /// The image, as the CRI reports it.
+    /// The image that it was made from: its digest, where the CRI runtime says it (`image_ref`), otherwise what was asked for.
     pub image: String,
     /// The task's process id on the host; 0 where it is not known or the container does not run.
     pub pid: i32,

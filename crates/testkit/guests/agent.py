@@ -256,9 +256,12 @@ def main():
     parser.add_argument("--connect", help="HOST:PORT of a peer that echoes lines")
     parser.add_argument("--keepalive", type=int, default=0, help="seconds between keepalives on that connection")
     parser.add_argument("--tick", type=float, default=1.0, help="seconds between ticks of the background thread")
+    parser.add_argument("--dual-stack", action="store_true", help="listen on IPv6, too")
     options = parser.parse_args()
     Handler.agent = Agent(options)
-    server = Server(("0.0.0.0", options.port), Handler)
+    # The kernel takes IPv4 on such a socket, too, unless it is told not to.
+    Server.address_family = socket.AF_INET6 if options.dual_stack else socket.AF_INET
+    server = Server(("::" if options.dual_stack else "0.0.0.0", options.port), Handler)
     print(f"listening on {options.port}", flush=True)
     server.serve_forever()
 

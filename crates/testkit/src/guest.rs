@@ -36,6 +36,8 @@ pub struct AgentGuest {
     pub keepalive: u32,
     /// Milliseconds between ticks of its background thread.
     pub tick_millis: u32,
+    /// Whether it listens on IPv6, too.
+    pub dual_stack: bool,
 }
 
 impl Default for AgentGuest {
@@ -46,6 +48,7 @@ impl Default for AgentGuest {
             connect: None,
             keepalive: 0,
             tick_millis: 1000,
+            dual_stack: false,
         }
     }
 }
@@ -68,6 +71,9 @@ impl AgentGuest {
             format!("--mib={}", self.mib),
             format!("--tick={}", f64::from(self.tick_millis) / 1000.0),
         ];
+        if self.dual_stack {
+            args.push("--dual-stack".into());
+        }
         if let Some(peer) = self.connect {
             args.push(format!("--connect={peer}"));
             args.push(format!("--keepalive={}", self.keepalive));
