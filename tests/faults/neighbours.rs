@@ -257,6 +257,15 @@ async fn whoever_is_killed_the_pod_lives_or_ends_cleanly() {
             kill(&mut rig, &subject, *victim).await;
             std::fs::remove_file(&halt).unwrap();
             let outcome = tokio::time::timeout(LIMIT, ordered).await.expect(&what).unwrap();
+            if *victim == Shim {
+                // Then it ends with its shim, as soon as containerd has noticed.
+                wait::until("containerd to notice", LIMIT, async || {
+                    anyhow::ensure!(!is_running(&subject).await, "{what}");
+                    Ok(())
+                })
+                .await
+                .unwrap();
+            }
             let lives = alive_or_ended(&subject, &hash).await.is_some();
             println!(
                 "{what}: {:?}, {}",

@@ -93,6 +93,13 @@ impl Entry {
             born_from: None,
         }
     }
+
+    /// The pod's newest snapshot. While it is being hibernated there may be a newer one, which is noted only when it is.
+    #[must_use]
+    pub fn newest_snapshot(&self) -> Option<String> {
+        let hibernates = self.moving_to == Some(Rung::Hibernated);
+        self.snapshot.clone().filter(|_| !hibernates)
+    }
 }
 
 /// An entry could not be read or written.

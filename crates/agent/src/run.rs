@@ -53,7 +53,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         let sandbox = entry(uid).and_then(|entry| entry.sandbox_id.parse().ok());
         sandbox.is_some_and(|id| run_dir.record_path(&id).exists())
     };
-    let newest = |uid: &str| entry(uid).and_then(|entry| entry.snapshot);
+    let newest = |uid: &str| entry(uid)?.newest_snapshot();
     // Before anything else can keep it from that: pods that were hibernated when the node went down wait for it.
     snapshots.grant_lost(is_there, newest).await;
     let runtime = Runtime::lazy(&config.runtime_endpoint)?;

@@ -39,6 +39,8 @@ pub struct StepReport {
     pub snapshot: Option<String>,
     /// The guest's count of wakes when it was saved, for a guest that stays as it was saved.
     pub exact_at: Option<u64>,
+    /// Whether the guest is cut off from the wire now; `None` = as before.
+    pub deaf: Option<bool>,
     /// Whether a wake filled a shell that stood by.
     pub shell: bool,
     /// How long the application stood still for a snapshot after which it went on.
@@ -57,6 +59,7 @@ impl StepReport {
             resident: None,
             snapshot: None,
             exact_at: None,
+            deaf: None,
             shell: false,
             pause_window: None,
         }

@@ -4,7 +4,7 @@
 //! A pod that was hibernated when its node went down, or its shim, comes back in a new sandbox: for that the agent gives
 //! leave by itself, and the pod need not ask.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -117,6 +117,26 @@ impl Grant {
         issued(dir).exists()
     }
 
+    /// Says whether a pod which has to come back from a snapshot cannot be given its grant now. It is then held back,
+    /// whatever else is known of it.
+    ///
+    /// # Errors
+    /// [`GrantError`]
+    pub fn set_withheld(dir: &RunDir, uid: &PodUid, is_withheld: bool) -> Result<(), GrantError> {
+        let path = withheld(dir, uid);
+        if is_withheld {
+            Ok(write_atomic(&path, b"", 0o600)?)
+        } else {
+            remove_file(&path)
+        }
+    }
+
+    /// Whether that was said.
+    #[must_use]
+    pub fn is_withheld(dir: &RunDir, uid: &PodUid) -> bool {
+        withheld(dir, uid).exists()
+    }
+
     /// Reads the grant of a pod; `None` if there is none.
     ///
     /// # Errors
@@ -145,18 +165,13 @@ impl Grant {
         Ok(write_atomic(&path, &data, 0o600)?)
     }
 
-    /// Takes the grant of a pod away; there need not be one.
+    /// Takes the grant of a pod away, and the word that it is withheld; there need be neither.
     ///
     /// # Errors
     /// [`GrantError`]
     pub fn remove(dir: &RunDir, uid: &PodUid) -> Result<(), GrantError> {
-        let path = dir.grant_path(uid);
-        match std::fs::remove_file(&path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                Err(FileError::io("remove", &path, e).into())
-            }
-            _ => Ok(()),
-        }
+        remove_file(&dir.grant_path(uid))?;
+        remove_file(&withheld(dir, uid))
     }
 
     /// Every pod that has a grant.
@@ -179,6 +194,17 @@ impl Grant {
 
 fn issued(dir: &RunDir) -> PathBuf {
     dir.grants_dir().join("issued")
+}
+
+fn withheld(dir: &RunDir, uid: &PodUid) -> PathBuf {
+    dir.grants_dir().join(format!("{uid}.withheld"))
+}
+
+fn remove_file(path: &Path) -> Result<(), GrantError> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(FileError::io("remove", path, e).into()),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

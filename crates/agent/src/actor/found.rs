@@ -136,7 +136,7 @@ impl Actor {
     /// The pod's sandbox is gone and its memory is not: a new sandbox of the same pod may have it.
     fn may_come_back(&self) {
         let (snapshots, uid) = (self.ctx.snapshots.clone(), self.pod.uid.clone());
-        let newest = self.entry.snapshot.clone();
+        let newest = self.entry.newest_snapshot();
         tokio::spawn(async move {
             if let Err(error) = snapshots.grant_own(&uid, newest.as_deref()).await {
                 tracing::warn!(%uid, reason = %error.reason, "the pod cannot come back from its snapshot: {error}");
@@ -212,6 +212,7 @@ impl Actor {
             rung if rung.is_asleep() && can && self.is_still(wakes).await => {
                 // It heard nothing since it was saved, also while no agent was there.
                 self.state.exact = true;
+                self.deaf = true;
                 self.ctx
                     .snapshots
                     .unhold(&self.pod.uid, self.entry.snapshot.as_deref());
@@ -222,11 +223,12 @@ impl Actor {
                     self.ctx.snapshots.unhold(&self.pod.uid, None);
                 }
                 // An agent that was killed may have cut it off to save it; it is deaf until this.
-                if (rung.is_asleep() || self.recalled)
-                    && can
-                    && let Err(error) = driver.keep(&self.guest).await
-                {
-                    tracing::warn!(pod = %self.pod.full_name(), reason = %error.reason, "{error}");
+                if (rung.is_asleep() || self.recalled) && can {
+                    let kept = driver.keep(&self.guest).await;
+                    self.deaf = kept.is_err();
+                    if let Err(error) = kept {
+                        tracing::warn!(pod = %self.pod.full_name(), reason = %error.reason, "{error}");
+                    }
                 }
             }
         }

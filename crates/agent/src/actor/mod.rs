@@ -144,6 +144,8 @@ struct Actor {
     /// Why the pod is left alone, where it is.
     left_alone: Option<(Reason, String)>,
     wire: wire::Wire,
+    /// Whether the guest is cut off from the wire: it was saved, and is what was saved.
+    deaf: bool,
     idle: idle::CpuMeter,
     pending: pending::Pending,
     next_order: u64,
@@ -190,6 +192,7 @@ pub fn spawn(ctx: Arc<Context>, pod: Arc<Pod>, ready: oneshot::Sender<()>) -> Ha
     let guest = Arc::new(guest_of(&pod));
     let mut actor = Actor {
         wire: wire::Wire::new(&pod.sandbox_id),
+        deaf: false,
         idle: idle::CpuMeter::new(ctx.config.idle.cpu_floor_millicores),
         guest,
         kind,

@@ -34,6 +34,8 @@ pub(super) struct Saving {
     pub(super) snapshot: Option<String>,
     /// Whether it holds exactly what the guest is.
     pub(super) exact: bool,
+    /// Whether the guest is cut off from the wire.
+    pub(super) deaf: bool,
     /// The snapshot that the guest was restored from.
     pub(super) restored_from: Option<String>,
     /// What the guest's memory may be, where its cgroup does not say.
@@ -50,8 +52,6 @@ pub(super) struct Line {
     pub(super) before: Option<WireMode>,
     /// The mode for a guest that runs; `None` if the pod has no wire.
     pub(super) awake: Option<WireMode>,
-    /// Whether frames are held for the pod already.
-    pub(super) holding: bool,
     pub(super) actor: mpsc::Sender<Message>,
 }
 
@@ -203,6 +203,7 @@ impl Running {
     /// Saves a frozen guest ahead of its doze; it stays cut off, so that the snapshot stays exact.
     pub(super) async fn save_ahead(&self, report: &mut StepReport) -> Result<(), StepFailed> {
         let (id, wakes) = self.save(Taken::Durable, report).await?;
+        report.deaf = Some(true);
         fail::fail_point!("agent::save::committed");
         if self.cancel.is_cancelled() {
             return Err(self.undone(StepFailed::wake_won(), report).await);
@@ -222,6 +223,7 @@ impl Running {
         let saved = match self.driver.save(&self.guest, staging.dir(), &self.cancel).await {
             Ok(saved) => saved,
             Err(error) => {
+                give_up(staging);
                 // The driver has put the guest back on the wire.
                 self.back_as_before(None).await;
                 return Err(error.into());
@@ -231,6 +233,7 @@ impl Running {
         phases_of(&saved, report);
         fail::fail_point!("agent::save::saved");
         if self.cancel.is_cancelled() {
+            give_up(staging);
             return Err(self.undone(StepFailed::wake_won(), report).await);
         }
         let wakes = saved.wakes;
@@ -253,6 +256,7 @@ impl Running {
         let saved = match result {
             Ok(saved) => saved,
             Err(error) => {
+                give_up(staging);
                 self.back_as_before(None).await;
                 return Err(error.into());
             }
@@ -313,6 +317,7 @@ impl Running {
     /// A new guest is there, and hears the wire.
     async fn made_again(&self, done: &RestoreReport, report: &mut StepReport) {
         report.shell = done.shell;
+        report.deaf = Some(false);
         report.phase("lock", done.lock);
         report.phase("create", done.create);
         report.phase("load", done.load);
@@ -410,11 +415,7 @@ impl Running {
     /// A guest that was kept cut off since it was saved was woken.
     pub(super) async fn hear_again(&self, report: &mut StepReport) {
         let mut lap = Lap::new();
-        if let Err(error) = self.driver.keep(&self.guest).await {
-            tracing::warn!(
-                pod = %self.saving.pod.full_name(), reason = %error.reason, "{}", with_sources(&error)
-            );
-        }
+        self.keep(report).await;
         self.saving
             .back(self.saving.line.awake, ReplayWindow::default())
             .await;
@@ -424,14 +425,20 @@ impl Running {
     /// Puts a saved guest back on the wire; it stays stopped.
     async fn put_back(&self, cut_at: Option<Moment>, report: &mut StepReport) {
         let mut lap = Lap::new();
-        if let Err(error) = self.driver.keep(&self.guest).await {
-            // The next wake does the same.
+        self.keep(report).await;
+        self.back_as_before(cut_at).await;
+        report.phase("keep", lap.took());
+    }
+
+    /// Lets the guest hear the wire again. Where that fails the next wake tries again.
+    async fn keep(&self, report: &mut StepReport) {
+        let kept = self.driver.keep(&self.guest).await;
+        report.deaf = Some(kept.is_err());
+        if let Err(error) = kept {
             tracing::warn!(
                 pod = %self.saving.pod.full_name(), reason = %error.reason, "{}", with_sources(&error)
             );
         }
-        self.back_as_before(cut_at).await;
-        report.phase("keep", lap.took());
     }
 
     async fn back_as_before(&self, cut_at: Option<Moment>) {
@@ -441,6 +448,11 @@ impl Running {
         };
         self.saving.back(self.saving.line.before, window).await;
     }
+}
+
+/// Removes an image that nobody wants, behind everybody's back: the disk may have to take it first.
+fn give_up(staging: Staging) {
+    tokio::task::spawn_blocking(move || drop(staging));
 }
 
 fn phases_of(saved: &SaveReport, report: &mut StepReport) {

@@ -70,6 +70,7 @@ impl Actor {
                 snapshot: self.entry.snapshot.clone(),
                 restored_from: self.entry.restored_from.clone(),
                 exact: self.state.exact,
+                deaf: self.deaf,
                 memory: self.entry.resident_before,
                 noting: Mutex::new(noting),
             },
@@ -101,6 +102,7 @@ impl Actor {
         if report.snapshot.is_some() {
             self.entry.snapshot.clone_from(&report.snapshot);
         }
+        self.deaf = report.deaf.unwrap_or(self.deaf);
         if matches!(report.transition, Transition::Save | Transition::Hibernate) {
             self.entry.exact = report.exact_at;
         }
@@ -172,6 +174,10 @@ impl Actor {
         self.last_report = Some(report);
         self.wire.step_ended();
         self.apply(Input::Ended(end));
+        if self.state.rung == Rung::Running && self.deaf {
+            // The wrapper woke it in the middle of the step.
+            self.hear_again().await;
+        }
         if from == Rung::Hibernated || self.state.rung == Rung::Hibernated {
             if !ending {
                 self.look_at_shell().await;
@@ -339,7 +345,7 @@ impl Running {
                 report.phase("lock", done.lock);
                 report.phase("cgroup-thaw", done.cgroup_thaw);
                 report.phase("resume", done.resume);
-                if self.saving.line.holding {
+                if self.saving.deaf {
                     // It was cut off since it was saved; what came meanwhile was held.
                     self.hear_again(report).await;
                 }

@@ -82,16 +82,14 @@ impl Actor {
                 self.runtime(),
             );
         }
-        let holding = self.wire.is_holding();
         self.apply(Input::FoundRunning(note.source));
-        if holding && self.state.rung == Rung::Running {
-            // It was cut off since it was saved, and the wrapper knows nothing of that.
-            self.hear_again().await;
-            self.release_held();
-        }
-        if self.state.rung == Rung::Running && self.state.transition.is_none() {
-            // What was saved ahead of a doze is not its only state any more; a node that crashes must not set it back.
-            self.ctx.snapshots.unhold(&self.pod.uid, None);
+        if self.state.rung == Rung::Running {
+            if self.deaf {
+                // The wrapper knows nothing of that.
+                self.hear_again().await;
+            } else if self.state.transition.is_none() {
+                self.ctx.snapshots.unhold(&self.pod.uid, None);
+            }
         }
         if note.woken
             && let Some(driver) = self.kind.and_then(|kind| self.ctx.driver(kind))
@@ -104,13 +102,18 @@ impl Actor {
         self.publish();
     }
 
-    /// Puts a guest that was cut off back on the wire.
-    async fn hear_again(&self) {
-        if let Some(driver) = self.kind.and_then(|kind| self.ctx.driver(kind))
-            && let Err(error) = driver.keep(&self.guest).await
-        {
-            tracing::warn!(pod = %self.pod.full_name(), reason = %error.reason, "{error}");
+    /// Puts a guest that runs, and was cut off since it was saved, back on the wire.
+    pub(super) async fn hear_again(&mut self) {
+        if let Some(driver) = self.kind.and_then(|kind| self.ctx.driver(kind)) {
+            let kept = driver.keep(&self.guest).await;
+            self.deaf = kept.is_err();
+            if let Err(error) = kept {
+                tracing::warn!(pod = %self.pod.full_name(), reason = %error.reason, "{error}");
+            }
         }
+        self.release_held();
+        // What was saved is not its only state any more; a node that crashes must not set it back.
+        self.ctx.snapshots.unhold(&self.pod.uid, None);
     }
 
     pub(super) fn tell_news(

@@ -37,11 +37,6 @@ impl Wire {
         self.back = false;
     }
 
-    /// Whether frames are held for the pod.
-    pub(super) fn is_holding(&self) -> bool {
-        self.mode.is_some_and(WireMode::holds)
-    }
-
     /// Whether packets can wake the pod.
     pub(super) const fn ability(&self) -> Result<(), Reason> {
         self.attached
@@ -203,7 +198,6 @@ impl Actor {
             key: self.wire.key.clone(),
             before: mode_of(&still),
             awake: mode_of(&awake),
-            holding: self.wire.is_holding(),
             actor: self.self_sender.clone(),
         }
     }

@@ -10,20 +10,25 @@ use super::{Snapshots, now_ms, ours};
 /// How often limits are looked at, and scrubs that are due.
 const PERIOD: Duration = Duration::from_secs(3600);
 
+/// How often pods are looked at that cannot come back from their snapshots.
+const WITHHELD: Duration = Duration::from_secs(5);
+
 /// Looks after the store until `stop`.
 pub async fn run(snapshots: Snapshots, stop: CancellationToken) {
     if snapshots.usable().is_err() {
         return;
     }
+    tokio::select! {
+        () = every(PERIOD, || once(&snapshots)) => {}
+        () = every(WITHHELD, || snapshots.retry_withheld()) => {}
+        () = stop.cancelled() => {}
+    }
+}
+
+async fn every<F: Future<Output = ()>>(period: Duration, work: impl Fn() -> F) {
     loop {
-        tokio::select! {
-            () = once(&snapshots) => {}
-            () = stop.cancelled() => return,
-        }
-        tokio::select! {
-            () = tokio::time::sleep(PERIOD) => {}
-            () = stop.cancelled() => return,
-        }
+        work().await;
+        tokio::time::sleep(period).await;
     }
 }
 

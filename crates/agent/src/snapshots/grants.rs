@@ -1,7 +1,7 @@
 //! Leave to fill new pods from snapshots. A grant is checked, and its image kept open, from the moment that it is issued
 //! until the pod was filled or the grant has run out; what the wrapper reads is a file in the run directory.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -131,8 +131,41 @@ impl Snapshots {
     /// remembers it. `false` if there is none.
     ///
     /// # Errors
-    /// The snapshot cannot be used: the pod's new sandbox is held back, or comes without memory, by its fallback.
+    /// The snapshot cannot be used: the pod's new sandbox is held back, or comes without memory, by its fallback. It is tried
+    /// again ([`Self::retry_withheld`]) until it can or the pod is gone.
     pub async fn grant_own(&self, pod_uid: &str, newest: Option<&str>) -> Result<bool, SnapshotFailed> {
+        let granted = self.try_grant_own(pod_uid, newest).await;
+        let is_withheld = granted.is_err();
+        let was_withheld = if is_withheld {
+            let newest = newest.map(str::to_owned);
+            self.withheld().insert(pod_uid.to_owned(), newest).is_some()
+        } else {
+            self.withheld().remove(pod_uid).is_some()
+        };
+        // An agent before this one may have noted it.
+        if !(is_withheld && was_withheld)
+            && let (Ok(dir), Ok(uid)) = (self.grants_dir(), pod_uid.parse::<PodUid>())
+            && let Err(error) = Grant::set_withheld(dir, &uid, is_withheld)
+        {
+            tracing::error!(%pod_uid, "it cannot be noted whether the pod's new sandbox is held back: {error}");
+        }
+        granted
+    }
+
+    /// Tries again what [`Self::grant_own`] could not do: a release may have come back, or a disk.
+    pub(super) async fn retry_withheld(&self) {
+        let withheld = self.withheld().clone();
+        for (uid, newest) in withheld {
+            // Why it cannot be was said when it was tried first.
+            let _ = self.grant_own(&uid, newest.as_deref()).await;
+        }
+    }
+
+    fn withheld(&self) -> MutexGuard<'_, BTreeMap<String, Option<String>>> {
+        self.0.withheld.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn try_grant_own(&self, pod_uid: &str, newest: Option<&str>) -> Result<bool, SnapshotFailed> {
         let Some(id) = only_state(self.held_by(pod_uid), newest) else {
             return Ok(false);
         };
@@ -254,6 +287,7 @@ impl Snapshots {
     /// The pod is gone.
     pub(super) fn forget_grant(&self, pod_uid: &str) {
         self.0.grants.open().remove(pod_uid);
+        self.withheld().remove(pod_uid);
         if let (Ok(dir), Ok(uid)) = (self.grants_dir(), pod_uid.parse::<PodUid>())
             && let Err(error) = Grant::remove(dir, &uid)
         {

@@ -7,6 +7,7 @@ mod grants;
 mod pace;
 mod releases;
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::fs::{DirBuilder, File};
 use std::num::{NonZeroU64, NonZeroUsize};
@@ -99,6 +100,8 @@ struct Inner {
     saves: Arc<pace::SaveBudget>,
     /// Leave to fill new pods, and the images that they are filled from.
     grants: grants::Grants,
+    /// Pods that have to come back from their snapshots and cannot now, and which is the newest of each.
+    withheld: Mutex<BTreeMap<String, Option<String>>>,
     /// Held while copies of runsc are made or removed.
     keeping: Mutex<()>,
 }
@@ -159,6 +162,7 @@ impl Snapshots {
                 ..facts::Machine::read()
             },
             behind: Semaphore::new(1),
+            withheld: Mutex::default(),
             keeping: Mutex::new(()),
             saves: Arc::new(pace::SaveBudget::new(
                 config.snapshots.save_mib_per_second.saturating_mul(1 << 20),

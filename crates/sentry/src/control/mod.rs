@@ -89,13 +89,15 @@ pub enum ControlError {
 impl ControlError {
     /// The stable code.
     #[must_use]
-    pub const fn reason(&self) -> Reason {
+    pub fn reason(&self) -> Reason {
         match self {
             Self::Missing { .. } => Reason::ControlSocketMissing,
             Self::Timeout { .. } => Reason::ControlSocketTimeout,
             Self::Closed { .. } | Self::Garbage { .. } | Self::Foreign { .. } | Self::Io { .. } => {
                 Reason::ControlSocketGarbage
             }
+            // In the words of Go's `syscall.ENOSPC`: it writes its image by itself.
+            Self::Refused { err, .. } if err.contains("no space left on device") => Reason::DiskFull,
             Self::Refused { .. } => Reason::GuestRefused,
         }
     }

@@ -204,6 +204,23 @@ fn copy(keep_dir: &Path, source: &Path, file: FileIdentity, version: &str) -> Re
         }
     }
     let partial = dir.join(PARTIAL);
+    let placed = place(&dir, &partial, source, file, version);
+    if placed.is_err() {
+        // It may have taken the last room of the disk.
+        let _ = std::fs::remove_file(&partial);
+    }
+    placed?;
+    sync(keep_dir)?;
+    keep_dir.parent().map_or(Ok(()), sync)
+}
+
+fn place(
+    dir: &Path,
+    partial: &Path,
+    source: &Path,
+    file: FileIdentity,
+    version: &str,
+) -> Result<(), KeepError> {
     let changed = || KeepError::Changed {
         path: source.to_owned(),
     };
@@ -219,40 +236,35 @@ fn copy(keep_dir: &Path, source: &Path, file: FileIdentity, version: &str) -> Re
             .truncate(true)
             .mode(0o700)
             .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
-            .open(&partial)
-            .map_err(io("make", &partial))?;
-        io::copy(&mut from, &mut to).map_err(io("write", &partial))?;
+            .open(partial)
+            .map_err(io("make", partial))?;
+        io::copy(&mut from, &mut to).map_err(io("write", partial))?;
         if FileIdentity::of(&from.metadata().map_err(io("look at", source))?) != before {
             return Err(changed());
         }
         // The sentry becomes somebody else before it starts itself again from this file.
         to.set_permissions(std::fs::Permissions::from_mode(0o755))
             .and_then(|()| to.sync_all())
-            .map_err(io("write", &partial))?;
+            .map_err(io("write", partial))?;
     }
     fail_point!("releases::keep::copied");
-    let said = ask(&partial).and_then(|(said, _)| {
+    let said = ask(partial).and_then(|(said, _)| {
         if said == version {
             Ok(())
         } else {
             Err(io::Error::other(format!("it is {said}")))
         }
     });
-    if let Err(source) = said {
-        let _ = std::fs::remove_file(&partial);
-        return Err(KeepError::Useless {
-            path: partial,
-            source,
-        });
-    }
-    write_note(&dir, None)?;
+    said.map_err(|source| KeepError::Useless {
+        path: partial.to_owned(),
+        source,
+    })?;
+    write_note(dir, None)?;
     fail_point!("releases::keep::noted");
     let program = dir.join(PROGRAM);
-    std::fs::rename(&partial, &program).map_err(io("rename", &partial))?;
+    std::fs::rename(partial, &program).map_err(io("rename", partial))?;
     fail_point!("releases::keep::placed");
-    sync(&dir)?;
-    sync(keep_dir)?;
-    keep_dir.parent().map_or(Ok(()), sync)
+    sync(dir)
 }
 
 fn write_note(dir: &Path, until: Option<Day>) -> Result<(), KeepError> {
@@ -321,7 +333,11 @@ pub fn sweep(
         let path = entry.path();
         let kept = note(&path);
         let done = if !needed(&version) && version != current.version {
-            remove(&path).map(|()| removed.push(version))
+            // Without a note it is anybody's.
+            match kept {
+                Some(_) => remove(&path).map(|()| removed.push(version)),
+                None => remove_partial(&path),
+            }
         } else {
             match kept {
                 Some(Note { until: Some(_), .. }) if version == current.version => write_note(&path, None),
@@ -339,6 +355,19 @@ pub fn sweep(
         sync(&keep_dir)?;
     }
     failed.map_or(Ok(removed), Err)
+}
+
+/// What is left of a copy that was not finished.
+fn remove_partial(dir: &Path) -> Result<(), KeepError> {
+    match std::fs::remove_file(dir.join(PARTIAL)) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(io("remove", dir)(e)),
+        Ok(()) => {
+            // There may be more in it.
+            let _ = std::fs::remove_dir(dir);
+            Ok(())
+        }
+    }
 }
 
 fn remove(dir: &Path) -> Result<(), KeepError> {

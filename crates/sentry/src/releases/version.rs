@@ -2,6 +2,7 @@
 
 use std::fs::Metadata;
 use std::io::{self, Read};
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -10,6 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::file::{read_bounded, write_atomic};
+use crate::process::{has_ended, pidfd_open};
 use crate::run_dir::RunDir;
 
 /// The format of what is remembered.
@@ -30,6 +32,10 @@ const BUSY: u32 = 100;
 
 /// How long that takes.
 const AGAIN: Duration = Duration::from_millis(5);
+
+/// How long one may take to say its version: twenty times as long as one on a busy node, and less than anybody who waits
+/// for this is given.
+const ANSWERS: Duration = Duration::from_secs(2);
 
 /// Which file something is: another one at the same path differs in at least one of these.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -177,6 +183,18 @@ fn output(program: &Path) -> io::Result<String> {
             started => break started?,
         }
     };
+    let handle = pidfd_open(i32::try_from(child.id()).unwrap_or(0))?;
+    if !has_ended(handle.as_fd(), ANSWERS) {
+        child.kill()?;
+        // One that cannot even be killed is left to whoever reaps it.
+        if has_ended(handle.as_fd(), ANSWERS) {
+            child.wait()?;
+        }
+        return Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            "it does not say its version",
+        ));
+    }
     let mut text = String::new();
     let read = child
         .stdout

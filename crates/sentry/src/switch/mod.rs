@@ -129,7 +129,7 @@ pub enum SwitchError {
 impl SwitchError {
     /// The stable code.
     #[must_use]
-    pub const fn reason(&self) -> Reason {
+    pub fn reason(&self) -> Reason {
         match self {
             Self::Control(e) => e.reason(),
             Self::Cgroup(e) => e.reason(),

@@ -75,13 +75,16 @@ impl Target {
 
     fn finish(mut self) -> Result<(), CliError> {
         self.out.flush()?;
-        if let Some(written) = self.file.take() {
+        if let Some(written) = &self.file {
             let path = &written.path;
             written
                 .file
                 .sync_all()
                 .map_err(failed("sync", &written.partial))?;
             std::fs::rename(&written.partial, path).map_err(failed("rename to", path))?;
+            let path = path.clone();
+            // From here on there is nothing under the other name.
+            self.file = None;
             // Without a directory it is in this one.
             let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
             let dir = dir.unwrap_or(Path::new("."));

@@ -56,8 +56,9 @@ pub(in crate::verb) fn before_sandbox(
     let wish = BirthWish::from_annotations(annotations).unwrap_or_default();
     let message = if let Some(rung) = slept(context, uid) {
         let began = Instant::now();
+        let may_be_lost = || rung != Rung::Hibernated && !Grant::is_withheld(dir, uid);
         let over = |waited: Duration| {
-            let noticed = rung != Rung::Hibernated || waited >= NOTICED;
+            let noticed = may_be_lost() || waited >= NOTICED;
             waited >= AGENT || Grant::are_issued(dir) && noticed
         };
         while !granted() && !over(began.elapsed()) {
@@ -67,7 +68,7 @@ pub(in crate::verb) fn before_sandbox(
             return Ok(());
         }
         // Of a pod that only dozed nothing is left but what `durable` saved, and the agent knows of that.
-        let lost = rung != Rung::Hibernated && Grant::are_issued(dir);
+        let lost = Grant::are_issued(dir) && may_be_lost();
         (!lost).then_some(
             "it was hibernated, and the agent gives no leave to restore it; see its log, or is it not up?",
         )

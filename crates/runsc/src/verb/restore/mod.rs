@@ -354,7 +354,15 @@ fn fill_again(
             "its grant was used before",
         ));
     }
+    // The sandbox that it could not be filled in may have been another release's.
+    let runsc = context
+        .releases()
+        .usable(&grant.runtime_version, today())
+        .map_err(|error| CannotFill::new(error.reason(), error.to_string()))?
+        .record();
+    context.runs_under(&runsc);
     note_loading(switch, &grant.containers)?;
+    note(switch, |record| record.runsc = runsc)?;
     let call = RunscCall::Restore { image: grant.image };
     let _swift = SwiftMoves::begin();
     cold::anew(context, record, Some(&call)).map_err(|words| {
