@@ -14,6 +14,7 @@ use nix::sys::signal::Signal;
 
 use crate::hibernate::{connected, hibernated, listed};
 use crate::support::{LIMIT, address, ask, swap};
+use crate::upgrades::{self, OLD, install, kept, runs_under};
 
 pub(crate) fn shelled(mib: u32, shell: &str) -> PodSpec {
     connected(AgentGuest::mib(mib).pod("sleeper"))
@@ -164,6 +165,40 @@ async fn a_shell_that_dies_is_no_loss() {
         hibernated(&rig, &pod).await;
         rig.wait_shell(&pod, true, LIMIT).await.unwrap();
     }
+    assert_eq!(ask(&pod, "/hash").await, hash);
+    rig.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shell_is_of_the_runsc_that_a_wake_fills_it_with() {
+    let _swap = swap();
+    let rig = upgrades::node().await;
+    let pod = at_work(&rig, shelled(16, "Always")).await;
+    let hash = ask(&pod, "/hash").await;
+    hibernated(&rig, &pod).await;
+    rig.wait_shell(&pod, true, LIMIT).await.unwrap();
+    assert_eq!(ask(&pod, "/hash").await, hash);
+    let policy = |shell| Policy {
+        shell,
+        ..Policy::default()
+    };
+    rig.set_policy(&pod, &policy(ShellPolicy::Never)).await.unwrap();
+    hibernated(&rig, &pod).await;
+    // From now on a kept copy serves the pod, and nobody has told its record.
+    install(&rig, "runsc-next");
+    rig.set_policy(&pod, &policy(ShellPolicy::Always)).await.unwrap();
+    rig.wait_shell(&pod, true, LIMIT).await.unwrap();
+    assert_eq!(runs_under(&rig, &pod), (kept(&rig, OLD), OLD.to_owned()));
+    assert!(!rig.agent.log().contains("ShellLost"), "{}", rig.agent.log());
+    assert_eq!(ask(&pod, "/hash").await, hash);
+    assert_eq!(filled(&rig), 2, "{}", rig.agent.log());
+    // And it goes when none is wanted any more.
+    rig.wait_rung(&pod, Rung::Running, LIMIT).await.unwrap();
+    hibernated(&rig, &pod).await;
+    rig.wait_shell(&pod, true, LIMIT).await.unwrap();
+    rig.set_policy(&pod, &policy(ShellPolicy::Never)).await.unwrap();
+    rig.wait_shell(&pod, false, LIMIT).await.unwrap();
+    assert!(processes(&pod).iter().all(|(_, part)| *part != Part::Sentry));
     assert_eq!(ask(&pod, "/hash").await, hash);
     rig.stop().await.unwrap();
 }

@@ -71,7 +71,7 @@ pub(super) fn of(actor: &Actor) -> PodView {
         ],
         since: actor.since,
         snapshot: actor.entry.snapshot.clone(),
-        shell: actor.shell.view.filter(|_| state.shell.stands),
+        shell: actor.shell.view.filter(|_| state.shell.stands()),
         wake_expected_ms: actor.shell.expected_ms,
         ..blank(&actor.pod)
     }

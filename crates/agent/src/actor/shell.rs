@@ -6,9 +6,10 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dormouse_core::{
-    Input, MOST_WAKES, Moment, Reason, Rung, ShellPolicy, ShellSpan, ShellTime, WakeSource, shell_span,
+    Input, MOST_WAKES, Moment, Reason, Rung, ShellPolicy, ShellSight, ShellSpan, ShellTime, WakeSource,
+    shell_span,
 };
-use dormouse_runtime::{Driver as _, ShellFound};
+use dormouse_runtime::{Driver as _, ShellFound, StandingShell};
 use dormouse_sentry::ProcessId;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -108,48 +109,43 @@ impl Actor {
 
     /// Takes over the shell that stands by, if one does, from whoever had the pod before, and plans on.
     pub(super) async fn begin_shell(&mut self) {
-        let found = if self.state.rung == Rung::Hibernated {
-            self.find_shell().await
-        } else {
-            None
-        };
-        self.state.shell.stands = found.is_some();
+        let found = self.find_shell().await;
+        self.state.shell.there = found.map_or(ShellSight::None, sight);
         self.plan_shell();
         if let Some(found) = found {
             self.keep_shell(found);
         }
     }
 
-    /// Looks whether a shell stands by, where it may have changed, and follows that.
+    /// Looks what there is of a shell, where that may have changed, and follows it.
     pub(super) async fn look_at_shell(&mut self) {
-        let found = if self.state.rung == Rung::Hibernated {
-            self.find_shell().await
-        } else {
-            None
+        let Some(found) = self.find_shell().await else {
+            return;
         };
-        if self.state.shell.stands != found.is_some() {
-            self.apply(Input::FoundShell(found.is_some()));
+        if self.state.shell.there != sight(found) {
+            self.apply(Input::FoundShell(sight(found)));
         }
-        match found {
-            None => self.drop_shell(),
-            Some(found) => self.keep_shell(found),
-        }
+        self.keep_shell(found);
     }
 
     /// Measures a shell that stands by.
     pub(super) async fn measure_shell(&mut self) {
-        if self.state.shell.stands
-            && let Some(found) = self.find_shell().await
+        if self.state.shell.stands()
+            && let Some(ShellFound::Whole(found)) = self.find_shell().await
             && let Some(view) = &mut self.shell.view
         {
             view.bytes = found.bytes;
         }
     }
 
+    /// `None` if it cannot be told, which changes nothing.
     async fn find_shell(&self) -> Option<ShellFound> {
+        if self.state.rung != Rung::Hibernated {
+            return Some(ShellFound::None);
+        }
         let driver = self.kind.and_then(|kind| self.ctx.driver(kind))?;
         match driver.find_shell(&self.guest).await {
-            Ok(found) => found,
+            Ok(found) => Some(found),
             Err(error) => {
                 tracing::debug!(pod = %self.pod.full_name(), reason = %error.reason, "{error}");
                 None
@@ -157,14 +153,20 @@ impl Actor {
         }
     }
 
-    fn drop_shell(&mut self) {
-        self.shell.place = None;
+    /// Keeps a place for as long as there is anything, and an eye on what stands.
+    fn keep_shell(&mut self, found: ShellFound) {
+        match found {
+            ShellFound::Whole(standing) => return self.keep_standing(standing),
+            // What is left of one takes its room until it is ended.
+            ShellFound::Parts => drop(self.take_shell_place()),
+            ShellFound::None => self.shell.place = None,
+        }
         self.shell.view = None;
         self.shell.watch = None;
         self.shell.reason = None;
     }
 
-    fn keep_shell(&mut self, found: ShellFound) {
+    fn keep_standing(&mut self, found: StandingShell) {
         let wanted = self.state.shell.wanted.map(|time| time.reason);
         let reason = *self
             .shell
@@ -219,6 +221,14 @@ impl Actor {
         tracing::info!(pod = %self.pod.full_name(), sandbox = %self.pod.sandbox_id, %reason, "{message}");
         self.publish();
         self.tell_news(NewsKind::Changed, Some(reason), message.to_owned(), None, None);
+    }
+}
+
+const fn sight(found: ShellFound) -> ShellSight {
+    match found {
+        ShellFound::None => ShellSight::None,
+        ShellFound::Parts => ShellSight::Parts,
+        ShellFound::Whole(_) => ShellSight::Whole,
     }
 }
 

@@ -163,9 +163,7 @@ impl Actor {
         if let Some(window) = report.pause_window {
             self.ctx.metrics.paused(self.runtime(), window);
         }
-        // One whose end failed is to be ended still, whatever there is of it.
-        let ending = end.transition == Transition::EndShell && end.failure.is_some();
-        if from == Rung::Hibernated && end.failure.is_some() && !ending {
+        if from == Rung::Hibernated && end.failure.is_some() {
             // A step that failed may have left the shell that stood by, or not.
             self.look_at_shell().await;
         }
@@ -173,9 +171,7 @@ impl Actor {
         self.wire.step_ended();
         self.apply(Input::Ended(end));
         if from == Rung::Hibernated || self.state.rung == Rung::Hibernated {
-            if !ending {
-                self.look_at_shell().await;
-            }
+            self.look_at_shell().await;
             if !end.transition.is_of_shell() {
                 self.plan_shell();
             }

@@ -182,8 +182,8 @@ pub enum Input {
     Pressure,
     /// When a shell is to stand by for the pod while it is hibernated.
     WantShell(Option<ShellTime>),
-    /// Whether a shell stands by, as the pod's record says.
-    FoundShell(bool),
+    /// What there is of a shell, as the pod's record says.
+    FoundShell(ShellSight),
     /// The shell is to be given up now, for this reason.
     GiveUpShell(Reason),
     /// The policy changed.
@@ -192,6 +192,17 @@ pub enum Input {
     SetManaged(bool),
     /// What can be done to the pod changed.
     SetAbilities(Abilities),
+}
+
+/// What there is of a hibernated pod's shell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ShellSight {
+    /// Nothing.
+    None,
+    /// Something that no wake can fill: it only takes room.
+    Parts,
+    /// One that stands by.
+    Whole,
 }
 
 /// When a shell is to stand by for a hibernated pod.

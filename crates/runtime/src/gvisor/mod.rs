@@ -239,7 +239,7 @@ impl Driver for Gvisor {
         run(&self.parts, "end-shell", guest, shell::end).await
     }
 
-    async fn find_shell(&self, guest: &Guest) -> Result<Option<ShellFound>, DriverError> {
+    async fn find_shell(&self, guest: &Guest) -> Result<ShellFound, DriverError> {
         run(&self.parts, "find-shell", guest, shell::find).await
     }
 

@@ -42,6 +42,10 @@ pub(super) fn restore(
     }
     let (lock, creating) = (began.elapsed(), Instant::now());
     let _swift = SwiftMoves::begin();
+    if image.is_some() {
+        // First, so that a shell is one of the runsc that is about to fill it.
+        follow_release(parts, &mut held, verb, true)?;
+    }
     // What is started from the beginning takes no containers before it is.
     let shell = super::shell::usable(held.record())
         .filter(|_| image.is_some())
@@ -49,11 +53,8 @@ pub(super) fn restore(
     if phase != HibernationPhase::Released || (shell.is_none() && held.record().shell().is_some()) {
         clean(parts, held.record(), verb)?;
     }
-    if let Some(runsc) = release(parts, held.record(), image.is_some())
-        && runsc != held.record().runsc
-    {
-        held.update(|record| record.runsc = runsc)
-            .map_err(|e| verb.failed(e.reason(), asleep, e))?;
+    if image.is_none() {
+        follow_release(parts, &mut held, verb, false)?;
     }
     held.note_phase(HibernationPhase::Restoring)
         .map_err(|e| verb.failed(e.reason(), asleep, e))?;
@@ -92,6 +93,21 @@ pub(super) fn restore(
         tracing::warn!(sandbox = verb.sandbox_id, error = %e, "the restored guest was not found at once");
     }
     Ok(report)
+}
+
+/// Notes which runsc the new guest, or a shell for it, is made by.
+pub(super) fn follow_release(
+    parts: &Parts,
+    held: &mut Held,
+    verb: Verb<'_>,
+    from_image: bool,
+) -> Result<(), DriverError> {
+    match release(parts, held.record(), from_image) {
+        Some(runsc) if runsc != held.record().runsc => held
+            .update(|record| record.runsc = runsc)
+            .map_err(|e| verb.failed(e.reason(), Some(StopState::Hibernated), e)),
+        _ => Ok(()),
+    }
 }
 
 /// The runsc that the new guest is made by: out of an image, the release that has written it, as it lies on this node now;

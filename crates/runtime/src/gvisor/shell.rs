@@ -19,9 +19,9 @@ use dormouse_sentry::{
 use procfs::process::Process;
 
 use super::release::{each_live, live};
-use super::restore::{CALL, clean};
+use super::restore::{CALL, clean, follow_release};
 use super::{Parts, pod_uid};
-use crate::driver::{Cancel, DriverError, Guest, ShellFound, ShellReport, StopState};
+use crate::driver::{Cancel, DriverError, Guest, ShellFound, ShellReport, StandingShell, StopState};
 use crate::failure::Verb;
 use crate::pageout;
 
@@ -34,6 +34,8 @@ enum MakeError {
     Runsc(#[from] RunscStateError),
     #[error("the record lacks the pod sandbox's own container")]
     NoRoot,
+    #[error("what was made could not be filled: {}", if *.alive { "it is not of the runsc that a wake would fill it with" } else { "its sentry has ended" })]
+    Unusable { alive: bool },
 }
 
 impl MakeError {
@@ -42,6 +44,7 @@ impl MakeError {
             Self::Hold(e) => e.reason(),
             Self::Runsc(e) => e.reason(),
             Self::NoRoot => Reason::RecordUnreadable,
+            Self::Unusable { .. } => Reason::ShellLost,
         }
     }
 }
@@ -66,10 +69,12 @@ pub(super) fn make(
             format!("container {lost} has ended since, and the snapshot cannot be restored without it");
         return Err(verb.refused(Reason::ContainersMismatch, asleep, what));
     }
-    if usable(record).is_some() {
+    // The waiters make it with what serves the pod now, and a wake asks for no other.
+    follow_release(parts, &mut held, verb, true)?;
+    if usable(held.record()).is_some() {
         return Ok(ShellReport::default());
     }
-    if record.shell().is_some() {
+    if held.record().shell().is_some() {
         sweep(parts, &mut held, verb)?;
     }
     let lock = began.elapsed();
@@ -87,7 +92,7 @@ pub(super) fn make(
         lock,
         ..ShellReport::default()
     };
-    match create(parts, held.record(), cancel, &mut report) {
+    let error = match create(parts, held.record(), cancel, &mut report) {
         Ok((sentry, containers)) => {
             let made = Shell {
                 sentry: Some(sentry),
@@ -97,14 +102,21 @@ pub(super) fn make(
             held.note_shell(Some(made))
                 .map_err(|e| verb.failed(e.reason(), asleep, e))?;
             fail::fail_point!("gvisor::shell::made");
-            Ok(report)
+            if usable(held.record()).is_some() {
+                return Ok(report);
+            }
+            MakeError::Unusable {
+                alive: sentry.is_alive(),
+            }
         }
-        Err(error) => {
-            let failure = verb.failed(error.reason(), asleep, error);
-            let _ = sweep(parts, &mut held, verb);
-            Err(failure)
-        }
+        Err(error) => error,
+    };
+    let failure = verb.failed(error.reason(), asleep, error);
+    if let Err(error) = sweep(parts, &mut held, verb) {
+        // The record says so: it is ended when the next one is made, or when none is wanted any more.
+        tracing::warn!(sandbox = verb.sandbox_id, reason = %error.reason, "parts of a shell are left: {error}");
     }
+    Err(failure)
 }
 
 /// The sandbox and its containers. A wake that waits finds a sandbox without containers early enough.
@@ -177,22 +189,24 @@ pub(super) fn usable(record: &Record) -> Option<&Shell> {
         .then_some(shell)
 }
 
-/// The shell of a hibernated pod, as a look at its record and its processes finds it; `None` if there is none that a wake
-/// could fill.
-pub(super) fn find(parts: &Parts, guest: &Guest, verb: Verb<'_>) -> Result<Option<ShellFound>, DriverError> {
+/// What there is of a hibernated pod's shell, as a look at its record and its processes finds it.
+pub(super) fn find(parts: &Parts, guest: &Guest, verb: Verb<'_>) -> Result<ShellFound, DriverError> {
     let record = parts
         .switch(guest, verb)?
         .record()
         .map_err(|e| verb.failed(e.reason(), None, e))?;
     let Some((shell, sentry)) = usable(&record).and_then(|shell| Some((shell, shell.sentry?))) else {
-        return Ok(None);
+        return Ok(match record.shell() {
+            Some(_) => ShellFound::Parts,
+            None => ShellFound::None,
+        });
     };
     // That it cannot be measured does not make it one that cannot be used.
     let processes = PodCgroup::find(sentry.pid, &pod_uid(guest, verb)?)
         .ok()
         .and_then(|cgroup| pageout::processes(&*parts.kernel, cgroup.memory_dir()).ok())
         .unwrap_or_default();
-    Ok(Some(ShellFound {
+    Ok(ShellFound::Whole(StandingShell {
         sentry,
         since_ms: shell.since_ms,
         bytes: processes
