@@ -96,7 +96,8 @@ impl ShellStand {
     }
 
     fn fail(&mut self, reason: Reason, now: Moment) {
-        let first = if reason.is_lasting() {
+        // What took too long takes as long the next time.
+        let first = if reason.is_lasting() || reason == Reason::ShellSlow {
             LONGEST_BACKOFF
         } else {
             FIRST_BACKOFF

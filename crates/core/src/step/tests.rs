@@ -750,6 +750,12 @@ fn a_shell_that_cannot_be_made_bars_nothing() {
         feed(&mut pod, Input::Wake(WakeSource::Packet), at(12)),
         [Action::Start(PACKET, Reason::PacketReceived)]
     );
+    // Nor is one tried again soon that takes too long.
+    let mut pod = awaited();
+    feed(&mut pod, Input::Timer, at(10));
+    let slow = failed(Transition::MakeShell, Rung::Hibernated, Reason::ShellSlow);
+    feed(&mut pod, slow, at(15));
+    assert_eq!(pod.deadline(), Some(at(615)));
     // A lost one is made again, but not at once.
     let mut pod = awaited();
     feed(&mut pod, Input::Timer, at(10));

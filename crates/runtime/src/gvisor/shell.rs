@@ -7,7 +7,7 @@
 //! Fail points: `gvisor::shell::{begun, root_created, created, made}` on the way there, `gvisor::shell::{ending, ended}` on
 //! the way out, and `switch::shell::noted` on both.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use dormouse_core::Reason;
 use dormouse_sentry::hold::{HoldError, Holder, RunscCall};
@@ -18,18 +18,30 @@ use dormouse_sentry::{
 };
 use procfs::process::Process;
 
-use super::release::{each_live, live};
-use super::restore::{CALL, clean, follow_release};
+use super::release::{each_live, live, rest};
+use super::restore::{clean, follow_release};
 use super::{Parts, pod_uid};
 use crate::driver::{Cancel, DriverError, Guest, ShellFound, ShellReport, StandingShell, StopState};
 use crate::failure::Verb;
 use crate::pageout;
+
+/// How long the making of a shell may hold the pod's lock and its waiters, without what is cleared away behind it. Whoever
+/// wants to kill the pod meanwhile waits for the lock, and gives up after 10 s.
+const MAKE: Duration = Duration::from_secs(5);
+
+/// A call of runsc that failed after so long failed because of that. A waiter ends a `create` for a shell by then.
+const SLOW: Duration = Duration::from_secs(4);
+
+/// How long what there is of a shell may take to go, for the same reason.
+const CLEAR: Duration = Duration::from_secs(3);
 
 /// A shell did not become whole.
 #[derive(Debug, thiserror::Error)]
 enum MakeError {
     #[error(transparent)]
     Hold(#[from] HoldError),
+    #[error("it took longer than {SLOW:?}: {0}")]
+    Slow(HoldError),
     #[error(transparent)]
     Runsc(#[from] RunscStateError),
     #[error("the record lacks the pod sandbox's own container")]
@@ -42,6 +54,7 @@ impl MakeError {
     const fn reason(&self) -> Reason {
         match self {
             Self::Hold(e) => e.reason(),
+            Self::Slow(_) => Reason::ShellSlow,
             Self::Runsc(e) => e.reason(),
             Self::NoRoot => Reason::RecordUnreadable,
             Self::Unusable { .. } => Reason::ShellLost,
@@ -59,6 +72,7 @@ pub(super) fn make(
     let asleep = Some(StopState::Hibernated);
     let began = Instant::now();
     let mut held = parts.lock(guest, verb)?;
+    let until = Instant::now() + MAKE;
     let record = held.record();
     if record.hibernation.as_ref().map(|h| h.phase) != Some(HibernationPhase::Released) {
         let state = Some(super::stop_state(record));
@@ -92,7 +106,7 @@ pub(super) fn make(
         lock,
         ..ShellReport::default()
     };
-    let error = match create(parts, held.record(), cancel, &mut report) {
+    let error = match create(parts, held.record(), until, cancel, &mut report) {
         Ok((sentry, containers)) => {
             let made = Shell {
                 sentry: Some(sentry),
@@ -123,14 +137,22 @@ pub(super) fn make(
 fn create(
     parts: &Parts,
     record: &Record,
+    until: Instant,
     cancel: &Cancel,
     report: &mut ShellReport,
 ) -> Result<(ProcessId, Vec<ContainerId>), MakeError> {
     let call = |container: &ContainerRecord| {
-        Holder::of(&parts.run_dir, &record.sandbox_id, &container.id).call(RunscCall::Create, CALL)
+        Holder::of(&parts.run_dir, &record.sandbox_id, &container.id).call(RunscCall::Create, rest(until))
     };
     let creating = Instant::now();
-    call(record.root().ok_or(MakeError::NoRoot)?)?;
+    let slow = |error| {
+        if creating.elapsed() >= SLOW || Instant::now() >= until {
+            MakeError::Slow(error)
+        } else {
+            error.into()
+        }
+    };
+    call(record.root().ok_or(MakeError::NoRoot)?).map_err(slow)?;
     report.create = creating.elapsed();
     fail::fail_point!("gvisor::shell::root_created");
     let id = &record.sandbox_id;
@@ -139,7 +161,7 @@ fn create(
         return Ok((sentry, Vec::new()));
     }
     let containers = Instant::now();
-    each_live(record, call)?;
+    each_live(record, call).map_err(slow)?;
     report.containers = containers.elapsed();
     fail::fail_point!("gvisor::shell::created");
     Ok((sentry, live(record).map(|c| c.id.clone()).collect()))
@@ -171,9 +193,9 @@ pub(super) fn sweep(parts: &Parts, held: &mut Held, verb: Verb<'_>) -> Result<()
     }
     fail::fail_point!("gvisor::shell::ending");
     if let Some(sentry) = shell.sentry {
-        super::release::end(sentry).map_err(|e| verb.failed(Reason::Internal, asleep, e))?;
+        super::release::end(sentry, CLEAR).map_err(|e| verb.failed(Reason::Internal, asleep, e))?;
     }
-    clean(parts, held.record(), verb)?;
+    clean(parts, held.record(), verb, CLEAR)?;
     fail::fail_point!("gvisor::shell::ended");
     held.note_shell(None)
         .map_err(|e| verb.failed(e.reason(), asleep, e))
