@@ -76,6 +76,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let callers = AllowedCallers::new(&config.api.allowed_uids);
     let ctx = Arc::new(Context::new(
         config,
+        pods.clone(),
         journal,
         writer,
         Metrics::new(),

@@ -11,6 +11,7 @@ use super::{Actor, Message, unix_ms};
 use crate::clock;
 use crate::gate::{Gate, Permit};
 use crate::journal::WakeEntry;
+use crate::pressure::Room;
 use crate::step_report::{Failure, Phase, StepReport};
 use crate::view::NewsKind;
 
@@ -305,7 +306,14 @@ impl Running {
             }
             return self.gate.enter(ClaimKind::Save, bytes).await;
         }
-        self.gate.enter(kind, bytes).await
+        let mut room = Room::new(&self.saving.ctx.pods, &self.guest.sandbox_id);
+        loop {
+            match self.gate.enter(kind, bytes).await {
+                // Whoever asks for a wake does not go away empty for what others' shells take.
+                Err(Reason::InsufficientMemory) if kind == ClaimKind::Wake && room.make().await => {}
+                result => return result,
+            }
+        }
     }
 
     async fn verb(&self, transition: Transition, report: &mut StepReport) -> Result<(), StepFailed> {
