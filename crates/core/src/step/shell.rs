@@ -26,6 +26,8 @@ pub struct ShellStand {
     pub failures: u32,
     /// Before this moment none is made, and no failed end is tried again.
     pub retry_at: Option<Moment>,
+    /// Since when the one that stands does.
+    since: Option<Moment>,
     /// Why it is to be given up, whatever else is wanted.
     ending: Option<Reason>,
     /// Why the step under way was begun.
@@ -39,6 +41,7 @@ impl ShellStand {
             wanted: None,
             failures: 0,
             retry_at: None,
+            since: None,
             ending: None,
             reason: Reason::Ordered,
         }
@@ -95,6 +98,15 @@ impl ShellStand {
         why.map(|reason| (Transition::EndShell, reason))
     }
 
+    /// It ended by itself. That it was made says nothing: only one that has stood for long was no failure.
+    fn lose(&mut self, now: Moment) {
+        let stood = self.since.take().map_or(Duration::ZERO, |since| now.since(since));
+        if stood >= LONGEST_BACKOFF {
+            self.failures = 0;
+        }
+        self.fail(Reason::ShellLost, now);
+    }
+
     fn fail(&mut self, reason: Reason, now: Moment) {
         // What took too long takes as long the next time.
         let first = if reason.is_lasting() || reason == Reason::ShellSlow {
@@ -129,7 +141,7 @@ impl Step {
         let shell = &mut self.state.shell;
         if shell.stands() && there != ShellSight::Whole && !ending {
             // One that is lost as soon as it is made is not made again without an end.
-            shell.fail(Reason::ShellLost, now);
+            shell.lose(now);
         }
         shell.there = there;
         if !shell.is_there() {
@@ -179,7 +191,7 @@ impl Step {
             None => {
                 shell.there = if made { ShellSight::Whole } else { ShellSight::None };
                 if made {
-                    shell.failures = 0;
+                    shell.since = Some(now);
                     shell.retry_at = None;
                 } else {
                     shell.ending = None;
@@ -188,7 +200,7 @@ impl Step {
                         _ => None,
                     };
                     if reason == Reason::ShellLost {
-                        shell.fail(reason, now);
+                        shell.lose(now);
                     }
                 }
                 self.actions.push(Action::Shell { stands: made, reason });

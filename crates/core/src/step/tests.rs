@@ -785,6 +785,40 @@ fn a_shell_that_is_not_found_again_is_not_made_at_once() {
 }
 
 #[test]
+fn a_shell_that_dies_each_time_is_made_ever_more_seldom() {
+    for found in [true, false] {
+        let mut pod = awaited();
+        let always = ShellTime {
+            from: START,
+            until: None,
+            reason: Reason::WakeExpected,
+        };
+        let mut now = at(10);
+        let mut round = |pod: &mut PodState, stands: Duration| {
+            let made = now;
+            feed(pod, Input::WantShell(Some(always)), now);
+            assert_eq!(pod.transition, Some(Transition::MakeShell));
+            feed(pod, ok_hibernated(Transition::MakeShell), now);
+            now = now.after(stands);
+            if found {
+                feed(pod, Input::FoundShell(ShellSight::None), now);
+            } else {
+                feed(pod, Input::GiveUpShell(Reason::ShellLost), now);
+                feed(pod, ok_hibernated(Transition::EndShell), now);
+            }
+            now = pod.deadline().unwrap();
+            now.since(made.after(stands))
+        };
+        let short = Duration::from_millis(500);
+        let waits: Vec<_> = (0..8).map(|_| round(&mut pod, short).as_secs()).collect();
+        assert_eq!(waits, [10, 20, 40, 80, 160, 320, 600, 600]);
+        // One that had stood for long was good.
+        assert_eq!(round(&mut pod, Duration::from_secs(600)).as_secs(), 10);
+        assert_eq!(round(&mut pod, short).as_secs(), 20);
+    }
+}
+
+#[test]
 fn what_is_left_of_a_shell_is_ended() {
     // By the next one, where one is wanted.
     let mut pod = awaited();
