@@ -63,7 +63,7 @@ pub fn next(state: &PodState, input: Input, now: Moment) -> Step {
         Input::Answered => step.answered(),
         Input::Timer => {}
         Input::Pressure => step.press(now),
-        Input::WantShell(time) => step.want_shell(time),
+        Input::WantShell(time) => step.want_shell(time, now),
         Input::FoundShell(there) => step.found_shell(there, now),
         Input::GiveUpShell(reason) => step.give_up_shell(reason),
         Input::Ended(end) => step.ended(end, now),

@@ -121,8 +121,12 @@ impl ShellStand {
 }
 
 impl Step {
-    pub(super) fn want_shell(&mut self, time: Option<ShellTime>) {
+    pub(super) fn want_shell(&mut self, time: Option<ShellTime>, now: Moment) {
         let shell = &mut self.state.shell;
+        if time.is_none() && shell.stands() && shell.wanted.is_some_and(|wanted| wanted.is_over(now)) {
+            // That no other is expected does not make it an order.
+            shell.ending.get_or_insert(Reason::ShellUnused);
+        }
         if time.is_none() || shell.wanted.is_none() {
             shell.retry_at = None;
             shell.failures = 0;
@@ -164,10 +168,9 @@ impl Step {
     pub(super) fn shell_step(&mut self, now: Moment) -> Option<(Transition, Reason)> {
         let (managed, may) = (self.state.managed, self.state.may_have_shell());
         let shell = &mut self.state.shell;
-        let over = |time: &mut ShellTime| time.until.is_some_and(|until| until <= now);
         if !shell.stands() {
             // Whoever knows the next time says so.
-            let _ = shell.wanted.take_if(over);
+            let _ = shell.wanted.take_if(|time| time.is_over(now));
         }
         let (transition, reason) = shell.step(managed, may, now)?;
         shell.reason = reason;

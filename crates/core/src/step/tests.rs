@@ -675,6 +675,16 @@ fn a_shell_stands_by_in_its_time() {
         [stands(false, Reason::ShellUnused)]
     );
     assert_eq!((pod.shell.stands(), pod.deadline()), (false, None));
+    // The same where no other is expected; only what is called off before is an order.
+    for (now, reason) in [(100, Reason::ShellUnused), (99, Reason::Ordered)] {
+        let mut pod = awaited();
+        feed(&mut pod, Input::Timer, at(10));
+        feed(&mut pod, ok_hibernated(Transition::MakeShell), at(11));
+        assert_eq!(
+            feed(&mut pod, Input::WantShell(None), at(now)),
+            [Action::Start(Transition::EndShell, reason)]
+        );
+    }
 }
 
 fn ok_hibernated(transition: Transition) -> Input {

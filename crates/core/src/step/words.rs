@@ -220,7 +220,11 @@ impl ShellTime {
     /// Whether it is that time.
     #[must_use]
     pub fn contains(self, now: Moment) -> bool {
-        self.from <= now && self.until.is_none_or(|until| now < until)
+        self.from <= now && !self.is_over(now)
+    }
+
+    pub(super) fn is_over(self, now: Moment) -> bool {
+        self.until.is_some_and(|until| until <= now)
     }
 }
 
