@@ -56,6 +56,9 @@ async fn a_wake_fills_the_shell_that_stands_by() {
         assert!(shell.bytes > 0);
         let node = node(&rig).await;
         assert!(node.shells == 1 && node.shell_bytes > 0, "{node:?}");
+        // What the pod takes is counted, though its guest is gone.
+        let listed = rig.get(&pod).await.unwrap();
+        assert!(listed.resident_bytes > 0, "{listed:?}");
         // To everybody else it is a hibernated pod.
         assert_eq!(view.rung().to_core(), Some(Rung::Hibernated));
         assert_eq!(
