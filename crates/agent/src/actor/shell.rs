@@ -117,24 +117,21 @@ impl Actor {
         }
     }
 
-    /// Looks what there is of a shell, where that may have changed, and follows it.
-    pub(super) async fn look_at_shell(&mut self) {
-        let Some(found) = self.find_shell().await else {
-            return;
-        };
-        if self.state.shell.there != sight(found) {
-            self.apply(Input::FoundShell(sight(found)));
+    /// Looks what there is of a shell, where that may have changed, and follows it; `None` if it cannot be told.
+    pub(super) async fn look_at_shell(&mut self) -> Option<ShellSight> {
+        let found = self.find_shell().await?;
+        let there = sight(found);
+        if self.state.shell.there != there {
+            self.apply(Input::FoundShell(there));
         }
         self.keep_shell(found);
+        Some(there)
     }
 
     /// Measures a shell that stands by.
     pub(super) async fn measure_shell(&mut self) {
-        if self.state.shell.stands()
-            && let Some(ShellFound::Whole(found)) = self.find_shell().await
-            && let Some(view) = &mut self.shell.view
-        {
-            view.bytes = found.bytes;
+        if self.state.shell.stands() && self.state.transition.is_none() {
+            self.look_at_shell().await;
         }
     }
 
@@ -213,6 +210,9 @@ impl Actor {
             .metrics
             .shell(if stands { "made" } else { "given-up" }, reason);
         self.shell.reason = stands.then_some(reason);
+        if let Some(view) = &mut self.shell.view {
+            view.reason = reason;
+        }
         let message = if stands {
             "a shell stands by"
         } else {

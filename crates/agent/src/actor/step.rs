@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use dormouse_core::{Abilities, ClaimKind, Input, Reason, Rung, StepEnd, Transition};
+use dormouse_core::{Abilities, ClaimKind, Input, Reason, Rung, ShellSight, StepEnd, Transition};
 use dormouse_runtime::{AnyDriver, Cancel, Driver as _, Guest, StopState};
 use tokio_util::sync::CancellationToken;
 
@@ -94,7 +94,7 @@ impl Actor {
             name: "dispatch",
             took: total.saturating_sub(measured),
         });
-        let end = StepEnd {
+        let mut end = StepEnd {
             transition: report.transition,
             rung: report.rung.unwrap_or(self.state.rung),
             failure: report.failure.as_ref().map(|f| f.reason),
@@ -164,15 +164,21 @@ impl Actor {
         if let Some(window) = report.pause_window {
             self.ctx.metrics.paused(self.runtime(), window);
         }
-        if from == Rung::Hibernated && end.failure.is_some() {
-            // A step that failed may have left the shell that stood by, or not.
-            self.look_at_shell().await;
+        if from == Rung::Hibernated && end.rung == Rung::Hibernated {
+            // A step that failed may have left the shell that stood by, or not; and what is told of one has to be known.
+            let there = self.look_at_shell().await;
+            let made = end.transition == Transition::MakeShell && end.failure.is_none();
+            if made && there.is_some_and(|there| there != ShellSight::Whole) {
+                end.failure = Some(Reason::ShellLost);
+            }
         }
         self.last_report = Some(report);
         self.wire.step_ended();
         self.apply(Input::Ended(end));
         if from == Rung::Hibernated || self.state.rung == Rung::Hibernated {
-            self.look_at_shell().await;
+            if end.rung != from {
+                self.look_at_shell().await;
+            }
             if !end.transition.is_of_shell() {
                 self.plan_shell();
             }
