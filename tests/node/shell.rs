@@ -287,6 +287,14 @@ async fn a_node_short_of_memory_gives_its_shells_up_first() {
     .await
     .unwrap();
     assert_eq!(rig.get(&second).await.unwrap().shell, None);
+    // However often the agent comes back: the one that stands keeps its place.
+    let first = sentry(&pod).unwrap();
+    for _ in 0..3 {
+        rig.crash_and_restart().await.unwrap();
+        rig.wait_shell(&pod, true, LIMIT).await.unwrap();
+        assert_eq!(sentry(&pod).unwrap(), first);
+        assert_eq!(rig.get(&second).await.unwrap().shell, None);
+    }
     // The same node, short of all but everything.
     rig.agent.kill().unwrap();
     let config = std::fs::read_to_string(&rig.agent.paths().config).unwrap();

@@ -287,6 +287,11 @@ impl Actor {
             let message = tokio::select! {
                 biased;
                 message = messages.recv() => message,
+                () = self.ctx.shells.opened(), if !self.shell.opened => {
+                    self.shell.opened = true;
+                    self.plan_shell();
+                    continue;
+                }
                 () = sleep_until(deadline) => {
                     self.on_time().await;
                     continue;

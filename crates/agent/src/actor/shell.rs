@@ -38,6 +38,8 @@ pub(super) struct OwnShell {
     told: Option<ShellSpan>,
     /// When it is to be planned again.
     due: Option<Moment>,
+    /// Whether shells of pods that had none may be made, as far as the actor has heard.
+    pub(super) opened: bool,
     /// Watches its process.
     watch: Option<Watch>,
     /// Why the one that stands was made.
@@ -64,7 +66,9 @@ impl Actor {
     pub(super) fn plan_shell(&mut self) {
         let (now, now_ms) = (clock::now(), unix_ms());
         let policy = &self.state.policy;
-        let wanted = self.state.rung == Rung::Hibernated && self.ctx.config.shells.max > 0;
+        // A shell that stands is not to lose its place to one that does not, only because its pod was found later.
+        let may = self.state.shell.there != ShellSight::None || self.ctx.shells.is_open();
+        let wanted = self.state.rung == Rung::Hibernated && self.ctx.config.shells.max > 0 && may;
         let span = wanted
             .then(|| shell_span(policy, &self.entry.wakes, self.ctx.config.shells.times(), now_ms))
             .flatten();
