@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 
 use crate::hibernate::{connected, hibernated, listed};
 use crate::support::{LIMIT, address, ask, swap};
-use crate::upgrades::{self, OLD, install, kept, runs_under};
+use crate::upgrades::{self, OLD, install, kept, record, runs_under};
 
 pub(crate) fn shelled(mib: u32, shell: &str) -> PodSpec {
     connected(AgentGuest::mib(mib).pod("sleeper"))
@@ -110,15 +110,32 @@ async fn a_pod_with_a_shell_is_deleted_like_any_other() {
     let pod = at_work(&rig, shelled(8, "Always")).await;
     hibernated(&rig, &pod).await;
     rig.wait_shell(&pod, true, LIMIT).await.unwrap();
+    let root = record(&rig, &pod).runtime_root;
     pod.stop_container(Duration::from_secs(10)).await.unwrap();
     let status = pod.container_status().await.unwrap();
     assert_eq!(
         (status.state(), status.exit_code),
         (ContainerState::ContainerExited, 143)
     );
+    // Its shell is cleared away though nobody waits for the container any more.
+    rig.wait_shell(&pod, false, LIMIT).await.unwrap();
+    wait::until("the shell to be cleared away", LIMIT, async || {
+        anyhow::ensure!(record(&rig, &pod).shell().is_none());
+        Ok(())
+    })
+    .await
+    .unwrap();
+    let log = rig.agent.log();
+    assert!(!log.contains("WrapperMissing"), "{log}");
     pod.stop().await.unwrap();
     assert!(processes(&pod).iter().all(|(_, part)| *part != Part::Sentry));
     pod.remove().await.unwrap();
+    let left: Vec<_> = std::fs::read_dir(&root)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.contains(&pod.id) || pod.containers.iter().any(|id| name.contains(id)))
+        .collect();
+    assert!(left.is_empty(), "runsc keeps {left:?}");
     wait::until("the snapshot to go", LIMIT, async || {
         let left = listed(&rig).await;
         anyhow::ensure!(left.is_empty(), "{left:?}");

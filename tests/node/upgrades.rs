@@ -48,7 +48,7 @@ fn copy(from: &Path, to: &Path) {
     std::fs::rename(fresh, to).unwrap();
 }
 
-fn record(rig: &Rig, pod: &Pod) -> Record {
+pub(crate) fn record(rig: &Rig, pod: &Pod) -> Record {
     let dir = RunDir::new(rig.stack.run_dir()).unwrap();
     Switch::open(&dir, &pod.id.parse().unwrap()).record().unwrap()
 }

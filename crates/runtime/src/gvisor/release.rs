@@ -182,8 +182,12 @@ fn forget_those(
         if !meant(c) {
             return Ok(());
         }
-        Holder::of(&parts.run_dir, &record.sandbox_id, &c.id)
-            .call(RunscCall::Delete, rest(until).min(FORGETS))
+        let waiter = Holder::of(&parts.run_dir, &record.sandbox_id, &c.id);
+        match waiter.call(RunscCall::Delete, rest(until).min(FORGETS)) {
+            // The shim deletes it itself, as it is over for it.
+            Err(HoldError::NobodyWaits { .. }) if c.ended.is_some() => Ok(()),
+            result => result,
+        }
     };
     let result = each_live(record, delete).and(record.root().map_or(Ok(()), delete));
     filestore::remove(record);
