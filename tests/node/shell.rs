@@ -227,16 +227,16 @@ async fn a_shell_is_of_the_runsc_that_a_wake_fills_it_with() {
 async fn a_shell_is_there_when_the_schedule_says_so() {
     let _swap = swap();
     let options = RigOptions {
-        config: "[shells]\nahead = \"4s\"\nkeep = \"3s\"\n".into(),
+        config: "[shells]\nahead = \"4s\"\nkeep = \"15s\"\n".into(),
         ..RigOptions::default()
     };
     let rig = Rig::start(options).await.unwrap();
     let spec = shelled(8, "Predicted");
     let pod = at_work(&rig, spec).await;
     let hash = ask(&pod, "/hash").await;
-    // The next full minute that is not too near.
+    // The next full minute that is not too near: the pod is to be hibernated well before.
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-    let minute = (now + 15).div_ceil(60);
+    let minute = (now + 40).div_ceil(60);
     let policy = Policy {
         shell: ShellPolicy::Predicted,
         wake_schedule: Some(format!("{} * * * *", minute % 60).parse().unwrap()),
@@ -248,11 +248,11 @@ async fn a_shell_is_there_when_the_schedule_says_so() {
     assert_eq!(view.shell, None);
     let expected = view.wake_expected.unwrap();
     assert_eq!(u64::try_from(expected.seconds).unwrap(), minute * 60);
-    let limit = Duration::from_secs(90);
+    let limit = Duration::from_secs(120);
     let view = rig.wait_shell(&pod, true, limit).await.unwrap();
     assert_eq!(view.shell.unwrap().reason, Reason::WakeExpected.as_str());
     let early = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-    assert!(early < minute * 60 + 3, "made for the moment, not after it");
+    assert!(early < minute * 60 + 15, "made for the moment, not after it");
     // Nobody comes.
     rig.wait_shell(&pod, false, limit).await.unwrap();
     let log = rig.agent.log();
