@@ -7,7 +7,7 @@ use dormouse_rpc::v1;
 use dormouse_testkit::guest::AgentGuest;
 use dormouse_testkit::host::wait;
 use dormouse_testkit::memory::{Part, processes, sentry};
-use dormouse_testkit::rig::{Rig, RigOptions};
+use dormouse_testkit::rig::{Rig, RigOptions, reason};
 use dormouse_testkit::{Pod, PodSpec, http};
 use k8s_cri::v1::{ContainerState, PodSandboxState};
 use nix::sys::signal::Signal;
@@ -269,6 +269,48 @@ async fn a_shell_is_there_when_the_schedule_says_so() {
     rig.set_policy(&pod, &Policy::default()).await.unwrap();
     rig.wait_shell(&pod, false, LIMIT).await.unwrap();
     assert_eq!(ask(&pod, "/hash").await, hash);
+    rig.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wake_gets_the_room_of_others_shells() {
+    let _swap = swap();
+    let options = RigOptions {
+        config: "[admission]\nmemory_reserve_mib = 257\n".into(),
+        ..RigOptions::default()
+    };
+    let mut rig = Rig::start(options).await.unwrap();
+    let shelled = at_work(&rig, shelled(8, "Always")).await;
+    let sleeper = at_work(&rig, connected(AgentGuest::mib(8).pod("other"))).await;
+    hibernated(&rig, &shelled).await;
+    hibernated(&rig, &sleeper).await;
+    rig.wait_shell(&shelled, true, LIMIT).await.unwrap();
+    // The same node, and there is never room enough.
+    rig.agent.kill().unwrap();
+    let config = rig.agent.paths().config.clone();
+    let text = std::fs::read_to_string(&config).unwrap();
+    let full = text.replace("memory_reserve_mib = 257", "memory_reserve_mib = 100000000");
+    std::fs::write(&config, full).unwrap();
+    rig.agent.restart(&rig.stack, None).await.unwrap();
+    rig.reconnect().await.unwrap();
+    rig.wait_shell(&shelled, true, LIMIT).await.unwrap();
+    // It is not refused before everybody else's shell has gone for it; one's own is left.
+    let refused = rig.wake(&shelled).await.unwrap_err();
+    assert_eq!(reason(&refused), Some(Reason::InsufficientMemory), "{refused}");
+    assert!(rig.get(&shelled).await.unwrap().shell.is_some());
+    rig.hibernate(&shelled).await.unwrap();
+    let refused = rig.wake(&sleeper).await.unwrap_err();
+    assert_eq!(reason(&refused), Some(Reason::InsufficientMemory), "{refused}");
+    assert_eq!(rig.get(&shelled).await.unwrap().shell, None);
+    let log = rig.agent.log();
+    assert!(log.contains("a wake lacks memory; a shell is given up"), "{log}");
+    rig.agent.kill().unwrap();
+    std::fs::write(&config, text).unwrap();
+    rig.agent.restart(&rig.stack, None).await.unwrap();
+    rig.reconnect().await.unwrap();
+    for pod in [&shelled, &sleeper] {
+        ask(pod, "/hash").await;
+    }
     rig.stop().await.unwrap();
 }
 
