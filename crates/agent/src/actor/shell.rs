@@ -114,7 +114,8 @@ impl Actor {
     /// Takes over the shell that stands by, if one does, from whoever had the pod before, and plans on.
     pub(super) async fn begin_shell(&mut self) {
         let found = self.find_shell().await;
-        self.state.shell.there = found.map_or(ShellSight::None, sight);
+        // Where it cannot be told there may be something: whoever makes one, or ends it, finds out.
+        self.state.shell.there = found.map_or(ShellSight::Parts, sight);
         self.plan_shell();
         if let Some(found) = found {
             self.keep_shell(found);
