@@ -6,10 +6,14 @@ use std::time::Duration;
 
 use dormouse_core::{Policy, Rung, ShellPolicy};
 use dormouse_testkit::guest::AgentGuest;
-use dormouse_testkit::memory::{Part, processes};
-use dormouse_testkit::rig::Rig;
+use dormouse_testkit::host::wait;
+use dormouse_testkit::memory::{Part, processes, sentry};
+use dormouse_testkit::rig::{Rig, reference};
 use dormouse_testkit::{DORMOUSE_GVISOR, Pod, http};
+use nix::sys::signal::Signal;
+use serde_json::Value;
 
+use crate::neighbours::{self, arm, order};
 use crate::support::{LIMIT, address, alone, ask};
 
 /// What passes a fail point.
@@ -64,10 +68,8 @@ async fn restart(rig: &mut Rig, kill_at: Option<&str>) {
     rig.reconnect().await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn killed_at_every_step_of_a_shell() {
-    let _alone = alone().await;
-    let mut rig = Rig::plain().await.unwrap();
+/// A pod that remembers something, and the hash of its memory.
+async fn victim(rig: &Rig) -> (Pod, Value) {
     let spec = AgentGuest::mib(24)
         .pod("victim")
         .handler(DORMOUSE_GVISOR)
@@ -78,6 +80,14 @@ async fn killed_at_every_step_of_a_shell() {
     http::post(address(&pod), "/history", "kept", LIMIT)
         .await
         .unwrap();
+    (pod, hash)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_every_step_of_a_shell() {
+    let _alone = alone().await;
+    let mut rig = Rig::plain().await.unwrap();
+    let (pod, hash) = victim(&rig).await;
     for (on, point) in POINTS {
         let before = match on {
             On::Make => ShellPolicy::Never,
@@ -120,5 +130,51 @@ async fn killed_at_every_step_of_a_shell() {
         assert_eq!(output.stdout.trim(), "alive", "{point}");
     }
     pod.stop_container(Duration::from_secs(5)).await.unwrap();
+    rig.stop().await.unwrap();
+}
+
+/// Where the shell that is being filled ends.
+const FILLING: [&str; 4] = [
+    "switch::hibernation::phase_noted",
+    "gvisor::restore::root_created",
+    "gvisor::restore::addressed",
+    "gvisor::restore::root_restored",
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shell_that_ends_while_it_is_filled_is_done_without() {
+    let _alone = alone().await;
+    let mut rig = Rig::plain().await.unwrap();
+    let (pod, hash) = victim(&rig).await;
+    let halt = rig.stack.dir().join("halted");
+    rig.set_policy(&pod, &policy(ShellPolicy::Always)).await.unwrap();
+    for (round, point) in FILLING.iter().enumerate() {
+        rig.hibernate(&pod)
+            .await
+            .unwrap_or_else(|error| panic!("{point}: {error}"));
+        rig.wait_shell(&pod, true, LIMIT).await.unwrap();
+        arm(&mut rig, point, &halt).await;
+        rig.wait_shell(&pod, true, LIMIT).await.unwrap();
+        let ordered = order(rig.client.clone(), Some(reference(&pod)), neighbours::On::Wake);
+        let ordered = tokio::spawn(ordered);
+        wait::until("the agent to come to the point", LIMIT, async || {
+            anyhow::ensure!(halt.exists(), "{point}");
+            Ok(())
+        })
+        .await
+        .unwrap();
+        sentry(&pod).unwrap().signal(Signal::SIGKILL);
+        std::fs::remove_file(&halt).unwrap();
+        let woken = tokio::time::timeout(LIMIT, ordered).await.expect(point).unwrap();
+        woken.unwrap_or_else(|error| panic!("{point}: {error}"));
+        let log = rig.agent.log();
+        let without = log.matches("the shell could not be filled").count();
+        assert_eq!(without, round + 1, "{point}: {log}");
+        assert_eq!(ask(&pod, "/hash").await, hash, "{point}");
+        assert_eq!(ask(&pod, "/history").await[0], "kept", "{point}");
+        assert_eq!(sentries(&pod), 1, "{point}");
+        let output = pod.exec(&["echo", "alive"], LIMIT).await.unwrap();
+        assert_eq!(output.stdout.trim(), "alive", "{point}");
+    }
     rig.stop().await.unwrap();
 }

@@ -17,11 +17,11 @@ use crate::hibernate::{connected, hibernated};
 use crate::support::{LIMIT, address, ask, swap};
 
 /// What the pinned runsc and the other one call themselves.
-const OLD: &str = "release-20260905.0";
+pub(crate) const OLD: &str = "release-20260905.0";
 const NEW: &str = "release-20260905.0-next";
 
 /// A node whose runsc is a file of its own, as a package installs it.
-async fn node() -> Rig {
+pub(crate) async fn node() -> Rig {
     let rig = Rig::plain().await.unwrap();
     install(&rig, "runsc");
     rig.stack
@@ -36,7 +36,7 @@ fn runsc(rig: &Rig) -> PathBuf {
 }
 
 /// Puts one of the two in its place, by rename.
-fn install(rig: &Rig, part: &str) {
+pub(crate) fn install(rig: &Rig, part: &str) {
     copy(&rig.stack.built().part(part), &runsc(rig));
 }
 
@@ -48,20 +48,20 @@ fn copy(from: &Path, to: &Path) {
     std::fs::rename(fresh, to).unwrap();
 }
 
-fn record(rig: &Rig, pod: &Pod) -> Record {
+pub(crate) fn record(rig: &Rig, pod: &Pod) -> Record {
     let dir = RunDir::new(rig.stack.run_dir()).unwrap();
     Switch::open(&dir, &pod.id.parse().unwrap()).record().unwrap()
 }
 
 /// The file that a pod's sentry was started from, and what its record says.
-fn runs_under(rig: &Rig, pod: &Pod) -> (PathBuf, String) {
+pub(crate) fn runs_under(rig: &Rig, pod: &Pod) -> (PathBuf, String) {
     let sentry = dormouse_testkit::memory::sentry(pod).unwrap();
     let exe = std::fs::read_link(format!("/proc/{}/exe", sentry.pid)).unwrap();
     (exe, record(rig, pod).runsc.version)
 }
 
 /// The agent's copy of a release.
-fn kept(rig: &Rig, version: &str) -> PathBuf {
+pub(crate) fn kept(rig: &Rig, version: &str) -> PathBuf {
     rig.agent
         .paths()
         .state_dir

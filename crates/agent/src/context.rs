@@ -11,6 +11,7 @@ use crate::gate::Gate;
 use crate::journal::Journal;
 use crate::journal_writer::JournalWriter;
 use crate::metrics::Metrics;
+use crate::pods::Pods;
 use crate::shells::Places;
 use crate::signal_watch::SignalWatch;
 use crate::snapshots::Snapshots;
@@ -29,6 +30,8 @@ pub struct Context {
     pub journal: Journal,
     /// The journal's writer.
     pub writer: JournalWriter,
+    /// Every pod's actor.
+    pub pods: Pods,
     /// Node-wide admission.
     pub gate: Gate,
     /// Metrics.
@@ -56,6 +59,7 @@ impl Context {
     )]
     pub fn new(
         config: Config,
+        pods: Pods,
         journal: Journal,
         writer: JournalWriter,
         metrics: Metrics,
@@ -68,6 +72,7 @@ impl Context {
             gate: Gate::new(config.admission_limits()),
             shells: Places::new(config.shells.max),
             config,
+            pods,
             journal,
             writer,
             metrics,

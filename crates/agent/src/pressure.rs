@@ -1,10 +1,10 @@
 //! Watches the node's memory, and gives shells up and hibernates sleepers where it runs short.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use dormouse_core::{Input, Moment, Rung, Sleeper, next_shell_to_give_up, next_to_hibernate};
+use dormouse_core::{Input, Moment, Reason, Rung, Sleeper, next_shell_to_give_up, next_to_hibernate};
 use tokio_util::sync::CancellationToken;
 
 use crate::actor::Message;
@@ -20,8 +20,8 @@ const AGAIN: Duration = Duration::from_secs(60);
 /// How long one pod is given before the next one is looked for.
 const STEP: Duration = Duration::from_secs(10);
 
-/// How often it is looked whether it has gone down.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// How long a wake waits for the room that shells give up.
+const ROOM: Duration = Duration::from_secs(5);
 
 /// Watches until `stop`; at once where it is switched off.
 pub(crate) async fn watch(config: PressureConfig, pods: Pods, snapshots: Snapshots, stop: CancellationToken) {
@@ -81,14 +81,53 @@ async fn relieve(pods: &Pods, asked: &mut HashMap<String, Moment>) -> bool {
         return true;
     }
     let has_let_go = |view: &PodView| view.rung >= Rung::Hibernated && view.shell.is_none();
-    let gone_down = async {
-        while !has_let_go(&handle.view()) {
-            tokio::time::sleep(LOOK_AGAIN).await;
-        }
-    };
     // One that does not go down says why by itself.
-    let _ = tokio::time::timeout(STEP, gone_down).await;
+    let _ = tokio::time::timeout(STEP, handle.until(has_let_go)).await;
     true
+}
+
+/// The room that other pods' shells can give up for a wake.
+pub(crate) struct Room<'a> {
+    pods: &'a Pods,
+    /// The pod sandbox that is to wake.
+    waking: &'a str,
+    asked: HashSet<String>,
+    until: tokio::time::Instant,
+}
+
+impl<'a> Room<'a> {
+    /// Asks nobody yet.
+    pub(crate) fn new(pods: &'a Pods, waking: &'a str) -> Self {
+        Self {
+            pods,
+            waking,
+            asked: HashSet::new(),
+            until: tokio::time::Instant::now() + ROOM,
+        }
+    }
+
+    /// Has one more shell given up. `false` if there is none left to ask, or it took too long.
+    pub(crate) async fn make(&mut self) -> bool {
+        let views = self.pods.views();
+        let others = views
+            .iter()
+            .filter(|view| view.sandbox_id != self.waking && !self.asked.contains(&view.sandbox_id));
+        let Some(id) = next_shell_to_give_up(others.map(sleeper)).map(str::to_owned) else {
+            return false;
+        };
+        let handle = self.pods.get(&id);
+        self.asked.insert(id);
+        // A pod that is gone has given up its shell, too.
+        let Some(handle) = handle else { return true };
+        tracing::info!(pod = %handle.view().name, sandbox = %handle.view().sandbox_id, "a wake lacks memory; a shell is given up");
+        let given_up = async {
+            let input = Input::GiveUpShell(Reason::MemoryPressure);
+            if handle.tell(Message::Input(input)).await.is_ok() {
+                handle.until(|view| view.shell.is_none()).await;
+            }
+        };
+        tokio::time::timeout_at(self.until, given_up).await.is_ok()
+    }
 }
 
 fn sleeper(view: &Arc<PodView>) -> Sleeper<'_> {
@@ -105,6 +144,7 @@ fn sleeper(view: &Arc<PodView>) -> Sleeper<'_> {
         can_doze: can("doze"),
         can_hibernate: can("hibernate"),
         moving: view.moving_to.is_some(),
+        waking: view.waking,
         shell: view.shell.is_some(),
     }
 }

@@ -76,6 +76,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let callers = AllowedCallers::new(&config.api.allowed_uids);
     let ctx = Arc::new(Context::new(
         config,
+        pods.clone(),
         journal,
         writer,
         Metrics::new(),
@@ -129,6 +130,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         Some(ended) = tasks.join_next() => return ended?.and(Err(anyhow::anyhow!("a part of the agent ended"))),
     };
     if listed {
+        ctx.shells.open();
         {
             let (service, stop) = (service.clone(), stop.clone());
             tasks.spawn(async move {

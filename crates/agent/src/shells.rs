@@ -5,13 +5,17 @@ use std::time::SystemTime;
 
 use dormouse_core::Reason;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
 
 /// What the making of a shell is taken to need of the node's RAM, in bytes: about twice what one was seen to take.
 pub const ESTIMATE: u64 = 64 << 20;
 
 /// Places for shells on this node. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Places(Arc<Semaphore>);
+pub struct Places {
+    free: Arc<Semaphore>,
+    opened: CancellationToken,
+}
 
 /// A shell's place; given back when dropped.
 pub type Place = OwnedSemaphorePermit;
@@ -20,7 +24,26 @@ impl Places {
     /// So many may stand by at once.
     #[must_use]
     pub fn new(max: usize) -> Self {
-        Self(Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS))))
+        Self {
+            free: Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS))),
+            opened: CancellationToken::new(),
+        }
+    }
+
+    /// Every shell that stood before the agent began has its place: others may be made from now on.
+    pub fn open(&self) {
+        self.opened.cancel();
+    }
+
+    /// Whether others may be made.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.opened.is_cancelled()
+    }
+
+    /// Waits until others may be made.
+    pub async fn opened(&self) {
+        self.opened.cancelled().await;
     }
 
     /// A place, if one is free.
@@ -28,7 +51,7 @@ impl Places {
     /// # Errors
     /// `ShellsFull`
     pub fn take(&self) -> Result<Place, Reason> {
-        Arc::clone(&self.0)
+        Arc::clone(&self.free)
             .try_acquire_owned()
             .map_err(|_| Reason::ShellsFull)
     }

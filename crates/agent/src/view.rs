@@ -35,6 +35,8 @@ pub struct PodView {
     pub rung: Rung,
     /// Where a step under way leads to.
     pub moving_to: Option<Rung>,
+    /// Whether somebody waits for its wake.
+    pub waking: bool,
     /// Its policy.
     pub policy: Policy,
     /// The policy's generation.

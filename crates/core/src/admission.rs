@@ -102,13 +102,14 @@ impl Admission {
     /// A step asks to run.
     ///
     /// A wake needs RAM for what its guest had resident, beside what the wakes under way are about to
-    /// bring back; without it the wake is refused and the guest sleeps on. So does a shell.
+    /// bring back; without it the wake is refused and the guest sleeps on. So does a shell, beside shells under way, too.
     pub fn ask(&mut self, claim: Claim, memory: Memory) -> Verdict {
         if claim.kind.fills() && claim.bytes > 0 {
             let promised: u64 = self
                 .running
                 .iter()
-                .filter(|c| c.kind.fills())
+                // A shell has to make room for a wake.
+                .filter(|c| c.kind == ClaimKind::Wake || c.kind.fills() && claim.kind != ClaimKind::Wake)
                 .map(|c| c.bytes)
                 .sum();
             let needed = claim
@@ -246,6 +247,17 @@ mod tests {
             admission.ask(claim(5, ClaimKind::Shell), memory),
             Verdict::Refuse(Reason::InsufficientMemory)
         );
+    }
+
+    #[test]
+    fn a_wake_does_not_stand_back_for_a_shell() {
+        let mut admission = admission(8, 1);
+        let memory = Memory { available: 2 * GIB };
+        assert_eq!(admission.ask(claim(1, ClaimKind::Shell), memory), Verdict::Run);
+        let refused = Verdict::Refuse(Reason::InsufficientMemory);
+        assert_eq!(admission.ask(claim(2, ClaimKind::Shell), memory), refused);
+        assert_eq!(admission.ask(claim(3, ClaimKind::Wake), memory), Verdict::Run);
+        assert_eq!(admission.ask(claim(4, ClaimKind::Wake), memory), refused);
     }
 
     proptest! {

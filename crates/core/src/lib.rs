@@ -37,8 +37,8 @@ pub use shell::{
     HABIT_DAYS, MOST_WAKES, ShellPolicy, ShellSpan, ShellTimes, WakeSchedule, expected_by_habit, shell_span,
 };
 pub use step::{
-    Abilities, Action, Input, Order, OrderId, PodState, Refusal, ShellStand, ShellTime, Step, StepEnd,
-    Transition, Waiting, next,
+    Abilities, Action, Input, Order, OrderId, PodState, Refusal, ShellSight, ShellStand, ShellTime, Step,
+    StepEnd, Transition, Waiting, next,
 };
 pub use wake::{UnknownWakeSource, WakeSource};
 pub use wish::{

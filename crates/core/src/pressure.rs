@@ -21,6 +21,8 @@ pub struct Sleeper<'a> {
     pub can_hibernate: bool,
     /// Whether a step is under way.
     pub moving: bool,
+    /// Whether somebody waits for its wake.
+    pub waking: bool,
     /// Whether a shell stands by for it.
     pub shell: bool,
 }
@@ -30,7 +32,7 @@ pub struct Sleeper<'a> {
 #[must_use]
 pub fn next_shell_to_give_up<'a>(pods: impl IntoIterator<Item = Sleeper<'a>>) -> Option<&'a str> {
     pods.into_iter()
-        .filter(|pod| pod.shell && !pod.moving)
+        .filter(|pod| pod.shell && !pod.moving && !pod.waking)
         .max_by_key(|pod| pod.idle)
         .map(|pod| pod.id)
 }
@@ -40,7 +42,7 @@ pub fn next_shell_to_give_up<'a>(pods: impl IntoIterator<Item = Sleeper<'a>>) ->
 #[must_use]
 pub fn next_to_hibernate<'a>(pods: impl IntoIterator<Item = Sleeper<'a>>) -> Option<&'a str> {
     pods.into_iter()
-        .filter(|pod| pod.managed && pod.can_hibernate && !pod.moving)
+        .filter(|pod| pod.managed && pod.can_hibernate && !pod.moving && !pod.waking)
         .filter(|pod| match pod.rung {
             Rung::Dozing => true,
             Rung::Frozen => !pod.can_doze,
@@ -63,6 +65,7 @@ mod tests {
             can_doze: true,
             can_hibernate: true,
             moving: false,
+            waking: false,
             shell: false,
         }
     }
@@ -79,11 +82,16 @@ mod tests {
             shell("long", 500),
         ];
         assert_eq!(next_shell_to_give_up(pods), Some("long"));
-        let waking = Sleeper {
+        let moving = Sleeper {
             moving: true,
             ..pods[0]
         };
-        assert_eq!(next_shell_to_give_up([waking]), None);
+        // It would use it.
+        let waking = Sleeper {
+            waking: true,
+            ..pods[2]
+        };
+        assert_eq!(next_shell_to_give_up([moving, waking]), None);
     }
 
     #[test]
@@ -112,6 +120,10 @@ mod tests {
             },
             Sleeper {
                 moving: true,
+                ..pods[3]
+            },
+            Sleeper {
+                waking: true,
                 ..pods[3]
             },
         ] {

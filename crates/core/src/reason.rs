@@ -211,6 +211,8 @@ reasons! {
     ShellUnused,
     /// A shell ended by itself, or runsc was changed under it.
     ShellLost,
+    /// A shell took so long to be made that it would have been in the way of whoever wants the pod.
+    ShellSlow,
     /// As many shells stand by on the node as its configuration allows.
     ShellsFull,
 

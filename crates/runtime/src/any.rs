@@ -101,7 +101,7 @@ impl Driver for AnyDriver {
         pass_on!(self, d => d.end_shell(guest).await)
     }
 
-    async fn find_shell(&self, guest: &Guest) -> Result<Option<ShellFound>, DriverError> {
+    async fn find_shell(&self, guest: &Guest) -> Result<ShellFound, DriverError> {
         pass_on!(self, d => d.find_shell(guest).await)
     }
 

@@ -273,9 +273,20 @@ pub struct ShellReport {
     pub containers: Duration,
 }
 
+/// What there is of a hibernated pod's shell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ShellFound {
+    /// Nothing.
+    None,
+    /// Something that no wake could fill: one in the making, what is left of one, or one that another runtime made.
+    Parts,
+    /// One that stands by.
+    Whole(StandingShell),
+}
+
 /// A shell that stands by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ShellFound {
+pub struct StandingShell {
     /// The process with which it ends.
     pub sentry: ProcessId,
     /// Wall clock of its begin, in ms since 1970.
@@ -549,16 +560,13 @@ pub trait Driver: Send + Sync {
         std::future::ready(Err(cannot_snapshot(self.kind(), "end-shell", guest)))
     }
 
-    /// Looks whether a shell stands by that a wake could fill. Changes nothing.
+    /// Looks what there is of a shell. Changes nothing.
     ///
     /// # Errors
     /// It cannot be told.
-    fn find_shell(
-        &self,
-        guest: &Guest,
-    ) -> impl Future<Output = Result<Option<ShellFound>, DriverError>> + Send {
+    fn find_shell(&self, guest: &Guest) -> impl Future<Output = Result<ShellFound, DriverError>> + Send {
         let _ = guest;
-        std::future::ready(Ok(None))
+        std::future::ready(Ok(ShellFound::None))
     }
 
     /// The guest's memory and CPU time, as its cgroup counts them.

@@ -23,8 +23,8 @@ pub use any::AnyDriver;
 pub use driver::{
     Birth, BirthFailed, Cancel, Capabilities, Capability, DozeReport, Driver, DriverError, FreezeReport,
     Guest, GuestContainer, MEMORY_MAPPED, PodIdentity, PrefetchReport, Probe, ReleaseReport, Resident,
-    RestoreReport, RuntimeKind, SaveReport, SavedContainer, SavedFacts, ShellFound, ShellReport, StopState,
-    WakeReport,
+    RestoreReport, RuntimeKind, SaveReport, SavedContainer, SavedFacts, ShellFound, ShellReport,
+    StandingShell, StopState, WakeReport,
 };
 pub use gvisor::Gvisor;
 pub use kata::Kata;

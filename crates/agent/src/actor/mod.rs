@@ -130,6 +130,11 @@ impl Handle {
     pub fn view(&self) -> Arc<PodView> {
         self.view.borrow().clone()
     }
+
+    /// Waits until that is so of the pod, or the pod is gone.
+    pub async fn until(&self, is_so: impl Fn(&PodView) -> bool) {
+        let _ = self.view.clone().wait_for(|view| is_so(view)).await;
+    }
 }
 
 /// One pod's actor.
@@ -285,6 +290,11 @@ impl Actor {
             let message = tokio::select! {
                 biased;
                 message = messages.recv() => message,
+                () = self.ctx.shells.opened(), if !self.shell.opened => {
+                    self.shell.opened = true;
+                    self.plan_shell();
+                    continue;
+                }
                 () = sleep_until(deadline) => {
                     self.on_time().await;
                     continue;

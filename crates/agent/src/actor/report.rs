@@ -23,6 +23,7 @@ pub(super) fn blank(pod: &Pod) -> PodView {
         managed: false,
         rung: Rung::Running,
         moving_to: None,
+        waking: false,
         policy: Policy::default(),
         policy_generation: 0,
         resident: 0,
@@ -55,6 +56,7 @@ pub(super) fn of(actor: &Actor) -> PodView {
         managed: state.managed,
         rung: state.rung,
         moving_to: state.moving_to(),
+        waking: state.wake.is_some(),
         policy: state.policy.clone(),
         policy_generation: actor.entry.policy_generation,
         resident: actor.resident,
@@ -71,7 +73,7 @@ pub(super) fn of(actor: &Actor) -> PodView {
         ],
         since: actor.since,
         snapshot: actor.entry.snapshot.clone(),
-        shell: actor.shell.view.filter(|_| state.shell.stands),
+        shell: actor.shell.view.filter(|_| state.shell.stands()),
         wake_expected_ms: actor.shell.expected_ms,
         ..blank(&actor.pod)
     }

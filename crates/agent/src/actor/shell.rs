@@ -6,9 +6,10 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dormouse_core::{
-    Input, MOST_WAKES, Moment, Reason, Rung, ShellPolicy, ShellSpan, ShellTime, WakeSource, shell_span,
+    Input, MOST_WAKES, Moment, Reason, Rung, ShellPolicy, ShellSight, ShellSpan, ShellTime, WakeSource,
+    shell_span,
 };
-use dormouse_runtime::{Driver as _, ShellFound};
+use dormouse_runtime::{Driver as _, ShellFound, StandingShell};
 use dormouse_sentry::ProcessId;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -37,6 +38,8 @@ pub(super) struct OwnShell {
     told: Option<ShellSpan>,
     /// When it is to be planned again.
     due: Option<Moment>,
+    /// Whether shells of pods that had none may be made, as far as the actor has heard.
+    pub(super) opened: bool,
     /// Watches its process.
     watch: Option<Watch>,
     /// Why the one that stands was made.
@@ -63,7 +66,9 @@ impl Actor {
     pub(super) fn plan_shell(&mut self) {
         let (now, now_ms) = (clock::now(), unix_ms());
         let policy = &self.state.policy;
-        let wanted = self.state.rung == Rung::Hibernated && self.ctx.config.shells.max > 0;
+        // A shell that stands is not to lose its place to one that does not, only because its pod was found later.
+        let may = self.state.shell.there != ShellSight::None || self.ctx.shells.is_open();
+        let wanted = self.state.rung == Rung::Hibernated && self.ctx.config.shells.max > 0 && may;
         let span = wanted
             .then(|| shell_span(policy, &self.entry.wakes, self.ctx.config.shells.times(), now_ms))
             .flatten();
@@ -108,48 +113,41 @@ impl Actor {
 
     /// Takes over the shell that stands by, if one does, from whoever had the pod before, and plans on.
     pub(super) async fn begin_shell(&mut self) {
-        let found = if self.state.rung == Rung::Hibernated {
-            self.find_shell().await
-        } else {
-            None
-        };
-        self.state.shell.stands = found.is_some();
+        let found = self.find_shell().await;
+        // Where it cannot be told there may be something: whoever makes one, or ends it, finds out.
+        self.state.shell.there = found.map_or(ShellSight::Parts, sight);
         self.plan_shell();
         if let Some(found) = found {
             self.keep_shell(found);
         }
     }
 
-    /// Looks whether a shell stands by, where it may have changed, and follows that.
-    pub(super) async fn look_at_shell(&mut self) {
-        let found = if self.state.rung == Rung::Hibernated {
-            self.find_shell().await
-        } else {
-            None
-        };
-        if self.state.shell.stands != found.is_some() {
-            self.apply(Input::FoundShell(found.is_some()));
+    /// Looks what there is of a shell, where that may have changed, and follows it; `None` if it cannot be told.
+    pub(super) async fn look_at_shell(&mut self) -> Option<ShellSight> {
+        let found = self.find_shell().await?;
+        let there = sight(found);
+        if self.state.shell.there != there {
+            self.apply(Input::FoundShell(there));
         }
-        match found {
-            None => self.drop_shell(),
-            Some(found) => self.keep_shell(found),
-        }
+        self.keep_shell(found);
+        Some(there)
     }
 
     /// Measures a shell that stands by.
     pub(super) async fn measure_shell(&mut self) {
-        if self.state.shell.stands
-            && let Some(found) = self.find_shell().await
-            && let Some(view) = &mut self.shell.view
-        {
-            view.bytes = found.bytes;
+        if self.state.shell.stands() && self.state.transition.is_none() {
+            self.look_at_shell().await;
         }
     }
 
+    /// `None` if it cannot be told, which changes nothing.
     async fn find_shell(&self) -> Option<ShellFound> {
+        if self.state.rung != Rung::Hibernated {
+            return Some(ShellFound::None);
+        }
         let driver = self.kind.and_then(|kind| self.ctx.driver(kind))?;
         match driver.find_shell(&self.guest).await {
-            Ok(found) => found,
+            Ok(found) => Some(found),
             Err(error) => {
                 tracing::debug!(pod = %self.pod.full_name(), reason = %error.reason, "{error}");
                 None
@@ -157,14 +155,20 @@ impl Actor {
         }
     }
 
-    fn drop_shell(&mut self) {
-        self.shell.place = None;
+    /// Keeps a place for as long as there is anything, and an eye on what stands.
+    fn keep_shell(&mut self, found: ShellFound) {
+        match found {
+            ShellFound::Whole(standing) => return self.keep_standing(standing),
+            // What is left of one takes its room until it is ended.
+            ShellFound::Parts => drop(self.take_shell_place()),
+            ShellFound::None => self.shell.place = None,
+        }
         self.shell.view = None;
         self.shell.watch = None;
         self.shell.reason = None;
     }
 
-    fn keep_shell(&mut self, found: ShellFound) {
+    fn keep_standing(&mut self, found: StandingShell) {
         let wanted = self.state.shell.wanted.map(|time| time.reason);
         let reason = *self
             .shell
@@ -211,6 +215,9 @@ impl Actor {
             .metrics
             .shell(if stands { "made" } else { "given-up" }, reason);
         self.shell.reason = stands.then_some(reason);
+        if let Some(view) = &mut self.shell.view {
+            view.reason = reason;
+        }
         let message = if stands {
             "a shell stands by"
         } else {
@@ -219,6 +226,14 @@ impl Actor {
         tracing::info!(pod = %self.pod.full_name(), sandbox = %self.pod.sandbox_id, %reason, "{message}");
         self.publish();
         self.tell_news(NewsKind::Changed, Some(reason), message.to_owned(), None, None);
+    }
+}
+
+const fn sight(found: ShellFound) -> ShellSight {
+    match found {
+        ShellFound::None => ShellSight::None,
+        ShellFound::Parts => ShellSight::Parts,
+        ShellFound::Whole(_) => ShellSight::Whole,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use dormouse_core::{Abilities, ClaimKind, Input, Reason, Rung, StepEnd, Transition};
+use dormouse_core::{Abilities, ClaimKind, Input, Reason, Rung, ShellSight, StepEnd, Transition};
 use dormouse_runtime::{AnyDriver, Cancel, Driver as _, Guest, StopState};
 use tokio_util::sync::CancellationToken;
 
@@ -11,6 +11,7 @@ use super::{Actor, Message, unix_ms};
 use crate::clock;
 use crate::gate::{Gate, Permit};
 use crate::journal::WakeEntry;
+use crate::pressure::Room;
 use crate::step_report::{Failure, Phase, StepReport};
 use crate::view::NewsKind;
 
@@ -94,7 +95,7 @@ impl Actor {
             name: "dispatch",
             took: total.saturating_sub(measured),
         });
-        let end = StepEnd {
+        let mut end = StepEnd {
             transition: report.transition,
             rung: report.rung.unwrap_or(self.state.rung),
             failure: report.failure.as_ref().map(|f| f.reason),
@@ -165,11 +166,13 @@ impl Actor {
         if let Some(window) = report.pause_window {
             self.ctx.metrics.paused(self.runtime(), window);
         }
-        // One whose end failed is to be ended still, whatever there is of it.
-        let ending = end.transition == Transition::EndShell && end.failure.is_some();
-        if from == Rung::Hibernated && end.failure.is_some() && !ending {
-            // A step that failed may have left the shell that stood by, or not.
-            self.look_at_shell().await;
+        if from == Rung::Hibernated && end.rung == Rung::Hibernated {
+            // A step that failed may have left the shell that stood by, or not; and what is told of one has to be known.
+            let there = self.look_at_shell().await;
+            let made = end.transition == Transition::MakeShell && end.failure.is_none();
+            if made && there.is_some_and(|there| there != ShellSight::Whole) {
+                end.failure = Some(Reason::ShellLost);
+            }
         }
         self.last_report = Some(report);
         self.wire.step_ended();
@@ -179,7 +182,7 @@ impl Actor {
             self.hear_again().await;
         }
         if from == Rung::Hibernated || self.state.rung == Rung::Hibernated {
-            if !ending {
+            if end.rung != from {
                 self.look_at_shell().await;
             }
             if !end.transition.is_of_shell() {
@@ -315,7 +318,14 @@ impl Running {
             }
             return self.gate.enter(ClaimKind::Save, bytes).await;
         }
-        self.gate.enter(kind, bytes).await
+        let mut room = Room::new(&self.saving.ctx.pods, &self.guest.sandbox_id);
+        loop {
+            match self.gate.enter(kind, bytes).await {
+                // Whoever asks for a wake does not go away empty for what others' shells take.
+                Err(Reason::InsufficientMemory) if kind == ClaimKind::Wake && room.make().await => {}
+                result => return result,
+            }
+        }
     }
 
     async fn verb(&self, transition: Transition, report: &mut StepReport) -> Result<(), StepFailed> {

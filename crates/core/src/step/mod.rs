@@ -8,7 +8,9 @@ use std::time::Duration;
 
 pub use shell::ShellStand;
 pub use state::PodState;
-pub use words::{Abilities, Action, Input, Order, OrderId, Refusal, ShellTime, StepEnd, Transition, Waiting};
+pub use words::{
+    Abilities, Action, Input, Order, OrderId, Refusal, ShellSight, ShellTime, StepEnd, Transition, Waiting,
+};
 
 use crate::{Fallback, Moment, Reason, Rung, WakeSource};
 
@@ -61,8 +63,8 @@ pub fn next(state: &PodState, input: Input, now: Moment) -> Step {
         Input::Answered => step.answered(),
         Input::Timer => {}
         Input::Pressure => step.press(now),
-        Input::WantShell(time) => step.want_shell(time),
-        Input::FoundShell(stands) => step.found_shell(stands, now),
+        Input::WantShell(time) => step.want_shell(time, now),
+        Input::FoundShell(there) => step.found_shell(there, now),
         Input::GiveUpShell(reason) => step.give_up_shell(reason),
         Input::Ended(end) => step.ended(end, now),
         Input::FoundRunning(source) => step.found_running(source, now),

@@ -139,7 +139,7 @@ impl PodState {
             // Only a failed step leaves a wish open while nothing is under way.
             self.retry_at
         } else if self.rung == Rung::Hibernated {
-            self.shell.deadline(self.may_have_shell())
+            self.shell.deadline(self.managed, self.may_have_shell())
         } else {
             self.policy_steps().map(|(after, _)| after).min().map(|after| {
                 let due = self.idle_since.after(after);

@@ -663,7 +663,7 @@ fn a_shell_stands_by_in_its_time() {
         [stands(true, Reason::WakeExpected)]
     );
     assert_eq!(
-        (pod.rung, pod.shell.stands, pod.deadline()),
+        (pod.rung, pod.shell.stands(), pod.deadline()),
         (Rung::Hibernated, true, Some(at(100)))
     );
     assert_eq!(
@@ -674,7 +674,17 @@ fn a_shell_stands_by_in_its_time() {
         feed(&mut pod, ok_hibernated(Transition::EndShell), at(101)),
         [stands(false, Reason::ShellUnused)]
     );
-    assert_eq!((pod.shell.stands, pod.deadline()), (false, None));
+    assert_eq!((pod.shell.stands(), pod.deadline()), (false, None));
+    // The same where no other is expected; only what is called off before is an order.
+    for (now, reason) in [(100, Reason::ShellUnused), (99, Reason::Ordered)] {
+        let mut pod = awaited();
+        feed(&mut pod, Input::Timer, at(10));
+        feed(&mut pod, ok_hibernated(Transition::MakeShell), at(11));
+        assert_eq!(
+            feed(&mut pod, Input::WantShell(None), at(now)),
+            [Action::Start(Transition::EndShell, reason)]
+        );
+    }
 }
 
 fn ok_hibernated(transition: Transition) -> Input {
@@ -710,7 +720,7 @@ fn a_wake_follows_on_the_step_of_the_shell_that_is_under_way() {
             Some(&Action::Start(PACKET, Reason::PacketReceived))
         );
         feed(&mut pod, ok(PACKET), at(14));
-        assert_eq!((pod.rung, pod.shell.stands), (Rung::Running, false));
+        assert_eq!((pod.rung, pod.shell.stands()), (Rung::Running, false));
     }
 }
 
@@ -750,6 +760,12 @@ fn a_shell_that_cannot_be_made_bars_nothing() {
         feed(&mut pod, Input::Wake(WakeSource::Packet), at(12)),
         [Action::Start(PACKET, Reason::PacketReceived)]
     );
+    // Nor is one tried again soon that takes too long.
+    let mut pod = awaited();
+    feed(&mut pod, Input::Timer, at(10));
+    let slow = failed(Transition::MakeShell, Rung::Hibernated, Reason::ShellSlow);
+    feed(&mut pod, slow, at(15));
+    assert_eq!(pod.deadline(), Some(at(615)));
     // A lost one is made again, but not at once.
     let mut pod = awaited();
     feed(&mut pod, Input::Timer, at(10));
@@ -773,9 +789,69 @@ fn a_shell_that_is_not_found_again_is_not_made_at_once() {
     let mut pod = awaited();
     feed(&mut pod, Input::Timer, at(10));
     feed(&mut pod, ok_hibernated(Transition::MakeShell), at(11));
-    assert_eq!(feed(&mut pod, Input::FoundShell(false), at(11)), []);
-    assert_eq!((pod.shell.stands, pod.deadline()), (false, Some(at(21))));
+    assert_eq!(feed(&mut pod, Input::FoundShell(ShellSight::None), at(11)), []);
+    assert_eq!((pod.shell.stands(), pod.deadline()), (false, Some(at(21))));
     assert_eq!(feed(&mut pod, Input::Timer, at(21)), [MAKE]);
+}
+
+#[test]
+fn a_shell_that_dies_each_time_is_made_ever_more_seldom() {
+    for found in [true, false] {
+        let mut pod = awaited();
+        let always = ShellTime {
+            from: START,
+            until: None,
+            reason: Reason::WakeExpected,
+        };
+        let mut now = at(10);
+        let mut round = |pod: &mut PodState, stands: Duration| {
+            let made = now;
+            feed(pod, Input::WantShell(Some(always)), now);
+            assert_eq!(pod.transition, Some(Transition::MakeShell));
+            feed(pod, ok_hibernated(Transition::MakeShell), now);
+            now = now.after(stands);
+            if found {
+                feed(pod, Input::FoundShell(ShellSight::None), now);
+            } else {
+                feed(pod, Input::GiveUpShell(Reason::ShellLost), now);
+                feed(pod, ok_hibernated(Transition::EndShell), now);
+            }
+            now = pod.deadline().unwrap();
+            now.since(made.after(stands))
+        };
+        let short = Duration::from_millis(500);
+        let waits: Vec<_> = (0..8).map(|_| round(&mut pod, short).as_secs()).collect();
+        assert_eq!(waits, [10, 20, 40, 80, 160, 320, 600, 600]);
+        // One that had stood for long was good.
+        assert_eq!(round(&mut pod, Duration::from_secs(600)).as_secs(), 10);
+        assert_eq!(round(&mut pod, short).as_secs(), 20);
+    }
+}
+
+#[test]
+fn what_is_left_of_a_shell_is_ended() {
+    // By the next one, where one is wanted.
+    let mut pod = awaited();
+    feed(&mut pod, Input::Timer, at(10));
+    feed(&mut pod, ok_hibernated(Transition::MakeShell), at(11));
+    assert_eq!(feed(&mut pod, Input::FoundShell(ShellSight::Parts), at(11)), []);
+    assert_eq!((pod.shell.stands(), pod.deadline()), (false, Some(at(21))));
+    assert_eq!(feed(&mut pod, Input::Timer, at(21)), [MAKE]);
+    // Else by itself, as soon as none is wanted; what was begun is gone on with.
+    feed(&mut pod, Input::FoundShell(ShellSight::Parts), at(22));
+    let failure = failed(Transition::MakeShell, Rung::Hibernated, Reason::Internal);
+    feed(&mut pod, failure, at(22));
+    let end = Action::Start(Transition::EndShell, Reason::Ordered);
+    assert_eq!(feed(&mut pod, Input::WantShell(None), at(23)), [end.clone()]);
+    feed(
+        &mut pod,
+        failed(Transition::EndShell, Rung::Hibernated, Reason::Internal),
+        at(24),
+    );
+    assert_eq!(pod.deadline(), Some(at(34)));
+    assert_eq!(feed(&mut pod, Input::Timer, at(34)), [end]);
+    feed(&mut pod, ok_hibernated(Transition::EndShell), at(35));
+    assert_eq!((pod.shell.there, pod.deadline()), (ShellSight::None, None));
 }
 
 #[test]
@@ -784,13 +860,13 @@ fn a_failed_wake_leaves_the_shell_to_what_is_found() {
     feed(&mut pod, Input::Timer, at(10));
     feed(&mut pod, ok_hibernated(Transition::MakeShell), at(11));
     feed(&mut pod, Input::Wake(WakeSource::Packet), at(12));
-    feed(&mut pod, Input::FoundShell(false), at(13));
+    feed(&mut pod, Input::FoundShell(ShellSight::None), at(13));
     feed(
         &mut pod,
         failed(PACKET, Rung::Hibernated, Reason::GuestRefused),
         at(13),
     );
-    assert!(!pod.shell.stands);
+    assert!(!pod.shell.stands());
     let due = pod.deadline().unwrap();
     assert_eq!(
         feed(&mut pod, Input::Timer, due),
@@ -839,6 +915,12 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
             }))
         }),
         Just(Input::GiveUpShell(Reason::ShellLost)),
+        prop_oneof![
+            Just(ShellSight::None),
+            Just(ShellSight::Parts),
+            Just(ShellSight::Whole)
+        ]
+        .prop_map(Input::FoundShell),
         any::<bool>().prop_map(Input::SetManaged),
         (any::<bool>(), any::<bool>()).prop_map(|(doze, hibernate)| Input::SetAbilities(Abilities {
             freeze: Ok(()),
@@ -906,7 +988,13 @@ impl World {
                         prop_assert_eq!(step.state.rung, Rung::Hibernated);
                         prop_assert!(step.state.wake.is_none(), "a wake waits for a shell to begin");
                         let making = *transition == Transition::MakeShell;
-                        prop_assert_eq!(step.state.shell.stands, !making);
+                        let there = step.state.shell.there;
+                        let meant = if making {
+                            ShellSight::Whole
+                        } else {
+                            ShellSight::None
+                        };
+                        prop_assert!(there != meant, "{transition:?} of {there:?}");
                         if making {
                             prop_assert!(step.state.managed && step.state.abilities.hibernate.is_ok());
                             prop_assert!(step.state.shell.wanted.is_some_and(|t| t.contains(self.now)));
@@ -955,7 +1043,16 @@ impl World {
         if step.state.exact {
             prop_assert!(matches!(step.state.rung, Rung::Frozen | Rung::Dozing));
         }
-        prop_assert!(!step.state.shell.stands || step.state.rung == Rung::Hibernated);
+        let there = step.state.shell.there;
+        prop_assert!(there == ShellSight::None || step.state.rung == Rung::Hibernated);
+        // What there is of a shell is wanted, about to be ended, or waits for its turn behind a wake.
+        if there == ShellSight::Parts && step.state.transition.is_none() && step.state.wake.is_none() {
+            prop_assert!(
+                step.state.deadline().is_some(),
+                "parts stay: {:?}",
+                step.state.shell
+            );
+        }
         // A timer that is due leads to something, or is gone: nobody is asked again without an end.
         if step.state.transition.is_none() && step.state.deadline().is_some_and(|due| due <= self.now) {
             let again = next(&step.state, Input::Timer, self.now);

@@ -182,8 +182,8 @@ pub enum Input {
     Pressure,
     /// When a shell is to stand by for the pod while it is hibernated.
     WantShell(Option<ShellTime>),
-    /// Whether a shell stands by, as the pod's record says.
-    FoundShell(bool),
+    /// What there is of a shell, as the pod's record says.
+    FoundShell(ShellSight),
     /// The shell is to be given up now, for this reason.
     GiveUpShell(Reason),
     /// The policy changed.
@@ -192,6 +192,17 @@ pub enum Input {
     SetManaged(bool),
     /// What can be done to the pod changed.
     SetAbilities(Abilities),
+}
+
+/// What there is of a hibernated pod's shell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ShellSight {
+    /// Nothing.
+    None,
+    /// Something that no wake can fill: it only takes room.
+    Parts,
+    /// One that stands by.
+    Whole,
 }
 
 /// When a shell is to stand by for a hibernated pod.
@@ -209,7 +220,11 @@ impl ShellTime {
     /// Whether it is that time.
     #[must_use]
     pub fn contains(self, now: Moment) -> bool {
-        self.from <= now && self.until.is_none_or(|until| now < until)
+        self.from <= now && !self.is_over(now)
+    }
+
+    pub(super) fn is_over(self, now: Moment) -> bool {
+        self.until.is_some_and(|until| until <= now)
     }
 }
 

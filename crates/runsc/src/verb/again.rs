@@ -1,11 +1,14 @@
 //! What the waiter does for the agent while its pod is hibernated: it calls the real runsc for its own container, the way
 //! the shim called it.
 
+mod child;
+
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use dormouse_sentry::hold::{RunscCall, Streams};
 use dormouse_sentry::releases::{Releases, program_of, today};
@@ -17,6 +20,12 @@ const WORDS: u64 = 4096;
 
 /// How much of the end of runsc's log is looked through for its last words, in bytes.
 const TAIL: u64 = 64 << 10;
+
+/// How long a `create` may take.
+const CREATE: Duration = Duration::from_secs(300);
+
+/// The same for a shell: it was made for somebody who may come, and who wants to kill the pod meanwhile waits for it.
+const SHELL: Duration = Duration::from_secs(4);
 
 /// Calls runsc, and says what it said where it failed. `config` is what the waiter began with, perhaps months ago.
 pub(super) fn call(
@@ -36,7 +45,13 @@ pub(super) fn call(
         .and_then(|c| c.launch.as_ref())
         .ok_or("it is not known how the container was created")?;
     let runsc = program(config, &record, call)?;
-    invoke(&runsc, launch, container, call, streams)
+    let within = match call {
+        RunscCall::Create if record.shell().is_some() => Some(SHELL),
+        RunscCall::Create => Some(CREATE),
+        _ => None,
+    };
+    let (args, streams) = arguments(launch, container, call, streams)?;
+    run(&runsc, launch, call.verb(), &args, streams, within)
 }
 
 /// The pod's own release, as the node has it now. An image is read and written by exactly that; only what is left of a
@@ -67,7 +82,7 @@ pub(super) fn invoke(
     streams: &Streams,
 ) -> Result<(), String> {
     let (args, streams) = arguments(launch, container, call, streams)?;
-    run(runsc, launch, call.verb(), &args, streams)
+    run(runsc, launch, call.verb(), &args, streams, None)
 }
 
 /// The shim's global flags.
@@ -116,7 +131,14 @@ fn image_path(image: &Path) -> String {
     format!("--image-path={}", image.display())
 }
 
-fn run(runsc: &Path, launch: &Launch, verb: &str, args: &[String], streams: Streams) -> Result<(), String> {
+fn run(
+    runsc: &Path,
+    launch: &Launch,
+    verb: &str,
+    args: &[String],
+    streams: Streams,
+    within: Option<Duration>,
+) -> Result<(), String> {
     let failed = |what: &str, e: &dyn std::fmt::Display| format!("cannot {what} {}: {e}", runsc.display());
     // Its own words come through a file: a pipe would be inherited by the sentry and never end.
     let words = nix::sys::memfd::memfd_create(c"runsc-stderr", nix::sys::memfd::MFdFlags::MFD_CLOEXEC)
@@ -134,7 +156,14 @@ fn run(runsc: &Path, launch: &Launch, verb: &str, args: &[String], streams: Stre
         None => command.stderr(Stdio::from(own)),
     };
     let log = Log::of(args);
-    let status = command.status().map_err(|e| failed("start", &e))?;
+    let mut child = command.spawn().map_err(|e| failed("start", &e))?;
+    let ended = match within {
+        Some(within) => child::wait(&mut child, within),
+        None => child.wait().map(Some),
+    };
+    let status = ended
+        .map_err(|e| failed("wait for", &e))?
+        .ok_or("it took too long, and was ended with all that it had begun")?;
     if status.success() {
         return Ok(());
     }

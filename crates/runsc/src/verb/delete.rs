@@ -82,7 +82,7 @@ fn delete_hibernated(
         return Ok(None);
     };
     fail::fail_point!("runsc::delete::locked");
-    let outcome = if phase == HibernationPhase::Released && !is_in_shell(held.record(), container) {
+    let outcome = if phase == HibernationPhase::Released && !may_be_known(held.record(), container) {
         // runsc knows nothing of it any more: only the record is to be changed.
         Outcome::Answered
     } else {
@@ -112,14 +112,16 @@ fn delete_hibernated(
     Ok(Some(outcome))
 }
 
-/// Whether runsc may know the container by the shell that stands by, or by parts of one.
-fn is_in_shell(record: &Record, container: &ContainerId) -> bool {
+/// Whether runsc may know the container: by the shell that stands by, by parts of one, or by what is left of one because the
+/// container's own waiter had gone before.
+fn may_be_known(record: &Record, container: &ContainerId) -> bool {
+    let left = || RunscState::path(&record.runtime_root, &record.sandbox_id, container).exists();
     let saved = || {
         let hibernation = record.hibernation.as_ref();
         hibernation.is_some_and(|h| h.containers.contains(container))
     };
     let is_root = container.as_str() == record.sandbox_id.as_str();
-    record.shell().is_some() && (is_root || saved())
+    record.shell().is_some() && (is_root || saved()) || left()
 }
 
 /// Waits for runsc. The level of our own below the sandbox's cgroup is removed as soon as its processes have

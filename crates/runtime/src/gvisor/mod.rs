@@ -239,7 +239,7 @@ impl Driver for Gvisor {
         run(&self.parts, "end-shell", guest, shell::end).await
     }
 
-    async fn find_shell(&self, guest: &Guest) -> Result<Option<ShellFound>, DriverError> {
+    async fn find_shell(&self, guest: &Guest) -> Result<ShellFound, DriverError> {
         run(&self.parts, "find-shell", guest, shell::find).await
     }
 
@@ -358,13 +358,14 @@ impl Parts {
             .map_err(|e| verb.failed(e.reason(), None, e))
     }
 
-    /// The pod's cgroup: from the record, else from the sentry's.
+    /// The pod's cgroup: from the record, else from the sentry's, or from that of the shell that stands by.
     fn cgroup(&self, guest: &Guest, verb: Verb<'_>) -> Result<PodCgroup, DriverError> {
         let record = self.switch(guest, verb)?.record().ok();
         if let Some(cgroup) = record.as_ref().and_then(|r| r.cgroup.clone()) {
             return Ok(cgroup);
         }
-        let pid = record.and_then(|r| r.sentry).map_or(guest.sandbox_pid, |s| s.pid);
+        let sentry = record.and_then(|r| r.shell().and_then(|shell| shell.sentry).or(r.sentry));
+        let pid = sentry.map_or(guest.sandbox_pid, |s| s.pid);
         if pid <= 0 {
             return Err(verb.refused(
                 Reason::CgroupMismatch,

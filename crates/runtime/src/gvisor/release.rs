@@ -19,13 +19,16 @@ use crate::driver::{DriverError, Guest, ReleaseReport, StopState};
 use crate::failure::Verb;
 
 /// How long a killed sentry may take to end. The kernel frees its memory meanwhile: some 0.1 ms/MiB.
-const ENDS: Duration = Duration::from_secs(30);
+pub(super) const ENDS: Duration = Duration::from_secs(30);
 
 /// How long its parent may take to notice.
 const REAPED: Duration = Duration::from_secs(2);
 
 /// How long runsc may take to forget a container whose sandbox is gone.
-const FORGETS: Duration = Duration::from_secs(10);
+pub(super) const FORGETS: Duration = Duration::from_secs(10);
+
+/// The least that a call is given; none at all would be no bound.
+const LEAST: Duration = Duration::from_millis(100);
 
 pub(super) fn release(
     parts: &Parts,
@@ -65,7 +68,7 @@ pub(super) fn release(
     }
     let prepare = began.elapsed();
     let ending = Instant::now();
-    if let Err(error) = end(sentry) {
+    if let Err(error) = end(sentry, ENDS) {
         stays(parts, &mut held, verb);
         return Err(verb.failed(Reason::Internal, kept, error));
     }
@@ -130,8 +133,13 @@ pub(super) fn live(record: &Record) -> impl Iterator<Item = &ContainerRecord> {
 }
 
 /// Kills a sentry and waits until its memory is free, and runsc can tell that it is gone.
-pub(super) fn end(sentry: ProcessId) -> Result<(), EndError> {
-    sentry.end(ENDS, REAPED)
+pub(super) fn end(sentry: ProcessId, within: Duration) -> Result<(), EndError> {
+    sentry.end(within, REAPED)
+}
+
+/// How long a call may take that has to be done by then.
+pub(super) fn rest(until: Instant) -> Duration {
+    until.saturating_duration_since(Instant::now()).max(LEAST)
 }
 
 /// Does the same to all live containers at once; the error is that of the first that failed.
@@ -151,18 +159,19 @@ pub(super) fn each_live(
 
 /// Has runsc forget the sandbox and its live containers, of which it keeps state. The sentry is gone.
 pub(super) fn forget(parts: &Parts, record: &Record) -> Result<(), HoldError> {
-    forget_those(parts, record, |c| known(record, c))
+    forget_those(parts, record, Instant::now() + 2 * FORGETS, |c| known(record, c))
 }
 
 /// The same, whether runsc knows them yet or not: a waiter may be at a call of a dead agent's, which made more of them than
 /// can be seen now. It does one thing after the other.
-pub(super) fn forget_all(parts: &Parts, record: &Record) -> Result<(), HoldError> {
-    forget_those(parts, record, |_| true)
+pub(super) fn forget_all(parts: &Parts, record: &Record, until: Instant) -> Result<(), HoldError> {
+    forget_those(parts, record, until, |_| true)
 }
 
 fn forget_those(
     parts: &Parts,
     record: &Record,
+    until: Instant,
     meant: impl Fn(&ContainerRecord) -> bool + Sync,
 ) -> Result<(), HoldError> {
     if let Some(cgroup) = &record.cgroup {
@@ -173,7 +182,12 @@ fn forget_those(
         if !meant(c) {
             return Ok(());
         }
-        Holder::of(&parts.run_dir, &record.sandbox_id, &c.id).call(RunscCall::Delete, FORGETS)
+        let waiter = Holder::of(&parts.run_dir, &record.sandbox_id, &c.id);
+        match waiter.call(RunscCall::Delete, rest(until).min(FORGETS)) {
+            // The shim deletes it itself, as it is over for it.
+            Err(HoldError::NobodyWaits { .. }) if c.ended.is_some() => Ok(()),
+            result => result,
+        }
     };
     let result = each_live(record, delete).and(record.root().map_or(Ok(()), delete));
     filestore::remove(record);

@@ -10,12 +10,15 @@ use dormouse_sentry::record::{HibernationPhase, Record, RunscRecord, Shell};
 use dormouse_sentry::{ContainerRecord, Held, ProcessId, RunscState, SwiftMoves};
 
 use super::Parts;
-use super::release::{drop_streams, each_live, end, forget_all};
+use super::release::{ENDS, FORGETS, drop_streams, each_live, end, forget_all};
 use crate::driver::{DriverError, Guest, RestoreReport, StopState};
 use crate::failure::Verb;
 
 /// How long one call of runsc may take. The last `start` waits for the whole image to be read.
-pub(super) const CALL: Duration = Duration::from_secs(300);
+const CALL: Duration = Duration::from_secs(300);
+
+/// How long what there is of a guest may take to go before another one is made.
+const CLEAN: Duration = ENDS.saturating_add(FORGETS).saturating_add(FORGETS);
 
 /// Makes the guest anew, out of an image or, without one, from the beginning.
 pub(super) fn restore(
@@ -42,18 +45,19 @@ pub(super) fn restore(
     }
     let (lock, creating) = (began.elapsed(), Instant::now());
     let _swift = SwiftMoves::begin();
+    if image.is_some() {
+        // First, so that a shell is one of the runsc that is about to fill it.
+        follow_release(parts, &mut held, verb, true)?;
+    }
     // What is started from the beginning takes no containers before it is.
     let shell = super::shell::usable(held.record())
         .filter(|_| image.is_some())
         .cloned();
     if phase != HibernationPhase::Released || (shell.is_none() && held.record().shell().is_some()) {
-        clean(parts, held.record(), verb)?;
+        clean(parts, held.record(), verb, CLEAN)?;
     }
-    if let Some(runsc) = release(parts, held.record(), image.is_some())
-        && runsc != held.record().runsc
-    {
-        held.update(|record| record.runsc = runsc)
-            .map_err(|e| verb.failed(e.reason(), asleep, e))?;
+    if image.is_none() {
+        follow_release(parts, &mut held, verb, false)?;
     }
     held.note_phase(HibernationPhase::Restoring)
         .map_err(|e| verb.failed(e.reason(), asleep, e))?;
@@ -66,7 +70,7 @@ pub(super) fn restore(
     let record = held.record();
     let mut built = build(parts, record, netns, image, shell.as_ref(), creating, &mut report);
     if let (Err(error), Some(_)) = (&built, &shell)
-        && clean(parts, record, verb).is_ok()
+        && clean(parts, record, verb, CLEAN).is_ok()
     {
         tracing::warn!(sandbox = verb.sandbox_id, reason = %error.reason(), "the shell could not be filled, the guest is made without: {error}");
         report.shell = false;
@@ -76,7 +80,7 @@ pub(super) fn restore(
         let reason = error.reason();
         let failure = verb.failed(reason, asleep, error);
         hide(held.record(), netns, verb);
-        if clean(parts, held.record(), verb).is_ok() {
+        if clean(parts, held.record(), verb, CLEAN).is_ok() {
             let _ = held.note_phase(HibernationPhase::Released);
         }
         return Err(failure);
@@ -92,6 +96,21 @@ pub(super) fn restore(
         tracing::warn!(sandbox = verb.sandbox_id, error = %e, "the restored guest was not found at once");
     }
     Ok(report)
+}
+
+/// Notes which runsc the new guest, or a shell for it, is made by.
+pub(super) fn follow_release(
+    parts: &Parts,
+    held: &mut Held,
+    verb: Verb<'_>,
+    from_image: bool,
+) -> Result<(), DriverError> {
+    match release(parts, held.record(), from_image) {
+        Some(runsc) if runsc != held.record().runsc => held
+            .update(|record| record.runsc = runsc)
+            .map_err(|e| verb.failed(e.reason(), Some(StopState::Hibernated), e)),
+        _ => Ok(()),
+    }
 }
 
 /// The runsc that the new guest is made by: out of an image, the release that has written it, as it lies on this node now;
@@ -206,14 +225,20 @@ fn hide(record: &Record, netns: Option<&Path>, verb: Verb<'_>) {
 }
 
 /// Ends what there is of a guest that did not become whole, or of a shell.
-pub(super) fn clean(parts: &Parts, record: &Record, verb: Verb<'_>) -> Result<(), DriverError> {
+pub(super) fn clean(
+    parts: &Parts,
+    record: &Record,
+    verb: Verb<'_>,
+    within: Duration,
+) -> Result<(), DriverError> {
+    let until = Instant::now() + within;
     let id = &record.sandbox_id;
     if let Ok(state) = RunscState::read(&record.runtime_root, id, &id.into())
         && let Ok(sentry) = state.sentry()
     {
-        end(sentry).map_err(|e| verb.failed(Reason::Internal, None, e))?;
+        end(sentry, within.min(ENDS)).map_err(|e| verb.failed(Reason::Internal, None, e))?;
     }
-    forget_all(parts, record).map_err(|e| verb.failed(e.reason(), Some(StopState::Hibernated), e))
+    forget_all(parts, record, until).map_err(|e| verb.failed(e.reason(), Some(StopState::Hibernated), e))
 }
 
 /// Settles what a dead agent left of a release or a restore.
@@ -234,7 +259,7 @@ pub(super) fn settle(parts: &Parts, held: &mut Held, verb: Verb<'_>) -> Result<(
             .abandon_release()
             .map_err(|e| verb.failed(e.reason(), Some(StopState::Frozen), e)),
         HibernationPhase::Releasing | HibernationPhase::Restoring => {
-            if let Err(error) = clean(parts, held.record(), verb) {
+            if let Err(error) = clean(parts, held.record(), verb, CLEAN) {
                 // The wake does it again; until then the pod is hibernated all the same.
                 tracing::warn!(sandbox = verb.sandbox_id, reason = %error.reason, "parts of a guest are left: {error}");
                 return Ok(());

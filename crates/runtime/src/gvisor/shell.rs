@@ -7,7 +7,7 @@
 //! Fail points: `gvisor::shell::{begun, root_created, created, made}` on the way there, `gvisor::shell::{ending, ended}` on
 //! the way out, and `switch::shell::noted` on both.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use dormouse_core::Reason;
 use dormouse_sentry::hold::{HoldError, Holder, RunscCall};
@@ -18,30 +18,46 @@ use dormouse_sentry::{
 };
 use procfs::process::Process;
 
-use super::release::{each_live, live};
-use super::restore::{CALL, clean};
+use super::release::{each_live, live, rest};
+use super::restore::{clean, follow_release};
 use super::{Parts, pod_uid};
-use crate::driver::{Cancel, DriverError, Guest, ShellFound, ShellReport, StopState};
+use crate::driver::{Cancel, DriverError, Guest, ShellFound, ShellReport, StandingShell, StopState};
 use crate::failure::Verb;
 use crate::pageout;
+
+/// How long the making of a shell may hold the pod's lock and its waiters, without what is cleared away behind it. Whoever
+/// wants to kill the pod meanwhile waits for the lock, and gives up after 10 s.
+const MAKE: Duration = Duration::from_secs(5);
+
+/// A call of runsc that failed after so long failed because of that. A waiter ends a `create` for a shell by then.
+const SLOW: Duration = Duration::from_secs(4);
+
+/// How long what there is of a shell may take to go, for the same reason.
+const CLEAR: Duration = Duration::from_secs(3);
 
 /// A shell did not become whole.
 #[derive(Debug, thiserror::Error)]
 enum MakeError {
     #[error(transparent)]
     Hold(#[from] HoldError),
+    #[error("it took longer than {SLOW:?}: {0}")]
+    Slow(HoldError),
     #[error(transparent)]
     Runsc(#[from] RunscStateError),
     #[error("the record lacks the pod sandbox's own container")]
     NoRoot,
+    #[error("what was made could not be filled: {}", if *.alive { "it is not of the runsc that a wake would fill it with" } else { "its sentry has ended" })]
+    Unusable { alive: bool },
 }
 
 impl MakeError {
     const fn reason(&self) -> Reason {
         match self {
             Self::Hold(e) => e.reason(),
+            Self::Slow(_) => Reason::ShellSlow,
             Self::Runsc(e) => e.reason(),
             Self::NoRoot => Reason::RecordUnreadable,
+            Self::Unusable { .. } => Reason::ShellLost,
         }
     }
 }
@@ -56,6 +72,7 @@ pub(super) fn make(
     let asleep = Some(StopState::Hibernated);
     let began = Instant::now();
     let mut held = parts.lock(guest, verb)?;
+    let until = Instant::now() + MAKE;
     let record = held.record();
     if record.hibernation.as_ref().map(|h| h.phase) != Some(HibernationPhase::Released) {
         let state = Some(super::stop_state(record));
@@ -66,10 +83,12 @@ pub(super) fn make(
             format!("container {lost} has ended since, and the snapshot cannot be restored without it");
         return Err(verb.refused(Reason::ContainersMismatch, asleep, what));
     }
-    if usable(record).is_some() {
+    // The waiters make it with what serves the pod now, and a wake asks for no other.
+    follow_release(parts, &mut held, verb, true)?;
+    if usable(held.record()).is_some() {
         return Ok(ShellReport::default());
     }
-    if record.shell().is_some() {
+    if held.record().shell().is_some() {
         sweep(parts, &mut held, verb)?;
     }
     let lock = began.elapsed();
@@ -87,7 +106,7 @@ pub(super) fn make(
         lock,
         ..ShellReport::default()
     };
-    match create(parts, held.record(), cancel, &mut report) {
+    let error = match create(parts, held.record(), until, cancel, &mut report) {
         Ok((sentry, containers)) => {
             let made = Shell {
                 sentry: Some(sentry),
@@ -97,28 +116,43 @@ pub(super) fn make(
             held.note_shell(Some(made))
                 .map_err(|e| verb.failed(e.reason(), asleep, e))?;
             fail::fail_point!("gvisor::shell::made");
-            Ok(report)
+            if usable(held.record()).is_some() {
+                return Ok(report);
+            }
+            MakeError::Unusable {
+                alive: sentry.is_alive(),
+            }
         }
-        Err(error) => {
-            let failure = verb.failed(error.reason(), asleep, error);
-            let _ = sweep(parts, &mut held, verb);
-            Err(failure)
-        }
+        Err(error) => error,
+    };
+    let failure = verb.failed(error.reason(), asleep, error);
+    if let Err(error) = sweep(parts, &mut held, verb) {
+        // The record says so: it is ended when the next one is made, or when none is wanted any more.
+        tracing::warn!(sandbox = verb.sandbox_id, reason = %error.reason, "parts of a shell are left: {error}");
     }
+    Err(failure)
 }
 
 /// The sandbox and its containers. A wake that waits finds a sandbox without containers early enough.
 fn create(
     parts: &Parts,
     record: &Record,
+    until: Instant,
     cancel: &Cancel,
     report: &mut ShellReport,
 ) -> Result<(ProcessId, Vec<ContainerId>), MakeError> {
     let call = |container: &ContainerRecord| {
-        Holder::of(&parts.run_dir, &record.sandbox_id, &container.id).call(RunscCall::Create, CALL)
+        Holder::of(&parts.run_dir, &record.sandbox_id, &container.id).call(RunscCall::Create, rest(until))
     };
     let creating = Instant::now();
-    call(record.root().ok_or(MakeError::NoRoot)?)?;
+    let slow = |error| {
+        if creating.elapsed() >= SLOW || Instant::now() >= until {
+            MakeError::Slow(error)
+        } else {
+            error.into()
+        }
+    };
+    call(record.root().ok_or(MakeError::NoRoot)?).map_err(slow)?;
     report.create = creating.elapsed();
     fail::fail_point!("gvisor::shell::root_created");
     let id = &record.sandbox_id;
@@ -127,7 +161,7 @@ fn create(
         return Ok((sentry, Vec::new()));
     }
     let containers = Instant::now();
-    each_live(record, call)?;
+    each_live(record, call).map_err(slow)?;
     report.containers = containers.elapsed();
     fail::fail_point!("gvisor::shell::created");
     Ok((sentry, live(record).map(|c| c.id.clone()).collect()))
@@ -159,9 +193,9 @@ pub(super) fn sweep(parts: &Parts, held: &mut Held, verb: Verb<'_>) -> Result<()
     }
     fail::fail_point!("gvisor::shell::ending");
     if let Some(sentry) = shell.sentry {
-        super::release::end(sentry).map_err(|e| verb.failed(Reason::Internal, asleep, e))?;
+        super::release::end(sentry, CLEAR).map_err(|e| verb.failed(Reason::Internal, asleep, e))?;
     }
-    clean(parts, held.record(), verb)?;
+    clean(parts, held.record(), verb, CLEAR)?;
     fail::fail_point!("gvisor::shell::ended");
     held.note_shell(None)
         .map_err(|e| verb.failed(e.reason(), asleep, e))
@@ -177,22 +211,24 @@ pub(super) fn usable(record: &Record) -> Option<&Shell> {
         .then_some(shell)
 }
 
-/// The shell of a hibernated pod, as a look at its record and its processes finds it; `None` if there is none that a wake
-/// could fill.
-pub(super) fn find(parts: &Parts, guest: &Guest, verb: Verb<'_>) -> Result<Option<ShellFound>, DriverError> {
+/// What there is of a hibernated pod's shell, as a look at its record and its processes finds it.
+pub(super) fn find(parts: &Parts, guest: &Guest, verb: Verb<'_>) -> Result<ShellFound, DriverError> {
     let record = parts
         .switch(guest, verb)?
         .record()
         .map_err(|e| verb.failed(e.reason(), None, e))?;
     let Some((shell, sentry)) = usable(&record).and_then(|shell| Some((shell, shell.sentry?))) else {
-        return Ok(None);
+        return Ok(match record.shell() {
+            Some(_) => ShellFound::Parts,
+            None => ShellFound::None,
+        });
     };
     // That it cannot be measured does not make it one that cannot be used.
     let processes = PodCgroup::find(sentry.pid, &pod_uid(guest, verb)?)
         .ok()
         .and_then(|cgroup| pageout::processes(&*parts.kernel, cgroup.memory_dir()).ok())
         .unwrap_or_default();
-    Ok(Some(ShellFound {
+    Ok(ShellFound::Whole(StandingShell {
         sentry,
         since_ms: shell.since_ms,
         bytes: processes
