@@ -842,7 +842,10 @@ fn what_is_left_of_a_shell_is_ended() {
     let failure = failed(Transition::MakeShell, Rung::Hibernated, Reason::Internal);
     feed(&mut pod, failure, at(22));
     let end = Action::Start(Transition::EndShell, Reason::Ordered);
-    assert_eq!(feed(&mut pod, Input::WantShell(None), at(23)), [end.clone()]);
+    assert_eq!(
+        feed(&mut pod, Input::WantShell(None), at(23)),
+        std::slice::from_ref(&end)
+    );
     feed(
         &mut pod,
         failed(Transition::EndShell, Rung::Hibernated, Reason::Internal),

@@ -192,10 +192,11 @@ pub(super) fn sweep(parts: &Parts, held: &mut Held, verb: Verb<'_>) -> Result<()
             .map_err(|e| verb.failed(e.reason(), asleep, e))?;
     }
     fail::fail_point!("gvisor::shell::ending");
+    let until = Instant::now() + CLEAR;
     if let Some(sentry) = shell.sentry {
-        super::release::end(sentry, CLEAR).map_err(|e| verb.failed(Reason::Internal, asleep, e))?;
+        super::release::end(sentry, rest(until)).map_err(|e| verb.failed(Reason::Internal, asleep, e))?;
     }
-    clean(parts, held.record(), verb, CLEAR)?;
+    clean(parts, held.record(), verb, rest(until))?;
     fail::fail_point!("gvisor::shell::ended");
     held.note_shell(None)
         .map_err(|e| verb.failed(e.reason(), asleep, e))
