@@ -21,7 +21,7 @@ use crate::clock;
 use crate::context::Context;
 use crate::journal::JournalError;
 use crate::journal_writer::Noting;
-use crate::snapshots::{SavePace, SnapshotFailed, Taking, WritingAhead};
+use crate::snapshots::{Behind, SavePace, SnapshotFailed, Taking, WritingAhead};
 use crate::step_report::{Failure, StepReport};
 
 /// What a step needs that has to do with snapshots.
@@ -152,6 +152,14 @@ impl Saving {
     }
 }
 
+/// A snapshot that is durable.
+struct Saved {
+    id: SnapshotId,
+    /// How often the guest had been woken.
+    wakes: u64,
+    behind: Behind,
+}
+
 impl Running {
     /// Frozen or Dozing -> Hibernated.
     pub(super) async fn hibernate(&self, report: &mut StepReport) -> Result<(), StepFailed> {
@@ -163,11 +171,11 @@ impl Running {
             _ => None,
         };
         let exact = saving.snapshot.as_ref().filter(|_| saving.exact);
-        let id = match exact {
-            Some(id) if saving.ctx.snapshots.hold(id, uid).await.is_ok() => id.clone(),
+        let (id, _behind) = match exact {
+            Some(id) if saving.ctx.snapshots.hold(id, uid).await.is_ok() => (id.clone(), None),
             _ => {
-                let (id, _) = self.save(Taken::Hibernate, report).await?;
-                id.to_string()
+                let saved = self.save(Taken::Hibernate, report).await?;
+                (saved.id.to_string(), Some(saved.behind))
             }
         };
         fail::fail_point!("agent::hibernate::committed");
@@ -202,7 +210,7 @@ impl Running {
 
     /// Saves a frozen guest ahead of its doze; it stays cut off, so that the snapshot stays exact.
     pub(super) async fn save_ahead(&self, report: &mut StepReport) -> Result<(), StepFailed> {
-        let (id, wakes) = self.save(Taken::Durable, report).await?;
+        let Saved { id, wakes, .. } = self.save(Taken::Durable, report).await?;
         report.deaf = Some(true);
         fail::fail_point!("agent::save::committed");
         if self.cancel.is_cancelled() {
@@ -214,8 +222,8 @@ impl Running {
     }
 
     /// Saves a stopped guest and makes the snapshot durable. It stays stopped and cut off; after a failure it is back
-    /// on the wire. With the snapshot it says how often the guest had been woken.
-    async fn save(&self, taken: Taken, report: &mut StepReport) -> Result<(SnapshotId, u64), StepFailed> {
+    /// on the wire.
+    async fn save(&self, taken: Taken, report: &mut StepReport) -> Result<Saved, StepFailed> {
         let staging = self.stage(report).await?;
         fail::fail_point!("agent::save::staged");
         let pace = self.pace();
@@ -238,7 +246,7 @@ impl Running {
         }
         let wakes = saved.wakes;
         match self.commit(staging, saved, taken, pace, report).await {
-            Ok(id) => Ok((id, wakes)),
+            Ok((id, behind)) => Ok(Saved { id, wakes, behind }),
             Err(error) => Err(self.undone(error.into(), report).await),
         }
     }
@@ -272,7 +280,7 @@ impl Running {
             report.rung = Some(Rung::Frozen);
         }
         fail::fail_point!("agent::snapshot::on_wire");
-        let id = self
+        let (id, _behind) = self
             .commit(staging, saved, Taken::Create, self.pace(), report)
             .await
             .map_err(|error| StepFailed {
@@ -366,7 +374,7 @@ impl Running {
         taken: Taken,
         pace: Arc<SavePace>,
         report: &mut StepReport,
-    ) -> Result<SnapshotId, SnapshotFailed> {
+    ) -> Result<(SnapshotId, Behind), SnapshotFailed> {
         let saving = &self.saving;
         let mut lap = Lap::new();
         let taking = Taking {
@@ -399,7 +407,8 @@ impl Running {
             report.phase("paced", paced);
         }
         report.phase("commit", took.saturating_sub(paced));
-        Ok(committed?.id())
+        let (snapshot, behind) = committed?;
+        Ok((snapshot.id(), behind))
     }
 
     /// What was saved is not followed by a release: the guest is Frozen, on the wire, and nothing is held for it.

@@ -121,6 +121,22 @@ pub struct Taking<'a> {
     pub hold: bool,
 }
 
+/// What is done for a new snapshot behind its pod's back. It begins when this is dropped: what the pod waits for comes
+/// first, and has the processors to itself.
+#[derive(Debug)]
+#[must_use]
+pub struct Behind {
+    snapshots: Snapshots,
+    id: SnapshotId,
+    pod_uid: String,
+}
+
+impl Drop for Behind {
+    fn drop(&mut self) {
+        self.snapshots.settle(self.id, std::mem::take(&mut self.pod_uid));
+    }
+}
+
 impl Snapshots {
     /// Opens the store. One that cannot be opened is no reason not to serve the other rungs.
     pub async fn open(config: &Config) -> Self {
@@ -219,7 +235,8 @@ impl Snapshots {
         .await
     }
 
-    /// Makes a saved image a snapshot: when this returns, it is durable. Its hashes come behind.
+    /// Makes a saved image a snapshot: when this returns, it is durable. Its hashes come when what is returned with it is
+    /// dropped.
     ///
     /// # Errors
     /// Nothing is left of the image.
@@ -229,7 +246,7 @@ impl Snapshots {
         saved: SaveReport,
         taking: &Taking<'_>,
         pace: Arc<SavePace>,
-    ) -> Result<Snapshot, SnapshotFailed> {
+    ) -> Result<(Snapshot, Behind), SnapshotFailed> {
         let parent = taking.parent.and_then(|id| id.parse().ok());
         let pod = taking.pod;
         let sandbox = SandboxRef {
@@ -291,14 +308,22 @@ impl Snapshots {
                 validated.commit_paced(looking, &*pace, now_ms()).map_err(ours!())
             })
             .await?;
-        self.settle(snapshot.id(), pod.uid.clone());
-        Ok(snapshot)
+        let behind = Behind {
+            snapshots: self.clone(),
+            id: snapshot.id(),
+            pod_uid: pod.uid.clone(),
+        };
+        Ok((snapshot, behind))
     }
 
     /// Behind a commit: gives the snapshot its hashes, and removes what it took the place of.
     fn settle(&self, id: SnapshotId, pod_uid: String) {
         let this = self.clone();
-        tokio::spawn(async move {
+        // Without a runtime the agent is ending; the next one does it.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        runtime.spawn(async move {
             let superseded = this.remove_superseded(&pod_uid).await;
             if let Err(error) = superseded {
                 tracing::warn!(%pod_uid, reason = %error.reason, "superseded snapshots stay: {error}");
