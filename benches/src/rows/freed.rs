@@ -13,8 +13,6 @@ use crate::progress::say;
 use crate::row::{Line, Row};
 use crate::samples::{Series, digits, mib};
 
-/// The parts that are the guest.
-const GUEST: [Part; 3] = [Part::Sentry, Part::Stub, Part::Gofer];
 /// The parts that are Dormouse's.
 const OURS: [Part; 2] = [Part::Wait, Part::Wrapper];
 
@@ -31,8 +29,9 @@ pub(super) async fn measure(plan: &Plan, row: &mut Row) -> Result<()> {
     })
     .await?;
     row.note(
-        "The guest's = PSS of sentry, stubs and gofers while it runs, all its memory touched just before. Freed = how much \
-         MemAvailable grows from there until it is hibernated and the image is out of the page cache. What is left, by PSS: \
+        "The guest's = the anonymous and shared memory that the pod's cgroup is charged for while it runs, all its memory \
+         touched just before. Freed = how much MemAvailable, with the free pages that the processors keep on lists of \
+         their own, grows from there until it is hibernated and the image is out of the page cache. What is left, by PSS: \
          the shim; ours, the waiters, one per container with the pod sandbox's own. The agent is shared by all pods and not \
          in it.",
     );
@@ -68,7 +67,7 @@ async fn freed(plan: &Plan, rig: &Rig, row: &mut Row, size: u32) -> Result<()> {
         image::rest().await;
         let gain = mib(memory::node()?.available) - mib(available);
         let after = memory::footprint(&pod)?;
-        let was = sum(&before, &GUEST);
+        let was = mib(before.own);
         guest.push(was);
         pods.push(mib(before.pss()));
         gained.push(gain);

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use dormouse_runtime::{AnyDriver, Gvisor, Kata, Runc};
+use dormouse_runtime::{AnyDriver, GracePeriods, Gvisor, Kata, Runc};
 use dormouse_sentry::RunDir;
 
 use crate::config::DozeConfig;
@@ -20,6 +20,7 @@ pub fn all(
         AnyDriver::Gvisor(
             Gvisor::new(run_dir.clone())
                 .with_wrapper_config(wrapper_config.to_owned())
+                .with_grace_periods(GracePeriods::of_node(run_dir))
                 .with_working_set(doze.working_set_mib.saturating_mul(1 << 20)),
         ),
         AnyDriver::Kata(Kata::new(containerd, run_dir.path())),

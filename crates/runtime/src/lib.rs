@@ -7,6 +7,7 @@ mod any;
 pub mod brake;
 mod driver;
 mod failure;
+mod grace;
 pub mod gvisor;
 pub mod kata;
 pub mod kernel;
@@ -26,6 +27,7 @@ pub use driver::{
     RestoreReport, RuntimeKind, SaveReport, SavedContainer, SavedFacts, ShellFound, ShellReport,
     StandingShell, StopState, WakeReport,
 };
+pub use grace::{Expedited, GracePeriods};
 pub use gvisor::Gvisor;
 pub use kata::Kata;
 pub use limit_file::sweep_limits;

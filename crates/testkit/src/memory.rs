@@ -50,7 +50,9 @@ pub struct Share {
 pub struct Footprint {
     /// What the pod's memory cgroup is charged for, bytes.
     pub cgroup: u64,
-    /// By part.
+    /// Of that, anonymous and shared memory in RAM, bytes.
+    pub own: u64,
+    /// By part. Processes that share one address space (stubs of gVisor) count it as often as there are of them.
     pub parts: BTreeMap<Part, Share>,
 }
 
@@ -152,6 +154,7 @@ pub fn measure(pod: &Pod, processes: &[(ProcessId, Part)]) -> Result<Footprint> 
     }
     Ok(Footprint {
         cgroup: cgroup::memory_usage(&pod.cgroup)?,
+        own: cgroup::own_memory(&pod.cgroup)?,
         parts,
     })
 }
@@ -200,7 +203,8 @@ pub fn cpu_time(id: ProcessId) -> Option<Duration> {
 /// The node's own figures, bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
 pub struct Node {
-    /// `MemAvailable`.
+    /// `MemAvailable`, and the free pages that the processors keep for themselves: hundreds of MiB for some seconds after
+    /// much was freed, which the kernel counts neither as free nor as used.
     pub available: u64,
     /// Swap in use, all kinds.
     pub swap_used: u64,
@@ -215,10 +219,23 @@ pub struct Node {
 pub fn node() -> Result<Node> {
     let memory = Meminfo::current().context("read /proc/meminfo")?;
     Ok(Node {
-        available: memory.mem_available.context("this kernel has no MemAvailable")?,
+        available: memory
+            .mem_available
+            .context("this kernel has no MemAvailable")?
+            .saturating_add(kept_by_processors()?),
         swap_used: memory.swap_total.saturating_sub(memory.swap_free),
         zram_used: zram_used(),
     })
+}
+
+fn kept_by_processors() -> Result<u64> {
+    let text = fs::read_to_string("/proc/zoneinfo").context("read /proc/zoneinfo")?;
+    let pages = text
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("count:"))
+        .filter_map(|count| count.trim().parse::<u64>().ok())
+        .sum::<u64>();
+    Ok(pages.saturating_mul(procfs::page_size()))
 }
 
 fn zram_used() -> u64 {

@@ -44,6 +44,7 @@ use crate::driver::{
     WakeReport,
 };
 use crate::failure::{BadId, Verb, run, run_until};
+use crate::grace::{Expedited, GracePeriods};
 use crate::kernel::{Kernel, Linux};
 use crate::measure::resident;
 use crate::prefetch::PrefetchLimits;
@@ -76,6 +77,8 @@ struct Parts {
     working_set: u64,
     /// The wrapper's configuration: which releases of runsc there are.
     wrapper_config: Option<PathBuf>,
+    /// To be expedited while a guest is cut off, ended or made.
+    grace: Option<GracePeriods>,
 }
 
 impl Gvisor {
@@ -90,6 +93,7 @@ impl Gvisor {
                 prefetch: PrefetchLimits::default(),
                 working_set: working_set::BUDGET,
                 wrapper_config: None,
+                grace: None,
             },
         }
     }
@@ -119,6 +123,13 @@ impl Gvisor {
     #[must_use]
     pub fn with_wrapper_config(mut self, path: PathBuf) -> Self {
         self.parts.wrapper_config = Some(path);
+        self
+    }
+
+    /// The same, with the kernel told to hurry where a pod would wait for its grace periods.
+    #[must_use]
+    pub fn with_grace_periods(mut self, grace: GracePeriods) -> Self {
+        self.parts.grace = Some(grace);
         self
     }
 
@@ -185,6 +196,7 @@ impl Driver for Gvisor {
     }
 
     async fn save(&self, guest: &Guest, image: &Path, cancel: &Cancel) -> Result<SaveReport, DriverError> {
+        let _hurry = self.parts.hurry();
         let image = image.to_owned();
         run_until(
             &self.parts,
@@ -197,6 +209,7 @@ impl Driver for Gvisor {
     }
 
     async fn snapshot(&self, guest: &Guest, image: &Path) -> Result<SaveReport, DriverError> {
+        let _hurry = self.parts.hurry();
         let image = image.to_owned();
         run(&self.parts, "snapshot", guest, move |parts, guest, verb| {
             save::snapshot(parts, guest, verb, &image)
@@ -205,10 +218,12 @@ impl Driver for Gvisor {
     }
 
     async fn keep(&self, guest: &Guest) -> Result<(), DriverError> {
+        let _hurry = self.parts.hurry();
         run(&self.parts, "keep", guest, save::keep).await
     }
 
     async fn release(&self, guest: &Guest, snapshot: &str) -> Result<ReleaseReport, DriverError> {
+        let _hurry = self.parts.hurry();
         let snapshot = snapshot.to_owned();
         run(&self.parts, "release", guest, move |parts, guest, verb| {
             release::release(parts, guest, verb, &snapshot)
@@ -217,6 +232,7 @@ impl Driver for Gvisor {
     }
 
     async fn restore(&self, guest: &Guest, image: &Path) -> Result<RestoreReport, DriverError> {
+        let _hurry = self.parts.hurry();
         let image = image.to_owned();
         run(&self.parts, "restore", guest, move |parts, guest, verb| {
             restore::restore(parts, guest, verb, Some(&image))
@@ -225,6 +241,7 @@ impl Driver for Gvisor {
     }
 
     async fn cold_start(&self, guest: &Guest) -> Result<RestoreReport, DriverError> {
+        let _hurry = self.parts.hurry();
         run(&self.parts, "cold-start", guest, |parts, guest, verb| {
             restore::restore(parts, guest, verb, None)
         })
@@ -252,6 +269,10 @@ impl Driver for Gvisor {
 }
 
 impl Parts {
+    fn hurry(&self) -> Option<Expedited> {
+        self.grace.as_ref().map(GracePeriods::expedite)
+    }
+
     fn switch(&self, guest: &Guest, verb: Verb<'_>) -> Result<Switch, DriverError> {
         let id: SandboxId = guest
             .sandbox_id

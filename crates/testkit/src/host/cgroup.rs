@@ -149,6 +149,26 @@ pub fn memory_usage(cgroup: &str) -> Result<u64> {
     })
 }
 
+/// Anonymous and shared memory that a cgroup is charged for now, in RAM, bytes: without the page cache of files, which the
+/// kernel takes back when it needs room, and without its own structures.
+///
+/// # Errors
+/// When the cgroup is gone.
+pub fn own_memory(cgroup: &str) -> Result<u64> {
+    let file = dir("memory", cgroup)?.join("memory.stat");
+    let text = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+    let value = |name: &str| {
+        let mut lines = text.lines().filter_map(|line| line.split_once(' '));
+        lines.find_map(|(key, value)| (key == name).then(|| value.trim().parse::<u64>().ok())?)
+    };
+    // cgroup v1 has the totals of the whole tree beside a level's own figures; v2 has nothing else.
+    value("total_rss")
+        .zip(value("total_shmem"))
+        .or_else(|| value("anon").zip(value("shmem")))
+        .map(|(anonymous, shared)| anonymous.saturating_add(shared))
+        .with_context(|| format!("{} does not say what the memory is", file.display()))
+}
+
 /// CPU time used by a cgroup so far, nanoseconds.
 ///
 /// # Errors
