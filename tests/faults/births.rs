@@ -54,8 +54,14 @@ fn spec(name: &str) -> PodSpec {
     AgentGuest::mib(8).pod(name)
 }
 
-async fn source(rig: &Rig) -> (Pod, Value, String) {
-    let pod = rig.run_pod(spec("source")).await.unwrap();
+/// The same with a second container.
+fn two(name: &str) -> PodSpec {
+    spec(name).container(ContainerSpec::shell("other", "while true; do sleep 1; done"))
+}
+
+/// A pod, the hash of its memory, and a snapshot of it.
+async fn source(rig: &Rig, spec: PodSpec) -> (Pod, Value, String) {
+    let pod = rig.run_pod(spec).await.unwrap();
     pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
     let hash = ask(&pod, "/hash").await;
     let id = rig.snapshot(&pod).await.unwrap().id;
@@ -191,7 +197,7 @@ async fn make_all(stack: &Stack, pods: &[(&'static str, PodSpec)], number: u32) 
 async fn the_wrapper_is_killed_at_every_step_of_a_birth() {
     let _alone = alone().await;
     let rig = Rig::plain().await.unwrap();
-    let (source, hash, id) = source(&rig).await;
+    let (source, hash, id) = source(&rig, spec("source")).await;
     let mut pods = Vec::new();
     for (index, point) in POINTS.iter().enumerate() {
         let clone = spec(&format!("clone-{index}"));
@@ -210,7 +216,7 @@ async fn the_wrapper_is_killed_at_every_step_of_a_birth() {
 async fn the_wrapper_is_killed_at_every_step_of_a_cold_start() {
     let _alone = alone().await;
     let rig = Rig::plain().await.unwrap();
-    let (_source, hash, id) = source(&rig).await;
+    let (_source, hash, id) = source(&rig, spec("source")).await;
     let mut pods = Vec::new();
     for (index, point) in COLD.iter().enumerate() {
         let failing = spec(&format!("cold-{index}"))
@@ -308,12 +314,7 @@ async fn a_node_that_goes_down_in_the_middle_of_a_hibernation_loses_no_memory() 
 async fn a_container_whose_start_was_broken_off_is_not_started_without_its_memory() {
     let _alone = alone().await;
     let rig = Rig::plain().await.unwrap();
-    let two =
-        |name: &str| spec(name).container(ContainerSpec::shell("other", "while true; do sleep 1; done"));
-    let source = rig.run_pod(two("source")).await.unwrap();
-    source.wait_http(8080, "/answer", LIMIT).await.unwrap();
-    let hash = ask(&source, "/hash").await;
-    let id = rig.snapshot(&source).await.unwrap().id;
+    let (source, hash, id) = source(&rig, two("source")).await;
     for fallback in ["Hold", "Fail", "ColdStart"] {
         for point in [
             "runsc::create::container_registered",
@@ -383,7 +384,7 @@ async fn a_container_whose_start_was_broken_off_is_not_started_without_its_memor
 async fn a_hibernated_pod_outlives_its_sandbox_again_and_again() {
     let _alone = alone().await;
     let rig = Rig::plain().await.unwrap();
-    let (_source, hash, id) = source(&rig).await;
+    let (_source, hash, id) = source(&rig, spec("source")).await;
     let clone = rig.granted(&id, spec("clone")).await.unwrap();
     let mut pod = rig.run_pod(clone.clone()).await.unwrap();
     for round in 1..4 {
@@ -482,7 +483,7 @@ async fn halted(halt: &Path, what: &str) {
 async fn whoever_is_killed_during_a_birth_the_next_try_succeeds() {
     let _alone = alone().await;
     let mut rig = Rig::plain().await.unwrap();
-    let (source, hash, id) = source(&rig).await;
+    let (source, hash, id) = source(&rig, spec("source")).await;
     let halt: PathBuf = rig.stack.dir().join("halted");
     // containerd, which takes half a minute to come back to a shim that does not answer, once.
     for (point, victims) in [
@@ -531,12 +532,7 @@ async fn whoever_is_killed_during_a_birth_the_next_try_succeeds() {
 async fn a_pod_is_deleted_while_it_is_being_filled() {
     let _alone = alone().await;
     let rig = Rig::plain().await.unwrap();
-    let two =
-        |name: &str| spec(name).container(ContainerSpec::shell("other", "while true; do sleep 1; done"));
-    let source = rig.run_pod(two("source")).await.unwrap();
-    source.wait_http(8080, "/answer", LIMIT).await.unwrap();
-    let hash = ask(&source, "/hash").await;
-    let id = rig.snapshot(&source).await.unwrap().id;
+    let (source, hash, id) = source(&rig, two("source")).await;
     for containers in 0..=2 {
         let what = format!("with {containers} of 2 containers");
         let clone = rig.granted(&id, two("clone")).await.unwrap();

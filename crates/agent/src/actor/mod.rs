@@ -454,10 +454,3 @@ async fn sleep_until(moment: Option<Moment>) {
         None => std::future::pending().await,
     }
 }
-
-/// The wall clock, in ms since 1970.
-fn unix_ms() -> u64 {
-    SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
-}

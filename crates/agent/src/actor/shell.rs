@@ -16,8 +16,8 @@ use tokio::io::unix::AsyncFd;
 use tokio::task::AbortHandle;
 
 use super::step::Running;
-use super::{Actor, Message, unix_ms};
-use crate::clock;
+use super::{Actor, Message};
+use crate::clock::{self, now_ms};
 use crate::shells::{Place, ShellView};
 use crate::step_report::StepReport;
 use crate::view::NewsKind;
@@ -64,7 +64,7 @@ impl Actor {
 
     /// Says from when until when a shell is to stand, by the wall clock as it is now.
     pub(super) fn plan_shell(&mut self) {
-        let (now, now_ms) = (clock::now(), unix_ms());
+        let (now, now_ms) = (clock::now(), now_ms());
         let policy = &self.state.policy;
         // A shell that stands is not to lose its place to one that does not, only because its pod was found later.
         let may = self.state.shell.there != ShellSight::None || self.ctx.shells.is_open();
@@ -98,7 +98,7 @@ impl Actor {
             return;
         }
         let wakes = &mut self.entry.wakes;
-        wakes.push(unix_ms());
+        wakes.push(now_ms());
         let surplus = wakes.len().saturating_sub(MOST_WAKES);
         wakes.drain(..surplus);
     }

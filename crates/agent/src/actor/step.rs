@@ -7,8 +7,8 @@ use dormouse_runtime::{AnyDriver, Cancel, Driver as _, Guest, StopState};
 use tokio_util::sync::CancellationToken;
 
 use super::save::{Saving, StepFailed};
-use super::{Actor, Message, unix_ms};
-use crate::clock;
+use super::{Actor, Message};
+use crate::clock::{self, now_ms};
 use crate::gate::{Gate, Permit};
 use crate::journal::WakeEntry;
 use crate::pressure::Room;
@@ -143,7 +143,7 @@ impl Actor {
                 self.entry.last_wake = Some(WakeEntry {
                     source,
                     took_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
-                    at_ms: unix_ms(),
+                    at_ms: now_ms(),
                 });
                 self.learn_wake(source, from);
             } else {

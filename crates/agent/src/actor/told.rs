@@ -7,8 +7,8 @@ use dormouse_core::{Input, Reason, Rung, Transition};
 use dormouse_runtime::Driver as _;
 use dormouse_sentry::WakeNote;
 
-use super::{Actor, report, unix_ms};
-use crate::clock;
+use super::{Actor, report};
+use crate::clock::{self, now_ms};
 use crate::journal::WakeEntry;
 use crate::step_report::StepReport;
 use crate::view::{NewsKind, PodNews};
@@ -73,7 +73,7 @@ impl Actor {
             self.entry.last_wake = Some(WakeEntry {
                 source: note.source,
                 took_us: note.wake_us,
-                at_ms: unix_ms(),
+                at_ms: now_ms(),
             });
             self.ctx.metrics.woken(
                 note.source,

@@ -99,7 +99,8 @@ pub(super) fn pod(view: &PodView) -> v1::Pod {
 }
 
 /// A moment in ms since 1970.
-fn timestamp(at_ms: u64) -> prost_types::Timestamp {
+/// A moment in ms since 1970.
+pub(super) fn timestamp(at_ms: u64) -> prost_types::Timestamp {
     prost_types::Timestamp {
         seconds: i64::try_from(at_ms / 1000).unwrap_or(i64::MAX),
         nanos: i32::try_from(at_ms % 1000).unwrap_or(0) * 1_000_000,

@@ -17,7 +17,7 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use super::messages;
+use super::messages::{self, timestamp};
 use crate::snapshots::facts::RestoreFacts;
 use crate::snapshots::{GrantWanted, SnapshotFailed, Snapshots, limits, now_ms, ours};
 
@@ -38,13 +38,6 @@ pub(super) type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Sen
 
 pub(super) fn refused(error: &SnapshotFailed) -> Status {
     dormouse_rpc::status(error.reason, error.message.clone())
-}
-
-fn timestamp(ms: u64) -> prost_types::Timestamp {
-    prost_types::Timestamp {
-        seconds: i64::try_from(ms / 1000).unwrap_or(i64::MAX),
-        nanos: i32::try_from(ms % 1000).unwrap_or(0) * 1_000_000,
-    }
 }
 
 const fn taken(taken: Taken) -> &'static str {

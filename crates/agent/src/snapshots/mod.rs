@@ -30,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{self, Config, OnDelete, SnapshotsConfig};
 use crate::metrics::Metrics;
 
+pub use crate::clock::now_ms;
 pub use ahead::WritingAhead;
 pub use background::run as run_background;
 pub use grants::{GrantWanted, Granted, Outstanding};
@@ -698,14 +699,6 @@ pub fn limits(config: &SnapshotsConfig) -> GcLimits {
         },
         ttl_ms: some(u64::try_from(config.ttl.as_millis()).unwrap_or(u64::MAX)),
     }
-}
-
-/// The wall clock, in ms since 1970.
-#[must_use]
-pub fn now_ms() -> u64 {
-    std::time::SystemTime::now()
-        .duration_since(std::time::SystemTime::UNIX_EPOCH)
-        .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// The header of a gVisor image, where it can be read; the store judges it.
