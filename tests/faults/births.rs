@@ -334,12 +334,17 @@ async fn a_container_whose_start_was_broken_off_is_not_started_without_its_memor
             let registered_only = point == "runsc::create::container_registered";
             let again = pod.add_container(&rig.stack, 1, 1).await;
             println!("{what}: {:?}", again.as_ref().map_err(|e| format!("{e:#}")));
-            if again
-                .as_ref()
-                .is_err_and(|e| format!("{e:#}").contains("can't find shim"))
-            {
+            let is_refused = |e: &anyhow::Error| format!("{e:#}").contains("was broken off");
+            if again.as_ref().is_err_and(|e| !is_refused(e)) {
                 // What containerd did to the container that was broken off has ended the sandbox. That was not the pod's:
                 // its next one has the memory, whatever its fallback.
+                wait::until("containerd to see the sandbox's end", LIMIT, async || {
+                    let state = pod.status().await?.state();
+                    anyhow::ensure!(state != PodSandboxState::SandboxReady, "{what}: {again:?}");
+                    Ok(())
+                })
+                .await
+                .unwrap();
                 delete(&pod, &what).await;
                 let pod = attempt(&rig.stack, &clone, 1, &what)
                     .await

@@ -126,6 +126,39 @@ fn everything_comes_back() {
     }
 }
 
+/// As the CNI plugin `ptp` has it: whoever else is in the network is behind the gateway.
+#[test]
+fn a_network_that_is_behind_its_gateway() {
+    if !is_root() {
+        return;
+    }
+    let (node, pod) = (Netns::new("node"), Netns::new("pod"));
+    node.ip(&format!(
+        "link add veth0 up type veth peer name eth0 netns {}",
+        pod.name
+    ));
+    for line in [
+        "link set eth0 up",
+        "addr add 10.78.0.2/24 dev eth0",
+        "route del 10.78.0.0/24 dev eth0",
+        "route add 10.78.0.1 dev eth0 scope link src 10.78.0.2",
+        "route add 10.78.0.0/24 via 10.78.0.1 src 10.78.0.2",
+        "route add default via 10.78.0.1",
+    ] {
+        pod.ip(line);
+    }
+    let path = pod.path();
+    let record = links::record(&path).unwrap();
+    let routes = || ip_output(&format!("-o -n {} -4 route show table main", pod.name));
+    let before = routes();
+    assert!(before.contains("10.78.0.0/24 via 10.78.0.1"), "{before}");
+    for _ in 0..3 {
+        take_addresses(&pod);
+        links::restore(&path, &record).unwrap();
+        assert_eq!(routes(), before);
+    }
+}
+
 #[test]
 fn a_gateway_that_is_nobodys_neighbour() {
     if !is_root() {

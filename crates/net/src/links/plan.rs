@@ -1,5 +1,6 @@
 //! What has to be done to get from what is there to what was recorded. No I/O.
 
+use std::net::IpAddr;
 use std::path::Path;
 
 use super::error::LinkError;
@@ -20,6 +21,8 @@ pub(super) enum Change<'a> {
     AddAddress {
         index: u32,
         address: &'a AddressRecord,
+        /// Whether the kernel is to make no route to its network: the pod had none, or another one.
+        bare: bool,
     },
     RemoveAddress {
         index: u32,
@@ -59,7 +62,11 @@ pub(super) fn restore<'a>(
         let v4 = interface.addresses.iter().filter(|a| a.address.is_ipv4());
         let v6 = interface.addresses.iter().rev().filter(|a| a.address.is_ipv6());
         let missing = v4.chain(v6).filter(|wanted| !has(link, wanted));
-        changes.extend(missing.map(|address| Change::AddAddress { index, address }));
+        changes.extend(missing.map(|address| Change::AddAddress {
+            index,
+            address,
+            bare: is_bare(record, interface, address),
+        }));
     }
     let on_link = |route: &&RouteRecord| route.gateway.is_none();
     let over_gateway = |route: &&RouteRecord| route.gateway.is_some();
@@ -111,6 +118,33 @@ pub(super) fn strip<'a>(record: &'a NetworkRecord, found: &Found) -> Vec<Change<
         }));
     }
     changes
+}
+
+/// Whether the pod lacked the route that the kernel makes for an address, straight to its network. (The `ptp` plugin has one
+/// over the gateway in its place.)
+fn is_bare(record: &NetworkRecord, interface: &InterfaceRecord, address: &AddressRecord) -> bool {
+    let far = address.peer.unwrap_or(address.address);
+    let network = network(far, address.prefix);
+    let has_route = record.routes.iter().any(|route| {
+        route.interface == interface.name
+            && route.gateway.is_none()
+            && (route.destination, route.prefix) == (network, address.prefix)
+    });
+    // For itself alone none is made.
+    !has_route && network != address.address
+}
+
+fn network(address: IpAddr, prefix: u8) -> IpAddr {
+    match address {
+        IpAddr::V4(v4) => {
+            let host = u32::MAX.checked_shr(prefix.into()).unwrap_or(0);
+            IpAddr::from((u32::from(v4) & !host).to_be_bytes())
+        }
+        IpAddr::V6(v6) => {
+            let host = u128::MAX.checked_shr(prefix.into()).unwrap_or(0);
+            IpAddr::from((u128::from(v6) & !host).to_be_bytes())
+        }
+    }
 }
 
 /// What else is said of an address may have been changed by the kernel.

@@ -50,13 +50,13 @@ fn apply(netlink: &mut Netlink, change: &Change<'_>, doing: &Doing<'_>) -> Resul
                 .change(RouteNetlinkMessage::SetLink(message), 0)
                 .map_err(doing.failed("set up the interface", format!(" {}", interface.name)))
         }
-        Change::AddAddress { index, address } => {
-            let message = RouteNetlinkMessage::NewAddress(address_message(*index, address));
+        Change::AddAddress { index, address, bare } => {
+            let message = RouteNetlinkMessage::NewAddress(address_message(*index, address, *bare));
             done_already(netlink.change(message, NEW), &[Errno::EEXIST])
                 .map_err(doing.failed("put back the address", show(address.address, address.prefix)))
         }
         Change::RemoveAddress { index, address } => {
-            let message = RouteNetlinkMessage::DelAddress(address_message(*index, address));
+            let message = RouteNetlinkMessage::DelAddress(address_message(*index, address, false));
             // A secondary address goes with its primary.
             done_already(netlink.change(message, 0), &[Errno::EADDRNOTAVAIL])
                 .map_err(doing.failed("take off the address", show(address.address, address.prefix)))
@@ -97,7 +97,7 @@ const fn family(address: IpAddr) -> AddressFamily {
     }
 }
 
-fn address_message(index: u32, record: &AddressRecord) -> AddressMessage {
+fn address_message(index: u32, record: &AddressRecord, bare: bool) -> AddressMessage {
     let mut message = AddressMessage::default();
     message.header.family = family(record.address);
     message.header.prefix_len = record.prefix;
@@ -110,6 +110,9 @@ fn address_message(index: u32, record: &AddressRecord) -> AddressMessage {
         message.attributes.push(AddressAttribute::Broadcast(broadcast));
     }
     let mut flags = AddressFlags::from_bits_retain(record.flags);
+    if bare {
+        flags |= AddressFlags::Noprefixroute;
+    }
     if record.address.is_ipv6() {
         // It was the pod's all the time; nobody has to be asked, and it is wanted at once.
         flags |= AddressFlags::Nodad;
