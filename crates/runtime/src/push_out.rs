@@ -25,11 +25,14 @@ const WORTH_ANOTHER: u64 = 8 << 20;
 
 /// How long a push-out leaves the pages to others after each round that was in vain; after the last one it is believed.
 /// The node's own proactive reclaim (DAMON takes 128 MiB at once, as its quota is) holds pages off the kernel's lists
-/// until the swap has them, and whoever asks meanwhile is told that there is nothing to be had.
-const HANDS_OFF: [Duration; 3] = [
+/// until the swap has them, and whoever asks meanwhile is told that there is nothing to be had: for more than 0.35 s where
+/// the disk is busy with something else (seen).
+const HANDS_OFF: [Duration; 5] = [
     Duration::from_millis(50),
     Duration::from_millis(100),
     Duration::from_millis(200),
+    Duration::from_millis(400),
+    Duration::from_millis(800),
 ];
 
 /// How often it is looked meanwhile whether the step was called off.

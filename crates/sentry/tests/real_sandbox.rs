@@ -80,6 +80,24 @@ fn pauses_freezes_and_wakes() {
     }
 }
 
+/// The first panic of a thread that others wait for at a barrier: it comes out when nobody waits any more.
+#[derive(Default)]
+struct Told(Option<Box<dyn std::any::Any + Send>>);
+
+impl Told {
+    fn about(&mut self, work: impl FnOnce()) {
+        if self.0.is_none() {
+            self.0 = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).err();
+        }
+    }
+
+    fn out(self) {
+        if let Some(panic) = self.0 {
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
+
 #[test]
 fn a_thousand_wakes_at_once_are_one_each() {
     let Some(runsc) = runsc() else { return };
@@ -90,27 +108,32 @@ fn a_thousand_wakes_at_once_are_one_each() {
         let workers: Vec<_> = (0..2)
             .map(|_| {
                 scope.spawn(|| {
-                    let mut woken = 0;
+                    let (mut woken, mut told) = (0, Told::default());
                     for _ in 0..1000 {
                         barrier.wait();
-                        woken += u32::from(hold(&switch).wake().unwrap().woken);
+                        told.about(|| woken += u32::from(hold(&switch).wake().unwrap().woken));
                         barrier.wait();
                     }
+                    told.out();
                     woken
                 })
             })
             .collect();
+        let mut told = Told::default();
         for round in 0..1000 {
-            let mut held = hold(&switch);
-            held.pause().unwrap();
-            if round % 4 == 0 {
-                held.freeze_cgroup().unwrap();
-            }
-            drop(held);
+            told.about(|| {
+                let mut held = hold(&switch);
+                held.pause().unwrap();
+                if round % 4 == 0 {
+                    held.freeze_cgroup().unwrap();
+                }
+            });
             barrier.wait();
             barrier.wait();
         }
-        workers.into_iter().map(|w| w.join().unwrap()).sum::<u32>()
+        let total = workers.into_iter().map(|w| w.join().unwrap()).sum::<u32>();
+        told.out();
+        total
     });
     assert_eq!(total, 1000);
     assert!(!hold(&switch).probe().unwrap());
