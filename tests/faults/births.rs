@@ -345,12 +345,13 @@ async fn a_container_whose_start_was_broken_off_is_not_started_without_its_memor
                 })
                 .await
                 .unwrap();
-                delete(&pod, &what).await;
-                let pod = attempt(&rig.stack, &clone, 1, &what)
+                tokio::time::timeout(LIMIT, pod.stop()).await.unwrap().unwrap();
+                let next = attempt(&rig.stack, &clone, 2, &what)
                     .await
                     .unwrap_or_else(|error| panic!("{what}: {error:#}"));
-                assert_eq!(ask(&pod, "/hash").await, hash, "{what}");
-                delete(&pod, &what).await;
+                assert_eq!(ask(&next, "/hash").await, hash, "{what}");
+                delete(&next, &what).await;
+                pod.remove().await.unwrap();
                 continue;
             }
             if fallback == "Fail" && !registered_only {
