@@ -19,13 +19,19 @@ use dormouse_net::NamespaceError;
 use dormouse_net::links::{self, LinkError, NetworkRecord, limits};
 use netns::{Netns, ip_output, is_root};
 
-/// A pod with everything that a CNI plugin may give it.
-fn rich() -> (Netns, Netns) {
+/// A node and a pod, with a wire between them whose end in the pod is `eth0`.
+fn wired() -> (Netns, Netns) {
     let (node, pod) = (Netns::new("node"), Netns::new("pod"));
     node.ip(&format!(
         "link add veth0 up type veth peer name eth0 netns {}",
         pod.name
     ));
+    (node, pod)
+}
+
+/// A pod with everything that a CNI plugin may give it.
+fn rich() -> (Netns, Netns) {
+    let (node, pod) = wired();
     for line in [
         "link set lo up",
         "link set eth0 address 02:00:00:00:00:02 mtu 1400 up",
@@ -132,11 +138,7 @@ fn a_network_that_is_behind_its_gateway() {
     if !is_root() {
         return;
     }
-    let (node, pod) = (Netns::new("node"), Netns::new("pod"));
-    node.ip(&format!(
-        "link add veth0 up type veth peer name eth0 netns {}",
-        pod.name
-    ));
+    let (_node, pod) = wired();
     for line in [
         "link set eth0 up",
         "addr add 10.78.0.2/24 dev eth0",
@@ -164,11 +166,7 @@ fn a_gateway_that_is_nobodys_neighbour() {
     if !is_root() {
         return;
     }
-    let (node, pod) = (Netns::new("node"), Netns::new("pod"));
-    node.ip(&format!(
-        "link add veth0 up type veth peer name eth0 netns {}",
-        pod.name
-    ));
+    let (_node, pod) = wired();
     pod.ip("link set eth0 up");
     pod.ip("addr add 10.77.0.2/32 dev eth0");
     pod.ip("route add 169.254.1.1 dev eth0 scope link");
@@ -393,11 +391,7 @@ fn how_long_it_takes() {
     if !is_root() {
         return;
     }
-    let (_node, pod) = (Netns::new("node"), Netns::new("pod"));
-    _node.ip(&format!(
-        "link add veth0 up type veth peer name eth0 netns {}",
-        pod.name
-    ));
+    let (_node, pod) = wired();
     pod.ip("link set eth0 up");
     pod.ip("addr add 10.77.0.2/24 dev eth0");
     pod.ip("-6 addr add fd00:77::2/64 dev eth0 nodad");

@@ -303,13 +303,7 @@ fn create_loading(
                 Reason::ContainersMismatch,
                 format!("the snapshot has no container {name:?}"),
             );
-            cold::settle(context, switch, &error, true, None);
-            let wish = record
-                .restore
-                .as_ref()
-                .map(|r| r.wish.clone())
-                .unwrap_or_default();
-            allowed(&wish, &error).map(|()| Creation::Real)
+            unfilled(context, switch, record, &error)
         }
     }
 }
@@ -324,16 +318,28 @@ fn create_again(
 ) -> Result<Creation, Failure> {
     match fill_again(context, switch, record) {
         Ok(containers) => create_loading(context, switch, record, name, &containers),
-        Err(error) => {
-            cold::settle(context, switch, &error, true, None);
-            let wish = record
-                .restore
-                .as_ref()
-                .map(|r| r.wish.clone())
-                .unwrap_or_default();
-            allowed(&wish, &error).map(|()| Creation::Real)
-        }
+        Err(error) => unfilled(context, switch, record, &error),
     }
+}
+
+/// Settles that the pod cannot be filled; its fallback says whether the container may come.
+fn unfilled(
+    context: &Context<'_>,
+    switch: &Switch,
+    record: &Record,
+    error: &CannotFill,
+) -> Result<Creation, Failure> {
+    cold::settle(context, switch, error, true, None);
+    allowed(&wish_of(record), error).map(|()| Creation::Real)
+}
+
+/// What the pod asked for at its birth.
+fn wish_of(record: &Record) -> BirthWish {
+    record
+        .restore
+        .as_ref()
+        .map(|r| r.wish.clone())
+        .unwrap_or_default()
 }
 
 /// Ends what there is of the sandbox and has runsc begin to fill a new one.
@@ -342,11 +348,7 @@ fn fill_again(
     switch: &Switch,
     record: &Record,
 ) -> Result<Vec<GrantedContainer>, CannotFill> {
-    let wish = record
-        .restore
-        .as_ref()
-        .map(|r| r.wish.clone())
-        .unwrap_or_default();
+    let wish = wish_of(record);
     let grant = granted(context, record, &wish)?;
     if grant.used {
         return Err(CannotFill::new(
