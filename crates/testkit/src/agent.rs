@@ -217,6 +217,16 @@ impl Drop for Agent {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        put_back_grace_periods(&self.paths.run_dir);
+    }
+}
+
+/// An agent that was killed in the middle of a step has left the kernel's grace periods expedited; the next one puts them
+/// back, but after this one there is none.
+fn put_back_grace_periods(run_dir: &Path) {
+    let mark = run_dir.join("rcu-expedited");
+    if mark.exists() && fs::write("/sys/kernel/rcu_expedited", "0").is_ok() {
+        let _ = fs::remove_file(mark);
     }
 }
 
