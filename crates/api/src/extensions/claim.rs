@@ -86,7 +86,7 @@ pub struct ClaimEnv {
     pub name: String,
     /// Value, as it is.
     pub value: String,
-    /// Container that gets it. Default: all.
+    /// Container that gets it. Default: the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container_name: Option<String>,
 }

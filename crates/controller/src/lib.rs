@@ -1,0 +1,22 @@
+//! The cluster controller: serves the kinds of `agents.x-k8s.io` as agent-sandbox does.
+//!
+//! One folder per kind. In each, what is to be done is decided by pure functions ([`sandbox::next`],
+//! [`template::next`]) from what is known, and `reconcile` does it; nobody else writes objects of that kind.
+//! [`cache`] is what is known, [`worker`] the loop over it, [`run()`] puts it together.
+
+pub mod args;
+pub mod cache;
+pub mod client;
+mod http_server;
+mod leader;
+pub mod log;
+pub mod metrics;
+pub mod objects;
+pub mod patch;
+pub mod queue;
+mod run;
+pub mod sandbox;
+pub mod template;
+pub mod worker;
+
+pub use run::{RunError, run};

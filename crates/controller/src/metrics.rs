@@ -1,0 +1,92 @@
+//! What the controller counts. Names without `dormouse` are agent-sandbox's.
+
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+
+/// What the controller counts.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    reconciles: Family<ReconcileLabels, Histogram, fn() -> Histogram>,
+    requests: Family<RequestLabels, Counter>,
+    leader: Gauge,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReconcileLabels {
+    kind: String,
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    verb: &'static str,
+    resource: String,
+    code: u16,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::default();
+        let reconciles = Family::<ReconcileLabels, Histogram, fn() -> Histogram>::new_with_constructor(|| {
+            Histogram::new(exponential_buckets(0.000_25, 2.0, 18))
+        });
+        registry.register_with_unit(
+            "dormouse_controller_reconcile",
+            "How long a look at an object took",
+            Unit::Seconds,
+            reconciles.clone(),
+        );
+        let requests = Family::<RequestLabels, Counter>::default();
+        registry.register(
+            "dormouse_controller_api_requests",
+            "Requests to the API server, watches excepted",
+            requests.clone(),
+        );
+        let leader = Gauge::default();
+        registry.register("dormouse_controller_leader", "1 while this controller is the one that works", leader.clone());
+        let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
+        registry.register("agent_sandbox_build", "Which controller this is", build);
+        Self { registry, reconciles, requests, leader }
+    }
+}
+
+impl Metrics {
+    /// An object was looked at.
+    pub fn reconciled(&self, kind: &str, ok: bool, took: Duration) {
+        let labels = ReconcileLabels {
+            kind: kind.to_owned(),
+            outcome: if ok { "ok" } else { "error" },
+        };
+        self.reconciles.get_or_create(&labels).observe(took.as_secs_f64());
+    }
+
+    /// A request was answered; 0 stands for one that was not.
+    pub(crate) fn requested(&self, verb: &'static str, resource: String, code: u16) {
+        self.requests.get_or_create(&RequestLabels { verb, resource, code }).inc();
+    }
+
+    /// Whether this controller works.
+    pub fn set_leader(&self, leads: bool) {
+        self.leader.set(i64::from(leads));
+    }
+
+    /// All of it, in the text format.
+    ///
+    /// # Errors
+    ///
+    /// None that is known; the library has one.
+    pub fn text(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}

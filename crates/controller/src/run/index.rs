@@ -1,0 +1,149 @@
+//! What is watched, and who is concerned of what.
+
+use std::sync::Arc;
+
+use dormouse_api::agents::Sandbox;
+use dormouse_api::extensions::SandboxTemplate;
+use dormouse_api::names::labels;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, PodSpec, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::runtime::watcher;
+use kube::{Api, Client, Resource};
+
+use crate::cache::{Cache, feed, watch};
+use crate::objects::{self, controller_of, label};
+use crate::queue::Queue;
+
+/// What is watched.
+#[derive(Debug)]
+pub(super) struct Index {
+    pub(super) sandboxes: Arc<Cache<Sandbox>>,
+    pub(super) pods: Arc<Cache<Pod>>,
+    pub(super) services: Arc<Cache<Service>>,
+    pub(super) volume_claims: Arc<Cache<PersistentVolumeClaim>>,
+    pub(super) templates: Option<Arc<Cache<SandboxTemplate>>>,
+    network_policies: Option<Arc<Cache<NetworkPolicy>>>,
+    pub(super) sandbox_queue: Queue<Sandbox>,
+    pub(super) template_queue: Queue<SandboxTemplate>,
+}
+
+impl Index {
+    /// Begins to watch.
+    pub(super) fn start(client: &Client, extensions: bool) -> Self {
+        let sandbox_queue = Queue::default();
+        let template_queue = Queue::default();
+
+        let sandboxes = feed::<Sandbox>(|_| None);
+        let pods = feed::<Pod>(|pod| name_hash(&pod.metadata));
+        let services = feed::<Service>(|_| None);
+        let volume_claims = feed::<PersistentVolumeClaim>(|_| None);
+        let mut index = Self {
+            sandboxes: Arc::clone(&sandboxes.cache),
+            pods: Arc::clone(&pods.cache),
+            services: Arc::clone(&services.cache),
+            volume_claims: Arc::clone(&volume_claims.cache),
+            templates: None,
+            network_policies: None,
+            sandbox_queue: sandbox_queue.clone(),
+            template_queue: template_queue.clone(),
+        };
+
+        let ours = watcher::Config::default().labels(labels::SANDBOX_NAME_HASH);
+        let queue = sandbox_queue.clone();
+        tokio::spawn(watch(
+            Api::all(client.clone()),
+            watcher::Config::default(),
+            sandboxes,
+            |_| {},
+            move |sandbox: &Sandbox| queue.push(objects::namespace(&sandbox.metadata), objects::name(&sandbox.metadata)),
+        ));
+        let queue = sandbox_queue.clone();
+        tokio::spawn(watch(Api::all(client.clone()), ours.clone(), pods, trim_pod, move |pod: &Pod| {
+            push_owner(&queue, &pod.metadata);
+        }));
+        let queue = sandbox_queue.clone();
+        tokio::spawn(watch(Api::all(client.clone()), ours.clone(), services, |_| {}, move |service: &Service| {
+            push_owner(&queue, &service.metadata);
+        }));
+        let queue = sandbox_queue;
+        tokio::spawn(watch(
+            Api::all(client.clone()),
+            ours,
+            volume_claims,
+            |_| {},
+            move |claim: &PersistentVolumeClaim| push_owner(&queue, &claim.metadata),
+        ));
+        if extensions {
+            index.start_extensions(client, template_queue);
+        }
+        index
+    }
+
+    fn start_extensions(&mut self, client: &Client, queue: Queue<SandboxTemplate>) {
+        let templates = feed::<SandboxTemplate>(|_| None);
+        let network_policies = feed::<NetworkPolicy>(|_| None);
+        self.templates = Some(Arc::clone(&templates.cache));
+        self.network_policies = Some(Arc::clone(&network_policies.cache));
+        let own = queue.clone();
+        tokio::spawn(watch(
+            Api::all(client.clone()),
+            watcher::Config::default(),
+            templates,
+            |_| {},
+            move |template: &SandboxTemplate| {
+                own.push(objects::namespace(&template.metadata), objects::name(&template.metadata));
+            },
+        ));
+        tokio::spawn(watch(
+            Api::all(client.clone()),
+            watcher::Config::default(),
+            network_policies,
+            |_| {},
+            move |policy: &NetworkPolicy| push_owner(&queue, &policy.metadata),
+        ));
+    }
+
+    /// Waits until everything that there is has been seen.
+    pub(super) async fn filled(&self) {
+        filled(&self.sandboxes).await;
+        filled(&self.pods).await;
+        filled(&self.services).await;
+        filled(&self.volume_claims).await;
+        if let Some(templates) = &self.templates {
+            filled(templates).await;
+        }
+        if let Some(network_policies) = &self.network_policies {
+            filled(network_policies).await;
+        }
+    }
+}
+
+async fn filled<K: Resource<DynamicType = ()> + Clone + 'static>(cache: &Cache<K>) {
+    // An error: the watch has ended, as it does with the process.
+    let _ = cache.store().wait_until_ready().await;
+}
+
+fn name_hash(meta: &ObjectMeta) -> Option<&str> {
+    label(meta, labels::SANDBOX_NAME_HASH)
+}
+
+/// Has the owner of an object looked at.
+fn push_owner<K: Resource<DynamicType = ()>>(queue: &Queue<K>, meta: &ObjectMeta) {
+    let owner = controller_of(meta).filter(|owner| {
+        owner.kind == K::kind(&()) && owner.api_version.split('/').next() == Some(&K::group(&()))
+    });
+    match owner {
+        Some(owner) => queue.push(objects::namespace(meta), &owner.name),
+        // It may be in the way of the one of its name, or about to become its own.
+        None => queue.push(objects::namespace(meta), objects::name(meta)),
+    }
+}
+
+/// Leaves out what nobody here reads: for thousands of pods it is most of the memory.
+fn trim_pod(pod: &mut Pod) {
+    pod.spec = pod.spec.take().map(|spec| PodSpec {
+        node_name: spec.node_name,
+        ..PodSpec::default()
+    });
+}

@@ -1,0 +1,25 @@
+//! Sandboxes: a pod, its volume claims and its Service for each.
+//!
+//! [`next`] is pure: from what is known it says what to do and what the status will be then. [`reconcile`] does it.
+
+mod conditions;
+mod expiry;
+mod metadata;
+mod next;
+mod pod;
+mod reconcile;
+mod service;
+mod step;
+mod trouble;
+mod volumes;
+
+#[cfg(test)]
+mod tests;
+
+pub use next::{Next, Observed, Settings, next};
+pub use reconcile::{SandboxContext, SandboxError, on_error, reconcile};
+pub use step::Step;
+pub use trouble::Trouble;
+
+/// Who writes, for the API server's record of field owners.
+pub const FIELD_MANAGER: &str = "sandbox-controller";
