@@ -15,7 +15,12 @@ pub struct Args {
     pub leader_elect: bool,
 
     /// Namespace of the lease; the pod's own by default.
-    #[arg(long, env = "POD_NAMESPACE", default_value = "agent-sandbox-system", value_name = "NAMESPACE")]
+    #[arg(
+        long,
+        env = "POD_NAMESPACE",
+        default_value = "agent-sandbox-system",
+        value_name = "NAMESPACE"
+    )]
     pub leader_election_namespace: String,
 
     /// Who this controller is among the others; its host name by default.
@@ -100,7 +105,12 @@ pub struct Args {
     pub allowed_label_domains: String,
 
     /// `text` or `json`.
-    #[arg(long, env = "DORMOUSE_LOG_FORMAT", default_value = "json", value_name = "FORMAT")]
+    #[arg(
+        long,
+        env = "DORMOUSE_LOG_FORMAT",
+        default_value = "json",
+        value_name = "FORMAT"
+    )]
     pub log_format: LogFormat,
 
     /// What is logged, as in `info,kube=warn`.
@@ -162,7 +172,9 @@ fn is_long_in_one_dash(text: &str) -> bool {
     let mut letters = text.chars();
     letters.next() == Some('-')
         && letters.next().is_some_and(|letter| letter.is_ascii_lowercase())
-        && letters.next().is_some_and(|letter| letter.is_ascii_lowercase() || letter == '-')
+        && letters
+            .next()
+            .is_some_and(|letter| letter.is_ascii_lowercase() || letter == '-')
 }
 
 /// The address of `:8080`, `0.0.0.0:8080` or `[::]:8080`; `None` for `0`, which serves nothing.
@@ -224,7 +236,10 @@ mod tests {
     #[test]
     fn addresses_are_taken_as_go_takes_them() {
         assert_eq!(address(":8080").unwrap(), Some("[::]:8080".parse().unwrap()));
-        assert_eq!(address("127.0.0.1:1").unwrap(), Some("127.0.0.1:1".parse().unwrap()));
+        assert_eq!(
+            address("127.0.0.1:1").unwrap(),
+            Some("127.0.0.1:1".parse().unwrap())
+        );
         assert_eq!(address("0").unwrap(), None);
         assert!(address("nowhere").is_err());
     }

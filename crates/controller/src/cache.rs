@@ -8,7 +8,6 @@ mod watch;
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
-use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kube::runtime::reflector::{ObjectRef, Store};
@@ -30,7 +29,9 @@ type Groups = HashMap<(String, String), BTreeSet<String>>;
 
 impl<K: Resource<DynamicType = ()> + 'static> fmt::Debug for Cache<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Cache").field("kind", &K::kind(&())).finish_non_exhaustive()
+        f.debug_struct("Cache")
+            .field("kind", &K::kind(&()))
+            .finish_non_exhaustive()
     }
 }
 
@@ -68,7 +69,10 @@ where
     pub fn group(&self, namespace: &str, group: &str) -> Vec<Arc<K>> {
         let key = (namespace.to_owned(), group.to_owned());
         let names = lock(&self.groups).get(&key).cloned().unwrap_or_default();
-        names.iter().filter_map(|name| self.get(namespace, name)).collect()
+        names
+            .iter()
+            .filter_map(|name| self.get(namespace, name))
+            .collect()
     }
 
     /// Takes note of an object as the API server has just answered for it.
@@ -95,7 +99,10 @@ where
 
     fn join_group(&self, object: &K) {
         if let Some(key) = self.group_key(object) {
-            lock(&self.groups).entry(key).or_default().insert(object.name_any());
+            lock(&self.groups)
+                .entry(key)
+                .or_default()
+                .insert(object.name_any());
         }
     }
 
@@ -129,7 +136,3 @@ fn reference_of<K: Resource<DynamicType = ()>>(object: &K) -> ObjectRef<K> {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
-
-/// What the overlay asks of its keys.
-trait Key: Eq + Hash {}
-impl<K: Resource<DynamicType = ()>> Key for ObjectRef<K> {}

@@ -62,10 +62,16 @@ fn as_response(text: Result<String, std::fmt::Error>) -> Response {
 /// # Errors
 ///
 /// If the address cannot be had.
-pub(crate) async fn serve(address: SocketAddr, router: Router, stop: CancellationToken) -> std::io::Result<()> {
+pub(crate) async fn serve(
+    address: SocketAddr,
+    router: Router,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
     let listener = TcpListener::bind(address).await?;
     tokio::spawn(async move {
-        let served = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await;
+        let served = axum::serve(listener, router)
+            .with_graceful_shutdown(stop.cancelled_owned())
+            .await;
         if let Err(error) = served {
             error!(%address, %error, "HTTP is no longer served");
         }

@@ -30,7 +30,11 @@ pub(crate) struct Leadership {
 
 impl Leadership {
     /// Applies for it.
-    pub(crate) async fn apply(client: Client, namespace: &str, identity: String) -> Result<Self, LeaseManagerError> {
+    pub(crate) async fn apply(
+        client: Client,
+        namespace: &str,
+        identity: String,
+    ) -> Result<Self, LeaseManagerError> {
         let manager = LeaseManagerBuilder::new(client, LEASE)
             .with_namespace(namespace)
             .with_identity(identity)

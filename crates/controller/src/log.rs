@@ -23,7 +23,9 @@ pub enum LogError {
 /// If the filter is none, or it has been begun.
 pub fn start(format: LogFormat, filter: &str) -> Result<(), LogError> {
     let filter: EnvFilter = filter.parse()?;
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     match format {
         LogFormat::Text => lines.try_init(),
         LogFormat::Json => lines.json().flatten_event(true).try_init(),

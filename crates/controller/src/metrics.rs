@@ -36,9 +36,10 @@ struct RequestLabels {
 impl Default for Metrics {
     fn default() -> Self {
         let mut registry = Registry::default();
-        let reconciles = Family::<ReconcileLabels, Histogram, fn() -> Histogram>::new_with_constructor(|| {
-            Histogram::new(exponential_buckets(0.000_25, 2.0, 18))
-        });
+        let reconciles =
+            Family::<ReconcileLabels, Histogram, fn() -> Histogram>::new_with_constructor(|| {
+                Histogram::new(exponential_buckets(0.000_25, 2.0, 18))
+            });
         registry.register_with_unit(
             "dormouse_controller_reconcile",
             "How long a look at an object took",
@@ -52,10 +53,19 @@ impl Default for Metrics {
             requests.clone(),
         );
         let leader = Gauge::default();
-        registry.register("dormouse_controller_leader", "1 while this controller is the one that works", leader.clone());
+        registry.register(
+            "dormouse_controller_leader",
+            "1 while this controller is the one that works",
+            leader.clone(),
+        );
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("agent_sandbox_build", "Which controller this is", build);
-        Self { registry, reconciles, requests, leader }
+        Self {
+            registry,
+            reconciles,
+            requests,
+            leader,
+        }
     }
 }
 
@@ -71,7 +81,9 @@ impl Metrics {
 
     /// A request was answered; 0 stands for one that was not.
     pub(crate) fn requested(&self, verb: &'static str, resource: String, code: u16) {
-        self.requests.get_or_create(&RequestLabels { verb, resource, code }).inc();
+        self.requests
+            .get_or_create(&RequestLabels { verb, resource, code })
+            .inc();
     }
 
     /// Whether this controller works.

@@ -31,7 +31,10 @@ mod tests {
 
     #[test]
     fn only_what_differs_is_in_the_patch() {
-        let patch = status_patch(&json!({"a": 1, "b": [1], "c": 3}), &json!({"a": 1, "b": [2], "d": 4}));
+        let patch = status_patch(
+            &json!({"a": 1, "b": [1], "c": 3}),
+            &json!({"a": 1, "b": [2], "d": 4}),
+        );
         assert_eq!(patch, Some(json!({"status": {"b": [2], "c": null, "d": 4}})));
         assert_eq!(status_patch(&json!({"a": 1}), &json!({"a": 1})), None);
     }

@@ -30,7 +30,9 @@ const REPORTER: &str = "agent-sandbox-controller";
 #[derive(Debug, Error)]
 pub enum RunError {
     /// The API server's address and credentials are not known.
-    #[error("the API server's address is not known; run in a pod with a ServiceAccount, or set KUBECONFIG: {0}")]
+    #[error(
+        "the API server's address is not known; run in a pod with a ServiceAccount, or set KUBECONFIG: {0}"
+    )]
     Config(#[source] kube::config::InferConfigError),
     /// The way to the API server cannot be made.
     #[error("no client for the API server: {0}")]
@@ -76,8 +78,16 @@ pub async fn run(args: Args) -> Result<(), RunError> {
     let metrics = Arc::new(Metrics::default());
     let ready = Ready::default();
     let flags = [
-        ("--health-probe-bind-address", &args.health_probe_bind_address, http_server::health(ready.clone())),
-        ("--metrics-bind-address", &args.metrics_bind_address, http_server::metrics(Arc::clone(&metrics))),
+        (
+            "--health-probe-bind-address",
+            &args.health_probe_bind_address,
+            http_server::health(ready.clone()),
+        ),
+        (
+            "--metrics-bind-address",
+            &args.metrics_bind_address,
+            http_server::metrics(Arc::clone(&metrics)),
+        ),
     ];
     let served = CancellationToken::new();
     for (flag, text, router) in flags {
@@ -126,7 +136,11 @@ async fn lead(
     };
     if !won {
         leadership.give_up().await;
-        return if stop.is_cancelled() { Ok(()) } else { Err(RunError::LeaseLost) };
+        return if stop.is_cancelled() {
+            Ok(())
+        } else {
+            Err(RunError::LeaseLost)
+        };
     }
     info!("this controller works now");
     metrics.set_leader(true);

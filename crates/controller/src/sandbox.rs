@@ -17,7 +17,7 @@ mod volumes;
 mod tests;
 
 pub use next::{Next, Observed, Settings, next};
-pub use reconcile::{SandboxContext, SandboxError, on_error, reconcile};
+pub use reconcile::{Failures, SandboxContext, SandboxError, on_error, reconcile};
 pub use step::Step;
 pub use trouble::Trouble;
 

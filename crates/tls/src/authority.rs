@@ -33,7 +33,9 @@ pub struct Issued {
 #[derive(Debug, Error)]
 pub enum AuthorityError {
     /// What was kept of it cannot be used.
-    #[error("the authority's certificate or key cannot be used: {0}; delete the Secret to have another one made")]
+    #[error(
+        "the authority's certificate or key cannot be used: {0}; delete the Secret to have another one made"
+    )]
     Kept(#[source] rcgen::Error),
     /// A request cannot be read.
     #[error("the certificate request cannot be read: {0}")]
@@ -105,7 +107,9 @@ impl Authority {
     pub fn issue_controller(&self, now: SystemTime) -> Result<Issued, AuthorityError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(AuthorityError::Make)?;
         let params = params(&Name::of_controller(), ExtendedKeyUsagePurpose::ClientAuth, now)?;
-        let certificate = params.signed_by(&key, &self.issuer).map_err(AuthorityError::Make)?;
+        let certificate = params
+            .signed_by(&key, &self.issuer)
+            .map_err(AuthorityError::Make)?;
         Ok(Issued {
             certificate: certificate.pem(),
             key: key.serialize_pem(),
@@ -120,12 +124,17 @@ impl Authority {
     /// If the request is unsound, or about somebody else.
     pub fn grant(&self, request: &str, agent: &Name, now: SystemTime) -> Result<String, AuthorityError> {
         // Checks the signature: whoever asks has the key.
-        let mut asked = CertificateSigningRequestParams::from_pem(request).map_err(AuthorityError::Request)?;
+        let mut asked =
+            CertificateSigningRequestParams::from_pem(request).map_err(AuthorityError::Request)?;
         let found: Vec<String> = asked.params.subject_alt_names.iter().map(as_text).collect();
         if found != [agent.as_str()] {
             return Err(AuthorityError::Stranger {
                 wanted: agent.clone(),
-                found: if found.is_empty() { "nobody".to_owned() } else { found.join(", ") },
+                found: if found.is_empty() {
+                    "nobody".to_owned()
+                } else {
+                    found.join(", ")
+                },
             });
         }
         asked.params = params(agent, ExtendedKeyUsagePurpose::ServerAuth, now)?;

@@ -67,7 +67,13 @@ impl Dialer {
     /// # Errors
     ///
     /// If it is somebody else.
-    pub async fn greet<S: AsyncRead + AsyncWrite + Unpin>(&self, agent: &Name, stream: S) -> io::Result<TlsStream<S>> {
-        TlsConnector::from(Arc::clone(&self.0)).connect(agent.server_name(), stream).await
+    pub async fn greet<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        agent: &Name,
+        stream: S,
+    ) -> io::Result<TlsStream<S>> {
+        TlsConnector::from(Arc::clone(&self.0))
+            .connect(agent.server_name(), stream)
+            .await
     }
 }

@@ -32,12 +32,18 @@ impl Name {
     pub fn of_node(node: &str) -> Result<Self, NameError> {
         let sound = !node.is_empty()
             && node.len() <= 253 - NODE_SUFFIX.len()
-            && node.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte));
-        let wrong = || NameError { node: node.chars().take(300).collect() };
+            && node
+                .bytes()
+                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte));
+        let wrong = || NameError {
+            node: node.chars().take(300).collect(),
+        };
         if !sound {
             return Err(wrong());
         }
-        DnsName::try_from(format!("{node}{NODE_SUFFIX}")).map(Self).map_err(|_| wrong())
+        DnsName::try_from(format!("{node}{NODE_SUFFIX}"))
+            .map(Self)
+            .map_err(|_| wrong())
     }
 
     /// The controller.
@@ -73,7 +79,10 @@ mod tests {
 
     #[test]
     fn names_are_dns_names() {
-        assert_eq!(Name::of_node("node-1.example").unwrap().as_str(), "node-1.example.node.dormouse.dev");
+        assert_eq!(
+            Name::of_node("node-1.example").unwrap().as_str(),
+            "node-1.example.node.dormouse.dev"
+        );
         assert_eq!(Name::of_controller().as_str(), CONTROLLER);
         for node in ["", "a b", "UPPER", "a/b", "a..b", "*", &"x".repeat(240)] {
             assert!(Name::of_node(node).is_err(), "{node}");

@@ -54,7 +54,12 @@ impl Listener {
     ///
     /// If they cannot be used.
     pub fn new(certificate: &str, key: &str, bundle: &str, caller: Name) -> Result<Self, ListenerError> {
-        Ok(Self(Arc::new(RwLock::new(config(certificate, key, bundle, caller)?))))
+        Ok(Self(Arc::new(RwLock::new(config(
+            certificate,
+            key,
+            bundle,
+            caller,
+        )?))))
     }
 
     /// Replaces what it serves with, for those that call from now on.
@@ -62,7 +67,13 @@ impl Listener {
     /// # Errors
     ///
     /// If they cannot be used; the old ones stay.
-    pub fn replace(&self, certificate: &str, key: &str, bundle: &str, caller: Name) -> Result<(), ListenerError> {
+    pub fn replace(
+        &self,
+        certificate: &str,
+        key: &str,
+        bundle: &str,
+        caller: Name,
+    ) -> Result<(), ListenerError> {
         let new = config(certificate, key, bundle, caller)?;
         *self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner) = new;
         Ok(())
@@ -79,8 +90,16 @@ impl Listener {
     }
 }
 
-fn config(certificate: &str, key: &str, bundle: &str, caller: Name) -> Result<Arc<ServerConfig>, ListenerError> {
-    let roots = Arc::new(roots(bundle).map_err(|source| ListenerError::Pem { what: "bundle", source })?);
+fn config(
+    certificate: &str,
+    key: &str,
+    bundle: &str,
+    caller: Name,
+) -> Result<Arc<ServerConfig>, ListenerError> {
+    let roots = Arc::new(roots(bundle).map_err(|source| ListenerError::Pem {
+        what: "bundle",
+        source,
+    })?);
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let chain = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider)).build()?;
     let verifier = Arc::new(Only { chain, caller });
@@ -96,9 +115,7 @@ fn config(certificate: &str, key: &str, bundle: &str, caller: Name) -> Result<Ar
     Ok(Arc::new(config))
 }
 
-pub(crate) fn certificates(
-    pem: &str,
-) -> Result<Vec<CertificateDer<'static>>, rustls::pki_types::pem::Error> {
+pub(crate) fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, rustls::pki_types::pem::Error> {
     CertificateDer::pem_slice_iter(pem.as_bytes()).collect()
 }
 

@@ -87,14 +87,22 @@ async fn what_has_expired_does_not_count_and_can_be_replaced_on_the_way() {
         .replace(&fresh.certificate, &fresh.key, bundle, Name::of_controller())
         .unwrap();
     assert!(speak(&server, &controller, "one").await);
-    let stale = dialer(&authority.issue_controller(now - 2 * dormouse_tls::LIFETIME).unwrap(), bundle);
+    let stale = dialer(
+        &authority
+            .issue_controller(now - 2 * dormouse_tls::LIFETIME)
+            .unwrap(),
+        bundle,
+    );
     assert!(!speak(&server, &stale, "one").await);
 }
 
 #[tokio::test]
 async fn two_authorities_count_while_one_takes_over_from_the_other() {
     let now = SystemTime::now();
-    let (old, new) = (Authority::generate(now).unwrap(), Authority::generate(now).unwrap());
+    let (old, new) = (
+        Authority::generate(now).unwrap(),
+        Authority::generate(now).unwrap(),
+    );
     let both = format!("{}{}", new.certificate(), old.certificate());
     let server = listener(&agent(&old, "one", now), &both);
     let controller = dialer(&new.issue_controller(now).unwrap(), &both);
@@ -111,7 +119,10 @@ fn a_request_about_somebody_else_is_refused() {
     assert!(matches!(refused, AuthorityError::Stranger { .. }), "{refused}");
     let controller = Request::new(&Name::of_controller()).unwrap();
     assert!(authority.grant(&controller.request, &one, now).is_err());
-    assert!(matches!(authority.grant("nothing", &one, now), Err(AuthorityError::Request(_))));
+    assert!(matches!(
+        authority.grant("nothing", &one, now),
+        Err(AuthorityError::Request(_))
+    ));
 }
 
 #[test]

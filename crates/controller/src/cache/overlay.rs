@@ -24,7 +24,9 @@ struct Write<K> {
 
 impl<K: Resource<DynamicType = ()>> Default for Overlay<K> {
     fn default() -> Self {
-        Self { writes: HashMap::new() }
+        Self {
+            writes: HashMap::new(),
+        }
     }
 }
 
@@ -36,12 +38,24 @@ impl<K: Resource<DynamicType = ()>> Overlay<K> {
             .and_then(|write| write.object.as_deref())
             .is_some_and(|old| is_newer(old, &*object));
         if !newer {
-            self.writes.insert(key, Write { object: Some(object), at: Instant::now() });
+            self.writes.insert(
+                key,
+                Write {
+                    object: Some(object),
+                    at: Instant::now(),
+                },
+            );
         }
     }
 
     pub(super) fn gone(&mut self, key: ObjectRef<K>) {
-        self.writes.insert(key, Write { object: None, at: Instant::now() });
+        self.writes.insert(
+            key,
+            Write {
+                object: None,
+                at: Instant::now(),
+            },
+        );
     }
 
     /// Drops what the watch has caught up with.
@@ -117,8 +131,14 @@ mod tests {
         overlay.put(key.clone(), Arc::new(at("10")));
         overlay.put(key.clone(), Arc::new(at("9")));
         assert_eq!(version_of(overlay.newest(&key, None)).as_deref(), Some("10"));
-        assert_eq!(version_of(overlay.newest(&key, Some(Arc::new(at("9"))))).as_deref(), Some("10"));
-        assert_eq!(version_of(overlay.newest(&key, Some(Arc::new(at("11"))))).as_deref(), Some("11"));
+        assert_eq!(
+            version_of(overlay.newest(&key, Some(Arc::new(at("9"))))).as_deref(),
+            Some("10")
+        );
+        assert_eq!(
+            version_of(overlay.newest(&key, Some(Arc::new(at("11"))))).as_deref(),
+            Some("11")
+        );
         overlay.saw(&key, &at("9"), false);
         assert_eq!(overlay.writes.len(), 1);
         overlay.saw(&key, &at("10"), false);

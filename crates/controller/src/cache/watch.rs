@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use futures::{Stream, StreamExt, pin_mut};
 use kube::core::DeserializeGuard;
-use kube::runtime::reflector::{self, Writer};
+use kube::runtime::reflector;
+use kube::runtime::reflector::store::Writer;
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt, watcher as start};
 use kube::{Api, Resource, ResourceExt};

@@ -23,7 +23,10 @@ impl<S> Layer<S> for CountLayer {
     type Service = Count<S>;
 
     fn layer(&self, inner: S) -> Count<S> {
-        Count { inner, metrics: Arc::clone(&self.0) }
+        Count {
+            inner,
+            metrics: Arc::clone(&self.0),
+        }
     }
 }
 
@@ -86,7 +89,12 @@ fn request_of(method: &Method, path: &str, query: Option<&str>) -> Option<(&'sta
         (&Method::DELETE, _) => "delete",
         _ => "other",
     };
-    Some((verb, parts.next().map_or_else(|| resource.to_owned(), |sub| format!("{resource}/{sub}"))))
+    Some((
+        verb,
+        parts
+            .next()
+            .map_or_else(|| resource.to_owned(), |sub| format!("{resource}/{sub}")),
+    ))
 }
 
 #[cfg(test)]
@@ -97,12 +105,27 @@ mod tests {
     fn requests_are_told_apart() {
         let of = |method, path, query| request_of(&method, path, query);
         let is = |verb, resource: &str| Some((verb, resource.to_owned()));
-        assert_eq!(of(Method::GET, "/api/v1/namespaces/n/pods/p", None), is("get", "pods"));
-        assert_eq!(of(Method::GET, "/api/v1/pods", Some("limit=5")), is("list", "pods"));
+        assert_eq!(
+            of(Method::GET, "/api/v1/namespaces/n/pods/p", None),
+            is("get", "pods")
+        );
+        assert_eq!(
+            of(Method::GET, "/api/v1/pods", Some("limit=5")),
+            is("list", "pods")
+        );
         assert_eq!(of(Method::GET, "/api/v1/pods", Some("a=b&watch=true")), None);
-        assert_eq!(of(Method::GET, "/api/v1/namespaces/n", None), is("get", "namespaces"));
+        assert_eq!(
+            of(Method::GET, "/api/v1/namespaces/n", None),
+            is("get", "namespaces")
+        );
         let path = "/apis/agents.x-k8s.io/v1beta1/namespaces/n/sandboxes/s/status";
-        assert_eq!(of(Method::PATCH, path, Some("fieldManager=x")), is("patch", "sandboxes/status"));
-        assert_eq!(of(Method::POST, "/apis/a/v1/namespaces/n/sandboxes", None), is("create", "sandboxes"));
+        assert_eq!(
+            of(Method::PATCH, path, Some("fieldManager=x")),
+            is("patch", "sandboxes/status")
+        );
+        assert_eq!(
+            of(Method::POST, "/apis/a/v1/namespaces/n/sandboxes", None),
+            is("create", "sandboxes")
+        );
     }
 }

@@ -1,10 +1,12 @@
 //! Holding requests back.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use futures::future::BoxFuture;
+use tokio::time::Sleep;
 use tower::{Layer, Service};
 
 /// A token bucket.
@@ -61,43 +63,41 @@ impl<S> Layer<S> for LimitLayer {
     type Service = Limit<S>;
 
     fn layer(&self, inner: S) -> Limit<S> {
-        Limit { inner, bucket: self.0.clone() }
+        Limit {
+            inner,
+            bucket: self.0.clone(),
+            wait: None,
+        }
     }
 }
 
 /// Holds requests back.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Limit<S> {
     inner: S,
     bucket: Option<Arc<Bucket>>,
+    /// Until the token for the next request is there; `None`: none has been taken.
+    wait: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S, R> Service<R> for Limit<S>
-where
-    S: Service<R> + Clone + Send + 'static,
-    S::Future: Send + 'static,
-    R: Send + 'static,
-{
+impl<S: Service<R>, R> Service<R> for Limit<S> {
     type Response = S::Response;
     type Error = S::Error;
-    type Future = BoxFuture<'static, Result<S::Response, S::Error>>;
+    type Future = S::Future;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        if let Some(bucket) = &self.bucket {
+            let wait = self
+                .wait
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep(bucket.take(Instant::now()))));
+            ready!(wait.as_mut().poll(cx));
+        }
         self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, request: R) -> Self::Future {
-        let wait = self.bucket.as_ref().map_or(Duration::ZERO, |bucket| bucket.take(Instant::now()));
-        if wait.is_zero() {
-            return Box::pin(self.inner.call(request));
-        }
-        // The one that said it is ready is the one to be called.
-        let fresh = self.inner.clone();
-        let mut ready = std::mem::replace(&mut self.inner, fresh);
-        Box::pin(async move {
-            tokio::time::sleep(wait).await;
-            ready.call(request).await
-        })
+        self.wait = None;
+        self.inner.call(request)
     }
 }
 
@@ -109,7 +109,10 @@ mod tests {
     fn a_burst_is_free_and_the_rest_waits_its_turn() {
         let begin = Instant::now();
         let rate = Rate::new(10.0, 2).unwrap();
-        let bucket = Bucket { rate, state: Mutex::new((rate.burst, begin)) };
+        let bucket = Bucket {
+            rate,
+            state: Mutex::new((rate.burst, begin)),
+        };
         let waits: Vec<u128> = (0..4).map(|_| bucket.take(begin).as_millis()).collect();
         assert_eq!(waits, [0, 0, 100, 200]);
         assert_eq!(bucket.take(begin + Duration::from_secs(9)), Duration::ZERO);

@@ -56,16 +56,33 @@ impl Index {
             watcher::Config::default(),
             sandboxes,
             |_| {},
-            move |sandbox: &Sandbox| queue.push(objects::namespace(&sandbox.metadata), objects::name(&sandbox.metadata)),
+            move |sandbox: &Sandbox| {
+                queue.push(
+                    objects::namespace(&sandbox.metadata),
+                    objects::name(&sandbox.metadata),
+                )
+            },
         ));
         let queue = sandbox_queue.clone();
-        tokio::spawn(watch(Api::all(client.clone()), ours.clone(), pods, trim_pod, move |pod: &Pod| {
-            push_owner(&queue, &pod.metadata);
-        }));
+        tokio::spawn(watch(
+            Api::all(client.clone()),
+            ours.clone(),
+            pods,
+            trim_pod,
+            move |pod: &Pod| {
+                push_owner(&queue, &pod.metadata);
+            },
+        ));
         let queue = sandbox_queue.clone();
-        tokio::spawn(watch(Api::all(client.clone()), ours.clone(), services, |_| {}, move |service: &Service| {
-            push_owner(&queue, &service.metadata);
-        }));
+        tokio::spawn(watch(
+            Api::all(client.clone()),
+            ours.clone(),
+            services,
+            |_| {},
+            move |service: &Service| {
+                push_owner(&queue, &service.metadata);
+            },
+        ));
         let queue = sandbox_queue;
         tokio::spawn(watch(
             Api::all(client.clone()),
@@ -92,7 +109,10 @@ impl Index {
             templates,
             |_| {},
             move |template: &SandboxTemplate| {
-                own.push(objects::namespace(&template.metadata), objects::name(&template.metadata));
+                own.push(
+                    objects::namespace(&template.metadata),
+                    objects::name(&template.metadata),
+                );
             },
         ));
         tokio::spawn(watch(

@@ -40,7 +40,13 @@ pub(super) fn update(conditions: &mut Vec<Condition>, sight: &Sight<'_>, now: Ti
 /// After `shutdownTime`: [`FINISHED`] stays, what the pod said about its scheduling goes.
 pub(super) fn expire(conditions: &mut Vec<Condition>, sandbox: &Sandbox, now: Timestamp) {
     remove(conditions, POD_SCHEDULED);
-    let expired = new(sandbox, READY, "False", ready::SANDBOX_EXPIRED, messages::SANDBOX_HAS_EXPIRED);
+    let expired = new(
+        sandbox,
+        READY,
+        "False",
+        ready::SANDBOX_EXPIRED,
+        messages::SANDBOX_HAS_EXPIRED,
+    );
     set(conditions, expired, now);
 }
 
@@ -67,7 +73,11 @@ fn ready_condition(sight: &Sight<'_>) -> Condition {
     if !sight.troubles.is_empty() {
         let all: Vec<String> = sight.troubles.iter().map(Trouble::to_string).collect();
         let for_good = sight.troubles.iter().all(|trouble| !trouble.may_pass());
-        let reason = if for_good { ready::INVALID_CONFIGURATION } else { ready::RECONCILER_ERROR };
+        let reason = if for_good {
+            ready::INVALID_CONFIGURATION
+        } else {
+            ready::RECONCILER_ERROR
+        };
         return no(reason, format!("Error seen: {}", all.join("\n")));
     }
     if sight.sandbox.spec.operating_mode == OperatingMode::Suspended {
@@ -82,10 +92,15 @@ fn ready_condition(sight: &Sight<'_>) -> Condition {
     if let Some((reason, message)) = pod.and_then(end) {
         return no(reason, message.to_owned());
     }
-    let (pod_ready, mut message) = pod.map_or_else(|| (false, messages::POD_DOES_NOT_EXIST.to_owned()), pod_stands);
+    let (pod_ready, mut message) =
+        pod.map_or_else(|| (false, messages::POD_DOES_NOT_EXIST.to_owned()), pod_stands);
     let required = sight.sandbox.spec.service.unwrap_or(sight.service);
     if required {
-        message.push_str(if sight.service { "; Service Exists" } else { "; Service does not exist" });
+        message.push_str(if sight.service {
+            "; Service Exists"
+        } else {
+            "; Service does not exist"
+        });
     }
     if pod_ready && (sight.service || !required) {
         new(sight.sandbox, READY, "True", ready::DEPENDENCIES_READY, message)
@@ -109,9 +124,14 @@ fn pod_stands(pod: &Pod) -> (bool, String) {
 }
 
 fn suspended_condition(sight: &Sight<'_>) -> Condition {
-    let is = |status: &str, reason: &str, message: &str| new(sight.sandbox, SUSPENDED, status, reason, message);
+    let is =
+        |status: &str, reason: &str, message: &str| new(sight.sandbox, SUSPENDED, status, reason, message);
     if sight.sandbox.spec.operating_mode == OperatingMode::Running {
-        return is("False", suspended::NOT_SUSPENDED, messages::SANDBOX_IS_NOT_SUSPENDED);
+        return is(
+            "False",
+            suspended::NOT_SUSPENDED,
+            messages::SANDBOX_IS_NOT_SUSPENDED,
+        );
     }
     match sight.pod {
         PodSight::Unknown => is(
@@ -119,7 +139,11 @@ fn suspended_condition(sight: &Sight<'_>) -> Condition {
             suspended::POD_STATE_UNKNOWN,
             "Pod state is unknown. Sandbox suspension cannot be confirmed",
         ),
-        PodSight::Absent => is("True", suspended::POD_TERMINATED, messages::POD_HAS_BEEN_TERMINATED),
+        PodSight::Absent => is(
+            "True",
+            suspended::POD_TERMINATED,
+            messages::POD_HAS_BEEN_TERMINATED,
+        ),
         PodSight::Foreign => is("False", suspended::POD_NOT_OWNED, messages::POD_NOT_OWNED),
         PodSight::Own(_) => is("False", suspended::POD_TERMINATING, messages::POD_IS_TERMINATING),
     }
@@ -140,7 +164,9 @@ fn end(pod: &Pod) -> Option<(&'static str, &'static str)> {
 }
 
 fn pod_scheduled_condition(sight: &Sight<'_>) -> Option<Condition> {
-    let is = |status: &str, reason: &str, message: &str| new(sight.sandbox, POD_SCHEDULED, status, reason, message);
+    let is = |status: &str, reason: &str, message: &str| {
+        new(sight.sandbox, POD_SCHEDULED, status, reason, message)
+    };
     let unknown = pod_scheduled::POD_SCHEDULING_UNKNOWN;
     let pod = match sight.pod {
         // That nothing was seen does not prove that nothing is there.
@@ -152,7 +178,11 @@ fn pod_scheduled_condition(sight: &Sight<'_>) -> Option<Condition> {
         PodSight::Own(pod) => pod,
     };
     let Some((status, reason, message)) = pod_condition(pod, "PodScheduled") else {
-        return Some(is("Unknown", unknown, "Pod has not reported a PodScheduled condition yet"));
+        return Some(is(
+            "Unknown",
+            unknown,
+            "Pod has not reported a PodScheduled condition yet",
+        ));
     };
     let reason = match reason {
         "" if status == "True" => pod_scheduled::POD_SCHEDULED,

@@ -47,7 +47,10 @@ impl PodMetadata {
         let mut pod_annotations = BTreeMap::new();
         for (key, keys) in [
             (annotations::PROPAGATED_LABELS, joined(&self.given_labels)),
-            (annotations::PROPAGATED_ANNOTATIONS, joined(&self.given_annotations)),
+            (
+                annotations::PROPAGATED_ANNOTATIONS,
+                joined(&self.given_annotations),
+            ),
         ] {
             if !keys.is_empty() {
                 pod_annotations.insert(key.to_owned(), keys);
@@ -101,7 +104,10 @@ impl PodMetadata {
                 changes.insert(key.clone(), json!(value));
             }
         }
-        let kept = [annotations::PROPAGATED_LABELS, annotations::PROPAGATED_ANNOTATIONS];
+        let kept = [
+            annotations::PROPAGATED_LABELS,
+            annotations::PROPAGATED_ANNOTATIONS,
+        ];
         for key in split(objects::annotation(pod, annotations::PROPAGATED_ANNOTATIONS)) {
             let wanted = self.given_annotations.contains_key(key) || kept.contains(&key);
             if !wanted && objects::annotation(pod, key).is_some() {
@@ -110,7 +116,10 @@ impl PodMetadata {
         }
         for (key, keys) in [
             (annotations::PROPAGATED_LABELS, joined(&self.given_labels)),
-            (annotations::PROPAGATED_ANNOTATIONS, joined(&self.given_annotations)),
+            (
+                annotations::PROPAGATED_ANNOTATIONS,
+                joined(&self.given_annotations),
+            ),
         ] {
             if objects::annotation(pod, key).unwrap_or_default() != keys {
                 changes.insert(key.to_owned(), json!(keys));
@@ -135,7 +144,10 @@ fn own_labels(sandbox: &Sandbox) -> BTreeMap<String, String> {
         name_hash(objects::name(meta)),
     )]);
     let mut pass = |key: &str, value: &str| own.insert(key.to_owned(), value.to_owned());
-    let (by_pool, by_claim) = (is_controlled_by::<SandboxWarmPool>(meta), is_controlled_by::<SandboxClaim>(meta));
+    let (by_pool, by_claim) = (
+        is_controlled_by::<SandboxWarmPool>(meta),
+        is_controlled_by::<SandboxClaim>(meta),
+    );
     if let Some(pool) = non_empty(meta, labels::WARM_POOL).filter(|_| by_pool) {
         pass(labels::WARM_POOL, pool);
     }
@@ -151,7 +163,11 @@ fn own_labels(sandbox: &Sandbox) -> BTreeMap<String, String> {
 /// The creator, or `unknown` for one that is none of those that there are.
 #[must_use]
 pub(crate) fn known_creator(creator: &str) -> &str {
-    if CREATORS.contains(&creator) { creator } else { "unknown" }
+    if CREATORS.contains(&creator) {
+        creator
+    } else {
+        "unknown"
+    }
 }
 
 fn is_controlled_by<K: Resource<DynamicType = ()>>(meta: &ObjectMeta) -> bool {

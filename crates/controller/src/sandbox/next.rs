@@ -44,8 +44,8 @@ pub struct Next {
     pub troubles: Vec<Trouble>,
     /// When to look again although nothing has changed.
     pub requeue: Option<Duration>,
-    pod: PodSight,
-    service: bool,
+    pub(super) pod: PodSight,
+    pub(super) service: bool,
 }
 
 /// What is to be done for a sandbox.
@@ -77,7 +77,11 @@ pub fn next(observed: &Observed, settings: &Settings, now: Timestamp) -> Next {
         OperatingMode::Suspended => pod::stop(observed, &mut next.steps),
     };
     next.pod = sight.unwrap_or_else(|trouble| {
-        let sight = if trouble.hides_pod() { PodSight::Unknown } else { PodSight::Absent };
+        let sight = if trouble.hides_pod() {
+            PodSight::Unknown
+        } else {
+            PodSight::Absent
+        };
         next.troubles.push(trouble);
         sight
     });
@@ -99,7 +103,13 @@ pub fn next(observed: &Observed, settings: &Settings, now: Timestamp) -> Next {
 impl Next {
     /// The same after steps that failed.
     #[must_use]
-    pub fn after(mut self, failed: Vec<(Step, Trouble)>, observed: &Observed, settings: &Settings, now: Timestamp) -> Self {
+    pub fn after(
+        mut self,
+        failed: Vec<(Step, Trouble)>,
+        observed: &Observed,
+        settings: &Settings,
+        now: Timestamp,
+    ) -> Self {
         if failed.is_empty() {
             return self;
         }
@@ -116,9 +126,18 @@ impl Next {
     }
 }
 
-fn status(observed: &Observed, next: &Next, ambiguous: bool, settings: &Settings, now: Timestamp) -> SandboxStatus {
+fn status(
+    observed: &Observed,
+    next: &Next,
+    ambiguous: bool,
+    settings: &Settings,
+    now: Timestamp,
+) -> SandboxStatus {
     let sandbox = &*observed.sandbox;
-    let (name, namespace) = (objects::name(&sandbox.metadata), objects::namespace(&sandbox.metadata));
+    let (name, namespace) = (
+        objects::name(&sandbox.metadata),
+        objects::namespace(&sandbox.metadata),
+    );
     let mut status = sandbox.status.clone().unwrap_or_default();
     if next.pod.is_there() {
         status.selector = Some(format!("{}={}", labels::SANDBOX_NAME_HASH, name_hash(name)));

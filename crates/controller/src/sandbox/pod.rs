@@ -88,7 +88,10 @@ pub(super) fn run(observed: &Observed, may_create: bool, steps: &mut Vec<Step>) 
     let name = objects::name(&pod.metadata);
     track(sandbox, name, steps, |steps| {
         if let Some(patch) = PodMetadata::of(sandbox).patch(&pod.metadata) {
-            steps.push(Step::PatchPod { name: name.to_owned(), patch });
+            steps.push(Step::PatchPod {
+                name: name.to_owned(),
+                patch,
+            });
         }
     });
     Ok(PodSight::Own(pod))
@@ -153,10 +156,16 @@ fn adopt(observed: &Observed, steps: &mut Vec<Step>) -> Result<PodSight, Trouble
             if let Some(metadata) = patch.get_mut("metadata").and_then(Value::as_object_mut) {
                 // Somebody else may want it at the same moment.
                 metadata.insert("resourceVersion".to_owned(), json!(pod.metadata.resource_version));
-                metadata.insert("ownerReferences".to_owned(), json!(owners_with(&pod.metadata, sandbox)));
+                metadata.insert(
+                    "ownerReferences".to_owned(),
+                    json!(owners_with(&pod.metadata, sandbox)),
+                );
             }
             track(sandbox, &name, steps, |steps| {
-                steps.push(Step::PatchPod { name: name.clone(), patch });
+                steps.push(Step::PatchPod {
+                    name: name.clone(),
+                    patch,
+                });
             });
             Ok(PodSight::Own(Arc::clone(pod)))
         }

@@ -9,13 +9,12 @@ use dormouse_api::conditions::{READY, ready};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Service};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
-use kube::core::{ErrorResponse, NamespaceResourceScope};
+use kube::core::NamespaceResourceScope;
 use kube::runtime::controller::Action;
 use kube::runtime::events::{Event, EventType, Recorder};
 use kube::{Client, Resource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::json;
 use thiserror::Error;
 use tracing::{debug, info};
 
@@ -33,7 +32,7 @@ const LOOKS: usize = 3;
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
 
 /// What sandboxes are reconciled with.
-#[derive(Debug)]
+#[allow(missing_debug_implementations, reason = "the API server's client has none")]
 pub struct SandboxContext {
     /// To the API server.
     pub client: Client,
@@ -98,7 +97,10 @@ pub fn on_error(sandbox: Arc<Sandbox>, error: &SandboxError, context: Arc<Sandbo
 
 fn key(sandbox: &Sandbox) -> (String, String) {
     let meta = &sandbox.metadata;
-    (objects::namespace(meta).to_owned(), objects::name(meta).to_owned())
+    (
+        objects::namespace(meta).to_owned(),
+        objects::name(meta).to_owned(),
+    )
 }
 
 /// Brings one sandbox closer to what it is to be.
@@ -158,7 +160,10 @@ impl SandboxContext {
             .spec
             .volume_claim_templates
             .iter()
-            .filter_map(|template| self.volume_claims.get(namespace, &volumes::claim_name(template, &sandbox)))
+            .filter_map(|template| {
+                self.volume_claims
+                    .get(namespace, &volumes::claim_name(template, &sandbox))
+            })
             .collect();
         Observed {
             pods,
@@ -174,7 +179,11 @@ impl SandboxContext {
         for step in steps {
             // The pod's note on the sandbox is about a pod that is not there then.
             let note = matches!(step, Step::PatchSandbox { .. });
-            if note && failed.iter().any(|(step, _)| matches!(step, Step::CreatePod(_) | Step::PatchPod { .. })) {
+            if note
+                && failed
+                    .iter()
+                    .any(|(step, _)| matches!(step, Step::CreatePod(_) | Step::PatchPod { .. }))
+            {
                 continue;
             }
             if matches!(step, Step::CreatePod(_)) && !failed.is_empty() {
@@ -203,7 +212,9 @@ impl SandboxContext {
             Step::CreateVolumeClaim(claim) => self.create(&self.volume_claims, &**claim, namespace).await,
             Step::CreatePod(pod) => self.create(&self.pods, &**pod, namespace).await,
             Step::CreateService(service) => self.create(&self.services, &**service, namespace).await,
-            Step::PatchVolumeClaim { name, patch } => self.patch(&self.volume_claims, name, patch, namespace).await,
+            Step::PatchVolumeClaim { name, patch } => {
+                self.patch(&self.volume_claims, name, patch, namespace).await
+            }
             Step::PatchPod { name, patch } => self.patch(&self.pods, name, patch, namespace).await,
             Step::PatchService { name, patch } => self.patch(&self.services, name, patch, namespace).await,
             Step::DeletePod { name, uid } => self.delete(&self.pods, name, uid, namespace).await,
@@ -266,12 +277,21 @@ impl SandboxContext {
             field_manager: Some(FIELD_MANAGER.to_owned()),
             ..PatchParams::default()
         };
-        let object = self.api::<K>(namespace).patch(name, &params, &Patch::Merge(patch)).await?;
+        let object = self
+            .api::<K>(namespace)
+            .patch(name, &params, &Patch::Merge(patch))
+            .await?;
         cache.wrote(object);
         Ok(Outcome::Done)
     }
 
-    async fn delete<K>(&self, cache: &Cache<K>, name: &str, uid: &str, namespace: &str) -> Result<Outcome, kube::Error>
+    async fn delete<K>(
+        &self,
+        cache: &Cache<K>,
+        name: &str,
+        uid: &str,
+        namespace: &str,
+    ) -> Result<Outcome, kube::Error>
     where
         K: Object,
     {
@@ -300,7 +320,12 @@ impl SandboxContext {
     }
 
     /// Looks at an object that was not known and is there.
-    async fn look(&self, step: &Step, observed: &mut Observed, namespace: &str) -> Result<&'static str, kube::Error> {
+    async fn look(
+        &self,
+        step: &Step,
+        observed: &mut Observed,
+        namespace: &str,
+    ) -> Result<&'static str, kube::Error> {
         match step {
             Step::CreateVolumeClaim(claim) => {
                 let name = objects::name(&claim.metadata);
@@ -340,7 +365,8 @@ impl SandboxContext {
             let known = objects::condition(&old.conditions, READY)
                 .is_some_and(|condition| condition.reason == ready::MULTIPLE_PODS);
             if !known {
-                self.warn(sandbox, ready::MULTIPLE_PODS, trouble.to_string()).await;
+                self.warn(sandbox, ready::MULTIPLE_PODS, trouble.to_string())
+                    .await;
             }
         }
         if is_worth_writing(&old, &planned.status)
@@ -380,7 +406,11 @@ impl SandboxContext {
 
 /// What can be written.
 trait Object:
-    Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + std::fmt::Debug + DeserializeOwned + Serialize
+    Resource<DynamicType = (), Scope = NamespaceResourceScope>
+    + Clone
+    + std::fmt::Debug
+    + DeserializeOwned
+    + Serialize
 {
 }
 impl<K> Object for K where
@@ -403,10 +433,17 @@ fn is_not_found(error: &kube::Error) -> bool {
 fn trouble(step: &Step, error: &kube::Error) -> Trouble {
     let step = step.what();
     match error {
-        kube::Error::Api(status) if status.reason == "Invalid" => {
-            Trouble::Refused { step, message: status.message.clone() }
-        }
-        kube::Error::Api(status) => Trouble::Api { step, message: status.message.clone() },
-        other => Trouble::Api { step, message: other.to_string() },
+        kube::Error::Api(status) if status.reason == "Invalid" => Trouble::Refused {
+            step,
+            message: status.message.clone(),
+        },
+        kube::Error::Api(status) => Trouble::Api {
+            step,
+            message: status.message.clone(),
+        },
+        other => Trouble::Api {
+            step,
+            message: other.to_string(),
+        },
     }
 }

@@ -96,11 +96,17 @@ fn selector(sandbox: &Sandbox) -> BTreeMap<String, String> {
 fn adopt(service: &Service, sandbox: &Sandbox) -> Result<Step, Trouble> {
     let name = objects::name(&service.metadata).to_owned();
     if !pod::is_adoptable(&service.metadata, sandbox) {
-        return Err(Trouble::NotAdoptable { what: "service", name });
+        return Err(Trouble::NotAdoptable {
+            what: "service",
+            name,
+        });
     }
     let address = service.spec.as_ref().and_then(|spec| spec.cluster_ip.as_deref());
     if let Some(cluster_ip) = address.filter(|ip| !ip.is_empty() && *ip != "None") {
-        return Err(Trouble::ServiceHasAddress { name, cluster_ip: cluster_ip.to_owned() });
+        return Err(Trouble::ServiceHasAddress {
+            name,
+            cluster_ip: cluster_ip.to_owned(),
+        });
     }
     let patch = json!({
         "metadata": {
@@ -179,7 +185,10 @@ fn ports(sandbox: &Sandbox) -> Vec<ServicePort> {
         }
         let protocol = port.protocol.clone().unwrap_or_else(|| "TCP".to_owned());
         let name = named.entry((port.container_port, protocol)).or_default();
-        if let Some(given) = port.name.clone().filter(|given| !given.is_empty() && name.is_none())
+        if let Some(given) = port
+            .name
+            .clone()
+            .filter(|given| !given.is_empty() && name.is_none())
             && taken.insert(given.clone())
         {
             *name = Some(given);
@@ -230,7 +239,10 @@ mod tests {
         let spec = &mut sandbox.spec.pod_template.spec;
         spec.containers = ports
             .into_iter()
-            .map(|ports| Container { ports: Some(ports), ..Container::default() })
+            .map(|ports| Container {
+                ports: Some(ports),
+                ..Container::default()
+            })
             .collect();
         spec.init_containers = Some(
             init.into_iter()
@@ -254,22 +266,40 @@ mod tests {
     #[test]
     fn ports_are_named_by_the_first_container_that_names_them() {
         let containers = vec![
-            vec![port(80, None, None), port(80, Some("web"), None), port(53, Some("dns"), Some("UDP"))],
-            vec![port(80, Some("other"), None), port(81, Some("web"), None), port(0, Some("zero"), None)],
+            vec![
+                port(80, None, None),
+                port(80, Some("web"), None),
+                port(53, Some("dns"), Some("UDP")),
+            ],
+            vec![
+                port(80, Some("other"), None),
+                port(81, Some("web"), None),
+                port(0, Some("zero"), None),
+            ],
         ];
-        let init = vec![(Some("Always"), port(90, Some("side"), None)), (None, port(91, Some("once"), None))];
-        let expected = [("dns", 53, "UDP"), ("web", 80, "TCP"), ("p-81-tcp", 81, "TCP"), ("side", 90, "TCP")];
-        assert_eq!(names(&sandbox(containers, init)), expected.map(|(name, port, protocol)| {
-            (name.to_owned(), port, protocol.to_owned())
-        }));
+        let init = vec![
+            (Some("Always"), port(90, Some("side"), None)),
+            (None, port(91, Some("once"), None)),
+        ];
+        let expected = [
+            ("dns", 53, "UDP"),
+            ("web", 80, "TCP"),
+            ("p-81-tcp", 81, "TCP"),
+            ("side", 90, "TCP"),
+        ];
+        assert_eq!(
+            names(&sandbox(containers, init)),
+            expected.map(|(name, port, protocol)| { (name.to_owned(), port, protocol.to_owned()) })
+        );
     }
 
     #[test]
     fn a_made_up_name_gives_way_to_a_given_one() {
         let containers = vec![vec![port(80, None, None), port(81, Some("p-80-tcp"), None)]];
         let expected = [("p-80-tcp-2", 80, "TCP"), ("p-80-tcp", 81, "TCP")];
-        assert_eq!(names(&sandbox(containers, vec![])), expected.map(|(name, port, protocol)| {
-            (name.to_owned(), port, protocol.to_owned())
-        }));
+        assert_eq!(
+            names(&sandbox(containers, vec![])),
+            expected.map(|(name, port, protocol)| { (name.to_owned(), port, protocol.to_owned()) })
+        );
     }
 }

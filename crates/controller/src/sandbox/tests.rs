@@ -54,7 +54,9 @@ fn with(sandbox: Sandbox) -> Observed {
 }
 
 fn decide(observed: &Observed) -> Next {
-    let settings = Settings { cluster_domain: "cluster.local".to_owned() };
+    let settings = Settings {
+        cluster_domain: "cluster.local".to_owned(),
+    };
     next(observed, &settings, now())
 }
 
@@ -65,12 +67,21 @@ fn pod(owner: Option<OwnerReference>) -> Pod {
             name: Some("box".to_owned()),
             namespace: Some("ns".to_owned()),
             uid: Some("pod-1".to_owned()),
-            labels: Some(BTreeMap::from([(labels::SANDBOX_NAME_HASH.to_owned(), name_hash("box"))])),
+            labels: Some(BTreeMap::from([(
+                labels::SANDBOX_NAME_HASH.to_owned(),
+                name_hash("box"),
+            )])),
             owner_references: owner.map(|owner| vec![owner]),
             ..ObjectMeta::default()
         },
-        spec: Some(PodSpec { node_name: Some("node-1".to_owned()), ..PodSpec::default() }),
-        status: Some(PodStatus { phase: Some("Pending".to_owned()), ..PodStatus::default() }),
+        spec: Some(PodSpec {
+            node_name: Some("node-1".to_owned()),
+            ..PodSpec::default()
+        }),
+        status: Some(PodStatus {
+            phase: Some("Pending".to_owned()),
+            ..PodStatus::default()
+        }),
     }
 }
 
@@ -87,7 +98,9 @@ fn ready(mut pod: Pod) -> Pod {
     pod.status = Some(PodStatus {
         phase: Some("Running".to_owned()),
         conditions: Some(vec![is("PodScheduled"), is("Ready")]),
-        pod_ips: Some(vec![PodIP { ip: "10.0.0.1".to_owned() }]),
+        pod_ips: Some(vec![PodIP {
+            ip: "10.0.0.1".to_owned(),
+        }]),
         ..PodStatus::default()
     });
     pod
@@ -119,10 +132,18 @@ fn what(next: &Next) -> Vec<&'static str> {
 fn a_new_sandbox_gets_its_pod_and_is_told_of_it() {
     let next = decide(&with(sandbox()));
     assert_eq!(what(&next), ["create pod", "patch sandbox"]);
-    let Step::CreatePod(pod) = &next.steps[0] else { panic!() };
+    let Step::CreatePod(pod) = &next.steps[0] else {
+        panic!()
+    };
     assert_eq!(pod.metadata.name.as_deref(), Some("box"));
-    assert_eq!(pod.metadata.owner_references, Some(vec![owner_reference(&sandbox())]));
-    assert_eq!(pod.metadata.labels.as_ref().unwrap()[labels::SANDBOX_NAME_HASH], name_hash("box"));
+    assert_eq!(
+        pod.metadata.owner_references,
+        Some(vec![owner_reference(&sandbox())])
+    );
+    assert_eq!(
+        pod.metadata.labels.as_ref().unwrap()[labels::SANDBOX_NAME_HASH],
+        name_hash("box")
+    );
     assert_eq!(pod.spec.as_ref().unwrap().hostname, None);
     let note = json!({"metadata": {"annotations": {annotations::POD_NAME: "box"}}});
     assert_eq!(next.steps[1], Step::PatchSandbox { patch: note });
@@ -130,13 +151,23 @@ fn a_new_sandbox_gets_its_pod_and_is_told_of_it() {
         said(&next, "Ready"),
         Some(("False", "DependenciesNotReady", "Pod exists with phase: Pending"))
     );
-    assert_eq!(said(&next, "Suspended"), Some(("False", "NotSuspended", "Sandbox is not suspended")));
+    assert_eq!(
+        said(&next, "Suspended"),
+        Some(("False", "NotSuspended", "Sandbox is not suspended"))
+    );
     assert_eq!(
         said(&next, "PodScheduled"),
-        Some(("Unknown", "PodSchedulingUnknown", "Pod has not reported a PodScheduled condition yet"))
+        Some((
+            "Unknown",
+            "PodSchedulingUnknown",
+            "Pod has not reported a PodScheduled condition yet"
+        ))
     );
     assert_eq!(said(&next, "Finished"), None);
-    assert_eq!(next.status.selector, Some(format!("agents.x-k8s.io/sandbox-name-hash={}", name_hash("box"))));
+    assert_eq!(
+        next.status.selector,
+        Some(format!("agents.x-k8s.io/sandbox-name-hash={}", name_hash("box")))
+    );
 }
 
 #[test]
@@ -146,7 +177,10 @@ fn a_ready_pod_makes_it_ready_and_there_is_nothing_left_to_do() {
     observed.pods = vec![Arc::new(ready(own_pod(&sandbox)))];
     let next = decide(&observed);
     assert_eq!(what(&next), [""; 0]);
-    assert_eq!(said(&next, "Ready"), Some(("True", "DependenciesReady", "Pod is Ready")));
+    assert_eq!(
+        said(&next, "Ready"),
+        Some(("True", "DependenciesReady", "Pod is Ready"))
+    );
     assert_eq!(said(&next, "PodScheduled"), Some(("True", "PodScheduled", "")));
     assert_eq!(next.status.pod_ips, ["10.0.0.1"]);
     assert_eq!(next.status.node_name.as_deref(), Some("node-1"));
@@ -165,15 +199,33 @@ fn a_service_that_is_wanted_is_part_of_being_ready() {
     observed.pods = vec![Arc::new(ready(own_pod(&wants)))];
     let next = decide(&observed);
     assert_eq!(what(&next), ["create service"]);
-    assert_eq!(said(&next, "Ready"), Some(("True", "DependenciesReady", "Pod is Ready; Service Exists")));
-    assert_eq!(next.status.service_fqdn.as_deref(), Some("box.ns.svc.cluster.local"));
+    assert_eq!(
+        said(&next, "Ready"),
+        Some(("True", "DependenciesReady", "Pod is Ready; Service Exists"))
+    );
+    assert_eq!(
+        next.status.service_fqdn.as_deref(),
+        Some("box.ns.svc.cluster.local")
+    );
 
-    let failed = vec![(next.steps[0].clone(), Trouble::Refused { step: "create service", message: "no".to_owned() })];
-    let settings = Settings { cluster_domain: "cluster.local".to_owned() };
+    let failed = vec![(
+        next.steps[0].clone(),
+        Trouble::Refused {
+            step: "create service",
+            message: "no".to_owned(),
+        },
+    )];
+    let settings = Settings {
+        cluster_domain: "cluster.local".to_owned(),
+    };
     let next = next.after(failed, &observed, &settings, now());
     assert_eq!(
         said(&next, "Ready"),
-        Some(("False", "InvalidConfiguration", "Error seen: failed to create service: no"))
+        Some((
+            "False",
+            "InvalidConfiguration",
+            "Error seen: failed to create service: no"
+        ))
     );
     assert_eq!(next.status.service, None);
 }
@@ -184,7 +236,8 @@ fn a_service_is_taken_put_right_and_deleted_as_the_sandbox_says() {
     wants.spec.service = Some(true);
     let mut observed = with(wants.clone());
     let service = |owner: Option<OwnerReference>, adoptable: bool, ip: &str| {
-        let adoptable = adoptable.then(|| BTreeMap::from([(labels::ADOPTABLE.to_owned(), "true".to_owned())]));
+        let adoptable =
+            adoptable.then(|| BTreeMap::from([(labels::ADOPTABLE.to_owned(), "true".to_owned())]));
         Some(Arc::new(Service {
             metadata: ObjectMeta {
                 name: Some("box".to_owned()),
@@ -205,7 +258,9 @@ fn a_service_is_taken_put_right_and_deleted_as_the_sandbox_says() {
     observed.service = service(None, true, "None");
     let next = decide(&observed);
     assert_eq!(what(&next), ["patch service"]);
-    let Step::PatchService { patch, .. } = &next.steps[0] else { panic!() };
+    let Step::PatchService { patch, .. } = &next.steps[0] else {
+        panic!()
+    };
     assert_eq!(patch["spec"]["selector"]["app"], Value::Null);
     assert_eq!(patch["metadata"]["ownerReferences"][0]["uid"], "uid-1");
 
@@ -215,9 +270,15 @@ fn a_service_is_taken_put_right_and_deleted_as_the_sandbox_says() {
     assert_eq!(said(&next, "Ready"), Some(("False", "ReconcilerError", no)));
 
     observed.service = service(None, false, "None");
-    assert!(matches!(decide(&observed).troubles[..], [Trouble::NotAdoptable { what: "service", .. }]));
+    assert!(matches!(
+        decide(&observed).troubles[..],
+        [Trouble::NotAdoptable { what: "service", .. }]
+    ));
     observed.service = service(Some(stranger()), true, "None");
-    assert!(matches!(decide(&observed).troubles[..], [Trouble::Others { what: "service", .. }]));
+    assert!(matches!(
+        decide(&observed).troubles[..],
+        [Trouble::Others { what: "service", .. }]
+    ));
     observed.service = service(Some(owner_reference(&wants)), false, "None");
     assert_eq!(what(&decide(&observed)), ["patch service"]);
 
@@ -226,7 +287,10 @@ fn a_service_is_taken_put_right_and_deleted_as_the_sandbox_says() {
     observed.sandbox = Arc::new(refuses);
     let next = decide(&observed);
     assert_eq!(what(&next), ["delete service"]);
-    assert_eq!(said(&next, "Ready"), Some(("True", "DependenciesReady", "Pod is Ready")));
+    assert_eq!(
+        said(&next, "Ready"),
+        Some(("True", "DependenciesReady", "Pod is Ready"))
+    );
 
     let mut silent = wants;
     silent.spec.service = None;
@@ -243,12 +307,25 @@ fn suspended_the_pod_goes_and_the_rest_stays() {
     let mut pod = ready(own_pod(&asleep));
     observed.pods = vec![Arc::new(pod.clone())];
     let next = decide(&observed);
-    assert_eq!(next.steps, [Step::DeletePod { name: "box".to_owned(), uid: "pod-1".to_owned() }]);
+    assert_eq!(
+        next.steps,
+        [Step::DeletePod {
+            name: "box".to_owned(),
+            uid: "pod-1".to_owned()
+        }]
+    );
     assert_eq!(
         said(&next, "Suspended"),
-        Some(("False", "PodTerminating", "Pod is terminating. Sandbox is suspending"))
+        Some((
+            "False",
+            "PodTerminating",
+            "Pod is terminating. Sandbox is suspending"
+        ))
     );
-    assert_eq!(said(&next, "Ready"), Some(("False", "SandboxSuspended", "Sandbox is suspending")));
+    assert_eq!(
+        said(&next, "Ready"),
+        Some(("False", "SandboxSuspended", "Sandbox is suspending"))
+    );
 
     pod.metadata.deletion_timestamp = Some(Time(now()));
     observed.pods = vec![Arc::new(pod)];
@@ -263,11 +340,20 @@ fn suspended_the_pod_goes_and_the_rest_stays() {
     assert_eq!(next.steps, [Step::PatchSandbox { patch: forget }]);
     assert_eq!(
         said(&next, "Suspended"),
-        Some(("True", "PodTerminated", "Pod has been terminated. Sandbox is suspended"))
+        Some((
+            "True",
+            "PodTerminated",
+            "Pod has been terminated. Sandbox is suspended"
+        ))
     );
-    assert_eq!(said(&next, "Ready"), Some(("False", "SandboxSuspended", "Sandbox is suspended")));
+    assert_eq!(
+        said(&next, "Ready"),
+        Some(("False", "SandboxSuspended", "Sandbox is suspended"))
+    );
     assert_eq!(said(&next, "PodScheduled"), None);
-    assert!(next.status.pod_ips.is_empty() && next.status.node_name.is_none() && next.status.selector.is_some());
+    assert!(
+        next.status.pod_ips.is_empty() && next.status.node_name.is_none() && next.status.selector.is_some()
+    );
 
     observed.pods = vec![Arc::new(self::pod(None))];
     let next = decide(&observed);
@@ -296,15 +382,26 @@ fn a_pod_that_is_somebody_elses_is_left_alone() {
     let mut free = pod(None);
     free.metadata.labels = None;
     observed.pods = vec![Arc::new(free.clone())];
-    assert!(matches!(decide(&observed).troubles[..], [Trouble::NotAdoptable { what: "pod", .. }]));
+    assert!(matches!(
+        decide(&observed).troubles[..],
+        [Trouble::NotAdoptable { what: "pod", .. }]
+    ));
     // Nobody's, and it may be had.
-    free.metadata.labels = Some(BTreeMap::from([(labels::ADOPTABLE.to_owned(), "true".to_owned())]));
+    free.metadata.labels = Some(BTreeMap::from([(
+        labels::ADOPTABLE.to_owned(),
+        "true".to_owned(),
+    )]));
     observed.pods = vec![Arc::new(free)];
     let next = decide(&observed);
     assert_eq!(what(&next), ["patch pod", "patch sandbox"]);
-    let Step::PatchPod { patch, .. } = &next.steps[0] else { panic!() };
+    let Step::PatchPod { patch, .. } = &next.steps[0] else {
+        panic!()
+    };
     assert_eq!(patch["metadata"]["ownerReferences"][0]["uid"], "uid-1");
-    assert_eq!(patch["metadata"]["labels"][labels::SANDBOX_NAME_HASH], name_hash("box"));
+    assert_eq!(
+        patch["metadata"]["labels"][labels::SANDBOX_NAME_HASH],
+        name_hash("box")
+    );
 }
 
 #[test]
@@ -339,7 +436,10 @@ fn a_pod_that_has_ended_is_not_made_anew() {
     ] {
         let sandbox = annotated(sandbox(), annotations::POD_NAME, "box");
         let mut pod = own_pod(&sandbox);
-        pod.status = Some(PodStatus { phase: Some(phase.to_owned()), ..PodStatus::default() });
+        pod.status = Some(PodStatus {
+            phase: Some(phase.to_owned()),
+            ..PodStatus::default()
+        });
         let mut observed = with(sandbox);
         observed.pods = vec![Arc::new(pod)];
         let next = decide(&observed);
@@ -353,7 +453,12 @@ fn a_pod_that_has_ended_is_not_made_anew() {
 fn labels_and_annotations_come_and_go_with_the_template() {
     let mut sandbox = annotated(sandbox(), annotations::POD_NAME, "box");
     let map = |pairs: &[(&str, &str)]| {
-        Some(pairs.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect())
+        Some(
+            pairs
+                .iter()
+                .map(|&(key, value)| (key.to_owned(), value.to_owned()))
+                .collect(),
+        )
     };
     sandbox.spec.pod_template.metadata = Some(PodMetadata {
         labels: map(&[("team", "b"), (labels::SANDBOX_NAME_HASH, "evil")]),
@@ -361,7 +466,10 @@ fn labels_and_annotations_come_and_go_with_the_template() {
     });
     let built = super::pod::build(&sandbox).metadata;
     let hash = name_hash("box");
-    assert_eq!(built.labels, map(&[("team", "b"), (labels::SANDBOX_NAME_HASH, &hash)]));
+    assert_eq!(
+        built.labels,
+        map(&[("team", "b"), (labels::SANDBOX_NAME_HASH, &hash)])
+    );
     assert_eq!(
         built.annotations,
         map(&[
@@ -388,7 +496,9 @@ fn labels_and_annotations_come_and_go_with_the_template() {
     let mut observed = with(sandbox);
     observed.pods = vec![Arc::new(pod)];
     let next = decide(&observed);
-    let Step::PatchPod { patch, .. } = &next.steps[0] else { panic!() };
+    let Step::PatchPod { patch, .. } = &next.steps[0] else {
+        panic!()
+    };
     let expected = json!({"metadata": {
         "labels": {"team": "b", "old": null, labels::WARM_POOL: null},
         "annotations": {
@@ -410,11 +520,18 @@ fn volumes_come_before_the_pod_that_has_them() {
     let mut observed = with(sandbox.clone());
     let next = decide(&observed);
     assert_eq!(what(&next), ["create PVC", "create pod", "patch sandbox"]);
-    let Step::CreateVolumeClaim(claim) = &next.steps[0] else { panic!() };
+    let Step::CreateVolumeClaim(claim) = &next.steps[0] else {
+        panic!()
+    };
     assert_eq!(claim.metadata.name.as_deref(), Some("data-box"));
-    let Step::CreatePod(pod) = &next.steps[1] else { panic!() };
+    let Step::CreatePod(pod) = &next.steps[1] else {
+        panic!()
+    };
     let volumes = pod.spec.as_ref().unwrap().volumes.as_ref().unwrap();
-    assert_eq!(volumes[0].persistent_volume_claim.as_ref().unwrap().claim_name, "data-box");
+    assert_eq!(
+        volumes[0].persistent_volume_claim.as_ref().unwrap().claim_name,
+        "data-box"
+    );
 
     // Somebody else's data must not be mounted.
     observed.volume_claims = vec![Arc::new(PersistentVolumeClaim {
@@ -444,7 +561,10 @@ fn at_its_end_a_sandbox_says_so_first_and_then_clears_up() {
     observed.sandbox = Arc::new(sandbox.clone());
     let next = decide(&observed);
     assert_eq!((what(&next), next.requeue), (vec![], Some(Duration::ZERO)));
-    assert_eq!(said(&next, "Ready"), Some(("False", "SandboxExpired", "Sandbox has expired")));
+    assert_eq!(
+        said(&next, "Ready"),
+        Some(("False", "SandboxExpired", "Sandbox has expired"))
+    );
     assert_eq!(said(&next, "PodScheduled"), None);
 
     sandbox.status = Some(next.status);

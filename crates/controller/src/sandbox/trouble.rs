@@ -32,7 +32,8 @@ pub enum Trouble {
     #[error(
         "cannot adopt unowned {what} \"{name}\": missing required pool authorization label (\"{}\") or sandbox \
          tracking label (\"{}\")",
-        labels::ADOPTABLE, labels::SANDBOX_NAME_HASH
+        labels::ADOPTABLE,
+        labels::SANDBOX_NAME_HASH
     )]
     NotAdoptable {
         /// `pod`, `service` or `PVC`.
@@ -41,7 +42,9 @@ pub enum Trouble {
         name: String,
     },
     /// A Service that is nobody's has an address of its own, which cannot be changed.
-    #[error("cannot adopt service \"{name}\": ClusterIP is \"{cluster_ip}\" (expected \"None\", field is immutable)")]
+    #[error(
+        "cannot adopt service \"{name}\": ClusterIP is \"{cluster_ip}\" (expected \"None\", field is immutable)"
+    )]
     ServiceHasAddress {
         /// Name of the Service.
         name: String,
@@ -75,12 +78,11 @@ impl Trouble {
     }
 
     /// Whether it leaves open what there is of the pod.
-    pub(super) const fn hides_pod(&self) -> bool {
-        matches!(
-            self,
-            Self::MultiplePods { .. }
-                | Self::Others { what: "pod", .. }
-                | Self::NotAdoptable { what: "pod", .. }
-        )
+    pub(super) fn hides_pod(&self) -> bool {
+        match self {
+            Self::MultiplePods { .. } => true,
+            Self::Others { what, .. } | Self::NotAdoptable { what, .. } => *what == "pod",
+            _ => false,
+        }
     }
 }

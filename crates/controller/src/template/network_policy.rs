@@ -49,7 +49,8 @@ pub fn policy_name(template: &SandboxTemplate) -> String {
 #[must_use]
 pub fn next(template: &SandboxTemplate, there: Option<&NetworkPolicy>) -> Next {
     let managed = template.spec.network_policy_management == NetworkPolicyManagement::Managed;
-    let owned = there.map(|policy| ownership(&policy.metadata, objects::uid(&template.metadata)) == Ownership::Own);
+    let owned =
+        there.map(|policy| ownership(&policy.metadata, objects::uid(&template.metadata)) == Ownership::Own);
     match (there, owned.unwrap_or_default(), managed) {
         (None, _, false) | (Some(_), false, false) => Next::Nothing,
         (None, _, true) => Next::Create(Box::new(build(template))),

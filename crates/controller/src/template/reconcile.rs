@@ -21,7 +21,7 @@ use crate::objects;
 const REST: Duration = Duration::from_secs(5);
 
 /// What templates are reconciled with.
-#[derive(Debug)]
+#[allow(missing_debug_implementations, reason = "the API server's client has none")]
 pub struct TemplateContext {
     /// To the API server.
     pub client: Client,
@@ -42,7 +42,9 @@ pub enum TemplateError {
         source: kube::Error,
     },
     /// A NetworkPolicy of the name is somebody else's.
-    #[error("refusing to update NetworkPolicy \"{policy}\" as it is not controlled by SandboxTemplate \"{template}\"")]
+    #[error(
+        "refusing to update NetworkPolicy \"{policy}\" as it is not controlled by SandboxTemplate \"{template}\""
+    )]
     Foreign {
         /// Name of the policy.
         policy: String,
@@ -82,7 +84,10 @@ pub async fn reconcile(
     let policies: Api<NetworkPolicy> = Api::namespaced(context.client.clone(), &namespace);
     let policy = policy_name(&template);
     let failed = |step| move |source| TemplateError::Api { step, source };
-    let there = policies.get_opt(&policy).await.map_err(failed("get NetworkPolicy"))?;
+    let there = policies
+        .get_opt(&policy)
+        .await
+        .map_err(failed("get NetworkPolicy"))?;
     match next(&template, there.as_ref()) {
         Next::Nothing => {}
         Next::Create(object) => {
@@ -100,24 +105,45 @@ pub async fn reconcile(
                 uid: Some(uid),
                 resource_version: None,
             });
-            policies.delete(&policy, &params).await.map_err(failed("delete NetworkPolicy"))?;
-            info!(namespace, policy, "NetworkPolicy was deleted: the template is Unmanaged");
+            policies
+                .delete(&policy, &params)
+                .await
+                .map_err(failed("delete NetworkPolicy"))?;
+            info!(
+                namespace,
+                policy, "NetworkPolicy was deleted: the template is Unmanaged"
+            );
         }
-        Next::Foreign => return Err(TemplateError::Foreign { policy, template: name }),
+        Next::Foreign => {
+            return Err(TemplateError::Foreign {
+                policy,
+                template: name,
+            });
+        }
     }
     Ok(Action::await_change())
 }
 
 impl TemplateContext {
-    async fn label(&self, template: &SandboxTemplate, namespace: &str, name: &str) -> Result<(), TemplateError> {
+    async fn label(
+        &self,
+        template: &SandboxTemplate,
+        namespace: &str,
+        name: &str,
+    ) -> Result<(), TemplateError> {
         let hash = name_hash(name);
         if objects::label(&template.metadata, labels::TEMPLATE_REF_HASH) == Some(&hash) {
             return Ok(());
         }
         let api: Api<SandboxTemplate> = Api::namespaced(self.client.clone(), namespace);
         let patch = json!({"metadata": {"labels": {labels::TEMPLATE_REF_HASH: hash}}});
-        let labelled = api.patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await;
-        let labelled = labelled.map_err(|source| TemplateError::Api { step: "label SandboxTemplate", source })?;
+        let labelled = api
+            .patch(name, &PatchParams::default(), &Patch::Merge(&patch))
+            .await;
+        let labelled = labelled.map_err(|source| TemplateError::Api {
+            step: "label SandboxTemplate",
+            source,
+        })?;
         self.templates.wrote(labelled);
         Ok(())
     }
