@@ -24,11 +24,13 @@ use super::{PodTemplate, ResumePolicy, SleepAfter, SuspensionStrategy, VolumeCla
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = crate::schema::rules::sandbox()))]
 pub struct SandboxSpec {
     /// The pod.
     pub pod_template: PodTemplate,
     /// Volume claims that are made for the sandbox; they cannot be changed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub volume_claim_templates: Vec<VolumeClaimTemplate>,
     /// `true`: a headless Service is made; `false`: it is deleted; unset: one that is there is left alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -47,6 +49,7 @@ pub struct SandboxSpec {
     pub suspension_strategy: Option<SuspensionStrategy>,
     /// How long the sandbox has to be idle before it may go to sleep in place, as in `"5m"`. Default: it never does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::rules::idle_timeout")]
     pub idle_timeout: Option<String>,
     /// What may wake it when it sleeps because it was idle. Default: `OnDemand`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -98,7 +101,7 @@ pub struct SandboxStatus {
     /// Name of the Service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,
-    /// See [`crate::conditions`].
+    /// Ready, Suspended, and where there is something to say Finished, PodScheduled and Dormant.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "crate::schema::conditions")]
     pub conditions: Vec<Condition>,

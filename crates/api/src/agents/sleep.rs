@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 /// What `operatingMode: Suspended` does to a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = crate::schema::rules::suspension_strategy()))]
 pub struct SuspensionStrategy {
     /// What is kept.
     #[serde(default, rename = "type")]
@@ -90,14 +91,18 @@ impl ResumePolicy {
 pub struct SleepAfter {
     /// When it is frozen. Default: at `idleTimeout`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::rules::policy_duration")]
     pub freeze_after: Option<String>,
     /// When its memory is pushed out to swap. Default: the node's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::rules::policy_duration")]
     pub doze_after: Option<String>,
     /// When it becomes a snapshot on its node. Default: never by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::rules::policy_duration")]
     pub hibernate_after: Option<String>,
     /// When its snapshot goes to the remote store and its pod goes. Default: never by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::rules::policy_duration")]
     pub archive_after: Option<String>,
 }

@@ -30,7 +30,7 @@ pub struct SandboxNodeSpec {}
 pub struct SandboxNodeStatus {
     /// `Ready`: the agent serves this node; else why it does not.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(schema_with = "crate::schema::conditions")]
+    #[schemars(schema_with = "crate::schema::conditions_by_type")]
     pub conditions: Vec<Condition>,
     /// Version of the agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -78,10 +78,13 @@ pub struct NodeRuntime {
 /// A node's swap, in bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = crate::schema::rules::node_swap()))]
 pub struct NodeSwap {
     /// All of it.
+    #[schemars(range(min = 0))]
     pub total_bytes: i64,
     /// What is free.
+    #[schemars(range(min = 0))]
     pub free_bytes: i64,
     /// Whether what lies in it cannot be read from the disk.
     #[serde(default)]

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase")]
 pub struct SandboxSnapshotSpec {
     /// The Sandbox in the same namespace that it is taken of.
+    #[schemars(schema_with = "crate::schema::rules::sandbox_name")]
     pub sandbox_name: String,
     /// Why it is taken.
     #[serde(default)]
@@ -35,6 +36,7 @@ pub struct SandboxSnapshotSpec {
     pub pinned: bool,
     /// How long it is kept once it is ready, as in `"72h"`. Default: the node's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::rules::time_to_live")]
     pub time_to_live: Option<String>,
 }
 
@@ -56,7 +58,7 @@ pub enum SnapshotOrigin {
 pub struct SandboxSnapshotStatus {
     /// `Ready`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(schema_with = "crate::schema::conditions")]
+    #[schemars(schema_with = "crate::schema::conditions_by_type")]
     pub conditions: Vec<Condition>,
     /// What the snapshot is called in the node's store.
     #[serde(default, skip_serializing_if = "Option::is_none")]

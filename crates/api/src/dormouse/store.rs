@@ -33,6 +33,7 @@ pub struct SnapshotStoreSpec {
     pub max_bytes: Option<i64>,
     /// How long snapshots are kept, as in `"72h"`. Default: the node's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::rules::time_to_live")]
     pub time_to_live: Option<String>,
 }
 
@@ -42,7 +43,7 @@ pub struct SnapshotStoreSpec {
 pub struct SnapshotStoreStatus {
     /// `Ready`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(schema_with = "crate::schema::conditions")]
+    #[schemars(schema_with = "crate::schema::conditions_by_type")]
     pub conditions: Vec<Condition>,
     /// Snapshots on all nodes.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -36,9 +36,11 @@ pub struct SandboxClaimSpec {
     pub additional_pod_metadata: Option<PodMetadata>,
     /// Environment variables; a claim that has any gets a sandbox of its own, started for it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub env: Vec<ClaimEnv>,
     /// Volume claims; a claim that has any gets a sandbox of its own, started for it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub volume_claim_templates: Vec<VolumeClaimTemplate>,
 }
 
@@ -95,7 +97,7 @@ pub struct ClaimEnv {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SandboxClaimStatus {
-    /// See [`crate::conditions`].
+    /// Ready, and Finished where it is.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "crate::schema::conditions")]
     pub conditions: Vec<Condition>,

@@ -20,13 +20,15 @@ use crate::agents::{PodTemplate, ResumePolicy, SleepAfter, SuspensionStrategy, V
     derive = "Default"
 )]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = crate::schema::rules::sandbox_template()))]
 pub struct SandboxTemplateSpec {
     /// The pod.
     pub pod_template: PodTemplate,
     /// Volume claims that are made for each sandbox.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub volume_claim_templates: Vec<VolumeClaimTemplate>,
-    /// See [`crate::agents::SandboxSpec::service`].
+    /// `true`: each sandbox gets a headless Service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<bool>,
     /// Who may speak to the sandboxes, and to whom they may speak.
@@ -41,16 +43,17 @@ pub struct SandboxTemplateSpec {
     /// Whether claims may bring volume claim templates.
     #[serde(default)]
     pub volume_claim_templates_policy: VolumeClaimTemplatesPolicy,
-    /// See [`crate::agents::SandboxSpec::suspension_strategy`].
+    /// What `operatingMode: Suspended` keeps of its sandboxes. Default: `Stop`, as in agent-sandbox.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub suspension_strategy: Option<SuspensionStrategy>,
-    /// See [`crate::agents::SandboxSpec::idle_timeout`].
+    /// How long a sandbox has to be idle before it may go to sleep in place, as in `"5m"`. Default: it never does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::rules::idle_timeout")]
     pub idle_timeout: Option<String>,
-    /// See [`crate::agents::SandboxSpec::resume_policy`].
+    /// What may wake one that sleeps because it was idle. Default: `OnDemand`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resume_policy: Option<ResumePolicy>,
-    /// See [`crate::agents::SandboxSpec::sleep`].
+    /// When an idle one goes down the ladder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sleep: Option<SleepAfter>,
 }

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = crate::schema::rules::warm_pool()))]
 pub struct SandboxWarmPoolSpec {
     /// How many standbys there are to be, on whatever rung.
     #[serde(default = "one")]
@@ -53,6 +54,7 @@ pub struct SandboxWarmPoolSpec {
     pub max_ready: Option<i32>,
     /// `Auto`, or the name of a `SandboxSnapshot`: standbys are its clones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::rules::golden")]
     pub golden: Option<String>,
 }
 
