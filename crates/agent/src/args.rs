@@ -29,6 +29,10 @@ pub struct Args {
     #[arg(long, value_name = "ADDRESS", env = "DORMOUSE_HTTP_LISTEN")]
     pub http_listen: Option<String>,
 
+    /// Address to serve the cluster's controller on over mutual TLS, as in 0.0.0.0:9466; "off" serves none.
+    #[arg(long, value_name = "ADDRESS", env = "DORMOUSE_CLUSTER_LISTEN")]
+    pub cluster_listen: Option<String>,
+
     /// This node's name.
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     pub node_name: Option<String>,

@@ -28,7 +28,7 @@ use crate::pods::{Pods, WireSink};
 use crate::snapshots::{self, Snapshots};
 use crate::swap::SwapManager;
 use crate::swap_handle::SwapHandle;
-use crate::{drivers, memory, notes, pressure};
+use crate::{cluster, drivers, memory, notes, pressure};
 
 /// How long what is in flight may take to end or roll back at shutdown.
 const SHUTDOWN: Duration = Duration::from_secs(10);
@@ -72,6 +72,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         .context("cannot start the packet loop")?;
     let drivers = drivers::all(&run_dir, runtime.socket(), &config.wrapper_config, &config.doze);
     let http_address = config.http_address()?;
+    let cluster_address = config.cluster_address()?;
     let socket = config.api.socket.clone();
     let callers = AllowedCallers::new(&config.api.allowed_uids);
     let ctx = Arc::new(Context::new(
@@ -135,6 +136,19 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             let (service, stop) = (service.clone(), stop.clone());
             tasks.spawn(async move {
                 api::serve(&socket, callers, service, stop.cancelled_owned())
+                    .await
+                    .map_err(anyhow::Error::from)
+            });
+        }
+        if let Some(address) = cluster_address {
+            let place = cluster::Place {
+                address,
+                node: ctx.config.node_name.clone(),
+                authorities_file: ctx.config.cluster.authorities_file.clone(),
+            };
+            let (service, stop) = (service.clone(), stop.clone());
+            tasks.spawn(async move {
+                cluster::run(place, service, stop)
                     .await
                     .map_err(anyhow::Error::from)
             });

@@ -4,7 +4,9 @@ mod node;
 mod snapshot;
 mod store;
 
-pub use node::{NodeRuntime, NodeSnapshot, NodeSwap, SandboxNode, SandboxNodeSpec, SandboxNodeStatus};
+pub use node::{
+    NodeCapability, NodeRelease, NodeSnapshot, SandboxNode, SandboxNodeSpec, SandboxNodeStatus,
+};
 pub use snapshot::{
     SandboxSnapshot, SandboxSnapshotSpec, SandboxSnapshotStatus, SnapshotContainer, SnapshotOrigin,
 };

@@ -1,6 +1,6 @@
 //! `SandboxNode`.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -35,21 +35,24 @@ pub struct SandboxNodeStatus {
     /// Version of the agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent_version: Option<String>,
-    /// When the agent last looked.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub observed_at: Option<Time>,
     /// Kernel release.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<String>,
-    /// What a snapshot's must match.
+    /// As in `containerd 2.3.7`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub compatibility_key: Option<String>,
-    /// Runtimes that the agent knows how to put to sleep.
+    pub container_runtime: Option<String>,
+    /// What the agent can do here: the runtimes `gvisor`, `kata` and `runc`, and `swap` and `snapshots`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub runtimes: Vec<NodeRuntime>,
-    /// Where sleepers' memory goes.
+    pub capabilities: Vec<NodeCapability>,
+    /// Releases of runsc that are here, or that something here needs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub releases: Vec<NodeRelease>,
+    /// Bytes of RAM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub swap: Option<NodeSwap>,
+    pub memory_bytes: Option<i64>,
+    /// Bytes of swap.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub swap_bytes: Option<i64>,
     /// Snapshots on the node's disk.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub snapshots: Vec<NodeSnapshot>,
@@ -58,37 +61,38 @@ pub struct SandboxNodeStatus {
     pub rungs: std::collections::BTreeMap<String, i32>,
 }
 
-/// A runtime of a node.
+/// Something that the agent can do, or cannot for a reason.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct NodeRuntime {
-    /// `gvisor`, `kata` or `runc`.
+pub struct NodeCapability {
+    /// What.
     pub name: String,
-    /// Its version.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub version: Option<String>,
-    /// Lowest rung that it can take a sandbox to.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub lowest_rung: Option<String>,
-    /// Why it cannot go lower: a reason code.
+    /// Whether it can.
+    pub available: bool,
+    /// Why not: a reason code.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
 }
 
-/// A node's swap, in bytes.
+/// A release of runsc.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = crate::schema::rules::node_swap()))]
-pub struct NodeSwap {
-    /// All of it.
-    #[schemars(range(min = 0))]
-    pub total_bytes: i64,
-    /// What is free.
-    #[schemars(range(min = 0))]
-    pub free_bytes: i64,
-    /// Whether what lies in it cannot be read from the disk.
+pub struct NodeRelease {
+    /// As in `release-20260905.0`.
+    pub version: String,
+    /// `Current` (new pods are born under it), `Other` (named by the configuration) or `Kept` (the agent's copy); absent
+    /// if there is no binary.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
+    /// Last day on which guests are restored with it, as in `2027-03-01`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<String>,
+    /// Whether guests of it can be restored.
     #[serde(default)]
-    pub encrypted: bool,
+    pub restores: bool,
 }
 
 /// A snapshot on a node.
