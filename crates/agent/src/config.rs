@@ -377,6 +377,7 @@ impl Default for Config {
             state_dir: default_state_dir(),
             wrapper_config: default_wrapper_config(),
             api: ApiConfig::default(),
+            cluster: ClusterConfig::default(),
             http: HttpConfig::default(),
             log: LogConfig::default(),
             manage: ManageConfig::default(),

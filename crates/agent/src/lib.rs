@@ -8,7 +8,7 @@ pub mod actor;
 pub mod api;
 pub mod args;
 pub mod clock;
-mod cluster;
+pub mod cluster;
 pub mod config;
 pub mod context;
 pub mod drivers;

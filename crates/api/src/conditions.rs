@@ -14,6 +14,25 @@ pub const POD_SCHEDULED: &str = "PodScheduled";
 /// Ours: the sandbox sleeps in place because it was idle.
 pub const DORMANT: &str = "Dormant";
 
+/// Ours: whether the sandbox came back with its memory, the last time that it had to.
+pub const RESTORED: &str = "Restored";
+
+/// Reasons of [`RESTORED`].
+pub mod restored {
+    /// It has its memory.
+    pub const SNAPSHOT_RESTORED: &str = "SnapshotRestored";
+    /// It was started anew, as its `fallback` says.
+    pub const COLD_START: &str = "ColdStart";
+    /// Its pod went while its guest slept in it.
+    pub const POD_GONE: &str = "PodGone";
+}
+
+/// Reasons of [`DORMANT`] beside the names of rungs.
+pub mod dormant {
+    /// It does not sleep.
+    pub const AWAKE: &str = "Awake";
+}
+
 /// Reasons of [`READY`] on a Sandbox.
 pub mod ready {
     /// All is there.

@@ -4,9 +4,7 @@ mod node;
 mod snapshot;
 mod store;
 
-pub use node::{
-    NodeCapability, NodeRelease, NodeSnapshot, SandboxNode, SandboxNodeSpec, SandboxNodeStatus,
-};
+pub use node::{NodeCapability, NodeRelease, NodeSnapshot, SandboxNode, SandboxNodeSpec, SandboxNodeStatus};
 pub use snapshot::{
     SandboxSnapshot, SandboxSnapshotSpec, SandboxSnapshotStatus, SnapshotContainer, SnapshotOrigin,
 };

@@ -73,7 +73,11 @@ impl Agents {
     }
 
     pub(crate) fn dialer(&self) -> Option<Dialer> {
-        self.0.dialer.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0
+            .dialer
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Takes note of where the agent of a node is; `None`: nowhere.
@@ -121,7 +125,9 @@ impl Agents {
     /// If the agent cannot be reached, or refuses.
     pub async fn order(&self, node: &str, order: Order) -> Result<Ordered, OrderError> {
         let client = self.links().get(node).and_then(|link| link.client.clone());
-        let client = client.ok_or_else(|| OrderError::Unreachable { node: node.to_owned() })?;
+        let client = client.ok_or_else(|| OrderError::Unreachable {
+            node: node.to_owned(),
+        })?;
         let ordered = order::give(client, node, order).await?;
         if let Some(guest) = &ordered.guest {
             self.note(guest.clone(), false);
@@ -166,7 +172,10 @@ impl Agents {
         let gone: Vec<String> = {
             let guests = self.0.guests.read().unwrap_or_else(PoisonError::into_inner);
             let of_node = guests.values().filter(|guest| guest.node == node);
-            of_node.map(|guest| guest.uid.clone()).filter(|uid| !there.contains(uid)).collect()
+            of_node
+                .map(|guest| guest.uid.clone())
+                .filter(|uid| !there.contains(uid))
+                .collect()
         };
         for uid in gone {
             self.forget(&uid);
@@ -189,7 +198,9 @@ impl Agents {
         let pods: Vec<(String, String)> = {
             let guests = self.0.guests.read().unwrap_or_else(PoisonError::into_inner);
             let of_node = guests.values().filter(|guest| guest.node == node);
-            of_node.map(|guest| (guest.namespace.clone(), guest.pod.clone())).collect()
+            of_node
+                .map(|guest| (guest.namespace.clone(), guest.pod.clone()))
+                .collect()
         };
         for (namespace, pod) in pods {
             (self.0.changed)(&namespace, &pod);

@@ -4,10 +4,12 @@
 //! [`template::next`]) from what is known, and `reconcile` does it; nobody else writes objects of that kind.
 //! [`cache`] is what is known, [`worker`] the loop over it, [`run()`] puts it together.
 
+pub mod agents;
 pub mod args;
 pub mod cache;
 pub mod client;
 mod http_server;
+pub mod identity;
 mod leader;
 pub mod log;
 pub mod metrics;

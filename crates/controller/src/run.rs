@@ -16,6 +16,7 @@ use tracing::info;
 use crate::args::{Args, address};
 use crate::client::{Rate, client};
 use crate::http_server::{self, Ready};
+use crate::identity::{self, Keeper};
 use crate::leader::Leadership;
 use crate::metrics::Metrics;
 use crate::sandbox::{self, SandboxContext, Settings};
@@ -25,6 +26,9 @@ use index::Index;
 
 /// Who writes events.
 const REPORTER: &str = "agent-sandbox-controller";
+
+/// The agents' ServiceAccount.
+const AGENT_ACCOUNT: &str = "dormouse-agent";
 
 /// Why the controller ended.
 #[derive(Debug, Error)]
@@ -102,7 +106,7 @@ pub async fn run(args: Args) -> Result<(), RunError> {
     let rate = Rate::new(args.kube_api_qps, args.kube_api_burst);
     let client = client(config, rate, Arc::clone(&metrics)).map_err(RunError::Client)?;
 
-    let index = Index::start(&client, args.extensions);
+    let index = Index::start(&client, &args.leader_election_namespace, args.extensions);
     tokio::select! {
         () = index.filled() => ready.set(),
         () = stop.cancelled() => return Ok(()),
@@ -168,6 +172,12 @@ fn begin(
     stop: &CancellationToken,
 ) -> TaskTracker {
     let tracker = TaskTracker::new();
+    let (signs, signing) = tokio::sync::watch::channel(None);
+    let namespace = &args.leader_election_namespace;
+    let keeper = Keeper::new(client, namespace);
+    tracker.spawn(identity::keep(keeper, index.agents.clone(), signs, stop.clone()));
+    let account = format!("system:serviceaccount:{namespace}:{AGENT_ACCOUNT}");
+    tracker.spawn(identity::sign(client.clone(), account, signing, stop.clone()));
     let reporter = Reporter {
         controller: REPORTER.to_owned(),
         instance: Some(identity(args)),
@@ -182,6 +192,7 @@ fn begin(
         pods: Arc::clone(&index.pods),
         services: Arc::clone(&index.services),
         volume_claims: Arc::clone(&index.volume_claims),
+        agents: index.agents.clone(),
         failures: sandbox::Failures::default(),
     });
     tracker.spawn(work(

@@ -4,9 +4,11 @@
 
 mod conditions;
 mod expiry;
+mod guest;
 mod metadata;
 mod next;
 mod pod;
+mod policy;
 mod reconcile;
 mod service;
 mod step;
@@ -16,6 +18,7 @@ mod volumes;
 #[cfg(test)]
 mod tests;
 
+pub use guest::{READINESS_GATE, RESTORE_GATE};
 pub use next::{Next, Observed, Settings, next};
 pub use reconcile::{Failures, SandboxContext, SandboxError, on_error, reconcile};
 pub use step::Step;

@@ -62,7 +62,6 @@ pub(super) struct Tls {
 #[derive(Debug)]
 struct Held {
     certificate: String,
-    key: String,
     authorities: String,
 }
 
@@ -85,7 +84,6 @@ async fn try_first(client: &Client, name: &Name, authorities_file: &Path) -> Res
     let listener = Listener::new(&certificate, &key, &authorities, Name::of_controller())?;
     let held = Held {
         certificate,
-        key,
         authorities,
     };
     Ok(Tls {
@@ -112,7 +110,9 @@ pub(super) async fn renew(
         match refresh(&client, &name, &authorities_file, &tls).await {
             Ok(()) => (wait, pause) = (RETRY.0, WATCH),
             Err(error) => {
-                tracing::warn!("the certificate or the authorities could not be renewed, the old ones are still used: {error}");
+                tracing::warn!(
+                    "the certificate or the authorities could not be renewed, the old ones are still used: {error}"
+                );
                 (pause, wait) = (wait, (wait * 2).min(RETRY.1));
             }
         }
@@ -126,20 +126,19 @@ async fn refresh(
     tls: &Tls,
 ) -> Result<(), CertificateError> {
     let authorities = read(authorities_file)?;
-    let (mut certificate, mut key, changed) = {
+    let (due, changed) = {
         let held = tls.held.lock().unwrap_or_else(PoisonError::into_inner);
-        (held.certificate.clone(), held.key.clone(), held.authorities != authorities)
+        let due = inspect(&held.certificate).is_none_or(|seen| seen.renew_at() <= SystemTime::now());
+        (due, held.authorities != authorities)
     };
-    let due = inspect(&certificate).is_none_or(|seen| seen.renew_at() <= SystemTime::now());
     // With other authorities the controller may soon not know this one's any more.
     if due || changed {
-        (certificate, key) = ask(client, name).await?;
+        let (certificate, key) = ask(client, name).await?;
         tls.listener
             .replace(&certificate, &key, &authorities, Name::of_controller())?;
         tracing::info!(due, changed, "a new certificate is in use");
         *tls.held.lock().unwrap_or_else(PoisonError::into_inner) = Held {
             certificate,
-            key,
             authorities,
         };
     }
@@ -177,7 +176,10 @@ async fn ask(client: &Client, name: &Name) -> Result<(String, String), Certifica
         },
         status: None,
     };
-    let made = api.create(&PostParams::default(), &object).await.map_err(failed("create"))?;
+    let made = api
+        .create(&PostParams::default(), &object)
+        .await
+        .map_err(failed("create"))?;
     let object_name = made.metadata.name.unwrap_or_default();
     let begun = tokio::time::Instant::now();
     while begun.elapsed() < ANSWER {
@@ -192,9 +194,13 @@ async fn ask(client: &Client, name: &Name) -> Result<(String, String), Certifica
             let certificate = String::from_utf8(certificate).map_err(|_| CertificateError::Unreadable)?;
             return Ok((certificate, key));
         }
-        let refused = status.conditions.unwrap_or_default().into_iter().find(|condition| {
-            condition.status == "True" && matches!(condition.type_.as_str(), "Denied" | "Failed")
-        });
+        let refused = status
+            .conditions
+            .unwrap_or_default()
+            .into_iter()
+            .find(|condition| {
+                condition.status == "True" && matches!(condition.type_.as_str(), "Denied" | "Failed")
+            });
         if let Some(condition) = refused {
             return Err(CertificateError::Refused {
                 name: object_name,

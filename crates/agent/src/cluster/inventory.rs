@@ -11,7 +11,12 @@ const MOST_SNAPSHOTS: usize = 500;
 
 /// The status of the node, from what its agent says of it. What changes all the time is not in it: each change is a write
 /// to the cluster's database.
-pub(super) fn status(node: &Node, snapshots: &[v1::Snapshot], kernel: &str, now: Timestamp) -> SandboxNodeStatus {
+pub(super) fn status(
+    node: &Node,
+    snapshots: &[v1::Snapshot],
+    kernel: &str,
+    now: Timestamp,
+) -> SandboxNodeStatus {
     SandboxNodeStatus {
         conditions: vec![ready(&node.capabilities, now)],
         agent_version: Some(node.agent_version.clone()),

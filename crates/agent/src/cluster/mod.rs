@@ -24,7 +24,9 @@ use crate::api::NodeService;
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
     /// The API server's address and credentials are not known.
-    #[error("the API server's address is not known; run in a pod with a ServiceAccount, or set KUBECONFIG: {0}")]
+    #[error(
+        "the API server's address is not known; run in a pod with a ServiceAccount, or set KUBECONFIG: {0}"
+    )]
     Config(#[source] kube::config::InferConfigError),
     /// The way to the API server cannot be made.
     #[error("no client for the API server: {0}")]

@@ -66,7 +66,10 @@ async fn publish(
     kernel: &str,
     written: Option<&SandboxNodeStatus>,
 ) -> Result<SandboxNodeStatus, PublishError> {
-    let seen = service.get_node(Request::new(GetNodeRequest {})).await.map_err(Box::new)?;
+    let seen = service
+        .get_node(Request::new(GetNodeRequest {}))
+        .await
+        .map_err(Box::new)?;
     let snapshots = service
         .list_snapshots(Request::new(ListSnapshotsRequest::default()))
         .await
@@ -95,7 +98,9 @@ async fn publish(
         object
     };
     if written.is_none() {
-        api.patch(node, &params, &Patch::Apply(of(None))).await.map_err(Box::new)?;
+        api.patch(node, &params, &Patch::Apply(of(None)))
+            .await
+            .map_err(Box::new)?;
     }
     api.patch_status(node, &params, &Patch::Apply(of(Some(&status))))
         .await

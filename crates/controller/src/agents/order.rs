@@ -126,7 +126,9 @@ pub(super) async fn give(mut client: NodeClient, node: &str, order: Order) -> Re
     let failed = |status: tonic::Status| refusal(node, what, &status);
     let ordered = |pod: Option<v1::Pod>, outcome: Option<v1::Outcome>| Ordered {
         guest: pod.and_then(|pod| Guest::from_agent(node, pod)),
-        took: outcome.and_then(|outcome| outcome.took?.try_into().ok()).unwrap_or_default(),
+        took: outcome
+            .and_then(|outcome| outcome.took?.try_into().ok())
+            .unwrap_or_default(),
         ..Ordered::default()
     };
     macro_rules! call {
@@ -137,7 +139,11 @@ pub(super) async fn give(mut client: NodeClient, node: &str, order: Order) -> Re
         }};
     }
     Ok(match order {
-        Order::SetPolicy { pod, policy, generation } => {
+        Order::SetPolicy {
+            pod,
+            policy,
+            generation,
+        } => {
             let request = v1::SetPolicyRequest {
                 pod: by_uid(pod),
                 policy: Some((&*policy).into()),
@@ -147,33 +153,67 @@ pub(super) async fn give(mut client: NodeClient, node: &str, order: Order) -> Re
             ordered(call!(set_policy, request).pod, None)
         }
         Order::Freeze { pod } => {
-            let done = call!(freeze, v1::FreezeRequest { pod: by_uid(pod), ..Default::default() });
+            let done = call!(
+                freeze,
+                v1::FreezeRequest {
+                    pod: by_uid(pod),
+                    ..Default::default()
+                }
+            );
             ordered(done.pod, done.outcome)
         }
         Order::Doze { pod } => {
-            let done = call!(doze, v1::DozeRequest { pod: by_uid(pod), ..Default::default() });
+            let done = call!(
+                doze,
+                v1::DozeRequest {
+                    pod: by_uid(pod),
+                    ..Default::default()
+                }
+            );
             ordered(done.pod, done.outcome)
         }
         Order::Wake { pod } => {
-            let done = call!(wake, v1::WakeRequest { pod: by_uid(pod), ..Default::default() });
+            let done = call!(
+                wake,
+                v1::WakeRequest {
+                    pod: by_uid(pod),
+                    ..Default::default()
+                }
+            );
             ordered(done.pod, done.outcome)
         }
         Order::Hibernate { pod } => {
-            let done = call!(hibernate, v1::HibernateRequest { pod: by_uid(pod), ..Default::default() });
+            let done = call!(
+                hibernate,
+                v1::HibernateRequest {
+                    pod: by_uid(pod),
+                    ..Default::default()
+                }
+            );
             Ordered {
                 snapshot_id: Some(done.snapshot_id).filter(|id| !id.is_empty()),
                 ..ordered(done.pod, done.outcome)
             }
         }
         Order::Snapshot { pod } => {
-            let done = call!(create_snapshot, v1::CreateSnapshotRequest { pod: by_uid(pod), ..Default::default() });
+            let done = call!(
+                create_snapshot,
+                v1::CreateSnapshotRequest {
+                    pod: by_uid(pod),
+                    ..Default::default()
+                }
+            );
             Ordered {
                 snapshot_id: done.snapshot.as_ref().map(|snapshot| snapshot.id.clone()),
                 snapshot: done.snapshot,
                 ..ordered(done.pod, done.outcome)
             }
         }
-        Order::Grant { pod, namespace, snapshot } => {
+        Order::Grant {
+            pod,
+            namespace,
+            snapshot,
+        } => {
             let request = v1::GrantRestoreRequest {
                 id: snapshot,
                 pod_uid: pod,
@@ -194,12 +234,17 @@ fn refusal(node: &str, what: &'static str, status: &tonic::Status) -> OrderError
     let reason = reason_of(status);
     // The connection broke: the agent ends, or the network does.
     if reason.is_none() && matches!(status.code(), Code::Unavailable | Code::Cancelled | Code::Unknown) {
-        return OrderError::Unreachable { node: node.to_owned() };
+        return OrderError::Unreachable {
+            node: node.to_owned(),
+        };
     }
     OrderError::Refused {
         node: node.to_owned(),
         what,
-        reason: reason.map_or_else(|| format!("{:?}", status.code()), |reason| reason.as_str().to_owned()),
+        reason: reason.map_or_else(
+            || format!("{:?}", status.code()),
+            |reason| reason.as_str().to_owned(),
+        ),
         message: status.message().to_owned(),
         may_pass: !matches!(
             status.code(),

@@ -1,5 +1,6 @@
 //! What is watched, and who is concerned of what.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use dormouse_api::agents::Sandbox;
@@ -11,9 +12,14 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
 
+use crate::agents::Agents;
 use crate::cache::{Cache, feed, watch};
 use crate::objects::{self, controller_of, label};
 use crate::queue::Queue;
+
+/// The agents' pods, and where they listen.
+const AGENT_PODS: &str = "app.kubernetes.io/name=dormouse,app.kubernetes.io/component=agent";
+const AGENT_PORT: u16 = 9466;
 
 /// What is watched.
 #[derive(Debug)]
@@ -22,6 +28,7 @@ pub(super) struct Index {
     pub(super) pods: Arc<Cache<Pod>>,
     pub(super) services: Arc<Cache<Service>>,
     pub(super) volume_claims: Arc<Cache<PersistentVolumeClaim>>,
+    pub(super) agents: Agents,
     pub(super) templates: Option<Arc<Cache<SandboxTemplate>>>,
     network_policies: Option<Arc<Cache<NetworkPolicy>>>,
     pub(super) sandbox_queue: Queue<Sandbox>,
@@ -30,7 +37,7 @@ pub(super) struct Index {
 
 impl Index {
     /// Begins to watch.
-    pub(super) fn start(client: &Client, extensions: bool) -> Self {
+    pub(super) fn start(client: &Client, namespace: &str, extensions: bool) -> Self {
         let sandbox_queue = Queue::default();
         let template_queue = Queue::default();
 
@@ -38,7 +45,16 @@ impl Index {
         let pods = feed::<Pod>(|pod| name_hash(&pod.metadata));
         let services = feed::<Service>(|_| None);
         let volume_claims = feed::<PersistentVolumeClaim>(|_| None);
+        let agents = {
+            let (queue, pods) = (sandbox_queue.clone(), Arc::clone(&pods.cache));
+            Agents::new(move |namespace, name| {
+                if let Some(pod) = pods.get(namespace, name) {
+                    push_owner(&queue, &pod.metadata);
+                }
+            })
+        };
         let mut index = Self {
+            agents: agents.clone(),
             sandboxes: Arc::clone(&sandboxes.cache),
             pods: Arc::clone(&pods.cache),
             services: Arc::clone(&services.cache),
@@ -91,6 +107,13 @@ impl Index {
             |_| {},
             move |claim: &PersistentVolumeClaim| push_owner(&queue, &claim.metadata),
         ));
+        tokio::spawn(watch(
+            Api::namespaced(client.clone(), namespace),
+            watcher::Config::default().labels(AGENT_PODS),
+            feed::<Pod>(|_| None),
+            trim_pod,
+            move |pod: &Pod| locate(&agents, pod),
+        ));
         if extensions {
             index.start_extensions(client, template_queue);
         }
@@ -139,6 +162,25 @@ impl Index {
     }
 }
 
+/// Takes note of where an agent is, by its pod.
+fn locate(agents: &Agents, pod: &Pod) {
+    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
+    let Some(node) = node.filter(|node| !node.is_empty()) else {
+        return;
+    };
+    let status = pod.status.as_ref();
+    let is_up = pod.metadata.deletion_timestamp.is_none()
+        && status.and_then(|status| status.phase.as_deref()) == Some("Running");
+    let address = status
+        .and_then(|status| status.pod_ip.as_deref()?.parse().ok())
+        .filter(|_| is_up)
+        .map(|ip| SocketAddr::new(ip, AGENT_PORT));
+    // While one pod takes over from another, the one that goes says nothing about where the other is.
+    if address.is_some() || pod.metadata.deletion_timestamp.is_none() {
+        agents.locate(node, address);
+    }
+}
+
 async fn filled<K: Resource<DynamicType = ()> + Clone + 'static>(cache: &Cache<K>) {
     // An error: the watch has ended, as it does with the process.
     let _ = cache.store().wait_until_ready().await;
@@ -164,6 +206,8 @@ fn push_owner<K: Resource<DynamicType = ()>>(queue: &Queue<K>, meta: &ObjectMeta
 fn trim_pod(pod: &mut Pod) {
     pod.spec = pod.spec.take().map(|spec| PodSpec {
         node_name: spec.node_name,
+        readiness_gates: spec.readiness_gates,
+        scheduling_gates: spec.scheduling_gates,
         ..PodSpec::default()
     });
 }

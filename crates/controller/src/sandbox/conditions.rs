@@ -2,13 +2,15 @@
 
 use dormouse_api::agents::{OperatingMode, Sandbox};
 use dormouse_api::conditions::{
-    FINISHED, POD_SCHEDULED, READY, SUSPENDED, finished, messages, pod_scheduled, ready, suspended,
+    DORMANT, FINISHED, POD_SCHEDULED, READY, RESTORED, SUSPENDED, dormant, finished, messages, pod_scheduled,
+    ready, suspended,
 };
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::Trouble;
+use super::guest::{Stand, has_readiness_gate};
 use super::pod::PodSight;
 use crate::objects::{remove, set};
 
@@ -18,6 +20,7 @@ pub(super) struct Sight<'a> {
     pub(super) pod: &'a PodSight,
     /// Whether there is a Service that counts.
     pub(super) service: bool,
+    pub(super) stand: &'a Stand,
     pub(super) troubles: &'a [Trouble],
 }
 
@@ -28,6 +31,7 @@ pub(super) fn update(conditions: &mut Vec<Condition>, sight: &Sight<'_>, now: Ti
         (FINISHED, finished_condition(sight)),
         (POD_SCHEDULED, pod_scheduled_condition(sight)),
         (READY, Some(ready_condition(sight))),
+        (DORMANT, dormant_condition(sight)),
     ];
     for (type_, condition) in all {
         match condition {
@@ -81,7 +85,7 @@ fn ready_condition(sight: &Sight<'_>) -> Condition {
         return no(reason, format!("Error seen: {}", all.join("\n")));
     }
     if sight.sandbox.spec.operating_mode == OperatingMode::Suspended {
-        let message = if sight.pod.is_there() {
+        let message = if sight.pod.is_there() && !matches!(sight.stand, Stand::Asleep(_)) {
             messages::SANDBOX_IS_SUSPENDING
         } else {
             messages::SANDBOX_IS_SUSPENDED
@@ -92,8 +96,10 @@ fn ready_condition(sight: &Sight<'_>) -> Condition {
     if let Some((reason, message)) = pod.and_then(end) {
         return no(reason, message.to_owned());
     }
-    let (pod_ready, mut message) =
-        pod.map_or_else(|| (false, messages::POD_DOES_NOT_EXIST.to_owned()), pod_stands);
+    let (pod_ready, mut message) = pod.map_or_else(
+        || (false, messages::POD_DOES_NOT_EXIST.to_owned()),
+        |pod| pod_stands(pod, sight.stand),
+    );
     let required = sight.sandbox.spec.service.unwrap_or(sight.service);
     if required {
         message.push_str(if sight.service {
@@ -110,17 +116,66 @@ fn ready_condition(sight: &Sight<'_>) -> Condition {
 }
 
 /// Whether the pod is ready, and how it stands, in words.
-fn pod_stands(pod: &Pod) -> (bool, String) {
+fn pod_stands(pod: &Pod, stand: &Stand) -> (bool, String) {
+    if let Stand::WakingUp(what) = stand {
+        return (false, format!("Pod is asleep: {what}"));
+    }
     if phase(pod) != "Running" {
         return (false, format!("Pod exists with phase: {}", phase(pod)));
     }
-    if !pod_condition(pod, "Ready").is_some_and(|(status, ..)| status == "True") {
+    // A readiness gate of ours follows what stands here, so it cannot be waited for.
+    let type_ = if has_readiness_gate(pod) {
+        "ContainersReady"
+    } else {
+        "Ready"
+    };
+    if !pod_condition(pod, type_).is_some_and(|(status, ..)| status == "True") {
         return (false, "Pod is Running but not Ready".to_owned());
     }
     if ips(pod).is_empty() {
         return (false, "Pod is Ready but has no podIPs yet".to_owned());
     }
     (true, messages::POD_READY.to_owned())
+}
+
+/// Whether the pod is ready.
+pub(super) fn is_ready(pod: &Pod, stand: &Stand) -> bool {
+    pod_stands(pod, stand).0
+}
+
+/// Says whether the sandbox came back with its memory.
+pub(super) fn restored(
+    conditions: &mut Vec<Condition>,
+    sandbox: &Sandbox,
+    truth: bool,
+    reason: &str,
+    message: String,
+    now: Timestamp,
+) {
+    let status = if truth { "True" } else { "False" };
+    set(conditions, new(sandbox, RESTORED, status, reason, message), now);
+}
+
+/// Whether the sandbox sleeps because it was idle; only there where it may.
+fn dormant_condition(sight: &Sight<'_>) -> Option<Condition> {
+    let spec = &sight.sandbox.spec;
+    if spec.idle_timeout.is_none() || spec.operating_mode == OperatingMode::Suspended {
+        return None;
+    }
+    match sight.stand {
+        Stand::Dormant(rung) => {
+            let message = "Sandbox sleeps because it was idle; a request wakes it";
+            Some(new(sight.sandbox, DORMANT, "True", rung.as_str(), message))
+        }
+        Stand::Awake => Some(new(
+            sight.sandbox,
+            DORMANT,
+            "False",
+            dormant::AWAKE,
+            "Sandbox is awake",
+        )),
+        Stand::None | Stand::Asleep(_) | Stand::FallingAsleep(_) | Stand::WakingUp(_) => None,
+    }
 }
 
 fn suspended_condition(sight: &Sight<'_>) -> Condition {
@@ -145,7 +200,19 @@ fn suspended_condition(sight: &Sight<'_>) -> Condition {
             messages::POD_HAS_BEEN_TERMINATED,
         ),
         PodSight::Foreign => is("False", suspended::POD_NOT_OWNED, messages::POD_NOT_OWNED),
-        PodSight::Own(_) => is("False", suspended::POD_TERMINATING, messages::POD_IS_TERMINATING),
+        PodSight::Own(_) => match sight.stand {
+            Stand::Asleep(rung) => is(
+                "True",
+                suspended::GUEST_ASLEEP,
+                &format!("Sandbox is suspended with its memory in place ({rung})"),
+            ),
+            Stand::FallingAsleep(what) => is(
+                "False",
+                suspended::GUEST_FALLING_ASLEEP,
+                &format!("Sandbox is suspending: {what}"),
+            ),
+            _ => is("False", suspended::POD_TERMINATING, messages::POD_IS_TERMINATING),
+        },
     }
 }
 

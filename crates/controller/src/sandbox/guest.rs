@@ -94,9 +94,25 @@ pub(super) fn in_place(observed: &Observed, pod: &Pod) -> Result<GuestNext, Trou
                 (false, false) => Stand::Awake,
             };
             let requeue = (stand != Stand::Awake).then_some(LOOK);
-            return Ok(GuestNext { stand, requeue, ..GuestNext::default() });
+            return Ok(GuestNext {
+                stand,
+                requeue,
+                ..GuestNext::default()
+            });
         }
     };
+    if let Some(refusal) = &observed.refusal {
+        let stand = if is_to_sleep {
+            Stand::FallingAsleep(refusal.clone())
+        } else {
+            Stand::WakingUp(refusal.clone())
+        };
+        return Ok(GuestNext {
+            stand,
+            requeue: Some(LOOK),
+            ..GuestNext::default()
+        });
+    }
     let set_policy = policy_step(sandbox, pod, guest)?;
     Ok(if is_to_sleep {
         suspend(pod, guest, set_policy)
@@ -190,11 +206,20 @@ pub(super) fn hibernate(observed: &Observed, pod: &Pod) -> Hibernation {
         })
     };
     let Sight::Seen(guest) = &observed.guest else {
-        return waits(format!("the agent of node {} does not answer for the pod", node_of(pod)));
+        return waits(format!(
+            "the agent of node {} does not answer for the pod",
+            node_of(pod)
+        ));
     };
+    if let Some(refusal) = &observed.refusal {
+        return waits(refusal.clone());
+    }
     match &guest.snapshot {
         Some(snapshot) if guest.rung == Rung::Hibernated => {
-            let known = sandbox.status.as_ref().and_then(|status| status.snapshot.as_ref());
+            let known = sandbox
+                .status
+                .as_ref()
+                .and_then(|status| status.snapshot.as_ref());
             if known.is_some_and(|known| known.name == *snapshot) {
                 return Hibernation::Done;
             }
@@ -208,7 +233,9 @@ pub(super) fn hibernate(observed: &Observed, pod: &Pod) -> Hibernation {
             stand: Stand::FallingAsleep("the guest is being saved".to_owned()),
             steps: vec![order(
                 pod,
-                Order::Hibernate { pod: objects::uid(&pod.metadata).to_owned() },
+                Order::Hibernate {
+                    pod: objects::uid(&pod.metadata).to_owned(),
+                },
             )],
             ..GuestNext::default()
         }),
@@ -222,7 +249,11 @@ pub(super) fn fill(pod: &mut Pod, snapshot: &SnapshotRef) {
     let Some(spec) = &mut pod.spec else {
         return;
     };
-    spec.scheduling_gates.get_or_insert_default().push(PodSchedulingGate { name: RESTORE_GATE.to_owned() });
+    spec.scheduling_gates
+        .get_or_insert_default()
+        .push(PodSchedulingGate {
+            name: RESTORE_GATE.to_owned(),
+        });
     if let Some(node) = &snapshot.node_name {
         pin(spec, node);
     }
@@ -252,16 +283,21 @@ fn pin(spec: &mut PodSpec, node: &str) {
 /// Makes a pod one that says so when its sandbox is suspended with it in place.
 pub(super) fn gate(sandbox: &Sandbox, spec: &mut PodSpec) {
     if strategy(&sandbox.spec) == SuspensionType::Freeze {
-        spec.readiness_gates.get_or_insert_default().push(PodReadinessGate {
-            condition_type: READINESS_GATE.to_owned(),
-        });
+        spec.readiness_gates
+            .get_or_insert_default()
+            .push(PodReadinessGate {
+                condition_type: READINESS_GATE.to_owned(),
+            });
     }
 }
 
 /// Whether the pod has our readiness gate.
 pub(super) fn has_readiness_gate(pod: &Pod) -> bool {
     let gates = pod.spec.as_ref().and_then(|spec| spec.readiness_gates.as_deref());
-    gates.unwrap_or_default().iter().any(|gate| gate.condition_type == READINESS_GATE)
+    gates
+        .unwrap_or_default()
+        .iter()
+        .any(|gate| gate.condition_type == READINESS_GATE)
 }
 
 /// Opens or shuts the pod's readiness gate, if it has one that stands otherwise.
@@ -270,7 +306,10 @@ pub(super) fn readiness(pod: &Pod, open: bool, now: Timestamp) -> Option<Step> {
         return None;
     }
     let status = if open { "True" } else { "False" };
-    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_deref());
+    let conditions = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_deref());
     let stands = conditions
         .unwrap_or_default()
         .iter()
@@ -293,15 +332,26 @@ pub(super) fn readiness(pod: &Pod, open: bool, now: Timestamp) -> Option<Step> {
 
 /// What is to be done about a pod that waits for leave to be filled; `None` if it does not wait.
 pub(super) fn restore(observed: &Observed, pod: &Arc<Pod>, now: Timestamp) -> Option<Restore> {
-    let gates = pod.spec.as_ref().and_then(|spec| spec.scheduling_gates.as_deref());
-    let waits = gates.unwrap_or_default().iter().any(|gate| gate.name == RESTORE_GATE);
+    let gates = pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.scheduling_gates.as_deref());
+    let waits = gates
+        .unwrap_or_default()
+        .iter()
+        .any(|gate| gate.name == RESTORE_GATE);
     if !waits {
         return None;
     }
     let sandbox = &*observed.sandbox;
     let snapshot = sandbox.status.as_ref().and_then(|status| status.snapshot.clone());
-    let (Some(snapshot), Some(wanted)) = (snapshot, objects::annotation(&pod.metadata, ANNOTATION_RESTORE_FROM)) else {
-        return Some(Restore::GiveUp("what it was to be filled from is not known any more".to_owned()));
+    let (Some(snapshot), Some(wanted)) = (
+        snapshot,
+        objects::annotation(&pod.metadata, ANNOTATION_RESTORE_FROM),
+    ) else {
+        return Some(Restore::GiveUp(
+            "what it was to be filled from is not known any more".to_owned(),
+        ));
     };
     let node = snapshot.node_name.unwrap_or_default();
     if let Some(refusal) = &observed.refusal {
@@ -322,8 +372,14 @@ pub(super) fn restore(observed: &Observed, pod: &Arc<Pod>, now: Timestamp) -> Op
         };
         return Some(Restore::Grant(vec![Step::Order { node, order: grant }, open]));
     }
-    let age = pod.metadata.creation_timestamp.as_ref().map(|made| now.duration_since(made.0));
-    let age = age.and_then(|age| Duration::try_from(age).ok()).unwrap_or_default();
+    let age = pod
+        .metadata
+        .creation_timestamp
+        .as_ref()
+        .map(|made| now.duration_since(made.0));
+    let age = age
+        .and_then(|age| Duration::try_from(age).ok())
+        .unwrap_or_default();
     let what = format!("node {node}, which has snapshot {wanted}, cannot be reached");
     Some(match fallback(&sandbox.spec) {
         Fallback::ColdStart if age >= PATIENCE => Restore::GiveUp(what),

@@ -24,7 +24,7 @@ pub(super) struct PodMetadata {
     given_labels: BTreeMap<String, String>,
     /// Those that the controller gives.
     own_labels: BTreeMap<String, String>,
-    /// Those that the template gives, without what is reserved.
+    /// Those that the template and the fields about sleep give, without what is reserved.
     given_annotations: BTreeMap<String, String>,
 }
 
@@ -33,7 +33,8 @@ impl PodMetadata {
         let template = sandbox.spec.pod_template.metadata.clone().unwrap_or_default();
         let mut given_labels = template.labels.unwrap_or_default();
         given_labels.retain(|key, _| !is_reserved(key));
-        let mut given_annotations = template.annotations.unwrap_or_default();
+        let mut given_annotations = super::policy::annotations(&sandbox.spec);
+        given_annotations.extend(template.annotations.unwrap_or_default());
         given_annotations.retain(|key, _| !is_system_annotation(key));
         Self {
             given_labels,

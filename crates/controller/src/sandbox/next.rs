@@ -3,15 +3,22 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dormouse_api::agents::{OperatingMode, Sandbox, SandboxStatus};
+use dormouse_api::agents::{OperatingMode, Sandbox, SandboxStatus, SnapshotRef, SuspensionType};
+use dormouse_api::conditions::{READY, SUSPENDED, restored, suspended};
 use dormouse_api::names::{labels, name_hash};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Service};
 
-use super::conditions::{self, Sight, ips};
-use super::pod::PodSight;
+use super::conditions::{self, ips};
+use super::guest::{self, Stand};
+use super::pod::{PodNext, PodSight};
+use super::policy::strategy;
 use super::{Step, Trouble, expiry, pod, service, volumes};
+use crate::agents::Sight;
 use crate::objects::{self, is_true};
+
+/// How old a sandbox is when it is said that it is not ready yet, although that could wait, in seconds.
+pub(super) const WORTH_A_WORD: i64 = 5;
 
 /// What is known about a sandbox and what belongs to it.
 #[derive(Debug, Clone)]
@@ -24,6 +31,12 @@ pub struct Observed {
     pub service: Option<Arc<Service>>,
     /// The volume claims of the names that its templates lead to.
     pub volume_claims: Vec<Arc<PersistentVolumeClaim>>,
+    /// What the agent of its pod's node says of its guest.
+    pub guest: Sight,
+    /// Whether the agent of the node that has its snapshot can be reached.
+    pub restore_node_linked: bool,
+    /// Why an agent refused what it was ordered, in this look.
+    pub refusal: Option<String>,
 }
 
 /// What is the same for all sandboxes.
@@ -44,6 +57,11 @@ pub struct Next {
     pub troubles: Vec<Trouble>,
     /// When to look again although nothing has changed.
     pub requeue: Option<Duration>,
+    /// Steps that nobody waits for, once the status is written.
+    pub later: Vec<Step>,
+    pub(super) stand: Stand,
+    pub(super) memory_lost: Option<String>,
+    pub(super) write_down: Option<SnapshotRef>,
     pub(super) pod: PodSight,
     pub(super) service: bool,
 }
@@ -72,19 +90,41 @@ pub fn next(observed: &Observed, settings: &Settings, now: Timestamp) -> Next {
     }
     // A pod without its volumes, or with somebody else's, must not start.
     let may_create = next.troubles.is_empty();
-    let sight = match sandbox.spec.operating_mode {
-        OperatingMode::Running => pod::run(observed, may_create, &mut next.steps),
-        OperatingMode::Suspended => pod::stop(observed, &mut next.steps),
+    let found = match (sandbox.spec.operating_mode, strategy(&sandbox.spec)) {
+        (OperatingMode::Running, _) => pod::run(observed, may_create, now, &mut next.steps),
+        (OperatingMode::Suspended, SuspensionType::Stop) => pod::stop(observed, &mut next.steps),
+        (OperatingMode::Suspended, SuspensionType::Freeze) => pod::freeze(observed, &mut next.steps),
+        (OperatingMode::Suspended, SuspensionType::Hibernate) => pod::hibernate(observed, &mut next.steps),
     };
-    next.pod = sight.unwrap_or_else(|trouble| {
+    let found = found.unwrap_or_else(|trouble| {
         let sight = if trouble.hides_pod() {
             PodSight::Unknown
         } else {
             PodSight::Absent
         };
         next.troubles.push(trouble);
-        sight
+        PodNext {
+            sight,
+            ..PodNext::default()
+        }
     });
+    next.pod = found.sight;
+    next.stand = found.guest.stand;
+    next.memory_lost = found.memory_lost;
+    next.steps.extend(found.guest.steps);
+    next.later.extend(found.guest.later);
+    if let Some(pod) = next.pod.own() {
+        let open = sandbox.spec.operating_mode == OperatingMode::Running
+            && !matches!(next.stand, Stand::WakingUp(_));
+        next.later.extend(guest::readiness(pod, open, now));
+    }
+    next.requeue = [next.requeue, found.guest.requeue].into_iter().flatten().min();
+    if found.write_down.is_some() {
+        // It must not be forgotten where the memory is before the pod goes.
+        next.requeue = Some(Duration::ZERO);
+        next.stand = Stand::FallingAsleep("the snapshot is there".to_owned());
+    }
+    next.write_down = found.write_down;
     // Which pod a Service would lead to is not known then; one that is there is left for somebody to look at.
     let ambiguous = next
         .troubles
@@ -155,14 +195,47 @@ fn status(
         status.service = None;
         status.service_fqdn = None;
     }
-    let sight = Sight {
+    remember_memory(&mut status, sandbox, next, now);
+    let sight = conditions::Sight {
         sandbox,
         pod: &next.pod,
         service: next.service,
+        stand: &next.stand,
         troubles: &next.troubles,
     };
     conditions::update(&mut status.conditions, &sight, now);
     status
+}
+
+/// Where the sandbox's memory is, and whether it came back.
+fn remember_memory(status: &mut SandboxStatus, sandbox: &Sandbox, next: &Next, now: Timestamp) {
+    if let Some(snapshot) = &next.write_down {
+        status.snapshot = Some(snapshot.clone());
+    }
+    let all = &mut status.conditions;
+    if let Some(why) = &next.memory_lost {
+        let message = format!("started without its memory: {why}");
+        conditions::restored(all, sandbox, false, restored::COLD_START, message, now);
+        status.snapshot = None;
+        return;
+    }
+    let is_up = sandbox.spec.operating_mode == OperatingMode::Running
+        && next
+            .pod
+            .own()
+            .is_some_and(|pod| conditions::is_ready(pod, &next.stand));
+    if is_up && let Some(snapshot) = status.snapshot.take() {
+        let message = format!("restored from snapshot {}", snapshot.name);
+        conditions::restored(all, sandbox, true, restored::SNAPSHOT_RESTORED, message, now);
+        return;
+    }
+    // A pod that went with its guest asleep in it: its node is lost, or somebody deleted it.
+    let slept = objects::condition(all, SUSPENDED)
+        .is_some_and(|condition| condition.reason == suspended::GUEST_ASLEEP);
+    if slept && next.pod == PodSight::Absent {
+        let message = "the pod went while its guest slept in it; its memory is lost".to_owned();
+        conditions::restored(all, sandbox, false, restored::POD_GONE, message, now);
+    }
 }
 
 /// Whether the status is worth a write. That the pod has got its node is not, before the sandbox is ready: it goes with
@@ -175,5 +248,25 @@ pub(super) fn is_worth_writing(old: &SandboxStatus, new: &SandboxStatus) -> bool
         node_name: old.node_name.clone(),
         ..new.clone()
     };
-    *old != but_for_node || is_true(&new.conditions, dormouse_api::conditions::READY)
+    *old != but_for_node || is_true(&new.conditions, READY)
+}
+
+/// Whether it can wait a moment that a new pod is not ready yet. One with a readiness gate costs a write more than
+/// others, which this one makes up for.
+pub(super) fn can_wait(sandbox: &Sandbox, next: &Next, now: Timestamp) -> bool {
+    let age = sandbox
+        .metadata
+        .creation_timestamp
+        .as_ref()
+        .map(|made| now.duration_since(made.0));
+    let is_new = age.is_some_and(|age| age.as_secs() < WORTH_A_WORD);
+    let is_silent = sandbox
+        .status
+        .as_ref()
+        .is_none_or(|status| status.conditions.is_empty());
+    let is_fresh = |pod: &Pod| {
+        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+        guest::has_readiness_gate(pod) && phase == Some("Pending")
+    };
+    is_new && is_silent && next.troubles.is_empty() && next.pod.own().is_some_and(is_fresh)
 }

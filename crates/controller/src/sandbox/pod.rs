@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
-use dormouse_api::agents::Sandbox;
+use dormouse_api::agents::{Sandbox, SnapshotRef};
 use dormouse_api::names::{annotations, labels, name_hash};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Value, json};
 
+use super::guest::{self, GuestNext, Hibernation, Restore, Stand};
 use super::metadata::{PodMetadata, owners_with};
 use super::{Observed, Step, Trouble, volumes};
 use crate::objects::{self, Ownership, owner_reference, ownership};
@@ -70,35 +72,102 @@ fn tracked_pod(observed: &Observed) -> Option<&Arc<Pod>> {
         .find(|pod| objects::name(&pod.metadata) == name)
 }
 
+/// What is to be done about the pod, and about the guest in it.
+#[derive(Debug, Default)]
+pub(super) struct PodNext {
+    pub(super) sight: PodSight,
+    pub(super) guest: GuestNext,
+    /// A snapshot that has to be written down before anything else is done.
+    pub(super) write_down: Option<SnapshotRef>,
+    /// Why the sandbox starts without its memory.
+    pub(super) memory_lost: Option<String>,
+}
+
+impl PodNext {
+    fn of(sight: PodSight) -> Self {
+        Self {
+            sight,
+            ..Self::default()
+        }
+    }
+}
+
 /// What is to be done for a sandbox that is to run.
-pub(super) fn run(observed: &Observed, may_create: bool, steps: &mut Vec<Step>) -> Result<PodSight, Trouble> {
+pub(super) fn run(
+    observed: &Observed,
+    may_create: bool,
+    now: Timestamp,
+    steps: &mut Vec<Step>,
+) -> Result<PodNext, Trouble> {
     let sandbox = &*observed.sandbox;
     let pod = match choose(observed)? {
         PodSight::Own(pod) => pod,
-        PodSight::Foreign => return adopt(observed, steps),
-        PodSight::Absent | PodSight::Unknown if !may_create => return Ok(PodSight::Absent),
+        PodSight::Foreign => return adopt(observed, steps).map(PodNext::of),
+        PodSight::Absent | PodSight::Unknown if !may_create => return Ok(PodNext::default()),
         PodSight::Absent | PodSight::Unknown => {
             let pod = build(sandbox);
             track(sandbox, objects::name(&pod.metadata), steps, |steps| {
                 steps.push(Step::CreatePod(Box::new(pod.clone())));
             });
-            return Ok(PodSight::Own(Arc::new(as_created(pod))));
+            return Ok(PodNext::of(PodSight::Own(Arc::new(as_created(pod)))));
         }
     };
-    let name = objects::name(&pod.metadata);
-    track(sandbox, name, steps, |steps| {
-        if let Some(patch) = PodMetadata::of(sandbox).patch(&pod.metadata) {
-            steps.push(Step::PatchPod {
-                name: name.to_owned(),
-                patch,
-            });
+    keep_metadata(sandbox, &pod, steps);
+    let mut next = PodNext::default();
+    match guest::restore(observed, &pod, now) {
+        None => next.guest = guest::in_place(observed, &pod)?,
+        Some(Restore::Grant(granting)) => next.guest.steps = granting,
+        Some(Restore::Wait(what)) => {
+            next.guest.stand = Stand::WakingUp(what);
+            next.guest.requeue = Some(guest::patience());
         }
-    });
-    Ok(PodSight::Own(pod))
+        Some(Restore::GiveUp(why)) => {
+            next.guest.stand = Stand::WakingUp(why.clone());
+            next.memory_lost = Some(why);
+            if pod.metadata.deletion_timestamp.is_none() {
+                steps.push(delete(&pod));
+            }
+        }
+    }
+    next.sight = PodSight::Own(pod);
+    Ok(next)
+}
+
+/// What is to be done for a sandbox that is not to run and stays where it is, with its memory.
+pub(super) fn freeze(observed: &Observed, steps: &mut Vec<Step>) -> Result<PodNext, Trouble> {
+    let sight = choose(observed)?;
+    let mut next = PodNext::default();
+    match &sight {
+        PodSight::Own(pod) => {
+            keep_metadata(&observed.sandbox, pod, steps);
+            next.guest = guest::in_place(observed, pod)?;
+        }
+        PodSight::Absent | PodSight::Foreign | PodSight::Unknown => forget(&observed.sandbox, steps),
+    }
+    next.sight = sight;
+    Ok(next)
+}
+
+/// What is to be done for a sandbox that is not to run, whose memory is to be a snapshot.
+pub(super) fn hibernate(observed: &Observed, steps: &mut Vec<Step>) -> Result<PodNext, Trouble> {
+    let sight = choose(observed)?;
+    let PodSight::Own(pod) = &sight else {
+        forget(&observed.sandbox, steps);
+        return Ok(PodNext::of(sight));
+    };
+    let mut next = PodNext::default();
+    match guest::hibernate(observed, pod) {
+        Hibernation::UnderWay(guest) => next.guest = guest,
+        Hibernation::WriteDown(snapshot) => next.write_down = Some(snapshot),
+        Hibernation::Done if pod.metadata.deletion_timestamp.is_none() => steps.push(delete(pod)),
+        Hibernation::Done => {}
+    }
+    next.sight = sight;
+    Ok(next)
 }
 
 /// What is to be done for a sandbox that is not to run and whose memory need not be kept.
-pub(super) fn stop(observed: &Observed, steps: &mut Vec<Step>) -> Result<PodSight, Trouble> {
+pub(super) fn stop(observed: &Observed, steps: &mut Vec<Step>) -> Result<PodNext, Trouble> {
     let sight = choose(observed)?;
     match &sight {
         PodSight::Own(pod) => {
@@ -108,7 +177,19 @@ pub(super) fn stop(observed: &Observed, steps: &mut Vec<Step>) -> Result<PodSigh
         }
         PodSight::Absent | PodSight::Foreign | PodSight::Unknown => forget(&observed.sandbox, steps),
     }
-    Ok(sight)
+    Ok(PodNext::of(sight))
+}
+
+fn keep_metadata(sandbox: &Sandbox, pod: &Pod, steps: &mut Vec<Step>) {
+    let name = objects::name(&pod.metadata);
+    track(sandbox, name, steps, |steps| {
+        if let Some(patch) = PodMetadata::of(sandbox).patch(&pod.metadata) {
+            steps.push(Step::PatchPod {
+                name: name.to_owned(),
+                patch,
+            });
+        }
+    });
 }
 
 /// Deletes the pod if it is the sandbox's own.
@@ -203,7 +284,8 @@ pub(super) fn build(sandbox: &Sandbox) -> Pod {
     let (pod_labels, pod_annotations) = PodMetadata::of(sandbox).into_maps();
     let mut spec = sandbox.spec.pod_template.spec.clone();
     volumes::mount(&mut spec, sandbox);
-    Pod {
+    guest::gate(sandbox, &mut spec);
+    let mut pod = Pod {
         metadata: ObjectMeta {
             name: sandbox.metadata.name.clone(),
             namespace: sandbox.metadata.namespace.clone(),
@@ -214,7 +296,15 @@ pub(super) fn build(sandbox: &Sandbox) -> Pod {
         },
         spec: Some(spec),
         status: None,
+    };
+    let snapshot = sandbox
+        .status
+        .as_ref()
+        .and_then(|status| status.snapshot.as_ref());
+    if let Some(snapshot) = snapshot {
+        guest::fill(&mut pod, snapshot);
     }
+    pod
 }
 
 /// As the API server answers for it.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use dormouse_api::agents as api;
 use dormouse_api::agents::{OperatingMode, SandboxSpec, SuspensionType};
 use dormouse_core as core;
-use dormouse_core::{Policy, PolicyError, parse_duration};
+use dormouse_core::{Policy, PolicyError};
 
 /// What `operatingMode: Suspended` keeps.
 pub(super) fn strategy(spec: &SandboxSpec) -> SuspensionType {
@@ -25,27 +25,18 @@ pub(super) fn fallback(spec: &SandboxSpec) -> api::Fallback {
 
 /// The policy of the sandbox's guest. While it is suspended only an order wakes it.
 pub(super) fn policy(spec: &SandboxSpec) -> Result<Policy, PolicyError> {
-    let duration = |text: &Option<String>| text.as_deref().map(parse_duration).transpose();
-    let after = spec.sleep.clone().unwrap_or_default();
-    let by_order = spec.operating_mode == OperatingMode::Suspended
-        || spec.resume_policy == Some(api::ResumePolicy::Manual);
-    Ok(Policy {
-        idle_timeout: duration(&spec.idle_timeout)?,
-        freeze_after: duration(&after.freeze_after)?,
-        doze_after: duration(&after.doze_after)?,
-        hibernate_after: duration(&after.hibernate_after)?,
-        fallback: match fallback(spec) {
-            api::Fallback::ColdStart => core::Fallback::ColdStart,
-            api::Fallback::Hold => core::Fallback::Hold,
-            api::Fallback::Fail => core::Fallback::Fail,
-        },
-        resume_policy: if by_order {
-            core::ResumePolicy::Manual
-        } else {
-            core::ResumePolicy::OnDemand
-        },
-        ..Policy::default()
-    })
+    let mut all = annotations(spec);
+    let template = spec.pod_template.metadata.as_ref();
+    all.extend(
+        template
+            .and_then(|metadata| metadata.annotations.clone())
+            .unwrap_or_default(),
+    );
+    let (_, mut policy) = Policy::from_annotations(&all)?;
+    if spec.operating_mode == OperatingMode::Suspended {
+        policy.resume_policy = core::ResumePolicy::Manual;
+    }
+    Ok(policy)
 }
 
 /// Which of its policies that is, for the agent: one that comes later counts for more. Each change of the

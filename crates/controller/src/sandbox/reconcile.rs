@@ -18,18 +18,22 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 use tracing::{debug, info};
 
-use super::next::is_worth_writing;
-use super::{FIELD_MANAGER, Next, Observed, Settings, Step, Trouble, next, pod, volumes};
+use super::next::{WORTH_A_WORD, can_wait, is_worth_writing};
+use super::{FIELD_MANAGER, Next, Observed, Settings, Step, Trouble, guest, next, pod, volumes};
+use crate::agents::{Agents, Order, OrderError, Sight};
 use crate::cache::Cache;
 use crate::objects;
 use crate::patch::status_patch;
 use dormouse_api::names::name_hash;
 
-/// How often a look is taken again in one go because an object that was to be made was there already.
-const LOOKS: usize = 3;
+/// How often a look is taken again in one go: an object that was to be made was there already, or a guest has moved.
+const LOOKS: usize = 8;
 
 /// First and longest wait after a failure.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
+
+/// When it is written that a new pod is not ready, although that can wait.
+const WRITTEN_ANYWAY: Duration = Duration::from_secs(WORTH_A_WORD.unsigned_abs());
 
 /// What sandboxes are reconciled with.
 #[allow(missing_debug_implementations, reason = "the API server's client has none")]
@@ -48,6 +52,8 @@ pub struct SandboxContext {
     pub services: Arc<Cache<Service>>,
     /// All volume claims that bear a name's hash.
     pub volume_claims: Arc<Cache<PersistentVolumeClaim>>,
+    /// The agents of the nodes.
+    pub agents: Agents,
     /// Failures in a row.
     pub failures: Failures,
 }
@@ -120,6 +126,14 @@ pub async fn reconcile(sandbox: Arc<Sandbox>, context: Arc<SandboxContext>) -> R
         let planned = next(&observed, &context.settings, now);
         match context.perform(&planned.steps, &mut observed).await {
             Performed::Looked(found) => what = found,
+            // What the guest does now is what counts.
+            Performed::Ordered => {
+                if let Some(sandbox) = context.sandboxes.get(&key.0, &key.1) {
+                    let refusal = observed.refusal.take();
+                    observed = context.observe(sandbox);
+                    observed.refusal = refusal;
+                }
+            }
             Performed::Deleted => return Ok(Action::await_change()),
             Performed::Done(failed) => {
                 let planned = planned.after(failed, &observed, &context.settings, now);
@@ -136,6 +150,8 @@ enum Performed {
     Done(Vec<(Step, Trouble)>),
     /// Something that was to be made was there; it was looked at.
     Looked(&'static str),
+    /// All were done, and a guest has moved, or refused to.
+    Ordered,
     /// The sandbox is gone.
     Deleted,
 }
@@ -143,6 +159,8 @@ enum Performed {
 /// What became of one step.
 enum Outcome {
     Done,
+    Ordered,
+    Refused,
     Exists,
     Deleted,
 }
@@ -165,7 +183,23 @@ impl SandboxContext {
                     .get(namespace, &volumes::claim_name(template, &sandbox))
             })
             .collect();
+        let uid = objects::uid(meta);
+        let own = pods
+            .iter()
+            .find(|pod| objects::ownership(&pod.metadata, uid) == objects::Ownership::Own);
+        let guest = own.map_or(Sight::Unknown, |pod| {
+            self.agents
+                .sight(guest::node_of(pod), objects::uid(&pod.metadata))
+        });
+        let snapshot_node = sandbox
+            .status
+            .as_ref()
+            .and_then(|status| status.snapshot.as_ref()?.node_name.as_deref());
         Observed {
+            guest,
+            restore_node_linked: snapshot_node
+                .is_some_and(|node| self.agents.sight(node, "") != Sight::Unreachable),
+            refusal: None,
             pods,
             service: self.services.get(namespace, name),
             volume_claims,
@@ -176,6 +210,7 @@ impl SandboxContext {
     async fn perform(&self, steps: &[Step], observed: &mut Observed) -> Performed {
         let namespace = objects::namespace(&observed.sandbox.metadata).to_owned();
         let mut failed: Vec<(Step, Trouble)> = Vec::new();
+        let mut ordered = false;
         for step in steps {
             // The pod's note on the sandbox is about a pod that is not there then.
             let note = matches!(step, Step::PatchSandbox { .. });
@@ -191,6 +226,9 @@ impl SandboxContext {
             }
             match self.perform_one(step, observed, &namespace).await {
                 Ok(Outcome::Done) => debug!(namespace, step = step.what(), "done"),
+                Ok(Outcome::Ordered) => ordered = true,
+                // What was ordered with it would not fit any more.
+                Ok(Outcome::Refused) => return Performed::Ordered,
                 Ok(Outcome::Deleted) => return Performed::Deleted,
                 Ok(Outcome::Exists) => match self.look(step, observed, &namespace).await {
                     Ok(what) => return Performed::Looked(what),
@@ -198,6 +236,9 @@ impl SandboxContext {
                 },
                 Err(error) => failed.push((step.clone(), trouble(step, &error))),
             }
+        }
+        if ordered && failed.is_empty() {
+            return Performed::Ordered;
         }
         Performed::Done(failed)
     }
@@ -217,6 +258,14 @@ impl SandboxContext {
             }
             Step::PatchPod { name, patch } => self.patch(&self.pods, name, patch, namespace).await,
             Step::PatchService { name, patch } => self.patch(&self.services, name, patch, namespace).await,
+            Step::PatchPodStatus { name, patch } => {
+                let params = self.patch_params();
+                let pods: Api<Pod> = self.api(namespace);
+                let pod = pods.patch_status(name, &params, &Patch::Strategic(patch)).await?;
+                self.pods.wrote(pod);
+                Ok(Outcome::Done)
+            }
+            Step::Order { node, order } => Ok(self.order(node, order.clone(), observed).await),
             Step::DeletePod { name, uid } => self.delete(&self.pods, name, uid, namespace).await,
             Step::DeleteService { name, uid } => self.delete(&self.services, name, uid, namespace).await,
             Step::PatchSandbox { patch } => {
@@ -235,6 +284,32 @@ impl SandboxContext {
                 self.delete(&self.sandboxes, name, uid, namespace).await?;
                 Ok(Outcome::Deleted)
             }
+        }
+    }
+
+    async fn order(&self, node: &str, order: Order, observed: &mut Observed) -> Outcome {
+        match self.agents.order(node, order).await {
+            Ok(ordered) => {
+                debug!(node, took = ?ordered.took, "ordered");
+                Outcome::Ordered
+            }
+            Err(OrderError::Unreachable { .. }) => {
+                observed.guest = Sight::Unreachable;
+                Outcome::Refused
+            }
+            Err(error @ OrderError::Refused { .. }) => {
+                info!(namespace = objects::namespace(&observed.sandbox.metadata),
+                      name = objects::name(&observed.sandbox.metadata), %error, "an order was refused");
+                observed.refusal = Some(error.to_string());
+                Outcome::Refused
+            }
+        }
+    }
+
+    fn patch_params(&self) -> PatchParams {
+        PatchParams {
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+            ..PatchParams::default()
         }
     }
 
@@ -369,13 +444,12 @@ impl SandboxContext {
                     .await;
             }
         }
-        if is_worth_writing(&old, &planned.status)
+        let waits = can_wait(sandbox, &planned, Timestamp::now());
+        if !waits
+            && is_worth_writing(&old, &planned.status)
             && let Some(patch) = status_patch(&old, &planned.status)
         {
-            let params = PatchParams {
-                field_manager: Some(FIELD_MANAGER.to_owned()),
-                ..PatchParams::default()
-            };
+            let params = self.patch_params();
             let api: Api<Sandbox> = self.api(&key.0);
             match api.patch_status(&key.1, &params, &Patch::Merge(&patch)).await {
                 Ok(sandbox) => self.sandboxes.wrote(sandbox),
@@ -383,11 +457,32 @@ impl SandboxContext {
                 Err(error) => return Err(SandboxError::Status(error)),
             }
         }
+        for step in &planned.later {
+            let mut aside = observed.clone();
+            if let Step::Order { node, order } = step {
+                // It may take long, and a resume must not wait for it.
+                let (agents, node, order) = (self.agents.clone(), node.clone(), order.clone());
+                tokio::spawn(async move {
+                    if let Err(error) = agents.order(&node, order).await {
+                        info!(node, %error, "an order that nobody waits for was not carried out");
+                    }
+                });
+                continue;
+            }
+            if let Err(error) = self.perform_one(step, &mut aside, &key.0).await {
+                debug!(namespace = key.0, name = key.1, step = step.what(), %error, "failed, and is tried again");
+                return Err(SandboxError::Trouble(trouble(step, &error)));
+            }
+        }
         if let Some(trouble) = planned.troubles.into_iter().find(Trouble::may_pass) {
             return Err(SandboxError::Trouble(trouble));
         }
         self.failures.forget(&key);
-        Ok(planned.requeue.map_or_else(Action::await_change, Action::requeue))
+        let requeue = [planned.requeue, waits.then_some(WRITTEN_ANYWAY)]
+            .into_iter()
+            .flatten()
+            .min();
+        Ok(requeue.map_or_else(Action::await_change, Action::requeue))
     }
 
     async fn warn(&self, sandbox: &Sandbox, reason: &str, note: String) {

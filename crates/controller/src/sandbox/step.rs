@@ -3,6 +3,8 @@
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Service};
 use serde_json::Value;
 
+use crate::agents::Order;
+
 /// One write.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Step {
@@ -23,6 +25,20 @@ pub enum Step {
         name: String,
         /// JSON merge patch.
         patch: Value,
+    },
+    /// Changes the status of the pod.
+    PatchPodStatus {
+        /// Its name.
+        name: String,
+        /// JSON strategic merge patch.
+        patch: Value,
+    },
+    /// Gives the agent of a node an order. What the guest does then is looked at before anything else is done.
+    Order {
+        /// The node.
+        node: String,
+        /// The order.
+        order: Order,
     },
     /// Deletes the pod, if it is still this one.
     DeletePod {
@@ -68,6 +84,8 @@ impl Step {
             Self::PatchVolumeClaim { .. } => "patch PVC with owner reference",
             Self::CreatePod(_) => "create pod",
             Self::PatchPod { .. } => "patch pod",
+            Self::PatchPodStatus { .. } => "patch pod status",
+            Self::Order { order, .. } => order.what(),
             Self::DeletePod { .. } => "delete pod",
             Self::CreateService(_) => "create service",
             Self::PatchService { .. } => "patch service",

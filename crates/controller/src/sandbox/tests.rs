@@ -14,6 +14,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference,
 use serde_json::{Value, json};
 
 use super::{Next, Observed, Settings, Step, Trouble, next};
+use crate::agents::Sight;
 use crate::objects::{condition, owner_reference};
 
 fn now() -> Timestamp {
@@ -50,6 +51,9 @@ fn with(sandbox: Sandbox) -> Observed {
         pods: vec![],
         service: None,
         volume_claims: vec![],
+        guest: Sight::Unknown,
+        restore_node_linked: false,
+        refusal: None,
     }
 }
 

@@ -51,6 +51,9 @@ pub enum Trouble {
         /// Its address.
         cluster_ip: String,
     },
+    /// Fields that say when the sandbox sleeps cannot be understood.
+    #[error("the sandbox's sleep cannot be understood: {0}")]
+    Policy(String),
     /// The API server refuses for good what the specification leads to.
     #[error("failed to {step}: {message}")]
     Refused {
@@ -74,7 +77,10 @@ impl Trouble {
     #[must_use]
     pub const fn may_pass(&self) -> bool {
         // More than one pod ends with the event of one that goes.
-        !matches!(self, Self::Refused { .. } | Self::MultiplePods { .. })
+        !matches!(
+            self,
+            Self::Refused { .. } | Self::MultiplePods { .. } | Self::Policy(_)
+        )
     }
 
     /// Whether it leaves open what there is of the pod.
