@@ -5,5 +5,7 @@ mod snapshot;
 mod store;
 
 pub use node::{NodeRuntime, NodeSnapshot, NodeSwap, SandboxNode, SandboxNodeSpec, SandboxNodeStatus};
-pub use snapshot::{SandboxSnapshot, SandboxSnapshotSpec, SandboxSnapshotStatus, SnapshotContainer, SnapshotOrigin};
+pub use snapshot::{
+    SandboxSnapshot, SandboxSnapshotSpec, SandboxSnapshotStatus, SnapshotContainer, SnapshotOrigin,
+};
 pub use store::{SnapshotStore, SnapshotStoreSpec, SnapshotStoreStatus};

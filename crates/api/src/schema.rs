@@ -99,7 +99,8 @@ fn condition() -> Value {
 
 /// A definition of `core.json` without references.
 fn definition(name: &str) -> Value {
-    CORE.get(name).map_or(Value::Null, |found| resolved(found, DEEPEST))
+    CORE.get(name)
+        .map_or(Value::Null, |found| resolved(found, DEEPEST))
 }
 
 fn resolved(value: &Value, deeper: usize) -> Value {
@@ -107,9 +108,9 @@ fn resolved(value: &Value, deeper: usize) -> Value {
         Value::Object(fields) => {
             let mut all = Map::new();
             if let Some(name) = fields.get("$ref").and_then(Value::as_str) {
-                let named = deeper.checked_sub(1).and_then(|rest| {
-                    CORE.get(name).map(|definition| resolved(definition, rest))
-                });
+                let named = deeper
+                    .checked_sub(1)
+                    .and_then(|rest| CORE.get(name).map(|definition| resolved(definition, rest)));
                 // A reference that leads nowhere stays, and a test finds it.
                 match named {
                     Some(Value::Object(named)) => all.extend(named),

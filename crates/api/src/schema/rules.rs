@@ -7,8 +7,7 @@ use serde_json::{Value, json};
 
 /// What a duration looks like: what `dormouse_core::parse_duration` reads, with so few digits that CEL's `duration()`
 /// reads it as well and neither can overflow.
-pub const DURATION: &str =
-    "^(0|([0-9]{1,12}([.][0-9]{0,9})?ms|[0-9]{1,9}([.][0-9]{0,9})?s|[0-9]{1,7}([.][0-9]{0,9})?m|[0-9]{1,5}([.][0-9]{0,9})?h)+)$";
+pub const DURATION: &str = "^(0|([0-9]{1,12}([.][0-9]{0,9})?ms|[0-9]{1,9}([.][0-9]{0,9})?s|[0-9]{1,7}([.][0-9]{0,9})?m|[0-9]{1,5}([.][0-9]{0,9})?h)+)$";
 
 /// The longest text of a duration. It bounds what the rules may cost.
 pub const DURATION_LENGTH: usize = 32;

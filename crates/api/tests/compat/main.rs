@@ -1,0 +1,8 @@
+//! What agent-sandbox's own CustomResourceDefinitions have, ours have, and what its objects say, our types keep.
+
+mod compare;
+mod generated;
+mod given;
+mod round_trip;
+mod schema_values;
+mod validation;
