@@ -154,9 +154,7 @@ fn tidy(schema: &mut Value) {
             && number.fract() == 0.0
         {
             // Bounds are small.
-            #[allow(clippy::cast_possible_truncation)]
-            let whole = number as i64;
-            *value = Value::Number(Number::from(whole));
+            *value = Value::Number(Number::from(number as i64));
         }
     }
     if let Some(Value::String(text)) = fields.get_mut("description") {

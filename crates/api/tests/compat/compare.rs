@@ -223,254 +223,269 @@ fn our_fields_are_optional() {
     }
 }
 
-/// One thing wrong with our Sandbox or another kind: where, what is done there, and what the comparison has to say.
-struct Mutation {
-    file: &'static str,
-    at: &'static str,
-    change: fn(&mut Value),
-    found: &'static str,
+/// What is done to a definition of ours.
+#[derive(Debug)]
+enum Change {
+    /// This JSON is put there.
+    Put(&'static str),
+    /// What is there is taken out.
+    Out,
 }
+use Change::{Out, Put};
 
 const SANDBOX: &str = UPSTREAM[0];
 const CLAIM: &str = UPSTREAM[1];
 const POOL: &str = UPSTREAM[3];
-const ROOT: &str = "/spec/versions/0/schema/openAPIV3Schema";
-const SPEC: &str = "/spec/versions/0/schema/openAPIV3Schema/properties/spec";
-const CONTAINER: &str = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/podTemplate/properties/spec/properties/containers/items";
 
-fn remove(value: &mut Value, key: &str) {
-    value.as_object_mut().unwrap().remove(key).unwrap();
-}
-
-const MUTATIONS: &[Mutation] = &[
-    Mutation {
-        file: SANDBOX,
-        at: ROOT,
-        change: |v| v["required"] = json!([]),
-        found: ": required is [], not [\"spec\"]",
-    },
-    Mutation {
-        file: SANDBOX,
-        at: CONTAINER,
-        change: |v| remove(&mut v["properties"], "image"),
-        found: ".spec.podTemplate.spec.containers[].image is not there",
-    },
-    Mutation {
-        file: SANDBOX,
-        at: CONTAINER,
-        change: |v| v["properties"]["image"]["type"] = json!("integer"),
-        found: ".spec.podTemplate.spec.containers[].image: type is \"integer\", not \"string\"",
-    },
-    Mutation {
-        file: SANDBOX,
-        at: CONTAINER,
-        change: |v| v["properties"]["image"]["maxLength"] = json!(9),
-        found: ".spec.podTemplate.spec.containers[].image: maxLength is 9, not nothing",
-    },
-    Mutation {
-        file: SANDBOX,
-        at: CONTAINER,
-        change: |v| v["properties"]["image"]["nullable"] = json!(true),
-        found: "image: nullable is true, not nothing",
-    },
-    Mutation {
-        file: SANDBOX,
-        at: CONTAINER,
-        change: |v| v["required"] = json!(["name", "image"]),
-        found: ".spec.podTemplate.spec.containers[]: required is [\"image\",\"name\"], not [\"name\"]",
-    },
-    Mutation {
-        file: SANDBOX,
-        at: CONTAINER,
-        change: |v| {
-            remove(
-                &mut v["properties"]["ports"]["items"]["properties"]["protocol"],
-                "default",
-            )
-        },
-        found: ".protocol: default is nothing, not \"TCP\"",
-    },
-    Mutation {
-        file: SANDBOX,
-        at: CONTAINER,
-        change: |v| v["properties"]["ports"]["x-kubernetes-list-map-keys"] = json!(["containerPort"]),
-        found: ".ports: x-kubernetes-list-map-keys is [\"containerPort\"]",
-    },
-    Mutation {
-        file: SANDBOX,
-        at: CONTAINER,
-        change: |v| v["properties"]["args"]["x-kubernetes-list-type"] = json!("set"),
-        found: ".args: x-kubernetes-list-type is \"set\", not \"atomic\"",
-    },
-    Mutation {
-        file: SANDBOX,
-        at: CONTAINER,
-        change: |v| {
-            remove(
-                &mut v["properties"]["resources"]["properties"]["limits"]["additionalProperties"],
-                "x-kubernetes-int-or-string",
-            )
-        },
-        found: ".limits{}: x-kubernetes-int-or-string is nothing, not true",
-    },
-    Mutation {
-        file: SANDBOX,
-        at: CONTAINER,
-        change: |v| {
-            v["properties"]["resources"]["properties"]["limits"]["additionalProperties"]["pattern"] =
-                json!(".")
-        },
-        found: ".limits{}: pattern is \".\"",
-    },
-    Mutation {
-        file: SANDBOX,
-        at: SPEC,
-        change: |v| remove(&mut v["properties"]["operatingMode"], "default"),
-        found: ".spec.operatingMode: default is nothing, not \"Running\"",
-    },
-    Mutation {
-        file: SANDBOX,
-        at: SPEC,
-        change: |v| v["properties"]["operatingMode"]["enum"] = json!(["Running"]),
-        found: ".spec.operatingMode: enum is [\"Running\"]",
-    },
-    Mutation {
-        file: SANDBOX,
-        at: SPEC,
-        change: |v| remove(&mut v["properties"]["shutdownTime"], "format"),
-        found: ".spec.shutdownTime: format is nothing, not \"date-time\"",
-    },
-    Mutation {
-        file: SANDBOX,
-        at: SPEC,
-        change: |v| remove(v, "x-kubernetes-validations"),
-        found: ".spec lacks the rule",
-    },
-    Mutation {
-        file: SANDBOX,
-        at: SPEC,
-        change: |v| v["x-kubernetes-validations"][0]["message"] = json!("no"),
-        found: ".spec lacks the rule",
-    },
-    Mutation {
-        file: SANDBOX,
-        at: SPEC,
-        change: |v| v["x-kubernetes-validations"][1] = json!({"rule": "self.operatingMode == 'Running'"}),
-        found: ".spec has the rule",
-    },
-    Mutation {
-        file: SANDBOX,
-        at: CONTAINER,
-        change: |v| v["x-kubernetes-validations"] = json!([{"rule": "has(self.image)"}]),
-        found: "containers[] has the rule",
-    },
-    Mutation {
-        file: SANDBOX,
-        at: SPEC,
-        change: |v| v["required"] = json!(["podTemplate", "idleTimeout"]),
-        found: ".spec: required is",
-    },
-    Mutation {
-        file: SANDBOX,
-        at: SPEC,
-        change: |v| v["properties"]["idleTimeout"]["default"] = json!("5m"),
-        found: ".spec.idleTimeout has a default",
-    },
-    Mutation {
-        file: SANDBOX,
-        at: SPEC,
-        change: |v| v["properties"]["idleTimeouts"] = json!({"type": "string"}),
-        found: ".spec.idleTimeouts is beyond agent-sandbox's",
-    },
-    Mutation {
-        file: SANDBOX,
-        at: SPEC,
-        change: |v| remove(&mut v["properties"], "sleep"),
-        found: ".spec.sleep is listed as ours and is not there",
-    },
-    Mutation {
-        file: SANDBOX,
-        at: "/spec",
-        change: |v| v["scope"] = json!("Cluster"),
-        found: "/spec/scope is \"Cluster\"",
-    },
-    Mutation {
-        file: SANDBOX,
-        at: "/spec",
-        change: |v| v["names"]["shortNames"] = json!(["sb"]),
-        found: "/spec/names/shortNames is",
-    },
-    Mutation {
-        file: SANDBOX,
-        at: "/spec",
-        change: |v| v["names"]["categories"] = json!(["all"]),
-        found: "/spec/names/categories is",
-    },
-    Mutation {
-        file: SANDBOX,
-        at: "/spec/versions/0",
-        change: |v| v["subresources"]["scale"] = json!({}),
-        found: "/spec/versions is",
-    },
-    Mutation {
-        file: SANDBOX,
-        at: "/spec/versions/0",
-        change: |v| v["storage"] = json!(false),
-        found: "/spec/versions is",
-    },
-    Mutation {
-        file: SANDBOX,
-        at: "/metadata",
-        change: |v| v["name"] = json!("x"),
-        found: "/metadata/name is \"x\"",
-    },
-    Mutation {
-        file: CLAIM,
-        at: "/spec/versions/0",
-        change: |v| {
-            v["additionalPrinterColumns"].as_array_mut().unwrap().pop();
-        },
-        found: "/spec/versions is",
-    },
-    Mutation {
-        file: CLAIM,
-        at: SPEC,
-        change: |v| {
-            remove(
-                &mut v["properties"]["lifecycle"]["properties"]["ttlSecondsAfterFinished"],
-                "minimum",
-            )
-        },
-        found: "ttlSecondsAfterFinished: minimum is nothing, not 0",
-    },
-    Mutation {
-        file: CLAIM,
-        at: SPEC,
-        change: |v| remove(&mut v["properties"]["env"], "x-kubernetes-list-type"),
-        found: ".spec.env: x-kubernetes-list-type is nothing",
-    },
-    Mutation {
-        file: POOL,
-        at: "/spec/versions/0/subresources",
-        change: |v| remove(v, "scale"),
-        found: "/spec/versions is",
-    },
+/// A definition, a place in it, what is done there, and what the comparison has to say. Places begin with `/`, or with
+/// `root`, `spec`, `properties` (of the specification) or `container` (properties of a container).
+const MUTATIONS: &[(&str, &str, Change, &str)] = &[
+    (
+        SANDBOX,
+        "/metadata/name",
+        Put(r#""x""#),
+        r#"/metadata/name is "x""#,
+    ),
+    (
+        SANDBOX,
+        "/spec/scope",
+        Put(r#""Cluster""#),
+        r#"/spec/scope is "Cluster""#,
+    ),
+    (
+        SANDBOX,
+        "/spec/names/shortNames",
+        Put(r#"["sb"]"#),
+        "/spec/names/shortNames is",
+    ),
+    (
+        SANDBOX,
+        "/spec/names/categories",
+        Put(r#"["all"]"#),
+        "/spec/names/categories is",
+    ),
+    (
+        SANDBOX,
+        "/spec/versions/0/subresources/scale",
+        Put("{}"),
+        "/spec/versions is",
+    ),
+    (
+        SANDBOX,
+        "/spec/versions/0/subresources/status",
+        Out,
+        "/spec/versions is",
+    ),
+    (
+        SANDBOX,
+        "/spec/versions/0/storage",
+        Put("false"),
+        "/spec/versions is",
+    ),
+    (
+        SANDBOX,
+        "/spec/versions/0/additionalPrinterColumns/0/name",
+        Put(r#""Up""#),
+        "/spec/versions is",
+    ),
+    (
+        CLAIM,
+        "/spec/versions/0/additionalPrinterColumns/1/jsonPath",
+        Put(r#"".x""#),
+        "/spec/versions is",
+    ),
+    (
+        POOL,
+        "/spec/versions/0/subresources/scale",
+        Out,
+        "/spec/versions is",
+    ),
+    (
+        SANDBOX,
+        "root/required",
+        Put("[]"),
+        r#": required is [], not ["spec"]"#,
+    ),
+    (
+        SANDBOX,
+        "spec/required",
+        Put(r#"["podTemplate", "idleTimeout"]"#),
+        ".spec: required is",
+    ),
+    (
+        SANDBOX,
+        "spec/x-kubernetes-validations",
+        Out,
+        ".spec lacks the rule",
+    ),
+    (
+        SANDBOX,
+        "spec/x-kubernetes-validations/0/message",
+        Put(r#""no""#),
+        ".spec lacks the rule",
+    ),
+    (
+        SANDBOX,
+        "spec/x-kubernetes-validations/1/rule",
+        Put(r#""self.service""#),
+        ".spec has the rule",
+    ),
+    (
+        SANDBOX,
+        "properties/operatingMode/default",
+        Out,
+        r#": default is nothing, not "Running""#,
+    ),
+    (
+        SANDBOX,
+        "properties/operatingMode/enum",
+        Put(r#"["Running"]"#),
+        r#": enum is ["Running"]"#,
+    ),
+    (
+        SANDBOX,
+        "properties/shutdownTime/format",
+        Out,
+        r#": format is nothing, not "date-time""#,
+    ),
+    (
+        SANDBOX,
+        "properties/service/x-kubernetes-validations",
+        Put(r#"[{"rule": "self"}]"#),
+        ".service has the rule",
+    ),
+    (
+        SANDBOX,
+        "properties/idleTimeout/default",
+        Put(r#""5m""#),
+        ".spec.idleTimeout has a default",
+    ),
+    (
+        SANDBOX,
+        "properties/idleTimeouts",
+        Put(r#"{"type": "string"}"#),
+        ".spec.idleTimeouts is beyond",
+    ),
+    (
+        SANDBOX,
+        "properties/sleep",
+        Out,
+        ".spec.sleep is listed as ours and is not there",
+    ),
+    (
+        SANDBOX,
+        "container/image",
+        Out,
+        ".spec.podTemplate.spec.containers[].image is not there",
+    ),
+    (
+        SANDBOX,
+        "container/image/type",
+        Put(r#""integer""#),
+        r#".image: type is "integer", not "string""#,
+    ),
+    (
+        SANDBOX,
+        "container/image/maxLength",
+        Put("9"),
+        ".image: maxLength is 9, not nothing",
+    ),
+    (
+        SANDBOX,
+        "container/image/nullable",
+        Put("true"),
+        ".image: nullable is true, not nothing",
+    ),
+    (
+        SANDBOX,
+        "container/ports/items/required",
+        Out,
+        ".ports[]: required is nothing",
+    ),
+    (
+        SANDBOX,
+        "container/ports/items/properties/protocol/default",
+        Out,
+        r#": default is nothing, not "TCP""#,
+    ),
+    (
+        SANDBOX,
+        "container/ports/x-kubernetes-list-map-keys",
+        Put("[]"),
+        ".ports: x-kubernetes-list-map-keys is []",
+    ),
+    (
+        SANDBOX,
+        "container/args/x-kubernetes-list-type",
+        Put(r#""set""#),
+        r#".args: x-kubernetes-list-type is "set""#,
+    ),
+    (
+        SANDBOX,
+        "container/resources/properties/limits/additionalProperties/x-kubernetes-int-or-string",
+        Out,
+        ".limits{}: x-kubernetes-int-or-string is nothing, not true",
+    ),
+    (
+        SANDBOX,
+        "container/resources/properties/limits/additionalProperties/pattern",
+        Put(r#"".""#),
+        r#".limits{}: pattern is ".""#,
+    ),
+    (
+        CLAIM,
+        "properties/env/x-kubernetes-list-type",
+        Out,
+        ".spec.env: x-kubernetes-list-type is nothing",
+    ),
+    (
+        CLAIM,
+        "properties/lifecycle/properties/ttlSecondsAfterFinished/minimum",
+        Out,
+        ".ttlSecondsAfterFinished: minimum is nothing, not 0",
+    ),
+    (
+        CLAIM,
+        "properties/idleTimeout",
+        Put(r#"{"type": "string"}"#),
+        ".spec.idleTimeout is beyond",
+    ),
 ];
+
+/// Where a place of [`MUTATIONS`] is.
+fn pointer(place: &str) -> String {
+    const ROOT: &str = "/spec/versions/0/schema/openAPIV3Schema";
+    const POD: &str = "/properties/spec/properties/podTemplate/properties/spec";
+    let (from, rest) = place.split_once('/').unwrap();
+    let from = match from {
+        "" => String::new(),
+        "root" => ROOT.to_owned(),
+        "spec" => format!("{ROOT}/properties/spec"),
+        "properties" => format!("{ROOT}/properties/spec/properties"),
+        "container" => format!("{ROOT}{POD}/properties/containers/items/properties"),
+        other => panic!("{other}"),
+    };
+    format!("{from}/{rest}")
+}
 
 /// The comparison can fail: nothing that is done to our definitions gets past it.
 #[test]
 fn a_difference_is_found() {
-    for mutation in MUTATIONS {
-        let mut mutated = ours(mutation.file).clone();
-        let at = mutated
-            .pointer_mut(mutation.at)
-            .unwrap_or_else(|| panic!("{} is not there", mutation.at));
-        (mutation.change)(at);
-        let (found, _) = differences(upstream(mutation.file), &mutated, beyond(mutation.file));
+    for (file, place, change, expected) in MUTATIONS {
+        let mut mutated = ours(file).clone();
+        let place = pointer(place);
+        let (parent, key) = place.rsplit_once('/').unwrap();
+        let parent = mutated
+            .pointer_mut(parent)
+            .unwrap_or_else(|| panic!("{parent} is not there"));
+        match change {
+            Put(json) => parent[key] = serde_json::from_str(json).unwrap(),
+            Out => drop(parent.as_object_mut().unwrap().remove(key).unwrap()),
+        }
+        let (found, _) = differences(upstream(file), &mutated, beyond(file));
         assert!(
-            found.iter().any(|difference| difference.contains(mutation.found)),
-            "{} was expected; found:\n{}",
-            mutation.found,
+            found.iter().any(|difference| difference.contains(expected)),
+            "{place} {change:?}: {expected} was expected; found:\n{}",
             found.join("\n")
         );
     }
