@@ -4,6 +4,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::CustomResourceExt;
 use serde_json::{Number, Value, json};
 
+use crate::schema::rules;
 use crate::{agents, dormouse, extensions, gke};
 
 /// A CustomResourceDefinition and the file below `crds/` that it is kept in.
@@ -91,7 +92,7 @@ fn finished(folder: &str, crd: &CustomResourceDefinition) -> Result<Definition, 
         .and_then(|schema| schema.get_mut("openAPIV3Schema"))
         .ok_or_else(|| incomplete("schema"))?;
     tidy(schema);
-    root(schema).ok_or_else(|| incomplete("root object"))?;
+    root(schema, kind).ok_or_else(|| incomplete("root object"))?;
     // Whatever features of serde_json the rest of a build turns on.
     object.sort_all_objects();
     Ok(Definition {
@@ -110,8 +111,12 @@ fn is_empty(value: &Value) -> bool {
 }
 
 /// The fields that every object has, and the rules about the object as a whole.
-fn root(schema: &mut Value) -> Option<()> {
+fn root(schema: &mut Value, kind: &str) -> Option<()> {
     let fields = schema.as_object_mut()?;
+    // The name stands outside of what a type says about itself.
+    if kind == "SnapshotStore" {
+        fields.insert("x-kubernetes-validations".to_owned(), rules::snapshot_store());
+    }
     let properties = fields.get_mut("properties")?.as_object_mut()?;
     properties.insert("apiVersion".to_owned(), json!({"type": "string"}));
     properties.insert("kind".to_owned(), json!({"type": "string"}));
@@ -135,6 +140,13 @@ fn tidy(schema: &mut Value) {
         return;
     };
     fields.remove("nullable");
+    // The way from the types to here takes the types out of alternatives, where a structural schema has none but here.
+    if fields.get("x-kubernetes-int-or-string") == Some(&Value::Bool(true)) {
+        fields.insert(
+            "anyOf".to_owned(),
+            json!([{"type": "integer"}, {"type": "string"}]),
+        );
+    }
     fields.remove("title");
     for bound in ["minimum", "maximum"] {
         if let Some(value) = fields.get_mut(bound)
@@ -142,9 +154,7 @@ fn tidy(schema: &mut Value) {
             && number.fract() == 0.0
         {
             // Bounds are small.
-            #[allow(clippy::cast_possible_truncation)]
-            let whole = number as i64;
-            *value = Value::Number(Number::from(whole));
+            *value = Value::Number(Number::from(number as i64));
         }
     }
     if let Some(Value::String(text)) = fields.get_mut("description") {

@@ -5,6 +5,7 @@
 
 mod bench;
 mod binaries;
+mod crds;
 mod demo;
 mod exec;
 mod fuzz;
@@ -41,6 +42,8 @@ enum Command {
     Test(test::Args),
     /// Run the fuzz targets, each for a bounded time.
     Fuzz(fuzz::Args),
+    /// Write the CustomResourceDefinitions in crds/, or check that they are what crates/api makes of its types.
+    Crds(crds::Args),
     /// Show a real gVisor pod falling asleep and waking up again.
     Demo(demo::Args),
     /// Measure; results go to benches/results.
@@ -68,6 +71,7 @@ fn run(command: &Command) -> anyhow::Result<()> {
         }
         Command::Test(args) => test::run(args),
         Command::Fuzz(args) => fuzz::run(args),
+        Command::Crds(args) => crds::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Bench(bench) => bench::run(bench),
     }

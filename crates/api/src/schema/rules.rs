@@ -25,7 +25,7 @@ fn rule(rule: impl Into<String>, message: impl Into<String>) -> Value {
     json!({"rule": rule.into(), "message": message.into()})
 }
 
-fn string(longest: usize, rules: Vec<Value>) -> Schema {
+fn string(longest: usize, rules: &[Value]) -> Schema {
     let schema = json!({
         "type": "string",
         "maxLength": longest,
@@ -36,7 +36,7 @@ fn string(longest: usize, rules: Vec<Value>) -> Schema {
 
 /// A duration of a policy.
 pub fn policy_duration(_: &mut SchemaGenerator) -> Schema {
-    string(DURATION_LENGTH, vec![policy_duration_rule()])
+    string(DURATION_LENGTH, &[policy_duration_rule()])
 }
 
 /// How long something has to be idle.
@@ -45,7 +45,7 @@ pub fn idle_timeout(_: &mut SchemaGenerator) -> Schema {
         format!("!self.matches('{DURATION}') || duration(self) >= duration('{SHORTEST_IDLE_TIMEOUT}')"),
         format!("must be at least {SHORTEST_IDLE_TIMEOUT}"),
     );
-    string(DURATION_LENGTH, vec![policy_duration_rule(), shortest])
+    string(DURATION_LENGTH, &[policy_duration_rule(), shortest])
 }
 
 /// How long something is kept.
@@ -54,7 +54,7 @@ pub fn time_to_live(_: &mut SchemaGenerator) -> Schema {
         format!("self.matches('{DURATION}') && duration(self) > duration('0s')"),
         "must be a duration longer than nothing, as in \"72h\" or \"30m\"",
     );
-    string(DURATION_LENGTH, vec![rule])
+    string(DURATION_LENGTH, &[rule])
 }
 
 fn policy_duration_rule() -> Value {
@@ -69,7 +69,7 @@ fn policy_duration_rule() -> Value {
 pub fn sandbox_name(_: &mut SchemaGenerator) -> Schema {
     string(
         253,
-        vec![
+        &[
             rule(
                 format!("self.matches('{SUBDOMAIN}')"),
                 "must be the name of a Sandbox: lower-case letters, digits, '-' and '.'",
@@ -86,7 +86,7 @@ pub fn sandbox_name(_: &mut SchemaGenerator) -> Schema {
 pub fn golden(_: &mut SchemaGenerator) -> Schema {
     string(
         253,
-        vec![rule(
+        &[rule(
             format!("self == 'Auto' || self.matches('{SUBDOMAIN}')"),
             "must be \"Auto\" or the name of a SandboxSnapshot in the pool's namespace; leave it out to boot each standby",
         )],
