@@ -9,6 +9,8 @@ use anyhow::{Result, bail};
 pub struct Built {
     /// Third-party parts: `bin/` and `images/`. `DORMOUSE_STACK_DIR`, else `target/stack/current`.
     pub stack: PathBuf,
+    /// What makes a cluster: `bin/`. `DORMOUSE_CLUSTER_DIR`, else `target/stack/current-cluster`; need not be there.
+    pub cluster: PathBuf,
     /// Dormouse's own binaries. `DORMOUSE_BIN_DIR`, else `target/bin/debug`.
     pub bin: PathBuf,
 }
@@ -25,6 +27,7 @@ impl Built {
         };
         let built = Self {
             stack: dir("DORMOUSE_STACK_DIR", "stack/current"),
+            cluster: dir("DORMOUSE_CLUSTER_DIR", "stack/current-cluster"),
             bin: dir("DORMOUSE_BIN_DIR", "bin/debug"),
         };
         if !built.stack.join("bin/containerd").is_file() {
@@ -35,7 +38,7 @@ impl Built {
         }
         Ok(Self {
             stack: built.stack.canonicalize()?,
-            bin: built.bin,
+            ..built
         })
     }
 
@@ -43,6 +46,21 @@ impl Built {
     #[must_use]
     pub fn part(&self, name: &str) -> PathBuf {
         self.stack.join("bin").join(name)
+    }
+
+    /// The directory of the binaries that make a cluster.
+    ///
+    /// # Errors
+    /// When they have not been built.
+    pub fn cluster_bin(&self) -> Result<PathBuf> {
+        let bin = self.cluster.join("bin");
+        if !bin.join("kube-apiserver").is_file() {
+            bail!(
+                "no kube-apiserver in {}: run `cargo xtask stack --cluster` first",
+                bin.display()
+            );
+        }
+        Ok(bin.canonicalize()?)
     }
 
     /// One of Dormouse's own binaries.
@@ -53,7 +71,7 @@ impl Built {
         let path = self.bin.join(name);
         if !path.is_file() {
             bail!(
-                "no {name} in {}: `cargo xtask test --only node` builds it",
+                "no {name} in {}: `cargo xtask test --only node` (or `cluster`) builds it",
                 self.bin.display()
             );
         }

@@ -6,6 +6,7 @@
 mod bench;
 mod binaries;
 mod crds;
+mod cluster;
 mod demo;
 mod exec;
 mod fuzz;
@@ -37,8 +38,15 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Build the pinned containerd, runc, gVisor, CNI plugins and test images into target/stack.
-    Stack,
-    /// Run unit tests, node tests on the real stack, fault tests and VM tests.
+    Stack {
+        /// Also what makes a cluster: etcd, the control plane, kubelet, kube-proxy, kubectl, CoreDNS, helm, kwok.
+        #[arg(long)]
+        cluster: bool,
+    },
+    /// Bring a real Kubernetes cluster up on this machine, use it, and take it down.
+    #[command(subcommand)]
+    Cluster(cluster::Cluster),
+    /// Run unit tests, node tests on the real stack, fault tests, cluster tests and VM tests.
     Test(test::Args),
     /// Run the fuzz targets, each for a bounded time.
     Fuzz(fuzz::Args),
@@ -64,15 +72,27 @@ fn main() -> ExitCode {
 
 fn run(command: &Command) -> anyhow::Result<()> {
     match command {
-        Command::Stack => {
-            let paths = paths::Paths::discover()?;
-            prereq::ensure(&[prereq::Group::Stack])?;
-            stack::build(&paths).map(|stack| println!("The stack is in {}", stack.dir.display()))
-        }
+        Command::Stack { cluster } => build_stack(*cluster),
+        Command::Cluster(command) => cluster::run(command),
         Command::Test(args) => test::run(args),
         Command::Fuzz(args) => fuzz::run(args),
         Command::Crds(args) => crds::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Bench(bench) => bench::run(bench),
     }
+}
+
+fn build_stack(cluster: bool) -> anyhow::Result<()> {
+    let paths = paths::Paths::discover()?;
+    prereq::ensure(&[prereq::Group::Stack])?;
+    let stack = if cluster {
+        stack::build_with_cluster(&paths)?
+    } else {
+        stack::build(&paths)?
+    };
+    println!("The stack is in {}", stack.dir.display());
+    if let Some(dir) = &stack.cluster {
+        println!("What makes a cluster is in {}", dir.display());
+    }
+    Ok(())
 }

@@ -1,0 +1,15 @@
+//! A real Kubernetes cluster on this machine.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+
+mod access;
+mod installer;
+mod life;
+mod nodes;
+mod pods;
+mod restarts;
+mod support;
