@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = crate::schema::rules::suspension_strategy()))]
 pub struct SuspensionStrategy {
-    /// What is kept.
+    /// What is kept: `Stop`, its volumes, as in agent-sandbox; `Freeze`, all, in a pod that stays, asleep; `Hibernate`,
+    /// all, in a snapshot, and the pod goes.
     #[serde(default, rename = "type")]
     pub type_: SuspensionType,
     /// What becomes of the sandbox if its memory cannot be had back. Default: `ColdStart`.
@@ -40,7 +41,8 @@ impl SuspensionType {
     }
 }
 
-/// What becomes of a sandbox whose memory cannot be had back.
+/// What becomes of a sandbox whose memory cannot be had back. `ColdStart`: it starts without. `Hold`: it stays asleep,
+/// and the resume is tried again. `Fail`: it stays asleep until somebody asks anew. Default: `ColdStart`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum Fallback {
     /// It starts anew, without its memory.
@@ -63,7 +65,8 @@ impl Fallback {
     }
 }
 
-/// What may wake an idle sandbox that sleeps.
+/// What may wake an idle sandbox that sleeps. `OnDemand`: a packet, a request, an exec, or an order. `Manual`: only an
+/// order or an exec. Default: `OnDemand`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 pub enum ResumePolicy {
     /// A packet, a request, an exec, or an order.

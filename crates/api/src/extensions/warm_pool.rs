@@ -89,7 +89,8 @@ pub enum UpdateStrategyType {
     OnReplenish,
 }
 
-/// Rung that standbys wait on.
+/// Rung that standbys wait on. `Running`: awake. `Frozen`: stopped, with their memory. `Dozing`: their memory in swap.
+/// `Hibernated`: their memory in a snapshot. Default: `Running`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 pub enum Standby {
     /// Awake.
