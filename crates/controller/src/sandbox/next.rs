@@ -20,6 +20,9 @@ use crate::objects::{self, is_true};
 /// How old a sandbox is when it is said that it is not ready yet, although that could wait, in seconds.
 pub(super) const WORTH_A_WORD: i64 = 5;
 
+/// How often a look is taken at a pod that is not the sandbox's and bears its name.
+const STRANGER: Duration = Duration::from_secs(60);
+
 /// What is known about a sandbox and what belongs to it.
 #[derive(Debug, Clone)]
 pub struct Observed {
@@ -118,7 +121,9 @@ pub fn next(observed: &Observed, settings: &Settings, now: Timestamp) -> Next {
             && !matches!(next.stand, Stand::WakingUp(_));
         next.later.extend(guest::readiness(pod, open, now));
     }
-    next.requeue = [next.requeue, found.guest.requeue].into_iter().flatten().min();
+    // Nobody says when a stranger goes.
+    let stranger = (next.pod == PodSight::Foreign).then_some(STRANGER);
+    next.requeue = [next.requeue, found.guest.requeue, stranger].into_iter().flatten().min();
     if found.write_down.is_some() {
         // It must not be forgotten where the memory is before the pod goes.
         next.requeue = Some(Duration::ZERO);

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use dormouse_api::agents::Sandbox;
-use dormouse_api::conditions::{READY, ready};
+use dormouse_api::agents::{OperatingMode, Sandbox};
+use dormouse_api::conditions::{READY, SUSPENDED, ready, suspended};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Service};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
@@ -82,6 +82,9 @@ pub enum SandboxError {
     /// Something is in the way that may pass; it stands in the sandbox's conditions.
     #[error("{0}")]
     Trouble(Trouble),
+    /// The pod of the sandbox's name could not be looked at.
+    #[error("failed to get pod: {0}")]
+    Look(#[source] kube::Error),
     /// The status could not be written.
     #[error("failed to patch sandbox status: {0}")]
     Status(#[source] kube::Error),
@@ -120,6 +123,7 @@ pub async fn reconcile(sandbox: Arc<Sandbox>, context: Arc<SandboxContext>) -> R
         return Ok(Action::await_change());
     };
     let mut observed = context.observe(sandbox);
+    context.look_for_stranger(&mut observed).await?;
     let mut what = "pod";
     for _ in 0..LOOKS {
         let now = Timestamp::now();
@@ -205,6 +209,29 @@ impl SandboxContext {
             volume_claims,
             sandbox,
         }
+    }
+
+    /// A pod of the sandbox's name that bears no label of ours is not among those that are watched. One that is to run
+    /// meets it when its pod is made; one that is not has to look, once, before it says that there is none.
+    async fn look_for_stranger(&self, observed: &mut Observed) -> Result<(), SandboxError> {
+        let sandbox = &*observed.sandbox;
+        let is_said = sandbox.status.as_ref().is_some_and(|status| {
+            objects::condition(&status.conditions, SUSPENDED).is_some_and(|condition| {
+                condition.reason == suspended::POD_TERMINATED
+                    && condition.observed_generation == sandbox.metadata.generation
+            })
+        });
+        if sandbox.spec.operating_mode == OperatingMode::Running || is_said || !observed.pods.is_empty() {
+            return Ok(());
+        }
+        let api: Api<Pod> = self.api(objects::namespace(&sandbox.metadata));
+        let name = pod::tracked_name(sandbox);
+        let found = api.get_opt(name).await.map_err(SandboxError::Look)?;
+        // What is there of our own is known already, or has just gone.
+        let uid = objects::uid(&sandbox.metadata);
+        let stranger = found.filter(|pod| objects::ownership(&pod.metadata, uid) != objects::Ownership::Own);
+        observed.pods.extend(stranger.map(Arc::new));
+        Ok(())
     }
 
     async fn perform(&self, steps: &[Step], observed: &mut Observed) -> Performed {

@@ -1,5 +1,7 @@
 //! What is decided for sandboxes, case by case.
 
+mod memory;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
