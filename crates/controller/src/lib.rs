@@ -15,6 +15,7 @@ pub mod log;
 pub mod metrics;
 pub mod objects;
 pub mod patch;
+pub mod quantity;
 pub mod queue;
 mod run;
 pub mod sandbox;

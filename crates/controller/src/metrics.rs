@@ -11,6 +11,8 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::sandbox::Transition;
+
 /// What the controller counts.
 #[derive(Debug)]
 pub struct Metrics {
@@ -18,12 +20,19 @@ pub struct Metrics {
     reconciles: Family<ReconcileLabels, Histogram, fn() -> Histogram>,
     requests: Family<RequestLabels, Counter>,
     leader: Gauge,
+    transitions: Family<TransitionLabels, Histogram, fn() -> Histogram>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReconcileLabels {
     kind: String,
     outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TransitionLabels {
+    direction: &'static str,
+    strategy: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -52,6 +61,16 @@ impl Default for Metrics {
             "Requests to the API server, watches excepted",
             requests.clone(),
         );
+        let transitions =
+            Family::<TransitionLabels, Histogram, fn() -> Histogram>::new_with_constructor(|| {
+                Histogram::new(exponential_buckets(0.005, 2.0, 16))
+            });
+        registry.register_with_unit(
+            "dormouse_sandbox_transition",
+            "From the first look at what was asked for until the sandbox is suspended, or ready again",
+            Unit::Seconds,
+            transitions.clone(),
+        );
         let leader = Gauge::default();
         registry.register(
             "dormouse_controller_leader",
@@ -65,6 +84,7 @@ impl Default for Metrics {
             reconciles,
             requests,
             leader,
+            transitions,
         }
     }
 }
@@ -77,6 +97,17 @@ impl Metrics {
             outcome: if ok { "ok" } else { "error" },
         };
         self.reconciles.get_or_create(&labels).observe(took.as_secs_f64());
+    }
+
+    /// A sandbox was suspended, or is ready again.
+    pub fn moved(&self, transition: &Transition) {
+        let labels = TransitionLabels {
+            direction: transition.direction.as_str(),
+            strategy: transition.strategy.as_str(),
+        };
+        self.transitions
+            .get_or_create(&labels)
+            .observe(transition.took.as_secs_f64());
     }
 
     /// A request was answered; 0 stands for one that was not.

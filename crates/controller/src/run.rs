@@ -194,6 +194,8 @@ fn begin(
         volume_claims: Arc::clone(&index.volume_claims),
         agents: index.agents.clone(),
         failures: sandbox::Failures::default(),
+        transitions: sandbox::Transitions::default(),
+        metrics: Arc::clone(metrics),
     });
     tracker.spawn(work(
         index.sandbox_queue.clone(),

@@ -2,6 +2,7 @@
 //!
 //! [`next`] is pure: from what is known it says what to do and what the status will be then. [`reconcile`] does it.
 
+mod capacity;
 mod conditions;
 mod expiry;
 mod guest;
@@ -12,6 +13,7 @@ mod policy;
 mod reconcile;
 mod service;
 mod step;
+mod transitions;
 mod trouble;
 mod volumes;
 
@@ -22,6 +24,7 @@ pub use guest::{READINESS_GATE, RESTORE_GATE};
 pub use next::{Next, Observed, Settings, next};
 pub use reconcile::{Failures, SandboxContext, SandboxError, on_error, reconcile};
 pub use step::Step;
+pub use transitions::{Direction, Transition, Transitions};
 pub use trouble::Trouble;
 
 /// Who writes, for the API server's record of field owners.

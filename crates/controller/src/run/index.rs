@@ -6,7 +6,7 @@ use std::sync::Arc;
 use dormouse_api::agents::Sandbox;
 use dormouse_api::extensions::SandboxTemplate;
 use dormouse_api::names::labels;
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, PodSpec, Service};
+use k8s_openapi::api::core::v1::{Container, PersistentVolumeClaim, Pod, PodSpec, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::watcher;
@@ -208,6 +208,15 @@ fn trim_pod(pod: &mut Pod) {
         node_name: spec.node_name,
         readiness_gates: spec.readiness_gates,
         scheduling_gates: spec.scheduling_gates,
+        containers: spec.containers.into_iter().map(trim_container).collect(),
         ..PodSpec::default()
     });
+}
+
+fn trim_container(container: Container) -> Container {
+    Container {
+        name: container.name,
+        resources: container.resources,
+        ..Container::default()
+    }
 }

@@ -217,6 +217,14 @@ fn suspended_condition(sight: &Sight<'_>) -> Condition {
 }
 
 fn finished_condition(sight: &Sight<'_>) -> Option<Condition> {
+    // How the containers of a pod end that is taken away says nothing about their work.
+    let is_taken_away = sight
+        .pod
+        .own()
+        .is_some_and(|pod| pod.metadata.deletion_timestamp.is_some());
+    if is_taken_away && sight.sandbox.spec.operating_mode == OperatingMode::Suspended {
+        return None;
+    }
     let (reason, message) = sight.pod.own().and_then(end)?;
     Some(new(sight.sandbox, FINISHED, "True", reason, message))
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_api::agents::{OperatingMode, Sandbox, SandboxStatus, SnapshotRef, SuspensionType};
-use dormouse_api::conditions::{READY, SUSPENDED, restored, suspended};
+use dormouse_api::conditions::{POD_SCHEDULED, READY, SUSPENDED, restored, suspended};
 use dormouse_api::names::{labels, name_hash};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Service};
@@ -13,12 +13,12 @@ use super::conditions::{self, ips};
 use super::guest::{self, Stand};
 use super::pod::{PodNext, PodSight};
 use super::policy::strategy;
-use super::{Step, Trouble, expiry, pod, service, volumes};
+use super::{Step, Trouble, capacity, expiry, pod, service, volumes};
 use crate::agents::Sight;
 use crate::objects::{self, is_true};
 
-/// How old a sandbox is when it is said that it is not ready yet, although that could wait, in seconds.
-pub(super) const WORTH_A_WORD: i64 = 5;
+/// How old a pod is when it is said how it gets on, although that could wait.
+const WORTH_A_WORD: Duration = Duration::from_secs(3);
 
 /// How often a look is taken at a pod that is not the sandbox's and bears its name.
 const STRANGER: Duration = Duration::from_secs(60);
@@ -120,10 +120,14 @@ pub fn next(observed: &Observed, settings: &Settings, now: Timestamp) -> Next {
         let open = sandbox.spec.operating_mode == OperatingMode::Running
             && !matches!(next.stand, Stand::WakingUp(_));
         next.later.extend(guest::readiness(pod, open, now));
+        next.later.extend(capacity::resize(sandbox, pod, &next.stand));
     }
     // Nobody says when a stranger goes.
     let stranger = (next.pod == PodSight::Foreign).then_some(STRANGER);
-    next.requeue = [next.requeue, found.guest.requeue, stranger].into_iter().flatten().min();
+    next.requeue = [next.requeue, found.guest.requeue, stranger]
+        .into_iter()
+        .flatten()
+        .min();
     if found.write_down.is_some() {
         // It must not be forgotten where the memory is before the pod goes.
         next.requeue = Some(Duration::ZERO);
@@ -243,35 +247,40 @@ fn remember_memory(status: &mut SandboxStatus, sandbox: &Sandbox, next: &Next, n
     }
 }
 
-/// Whether the status is worth a write. That the pod has got its node is not, before the sandbox is ready: it goes with
-/// the next write.
+/// Whether the status is worth a write.
 pub(super) fn is_worth_writing(old: &SandboxStatus, new: &SandboxStatus) -> bool {
-    if old == new {
-        return false;
-    }
-    let but_for_node = SandboxStatus {
-        node_name: old.node_name.clone(),
-        ..new.clone()
-    };
-    *old != but_for_node || is_true(&new.conditions, READY)
+    old != new
 }
 
-/// Whether it can wait a moment that a new pod is not ready yet. One with a readiness gate costs a write more than
-/// others, which this one makes up for.
-pub(super) fn can_wait(sandbox: &Sandbox, next: &Next, now: Timestamp) -> bool {
-    let age = sandbox
+/// How long it can wait to be written that a pod gets on, but is not ready yet: the next word about it is close. `None` if
+/// it cannot. That it has got a node goes with the next write; and a pod with a readiness gate costs a write more than
+/// others, which saying nothing of its beginning makes up for.
+pub(super) fn can_wait(sandbox: &Sandbox, next: &Next, now: Timestamp) -> Option<Duration> {
+    let pod = next.pod.own()?;
+    if !next.troubles.is_empty() || is_true(&next.status.conditions, READY) {
+        return None;
+    }
+    let age = pod
         .metadata
         .creation_timestamp
         .as_ref()
-        .map(|made| now.duration_since(made.0));
-    let is_new = age.is_some_and(|age| age.as_secs() < WORTH_A_WORD);
-    let is_silent = sandbox
-        .status
-        .as_ref()
-        .is_none_or(|status| status.conditions.is_empty());
-    let is_fresh = |pod: &Pod| {
-        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-        guest::has_readiness_gate(pod) && phase == Some("Pending")
+        .map_or(Duration::ZERO, |made| {
+            Duration::try_from(now.duration_since(made.0)).unwrap_or_default()
+        });
+    let left = WORTH_A_WORD.checked_sub(age).filter(|left| !left.is_zero())?;
+    let old = sandbox.status.clone().unwrap_or_default();
+    let is_beginning = old.conditions.is_empty() && guest::has_readiness_gate(pod);
+    (is_beginning || are_alike(&old, &next.status)).then_some(left)
+}
+
+/// Whether they differ in no more than where the pod is.
+fn are_alike(old: &SandboxStatus, new: &SandboxStatus) -> bool {
+    let essence = |status: &SandboxStatus| {
+        let mut status = status.clone();
+        status.node_name = None;
+        let scheduled = objects::condition(&status.conditions, POD_SCHEDULED).is_some();
+        objects::remove(&mut status.conditions, POD_SCHEDULED);
+        (status, scheduled)
     };
-    is_new && is_silent && next.troubles.is_empty() && next.pod.own().is_some_and(is_fresh)
+    essence(old) == essence(new)
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dormouse_api::agents::{OperatingMode, Sandbox};
 use dormouse_api::conditions::{READY, SUSPENDED, ready, suspended};
@@ -18,10 +18,11 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 use tracing::{debug, info};
 
-use super::next::{WORTH_A_WORD, can_wait, is_worth_writing};
-use super::{FIELD_MANAGER, Next, Observed, Settings, Step, Trouble, guest, next, pod, volumes};
+use super::next::{can_wait, is_worth_writing};
+use super::{FIELD_MANAGER, Next, Observed, Settings, Step, Transitions, Trouble, guest, next, pod, volumes};
 use crate::agents::{Agents, Order, OrderError, Sight};
 use crate::cache::Cache;
+use crate::metrics::Metrics;
 use crate::objects;
 use crate::patch::status_patch;
 use dormouse_api::names::name_hash;
@@ -31,9 +32,6 @@ const LOOKS: usize = 8;
 
 /// First and longest wait after a failure.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
-
-/// When it is written that a new pod is not ready, although that can wait.
-const WRITTEN_ANYWAY: Duration = Duration::from_secs(WORTH_A_WORD.unsigned_abs());
 
 /// What sandboxes are reconciled with.
 #[allow(missing_debug_implementations, reason = "the API server's client has none")]
@@ -56,6 +54,10 @@ pub struct SandboxContext {
     pub agents: Agents,
     /// Failures in a row.
     pub failures: Failures,
+    /// Suspends and resumes under way.
+    pub transitions: Transitions,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
 }
 
 /// Failures in a row, by sandbox.
@@ -119,7 +121,9 @@ fn key(sandbox: &Sandbox) -> (String, String) {
 /// If it has to be tried again.
 pub async fn reconcile(sandbox: Arc<Sandbox>, context: Arc<SandboxContext>) -> Result<Action, SandboxError> {
     let key = key(&sandbox);
+    let begun = Instant::now();
     let Some(sandbox) = context.sandboxes.get(&key.0, &key.1) else {
+        context.transitions.forget(&key);
         return Ok(Action::await_change());
     };
     let mut observed = context.observe(sandbox);
@@ -141,7 +145,7 @@ pub async fn reconcile(sandbox: Arc<Sandbox>, context: Arc<SandboxContext>) -> R
             Performed::Deleted => return Ok(Action::await_change()),
             Performed::Done(failed) => {
                 let planned = planned.after(failed, &observed, &context.settings, now);
-                return context.conclude(&observed, planned, key).await;
+                return context.conclude(&observed, planned, key, begun).await;
             }
         }
     }
@@ -289,6 +293,15 @@ impl SandboxContext {
                 let params = self.patch_params();
                 let pods: Api<Pod> = self.api(namespace);
                 let pod = pods.patch_status(name, &params, &Patch::Strategic(patch)).await?;
+                self.pods.wrote(pod);
+                Ok(Outcome::Done)
+            }
+            Step::ResizePod { name, patch } => {
+                let pods: Api<Pod> = self.api(namespace);
+                let params = self.patch_params();
+                let pod = pods
+                    .patch_subresource("resize", name, &params, &Patch::Strategic(patch))
+                    .await?;
                 self.pods.wrote(pod);
                 Ok(Outcome::Done)
             }
@@ -456,6 +469,7 @@ impl SandboxContext {
         observed: &Observed,
         planned: Next,
         key: (String, String),
+        begun: Instant,
     ) -> Result<Action, SandboxError> {
         let sandbox = &*observed.sandbox;
         let old = sandbox.status.clone().unwrap_or_default();
@@ -471,8 +485,9 @@ impl SandboxContext {
                     .await;
             }
         }
+        let ended = self.transitions.note(&key, sandbox, &planned.status, begun);
         let waits = can_wait(sandbox, &planned, Timestamp::now());
-        if !waits
+        if waits.is_none()
             && is_worth_writing(&old, &planned.status)
             && let Some(patch) = status_patch(&old, &planned.status)
         {
@@ -483,6 +498,9 @@ impl SandboxContext {
                 Err(error) if is_not_found(&error) => return Ok(Action::await_change()),
                 Err(error) => return Err(SandboxError::Status(error)),
             }
+        }
+        if let Some(ended) = ended {
+            self.metrics.moved(&ended);
         }
         for step in &planned.later {
             let mut aside = observed.clone();
@@ -497,6 +515,11 @@ impl SandboxContext {
                 continue;
             }
             if let Err(error) = self.perform_one(step, &mut aside, &key.0).await {
+                if matches!(step, Step::ResizePod { .. }) {
+                    // A kubelet that does not take it will not take it the next time.
+                    debug!(namespace = key.0, name = key.1, %error, "the requests stay as they are");
+                    continue;
+                }
                 debug!(namespace = key.0, name = key.1, step = step.what(), %error, "failed, and is tried again");
                 return Err(SandboxError::Trouble(trouble(step, &error)));
             }
@@ -505,10 +528,7 @@ impl SandboxContext {
             return Err(SandboxError::Trouble(trouble));
         }
         self.failures.forget(&key);
-        let requeue = [planned.requeue, waits.then_some(WRITTEN_ANYWAY)]
-            .into_iter()
-            .flatten()
-            .min();
+        let requeue = [planned.requeue, waits].into_iter().flatten().min();
         Ok(requeue.map_or_else(Action::await_change, Action::requeue))
     }
 

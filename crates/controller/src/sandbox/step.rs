@@ -33,6 +33,13 @@ pub enum Step {
         /// JSON strategic merge patch.
         patch: Value,
     },
+    /// Changes what the pod's containers ask for.
+    ResizePod {
+        /// Its name.
+        name: String,
+        /// JSON strategic merge patch.
+        patch: Value,
+    },
     /// Gives the agent of a node an order. What the guest does then is looked at before anything else is done.
     Order {
         /// The node.
@@ -85,6 +92,7 @@ impl Step {
             Self::CreatePod(_) => "create pod",
             Self::PatchPod { .. } => "patch pod",
             Self::PatchPodStatus { .. } => "patch pod status",
+            Self::ResizePod { .. } => "resize pod",
             Self::Order { order, .. } => order.what(),
             Self::DeletePod { .. } => "delete pod",
             Self::CreateService(_) => "create service",

@@ -1,5 +1,6 @@
 //! What is decided for sandboxes, case by case.
 
+mod capacity;
 mod memory;
 
 use std::collections::BTreeMap;

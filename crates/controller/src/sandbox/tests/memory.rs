@@ -9,7 +9,10 @@ use crate::agents::{Guest, Order};
 
 fn with_strategy(type_: SuspensionType) -> Sandbox {
     let mut sandbox = annotated(sandbox(), annotations::POD_NAME, "box");
-    sandbox.spec.suspension_strategy = Some(SuspensionStrategy { type_, fallback: None });
+    sandbox.spec.suspension_strategy = Some(SuspensionStrategy {
+        type_,
+        fallback: None,
+    });
     sandbox
 }
 
@@ -40,11 +43,17 @@ fn pod_of(sandbox: &Sandbox) -> Pod {
     let mine = pod.spec.as_mut().unwrap();
     mine.readiness_gates = spec.readiness_gates;
     mine.scheduling_gates = spec.scheduling_gates;
-    pod.status.as_mut().unwrap().conditions.as_mut().unwrap().push(PodCondition {
-        type_: "ContainersReady".to_owned(),
-        status: "True".to_owned(),
-        ..PodCondition::default()
-    });
+    pod.status
+        .as_mut()
+        .unwrap()
+        .conditions
+        .as_mut()
+        .unwrap()
+        .push(PodCondition {
+            type_: "ContainersReady".to_owned(),
+            status: "True".to_owned(),
+            ..PodCondition::default()
+        });
     pod
 }
 
@@ -81,26 +90,47 @@ fn frozen_in_place_it_is_suspended_with_its_pod() {
     sandbox.spec.operating_mode = OperatingMode::Suspended;
     let next = decide(&seen(&sandbox, guest(Rung::Running, 0)));
     assert_eq!(what(&next), ["set the policy", "freeze the guest"]);
-    let Step::Order { node, order: Order::SetPolicy { policy, generation, .. } } = &next.steps[0] else { panic!() };
+    let Step::Order {
+        node,
+        order: Order::SetPolicy {
+            policy, generation, ..
+        },
+    } = &next.steps[0]
+    else {
+        panic!()
+    };
     assert_eq!((node.as_str(), *generation), ("node-1", 3));
     assert_eq!(policy.resume_policy, dormouse_core::ResumePolicy::Manual);
-    assert!(said(&next, "Suspended").is_some_and(|(status, reason, _)| (status, reason) == ("False", "GuestFallingAsleep")));
+    assert!(
+        said(&next, "Suspended")
+            .is_some_and(|(status, reason, _)| (status, reason) == ("False", "GuestFallingAsleep"))
+    );
 
     let next = decide(&seen(&sandbox, guest(Rung::Frozen, 3)));
     assert_eq!(what(&next), [""; 0]);
     assert_eq!(later(&next), ["let the guest doze"]);
     assert_eq!(
         said(&next, "Suspended"),
-        Some(("True", "GuestAsleep", "Sandbox is suspended with its memory in place (Frozen)"))
+        Some((
+            "True",
+            "GuestAsleep",
+            "Sandbox is suspended with its memory in place (Frozen)"
+        ))
     );
-    assert_eq!(said(&next, "Ready"), Some(("False", "SandboxSuspended", "Sandbox is suspended")));
+    assert_eq!(
+        said(&next, "Ready"),
+        Some(("False", "SandboxSuspended", "Sandbox is suspended"))
+    );
     assert_eq!(next.status.pod_ips, ["10.0.0.1"]);
 
     let next = decide(&seen(&sandbox, guest(Rung::Dozing, 3)));
     assert_eq!((what(&next), later(&next)), (vec![], vec![]));
     // Its agent is away: that it sleeps is not undone by that, but it is not said either.
     let next = decide(&seen(&sandbox, Sight::Unreachable));
-    assert!(said(&next, "Suspended").is_some_and(|(status, _, message)| status == "False" && message.contains("node-1")));
+    assert!(
+        said(&next, "Suspended")
+            .is_some_and(|(status, _, message)| status == "False" && message.contains("node-1"))
+    );
     assert!(next.requeue.is_some());
 
     // And back.
@@ -110,12 +140,28 @@ fn frozen_in_place_it_is_suspended_with_its_pod() {
     back.metadata.generation = Some(4);
     let next = decide(&seen(&back, guest(Rung::Dozing, 3)));
     assert_eq!(what(&next), ["wake the guest"]);
-    assert_eq!(next.status.conditions.iter().find(|c| c.type_ == "Ready").unwrap().status, "False");
+    assert_eq!(
+        next.status
+            .conditions
+            .iter()
+            .find(|c| c.type_ == "Ready")
+            .unwrap()
+            .status,
+        "False"
+    );
     let next = decide(&seen(&back, guest(Rung::Running, 3)));
     assert_eq!(what(&next), [""; 0]);
     assert_eq!(later(&next), ["set the policy", "patch pod status"]);
-    let ready = next.status.conditions.iter().find(|c| c.type_ == "Ready").unwrap();
-    assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("True", "DependenciesReady"));
+    let ready = next
+        .status
+        .conditions
+        .iter()
+        .find(|c| c.type_ == "Ready")
+        .unwrap();
+    assert_eq!(
+        (ready.status.as_str(), ready.reason.as_str()),
+        ("True", "DependenciesReady")
+    );
 }
 
 #[test]
@@ -130,7 +176,10 @@ fn asleep_because_it_was_idle_it_stays_ready() {
     assert!(said(&next, "Dormant").is_some_and(|(status, reason, _)| (status, reason) == ("False", "Awake")));
     // A sandbox without our fields has none of our conditions.
     let plain = annotated(self::sandbox(), annotations::POD_NAME, "box");
-    assert_eq!(said(&decide(&seen(&plain, guest(Rung::Dozing, 3))), "Dormant"), None);
+    assert_eq!(
+        said(&decide(&seen(&plain, guest(Rung::Dozing, 3))), "Dormant"),
+        None
+    );
 }
 
 #[test]
@@ -142,13 +191,19 @@ fn hibernated_the_snapshot_is_written_down_before_the_pod_goes() {
     let next = decide(&seen(&sandbox, guest(Rung::Hibernated, 0)));
     assert_eq!((what(&next), next.requeue), (vec![], Some(Duration::ZERO)));
     let snapshot = next.status.snapshot.clone().unwrap();
-    assert_eq!((snapshot.name.as_str(), snapshot.node_name.as_deref()), ("snap-1", Some("node-1")));
+    assert_eq!(
+        (snapshot.name.as_str(), snapshot.node_name.as_deref()),
+        ("snap-1", Some("node-1"))
+    );
     sandbox.status = Some(next.status);
     let next = decide(&seen(&sandbox, guest(Rung::Hibernated, 0)));
     assert_eq!(what(&next), ["delete pod"]);
     assert_eq!(next.status.snapshot, Some(snapshot.clone()));
     let next = decide(&with(sandbox.clone()));
-    assert!(said(&next, "Suspended").is_some_and(|(status, reason, _)| (status, reason) == ("True", "PodTerminated")));
+    assert!(
+        said(&next, "Suspended")
+            .is_some_and(|(status, reason, _)| (status, reason) == ("True", "PodTerminated"))
+    );
     assert_eq!(next.status.snapshot, Some(snapshot));
 }
 
@@ -161,11 +216,16 @@ fn resumed(fallback: Option<Fallback>) -> (Sandbox, Pod) {
         node_name: Some("node-1".to_owned()),
     });
     let next = decide(&with(sandbox.clone()));
-    let Step::CreatePod(pod) = &next.steps[0] else { panic!() };
+    let Step::CreatePod(pod) = &next.steps[0] else {
+        panic!()
+    };
     let mut pod = (**pod).clone();
     pod.metadata.uid = Some("pod-2".to_owned());
     pod.metadata.creation_timestamp = Some(Time(now() - Duration::from_secs(5)));
-    pod.status = Some(PodStatus { phase: Some("Pending".to_owned()), ..PodStatus::default() });
+    pod.status = Some(PodStatus {
+        phase: Some("Pending".to_owned()),
+        ..PodStatus::default()
+    });
     (sandbox, pod)
 }
 
@@ -175,19 +235,32 @@ fn resumed_the_new_pod_waits_for_leave_and_goes_where_the_snapshot_is() {
     let spec = pod.spec.clone().unwrap();
     assert_eq!(
         spec.scheduling_gates,
-        Some(vec![PodSchedulingGate { name: crate::sandbox::RESTORE_GATE.to_owned() }])
+        Some(vec![PodSchedulingGate {
+            name: crate::sandbox::RESTORE_GATE.to_owned()
+        }])
     );
     let affinity = serde_json::to_value(spec.affinity).unwrap();
     let path = "/nodeAffinity/requiredDuringSchedulingIgnoredDuringExecution/nodeSelectorTerms/0/matchFields/0/values/0";
     assert_eq!(affinity.pointer(path), Some(&json!("node-1")));
-    assert_eq!(pod.metadata.annotations.as_ref().unwrap()["dormouse.dev/restore-from"], "snap-1");
+    assert_eq!(
+        pod.metadata.annotations.as_ref().unwrap()["dormouse.dev/restore-from"],
+        "snap-1"
+    );
 
     let mut observed = with(sandbox.clone());
     observed.pods = vec![Arc::new(pod.clone())];
     observed.restore_node_linked = true;
     let next = decide(&observed);
     assert_eq!(what(&next), ["grant the restore", "patch pod"]);
-    let Step::Order { order: Order::Grant { pod: uid, snapshot, .. }, .. } = &next.steps[0] else { panic!() };
+    let Step::Order {
+        order: Order::Grant {
+            pod: uid, snapshot, ..
+        },
+        ..
+    } = &next.steps[0]
+    else {
+        panic!()
+    };
     assert_eq!((uid.as_str(), snapshot.as_str()), ("pod-2", "snap-1"));
 
     // Up again: the snapshot has done its service.
@@ -197,7 +270,10 @@ fn resumed_the_new_pod_waits_for_leave_and_goes_where_the_snapshot_is() {
     observed.guest = guest(Rung::Running, 3);
     let next = decide(&observed);
     assert!(said(&next, "Ready").is_some_and(|(status, ..)| status == "True"));
-    assert!(said(&next, "Restored").is_some_and(|(status, reason, _)| (status, reason) == ("True", "SnapshotRestored")));
+    assert!(
+        said(&next, "Restored")
+            .is_some_and(|(status, reason, _)| (status, reason) == ("True", "SnapshotRestored"))
+    );
     assert_eq!(next.status.snapshot, None);
 }
 
@@ -246,6 +322,11 @@ fn a_pod_that_went_with_its_guest_asleep_is_said_to_have() {
     sandbox.spec.operating_mode = OperatingMode::Suspended;
     sandbox.status = Some(decide(&seen(&sandbox, guest(Rung::Dozing, 3))).status);
     let next = decide(&with(sandbox));
-    assert!(said(&next, "Restored").is_some_and(|(status, reason, _)| (status, reason) == ("False", "PodGone")));
-    assert!(said(&next, "Suspended").is_some_and(|(status, reason, _)| (status, reason) == ("True", "PodTerminated")));
+    assert!(
+        said(&next, "Restored").is_some_and(|(status, reason, _)| (status, reason) == ("False", "PodGone"))
+    );
+    assert!(
+        said(&next, "Suspended")
+            .is_some_and(|(status, reason, _)| (status, reason) == ("True", "PodTerminated"))
+    );
 }
