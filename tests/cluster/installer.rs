@@ -7,9 +7,12 @@ use serde_json::json;
 
 use crate::support::{LIMIT, ask, server};
 
+/// containerd ends what it is just about to start when it is stopped, so this runs twice: the second time there is nothing to do.
 const INSTALL: &str = "
 set -e
-cat > /host/etc/containerd/conf.d/50-other.toml <<'END'
+place=/host/etc/containerd/conf.d/50-other.toml
+if [ -e $place ]; then echo installed; exec sleep 86400; fi
+cat > $place <<'END'
 version = 3
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.other]
 runtime_type = 'io.containerd.runc.v2'

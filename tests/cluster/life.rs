@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use dormouse_testkit::cluster::{self, part};
@@ -162,7 +162,7 @@ async fn a_detached_cluster_stays_until_it_is_taken_down() {
         output.starts_with("node-1 ") && output.contains(" Ready "),
         "{output}"
     );
-    assert!(Path::new(found.kubeconfig()).is_file());
+    assert!(found.kubeconfig().is_file());
     cluster::take_down(index).unwrap();
     names.assert_gone();
 }

@@ -13,3 +13,4 @@ mod nodes;
 mod pods;
 mod restarts;
 mod support;
+mod tools;

@@ -31,6 +31,7 @@ async fn parts_and_nodes_go_and_come_back() {
     let name = cluster.nodes()[0].name().to_owned();
     let node = &cluster.nodes()[0];
     for unit in [part::CONTAINERD, part::KUBELET, part::PROXY] {
+        let before = node.process(unit).unwrap();
         node.signal(unit, Signal::SIGKILL).unwrap();
         wait::until(unit, LIMIT, async || {
             let status = node.unit(unit)?;
@@ -39,6 +40,8 @@ async fn parts_and_nodes_go_and_come_back() {
         })
         .await
         .unwrap();
+        assert!(!before.alive());
+        assert_ne!(node.process(unit).unwrap(), before);
     }
     assert_eq!(ask(address).await, "sandboxed");
     cluster.apply(&server("default", "later", None)).await.unwrap();

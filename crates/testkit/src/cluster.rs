@@ -4,8 +4,8 @@
 //! This host reaches machines, pods and services by their addresses. Everything of a cluster is below one directory, one cgroup and one
 //! bridge, so that several run side by side, and each can be removed without a trace, also after a crash ([`Cluster::sweep`]).
 
+mod client;
 mod control;
-mod kubectl;
 pub mod machine;
 mod network;
 mod node;
@@ -26,8 +26,8 @@ use tokio::net::{TcpStream, UnixStream};
 
 use crate::built::Built;
 use crate::host::{ProcessId, wait};
+use client::Client;
 use control::Users;
-use kubectl::Kubectl;
 use machine::{Machine, MachineSpec, UnitStatus};
 use pki::Pki;
 use record::Record;
@@ -107,7 +107,7 @@ pub struct Cluster {
     slot: Slot,
     options: ClusterOptions,
     record: Record,
-    kubectl: Kubectl,
+    client: Client,
     admin_token: String,
     control: Machine,
     nodes: Vec<Machine>,
@@ -157,17 +157,16 @@ impl Cluster {
         let mut record = Record::new(&slot, &built, options.detached);
         let names: Vec<String> = (1..=options.nodes).map(node::name).collect();
         let users = Users::new(&names);
-        let kubectl = Kubectl {
-            program: built.cluster_bin()?.join("kubectl"),
-            kubeconfig: slot.dir.join("kubeconfig"),
-            cache: slot.dir.join("kubectl-cache"),
+        let client = Client {
+            bin: built.cluster_bin()?,
+            dir: slot.dir.clone(),
         };
         let mut made = Made {
             machines: Vec::new(),
             phases: Vec::new(),
             began: Instant::now(),
         };
-        let up = bring_up(&built, &slot, &options, &users, &kubectl, &mut record, &mut made).await;
+        let up = bring_up(&built, &slot, &options, &users, &client, &mut record, &mut made).await;
         if let Err(error) = up {
             let words = last_words(&made.machines);
             let _ = teardown::remove(&record);
@@ -180,7 +179,7 @@ impl Cluster {
             slot,
             options,
             record,
-            kubectl,
+            client,
             admin_token: users.admin.token,
             control,
             nodes: machines.collect(),
@@ -212,7 +211,7 @@ impl Cluster {
     /// The administrator's kubeconfig.
     #[must_use]
     pub fn kubeconfig(&self) -> PathBuf {
-        self.kubectl.kubeconfig.clone()
+        self.client.kubeconfig()
     }
 
     /// The API server's URL.
@@ -300,13 +299,21 @@ impl Cluster {
     /// # Errors
     /// When it fails; the error holds what it said.
     pub async fn kubectl(&self, arguments: &[&str]) -> Result<String> {
-        self.kubectl.run(arguments, None).await
+        self.client.kubectl(arguments, None).await
     }
 
     /// The command `kubectl`, for other uses of it.
     #[must_use]
     pub fn kubectl_command(&self) -> std::process::Command {
-        self.kubectl.command()
+        self.client.command("kubectl")
+    }
+
+    /// Runs helm as administrator, and returns what it printed.
+    ///
+    /// # Errors
+    /// As [`Self::kubectl`].
+    pub async fn helm(&self, arguments: &[&str]) -> Result<String> {
+        self.client.run("helm", arguments, None).await
     }
 
     /// Applies an object, or a `List` of objects.
@@ -314,8 +321,8 @@ impl Cluster {
     /// # Errors
     /// When the API server refuses one.
     pub async fn apply(&self, object: &Value) -> Result<String> {
-        self.kubectl
-            .run(&["apply", "-f", "-"], Some(object.to_string().as_bytes()))
+        self.client
+            .kubectl(&["apply", "-f", "-"], Some(object.to_string().as_bytes()))
             .await
     }
 
@@ -384,7 +391,7 @@ impl Cluster {
     /// # Errors
     /// When it does not in time.
     pub async fn wait_api(&self) -> Result<()> {
-        wait_api(&self.slot, &self.kubectl).await
+        wait_api(&self.slot, &self.client).await
     }
 
     /// A node loses its power and comes back: every process is gone, and all that was in memory; what was on its disk is there. The pods
@@ -454,7 +461,7 @@ async fn bring_up(
     slot: &Slot,
     options: &ClusterOptions,
     users: &Users,
-    kubectl: &Kubectl,
+    client: &Client,
     record: &mut Record,
     made: &mut Made,
 ) -> Result<()> {
@@ -486,8 +493,8 @@ async fn bring_up(
     control.start_unit(control::apiserver(slot, &options.apiserver))?;
     let ca = pki.file("ca.crt");
     let admin = control::kubeconfig(slot, &users.admin, &ca.display().to_string());
-    fs::write(&kubectl.kubeconfig, admin)
-        .with_context(|| format!("write {}", kubectl.kubeconfig.display()))?;
+    let kubeconfig = client.kubeconfig();
+    fs::write(&kubeconfig, admin).with_context(|| format!("write {}", kubeconfig.display()))?;
     for number in 1..=options.nodes {
         node::write(
             slot,
@@ -502,7 +509,7 @@ async fn bring_up(
 
     let images = built.stack.join("images");
     let prepared = made.nodes().iter().map(|node| prepare(node, &images));
-    let (prepared, api) = futures::join!(futures::future::try_join_all(prepared), wait_api(slot, kubectl));
+    let (prepared, api) = futures::join!(futures::future::try_join_all(prepared), wait_api(slot, client));
     prepared?;
     api?;
     made.phase("API server and images");
@@ -518,22 +525,22 @@ async fn bring_up(
         machine.start_unit(node::kubelet(slot, number))?;
         machine.start_unit(node::proxy(number))?;
     }
-    create(kubectl, &control::objects(slot)).await?;
+    create(client, &control::objects(slot)).await?;
     made.phase("name service and runtime classes");
 
     for number in 1..=options.nodes {
         let target = format!("node/{}", node::name(number));
-        kubectl
-            .run(&["wait", "--for=create", &target, WAIT], None)
+        client
+            .kubectl(&["wait", "--for=create", &target, WAIT], None)
             .await?;
-        kubectl
-            .run(&["wait", "--for=condition=Ready", &target, WAIT], None)
+        client
+            .kubectl(&["wait", "--for=condition=Ready", &target, WAIT], None)
             .await?;
     }
     made.phase("nodes Ready");
     // Without it no pod is admitted.
-    kubectl
-        .run(&["wait", "--for=create", "serviceaccount/default", WAIT], None)
+    client
+        .kubectl(&["wait", "--for=create", "serviceaccount/default", WAIT], None)
         .await?;
     made.phase("default ServiceAccount");
     Ok(())
@@ -622,22 +629,22 @@ async fn import(node: &Machine, file: &Path) -> Result<()> {
     Ok(())
 }
 
-async fn wait_api(slot: &Slot, kubectl: &Kubectl) -> Result<()> {
+async fn wait_api(slot: &Slot, client: &Client) -> Result<()> {
     wait::until("the API server", API_LIMIT, async || {
         // Cheaper than a kubectl that finds nobody.
         TcpStream::connect((slot.control(), 6443)).await?;
-        kubectl.run(&["get", "--raw", "/readyz"], None).await
+        client.kubectl(&["get", "--raw", "/readyz"], None).await
     })
     .await
     .map(drop)
 }
 
 /// Creates the first objects. Some of what they need is made by the API server itself, a moment after it is ready.
-async fn create(kubectl: &Kubectl, objects: &Value) -> Result<()> {
+async fn create(client: &Client, objects: &Value) -> Result<()> {
     let text = objects.to_string();
     wait::until("the first objects", API_LIMIT, async || {
-        kubectl
-            .run(
+        client
+            .kubectl(
                 &["apply", "--server-side", "--validate=false", "-f", "-"],
                 Some(text.as_bytes()),
             )
@@ -671,7 +678,7 @@ pub struct Found {
     pub index: u8,
     /// It stays until it is taken down; the others end with the process that has made them.
     pub detached: bool,
-    kubectl: Kubectl,
+    client: Client,
     record: Record,
 }
 
@@ -685,10 +692,9 @@ pub fn found() -> Vec<Found> {
             Some(Found {
                 index,
                 detached: record.detached,
-                kubectl: Kubectl {
-                    program: record.cluster.join("bin/kubectl"),
-                    kubeconfig: record.dir.join("kubeconfig"),
-                    cache: record.dir.join("kubectl-cache"),
+                client: Client {
+                    bin: record.cluster.join("bin"),
+                    dir: record.dir.clone(),
                 },
                 record,
             })
@@ -699,16 +705,14 @@ pub fn found() -> Vec<Found> {
 impl Found {
     /// The administrator's kubeconfig.
     #[must_use]
-    pub fn kubeconfig(&self) -> &Path {
-        &self.kubectl.kubeconfig
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.client.kubeconfig()
     }
 
     /// A command of the administrator's, with one of the cluster's programs: kubectl, helm.
     #[must_use]
     pub fn command(&self, program: &str) -> std::process::Command {
-        let mut command = std::process::Command::new(self.record.cluster.join("bin").join(program));
-        kubectl::clean(&mut command, &self.kubectl.kubeconfig);
-        command
+        self.client.command(program)
     }
 
     /// Its machines, and what runs there.

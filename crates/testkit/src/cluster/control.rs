@@ -130,6 +130,7 @@ pub(super) fn write(slot: &Slot, pki: &Pki, users: &Users, dir: &Path) -> Result
             &kubeconfig(slot, user, "/etc/kubernetes/ca.crt"),
         )?;
     }
+    put("fake-nodes.yaml", include_str!("fake-nodes.yaml"))?;
     put(
         "Corefile",
         &format!(
@@ -224,6 +225,7 @@ pub(super) fn fake_nodes() -> Unit {
         part::FAKE_NODES,
         [
             "--kubeconfig=/etc/kubernetes/kwok.kubeconfig",
+            "--config=/etc/kubernetes/fake-nodes.yaml",
             "--manage-all-nodes=false",
             "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
             "--node-lease-duration-seconds=40",

@@ -78,6 +78,8 @@ pub(crate) enum Order {
     Again(String),
     /// Stop one, and let it be: TERM, then KILL.
     Stop { unit: String, grace_millis: u64 },
+    /// Stop one and start it again, whatever becomes of who asks for it: that may run under the unit.
+    Restart { unit: String, grace_millis: u64 },
     /// Send one a signal. It is started again if it ends of it.
     Signal { unit: String, signal: i32 },
     /// Say what runs.
@@ -223,6 +225,30 @@ impl Machine {
         enter(self.init, program)
     }
 
+    /// The process of one of its units, as this host sees it.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn process(&self, unit: &str) -> Result<ProcessId> {
+        let inside = self
+            .unit(unit)?
+            .pid
+            .with_context(|| format!("{unit} does not run"))?;
+        let namespace = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+        let own = namespace(self.init.pid);
+        let processes = procfs::process::all_processes().context("list the processes")?;
+        processes
+            .flatten()
+            .filter(|process| {
+                process
+                    .status()
+                    .is_ok_and(|status| status.nspid.is_some_and(|pids| pids.last() == Some(&inside)))
+            })
+            .filter(|process| namespace(process.pid) == own)
+            .find_map(|process| ProcessId::of(process.pid))
+            .with_context(|| format!("{unit} has ended"))
+    }
+
     /// Starts a unit, which is started again whenever it ends.
     ///
     /// # Errors
@@ -270,10 +296,13 @@ impl Machine {
     /// Stops a unit and starts it again.
     ///
     /// # Errors
-    /// As [`Self::stop`] and [`Self::start_again`].
+    /// When there is no such unit, it does not end, or cannot be started.
     pub fn restart(&self, unit: &str) -> Result<()> {
-        self.stop(unit)?;
-        self.start_again(unit)
+        self.order(&Order::Restart {
+            unit: unit.to_owned(),
+            grace_millis: millis(GRACE),
+        })
+        .map(drop)
     }
 
     /// What runs.
@@ -298,7 +327,7 @@ impl Machine {
     fn halt(&self, unit: &str, grace: Duration) -> Result<()> {
         self.order(&Order::Stop {
             unit: unit.to_owned(),
-            grace_millis: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX),
+            grace_millis: millis(grace),
         })
         .map(drop)
     }
@@ -364,7 +393,9 @@ pub(super) fn units_of(dir: &Path) -> Result<Vec<UnitStatus>> {
 
 fn ask(dir: &Path, order: &Order) -> Result<Vec<UnitStatus>> {
     let grace = match order {
-        Order::Stop { grace_millis, .. } => Duration::from_millis(*grace_millis),
+        Order::Stop { grace_millis, .. } | Order::Restart { grace_millis, .. } => {
+            Duration::from_millis(*grace_millis)
+        }
         _ => Duration::ZERO,
     };
     let mut stream = UnixStream::connect(socket(dir)).context("connect to the machine's first process")?;
@@ -379,6 +410,10 @@ fn ask(dir: &Path, order: &Order) -> Result<Vec<UnitStatus>> {
     serde_json::from_str::<Answer>(&answer)
         .context("the answer is no answer")?
         .map_err(|reason| anyhow!(reason))
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn socket(dir: &Path) -> PathBuf {

@@ -120,6 +120,10 @@ fn run(verb: Verb) -> Result<()> {
 }
 
 fn up(options: ClusterOptions) -> Result<()> {
+    ensure!(
+        !cluster::found().iter().any(|cluster| cluster.detached),
+        "a cluster is up already: `cargo xtask cluster status`, `cargo xtask cluster down`"
+    );
     let began = Instant::now();
     let cluster = tokio::runtime::Runtime::new()
         .context("start the runtime")?

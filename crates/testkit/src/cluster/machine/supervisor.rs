@@ -121,11 +121,12 @@ impl Supervisor {
         match order {
             Order::Status => Ok(()),
             Order::Start(unit) => self.start(unit),
-            Order::Again(name) => {
-                let unit = self.lock().get(&name).map(|state| state.unit.clone());
-                self.start(unit.with_context(|| format!("there is no unit {name}"))?)
-            }
+            Order::Again(name) => self.again(&name),
             Order::Stop { unit, grace_millis } => self.stop(&unit, Duration::from_millis(grace_millis)),
+            Order::Restart { unit, grace_millis } => {
+                self.stop(&unit, Duration::from_millis(grace_millis))?;
+                self.again(&unit)
+            }
             Order::Signal { unit, signal } => {
                 let pid = self.lock().get(&unit).and_then(|state| state.pid);
                 let pid = pid.with_context(|| format!("{unit} does not run"))?;
@@ -153,6 +154,11 @@ impl Supervisor {
         drop(units);
         self.changed.notify_all();
         Ok(())
+    }
+
+    fn again(&self, name: &str) -> Result<()> {
+        let unit = self.lock().get(name).map(|state| state.unit.clone());
+        self.start(unit.with_context(|| format!("there is no unit {name}"))?)
     }
 
     fn stop(&self, name: &str, grace: Duration) -> Result<()> {

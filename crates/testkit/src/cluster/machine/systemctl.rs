@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 
-use super::{GRACE, Order, UnitStatus, ask};
+use super::{GRACE, Order, UnitStatus, ask, millis};
 
 /// Runs it on the machine in that directory. False when the answer is no (`is-active`).
 ///
@@ -27,12 +27,22 @@ pub fn run(dir: &Path, arguments: &[String]) -> Result<bool> {
                 println!("{}", if runs { "active" } else { "inactive" });
                 yes &= runs;
             }
-            "stop" => stop(dir, unit)?,
+            "stop" => drop(ask(
+                dir,
+                &Order::Stop {
+                    unit: unit.to_owned(),
+                    grace_millis: millis(GRACE),
+                },
+            )?),
             "start" => start(dir, unit)?,
-            "restart" | "try-restart" | "reload-or-restart" => {
-                stop(dir, unit)?;
-                start(dir, unit)?;
-            }
+            // One order, as with systemd: who asks for it may run in a container of the unit, and end with it.
+            "restart" | "try-restart" | "reload-or-restart" => drop(ask(
+                dir,
+                &Order::Restart {
+                    unit: unit.to_owned(),
+                    grace_millis: millis(GRACE),
+                },
+            )?),
             other => bail!("{other}: this machine has no systemd, only start, stop, restart, is-active"),
         }
     }
@@ -43,14 +53,6 @@ fn find(dir: &Path, unit: &str) -> Result<Option<UnitStatus>> {
     Ok(ask(dir, &Order::Status)?
         .into_iter()
         .find(|status| status.name == unit))
-}
-
-fn stop(dir: &Path, unit: &str) -> Result<()> {
-    let order = Order::Stop {
-        unit: unit.to_owned(),
-        grace_millis: u64::try_from(GRACE.as_millis()).unwrap_or(u64::MAX),
-    };
-    ask(dir, &order).map(drop)
 }
 
 fn start(dir: &Path, unit: &str) -> Result<()> {
