@@ -6,6 +6,7 @@
 
 pub mod args;
 pub mod cache;
+pub mod claim;
 pub mod client;
 mod http_server;
 mod leader;
@@ -13,10 +14,12 @@ pub mod log;
 pub mod metrics;
 pub mod objects;
 pub mod patch;
+pub mod pool;
 pub mod queue;
 mod run;
 pub mod sandbox;
 pub mod template;
 pub mod worker;
+mod write;
 
 pub use run::{RunError, run};

@@ -16,6 +16,7 @@ mod volumes;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use metadata::known_creator;
 pub use next::{Next, Observed, Settings, next};
 pub use reconcile::{Failures, SandboxContext, SandboxError, on_error, reconcile};
 pub use step::Step;
