@@ -99,10 +99,18 @@ pub struct Args {
     #[arg(long, default_value_t = false, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub disable_claim_observability_annotations: bool,
 
-    /// Domains that labels of `additionalPodMetadata` may have, separated by commas; also the file
-    /// `/etc/sandbox-config/allowed-label-domains`.
-    #[arg(long, default_value = "sandbox.users.io", value_name = "DOMAINS")]
+    /// Domains that labels of `additionalPodMetadata` may have, separated by commas. Without any here and in the file,
+    /// `sandbox.users.io`.
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "DOMAINS")]
     pub allowed_label_domains: String,
+
+    /// File with more of them, separated by commas or line ends; it need not be there.
+    #[arg(
+        long,
+        default_value = "/etc/sandbox-config/allowed-label-domains",
+        value_name = "FILE"
+    )]
+    pub allowed_label_domains_file: std::path::PathBuf,
 
     /// `text` or `json`.
     #[arg(
@@ -177,6 +185,20 @@ fn is_long_in_one_dash(text: &str) -> bool {
             .is_some_and(|letter| letter.is_ascii_lowercase() || letter == '-')
 }
 
+/// Domains that stand in these texts, separated by commas or line ends, in lower case.
+pub fn label_domains(texts: [&str; 2]) -> Vec<String> {
+    let mut domains: Vec<String> = texts
+        .iter()
+        .flat_map(|text| text.split([',', '\n', '\r']))
+        .map(|domain| domain.trim().to_lowercase())
+        .filter(|domain| !domain.is_empty())
+        .collect();
+    if domains.is_empty() {
+        domains.push("sandbox.users.io".to_owned());
+    }
+    domains
+}
+
 /// The address of `:8080`, `0.0.0.0:8080` or `[::]:8080`; `None` for `0`, which serves nothing.
 ///
 /// # Errors
@@ -231,6 +253,15 @@ mod tests {
         assert!(args.extensions && !args.leader_elect);
         assert_eq!((args.sandbox_concurrent_workers, args.kube_api_burst), (7, 20));
         assert!(parse(&[]).leader_elect && !parse(&[]).extensions);
+    }
+
+    #[test]
+    fn label_domains_are_taken_from_both_places() {
+        assert_eq!(label_domains(["", " \n"]), ["sandbox.users.io"]);
+        assert_eq!(
+            label_domains(["A.io, b.io", "c.io\r\n"]),
+            ["a.io", "b.io", "c.io"]
+        );
     }
 
     #[test]

@@ -7,6 +7,7 @@
 pub mod agents;
 pub mod args;
 pub mod cache;
+pub mod claim;
 pub mod client;
 mod http_server;
 pub mod identity;
@@ -15,11 +16,13 @@ pub mod log;
 pub mod metrics;
 pub mod objects;
 pub mod patch;
+pub mod pool;
 pub mod quantity;
 pub mod queue;
 mod run;
 pub mod sandbox;
 pub mod template;
 pub mod worker;
+mod write;
 
 pub use run::{RunError, run};

@@ -1,7 +1,12 @@
 //! What the controller counts. Names without `dormouse` are agent-sandbox's.
 
+mod claims;
+mod sandboxes;
+
 use std::time::Duration;
 
+use dormouse_api::agents::Sandbox;
+use kube::runtime::reflector::Store;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -12,6 +17,8 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::sandbox::Transition;
+pub use claims::{ClaimMetrics, Created, Startup};
+use sandboxes::SandboxCounts;
 
 /// What the controller counts.
 #[derive(Debug)]
@@ -21,6 +28,8 @@ pub struct Metrics {
     requests: Family<RequestLabels, Counter>,
     leader: Gauge,
     transitions: Family<TransitionLabels, Histogram, fn() -> Histogram>,
+    claims: ClaimMetrics,
+    sandboxes: SandboxCounts,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -79,12 +88,17 @@ impl Default for Metrics {
         );
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("agent_sandbox_build", "Which controller this is", build);
+        let claims = ClaimMetrics::register(&mut registry);
+        let sandboxes = SandboxCounts::default();
+        registry.register_collector(Box::new(sandboxes.clone()));
         Self {
             registry,
             reconciles,
             requests,
             leader,
             transitions,
+            claims,
+            sandboxes,
         }
     }
 }
@@ -120,6 +134,18 @@ impl Metrics {
     /// Whether this controller works.
     pub fn set_leader(&self, leads: bool) {
         self.leader.set(i64::from(leads));
+    }
+
+    /// What is counted about claims.
+    #[must_use]
+    pub const fn claims(&self) -> &ClaimMetrics {
+        &self.claims
+    }
+
+    /// Where the sandboxes are that are counted; it is said once.
+    pub fn count_sandboxes(&self, store: Store<Sandbox>) {
+        // There is one cache of sandboxes in a process.
+        let _ = self.sandboxes.0.set(store);
     }
 
     /// All of it, in the text format.

@@ -3,8 +3,8 @@
 mod conditions;
 mod owner;
 
-pub use conditions::{condition, is_true, remove, set};
-pub use owner::{Ownership, controller_of, owner_reference, ownership};
+pub use conditions::{condition, is_true, mirror, remove, set};
+pub use owner::{Ownership, controller_of, controller_of_kind, owner_reference, ownership};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 

@@ -1,5 +1,6 @@
 //! Putting it together.
 
+mod extensions;
 mod index;
 
 use std::sync::Arc;
@@ -107,6 +108,7 @@ pub async fn run(args: Args) -> Result<(), RunError> {
     let client = client(config, rate, Arc::clone(&metrics)).map_err(RunError::Client)?;
 
     let index = Index::start(&client, &args.leader_election_namespace, args.extensions);
+    metrics.count_sandboxes(index.sandboxes.store().clone());
     tokio::select! {
         () = index.filled() => ready.set(),
         () = stop.cancelled() => return Ok(()),
@@ -222,6 +224,9 @@ fn begin(
             Arc::clone(metrics),
             stop.clone(),
         ));
+    }
+    if let Some(known) = &index.extensions {
+        extensions::begin(args, client, known, metrics, stop, &tracker);
     }
     tracker.close();
     tracker

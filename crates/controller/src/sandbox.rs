@@ -21,6 +21,7 @@ mod volumes;
 mod tests;
 
 pub use guest::{READINESS_GATE, RESTORE_GATE};
+pub(crate) use metadata::known_creator;
 pub use next::{Next, Observed, Settings, next};
 pub use reconcile::{Failures, SandboxContext, SandboxError, on_error, reconcile};
 pub use step::Step;

@@ -29,6 +29,12 @@ pub fn set(conditions: &mut Vec<Condition>, mut new: Condition, now: Timestamp) 
     }
 }
 
+/// The same with a condition of another object, whose time is taken over where the status changes.
+pub fn mirror(conditions: &mut Vec<Condition>, of: Condition) {
+    let at = of.last_transition_time.0;
+    set(conditions, of, at);
+}
+
 /// Takes the condition of this type away.
 pub fn remove(conditions: &mut Vec<Condition>, type_: &str) {
     conditions.retain(|condition| condition.type_ != type_);

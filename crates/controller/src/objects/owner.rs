@@ -24,6 +24,15 @@ pub fn controller_of(meta: &ObjectMeta) -> Option<&OwnerReference> {
         .find(|owner| owner.controller == Some(true))
 }
 
+/// The owner that controls the object, if it is of this kind, in whatever version of its group.
+#[must_use]
+pub fn controller_of_kind<K: Resource<DynamicType = ()>>(meta: &ObjectMeta) -> Option<&OwnerReference> {
+    controller_of(meta).filter(|owner| {
+        let group = owner.api_version.split('/').next().unwrap_or_default();
+        owner.kind == K::kind(&()) && group == K::group(&())
+    })
+}
+
 /// Whose the object is, seen from the one with this UID.
 #[must_use]
 pub fn ownership<'a>(meta: &'a ObjectMeta, uid: &str) -> Ownership<'a> {

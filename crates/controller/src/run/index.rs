@@ -1,5 +1,7 @@
 //! What is watched, and who is concerned of what.
 
+mod extensions;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -13,9 +15,10 @@ use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
 
 use crate::agents::Agents;
-use crate::cache::{Cache, feed, watch};
+use crate::cache::{Cache, Feed, feed, watch};
 use crate::objects::{self, controller_of, label};
 use crate::queue::Queue;
+pub(super) use extensions::Extensions;
 
 /// The agents' pods, and where they listen.
 const AGENT_PODS: &str = "app.kubernetes.io/name=dormouse,app.kubernetes.io/component=agent";
@@ -33,6 +36,7 @@ pub(super) struct Index {
     network_policies: Option<Arc<Cache<NetworkPolicy>>>,
     pub(super) sandbox_queue: Queue<Sandbox>,
     pub(super) template_queue: Queue<SandboxTemplate>,
+    pub(super) extensions: Option<Arc<Extensions>>,
 }
 
 impl Index {
@@ -41,7 +45,7 @@ impl Index {
         let sandbox_queue = Queue::default();
         let template_queue = Queue::default();
 
-        let sandboxes = feed::<Sandbox>(|_| None);
+        let sandboxes = feed::<Sandbox>(extensions::group_of);
         let pods = feed::<Pod>(|pod| name_hash(&pod.metadata));
         let services = feed::<Service>(|_| None);
         let volume_claims = feed::<PersistentVolumeClaim>(|_| None);
@@ -63,10 +67,18 @@ impl Index {
             network_policies: None,
             sandbox_queue: sandbox_queue.clone(),
             template_queue: template_queue.clone(),
+            extensions: None,
         };
+        let extended = extensions.then(|| {
+            let templates = feed::<SandboxTemplate>(|_| None);
+            let known = Extensions::new(&sandboxes.cache, &pods.cache, &templates.cache);
+            (Arc::new(known), templates)
+        });
+        index.extensions = extended.as_ref().map(|(known, _)| Arc::clone(known));
 
         let ours = watcher::Config::default().labels(labels::SANDBOX_NAME_HASH);
         let queue = sandbox_queue.clone();
+        let concerned = index.extensions.clone();
         tokio::spawn(watch(
             Api::all(client.clone()),
             watcher::Config::default(),
@@ -76,7 +88,10 @@ impl Index {
                 queue.push(
                     objects::namespace(&sandbox.metadata),
                     objects::name(&sandbox.metadata),
-                )
+                );
+                if let Some(concerned) = &concerned {
+                    concerned.saw_sandbox(sandbox);
+                }
             },
         ));
         let queue = sandbox_queue.clone();
@@ -114,18 +129,25 @@ impl Index {
             trim_pod,
             move |pod: &Pod| locate(&agents, pod),
         ));
-        if extensions {
-            index.start_extensions(client, template_queue);
+        if let Some((known, templates)) = extended {
+            index.start_extensions(client, template_queue, templates, &known);
+            known.start(client);
         }
         index
     }
 
-    fn start_extensions(&mut self, client: &Client, queue: Queue<SandboxTemplate>) {
-        let templates = feed::<SandboxTemplate>(|_| None);
+    fn start_extensions(
+        &mut self,
+        client: &Client,
+        queue: Queue<SandboxTemplate>,
+        templates: Feed<SandboxTemplate>,
+        known: &Arc<Extensions>,
+    ) {
         let network_policies = feed::<NetworkPolicy>(|_| None);
         self.templates = Some(Arc::clone(&templates.cache));
         self.network_policies = Some(Arc::clone(&network_policies.cache));
         let own = queue.clone();
+        let concerned = Arc::clone(known);
         tokio::spawn(watch(
             Api::all(client.clone()),
             watcher::Config::default(),
@@ -136,6 +158,7 @@ impl Index {
                     objects::namespace(&template.metadata),
                     objects::name(&template.metadata),
                 );
+                concerned.saw_template(template);
             },
         ));
         tokio::spawn(watch(
@@ -158,6 +181,10 @@ impl Index {
         }
         if let Some(network_policies) = &self.network_policies {
             filled(network_policies).await;
+        }
+        if let Some(extensions) = &self.extensions {
+            filled(&extensions.claims).await;
+            filled(&extensions.pools).await;
         }
     }
 }
