@@ -8,7 +8,7 @@ use dormouse_testkit::{Cluster, PYTHON};
 use serde_json::{Value, json};
 
 use crate::support::{LIMIT, ask, ask_from, namespace, server};
-use crate::support::installed;
+use crate::installed::installed;
 
 /// A Sandbox around a pod that answers HTTP with its own name.
 pub(crate) fn sandbox(space: &str, name: &str, class: Option<&str>, spec: Value) -> Value {
