@@ -49,12 +49,25 @@ impl Binaries {
 
 /// Builds agent, CLI and wrapper, and gathers them in `target/bin/<profile>`.
 pub(crate) fn build(paths: &Paths, profile: Profile) -> Result<Binaries> {
+    build_some(paths, profile, false)
+}
+
+/// The same with the controller: everything that a cluster needs.
+pub(crate) fn build_with_controller(paths: &Paths, profile: Profile) -> Result<Binaries> {
+    build_some(paths, profile, true)
+}
+
+fn build_some(paths: &Paths, profile: Profile, controller: bool) -> Result<Binaries> {
     let dir = paths.target.join("bin").join(profile.folder());
     fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
     let triple = host_triple()?;
 
     ui::step(
-        &format!("dormouse-agent and dormouse ({})", profile.folder()),
+        &format!(
+            "dormouse-agent{} and dormouse ({})",
+            if controller { ", dormouse-controller" } else { "" },
+            profile.folder()
+        ),
         || {
             let mut cargo = Command::new("cargo");
             cargo.current_dir(&paths.root).args([
@@ -65,6 +78,9 @@ pub(crate) fn build(paths: &Paths, profile: Profile) -> Result<Binaries> {
                 "-p",
                 "dormouse-cli",
             ]);
+            if controller {
+                cargo.args(["-p", "dormouse-controller"]);
+            }
             match profile {
                 Profile::Dev => cargo.args(["--features", "dormouse-agent/failpoints"]),
                 Profile::Release => cargo.arg("--release"),
@@ -105,6 +121,9 @@ pub(crate) fn build(paths: &Paths, profile: Profile) -> Result<Binaries> {
         .join("dormouse-runsc");
     for source in [common.join("dormouse-agent"), common.join("dormouse"), wrapper] {
         gather(&source, &dir)?;
+    }
+    if controller {
+        gather(&common.join("dormouse-controller"), &dir)?;
     }
     Ok(Binaries { dir })
 }
