@@ -10,6 +10,14 @@ use crate::paths::Paths;
 use crate::stack::Stack;
 use crate::{exec, ui};
 
+/// All of Dormouse's programs.
+pub(crate) const PROGRAMS: [&str; 4] = [
+    "dormouse-agent",
+    "dormouse-controller",
+    "dormouse",
+    "dormouse-runsc",
+];
+
 /// Which build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Profile {
@@ -49,25 +57,12 @@ impl Binaries {
 
 /// Builds agent, CLI and wrapper, and gathers them in `target/bin/<profile>`.
 pub(crate) fn build(paths: &Paths, profile: Profile) -> Result<Binaries> {
-    build_some(paths, profile, false)
-}
-
-/// The same with the controller: everything that a cluster needs.
-pub(crate) fn build_with_controller(paths: &Paths, profile: Profile) -> Result<Binaries> {
-    build_some(paths, profile, true)
-}
-
-fn build_some(paths: &Paths, profile: Profile, controller: bool) -> Result<Binaries> {
     let dir = paths.target.join("bin").join(profile.folder());
     fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
     let triple = host_triple()?;
 
     ui::step(
-        &format!(
-            "dormouse-agent{} and dormouse ({})",
-            if controller { ", dormouse-controller" } else { "" },
-            profile.folder()
-        ),
+        &format!("dormouse-agent and dormouse ({})", profile.folder()),
         || {
             let mut cargo = Command::new("cargo");
             cargo.current_dir(&paths.root).args([
@@ -78,9 +73,6 @@ fn build_some(paths: &Paths, profile: Profile, controller: bool) -> Result<Binar
                 "-p",
                 "dormouse-cli",
             ]);
-            if controller {
-                cargo.args(["-p", "dormouse-controller"]);
-            }
             match profile {
                 Profile::Dev => cargo.args(["--features", "dormouse-agent/failpoints"]),
                 Profile::Release => cargo.arg("--release"),
@@ -122,8 +114,46 @@ fn build_some(paths: &Paths, profile: Profile, controller: bool) -> Result<Binar
     for source in [common.join("dormouse-agent"), common.join("dormouse"), wrapper] {
         gather(&source, &dir)?;
     }
-    if controller {
-        gather(&common.join("dormouse-controller"), &dir)?;
+    Ok(Binaries { dir })
+}
+
+/// Builds all programs static, for an image that holds nothing else: the agent works in the node's mount namespace, where
+/// it would meet the node's libraries when it starts itself again, and the wrapper is copied there.
+pub(crate) fn build_static(paths: &Paths, profile: Profile) -> Result<Binaries> {
+    let dir = paths
+        .target
+        .join("bin")
+        .join(format!("{}-static", profile.folder()));
+    fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+    let triple = host_triple()?;
+    let static_dir = paths.target.join("static");
+    ui::step(&format!("all programs, static ({})", profile.folder()), || {
+        let mut cargo = Command::new("cargo");
+        cargo
+            .current_dir(&paths.root)
+            .env("RUSTFLAGS", "-C target-feature=+crt-static")
+            .args(["build", "--quiet", "--target", &triple, "--target-dir"])
+            .arg(&static_dir);
+        for package in [
+            "dormouse-runsc",
+            "dormouse-agent",
+            "dormouse-controller",
+            "dormouse-cli",
+        ] {
+            cargo.args(["-p", package]);
+        }
+        match profile {
+            Profile::Dev => cargo.args([
+                "--features",
+                "dormouse-runsc/failpoints,dormouse-agent/failpoints",
+            ]),
+            Profile::Release => cargo.arg("--release"),
+        };
+        exec::capture(&mut cargo).map(drop)
+    })?;
+    let built = static_dir.join(&triple).join(profile.folder());
+    for program in PROGRAMS {
+        gather(&built.join(program), &dir)?;
     }
     Ok(Binaries { dir })
 }

@@ -1,31 +1,26 @@
 //! `cargo xtask image`: one small OCI image with all of Dormouse's programs.
 //!
-//! It holds the programs, the shared libraries that the loader names for them, and a list of what they were made of; no
-//! shell, no package manager. Two builds of one commit with one toolchain are the same byte for byte.
+//! It holds the programs, which are static, and a list of what they were made of; no library, no shell, no package manager.
+//! Two builds of one commit with one toolchain are the same byte for byte.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::binaries::{self, Profile};
+use crate::binaries::{self, PROGRAMS, Profile};
 use crate::paths::Paths;
 use crate::prereq::{self, Group};
-use crate::sbom::{self, Library};
-use crate::{exec, images, ui};
+use crate::{exec, images, sbom, ui};
 
 /// The image's name unless it is given another: the chart's default.
-const REPOSITORY: &str = "localhost/dormouse";
-
-/// Programs that the shared libraries are for. The wrapper is static: it is copied to the node.
-const DYNAMIC: [&str; 3] = ["dormouse-agent", "dormouse-controller", "dormouse"];
-const STATIC: &str = "dormouse-runsc";
+pub(crate) const REPOSITORY: &str = "localhost/dormouse";
 
 /// Who runs in it unless the pod says otherwise. Numbers, because kubelet can only check these (`runAsNonRoot`).
 const USER: &str = "65532:65532";
@@ -66,7 +61,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     } else {
         Profile::Dev
     };
-    let binaries = binaries::build_with_controller(&paths, profile)?;
+    let binaries = binaries::build_static(&paths, profile)?;
     let image = build(&paths, &binaries.dir, profile, &args.repository)?;
     println!("image   {}", image.name);
     println!("digest  {}", image.digest);
@@ -88,8 +83,8 @@ pub(crate) fn build(paths: &Paths, bin: &Path, profile: Profile, repository: &st
     let root = work.join("root");
     let version = version(paths)?;
     ui::step("image", || {
-        let libraries = fill(&root, bin, profile)?;
-        let parts = sbom::cyclone_dx(paths, &libraries)?;
+        fill(&root, bin, profile)?;
+        let parts = sbom::cyclone_dx(paths)?;
         let sbom = dir.join("sbom.cdx.json");
         let text = format!("{}\n", serde_json::to_string_pretty(&parts)?);
         put(&root, SBOM, text.as_bytes())?;
@@ -122,61 +117,36 @@ fn version(paths: &Paths) -> Result<String> {
         .context("Cargo.toml names no version of the workspace")
 }
 
-/// Puts everything that the image holds below `root`, and returns the shared libraries among it.
-fn fill(root: &Path, bin: &Path, profile: Profile) -> Result<Vec<Library>> {
-    let mut libraries = BTreeSet::new();
-    for program in DYNAMIC {
+/// Puts everything that the image holds below `root`, but for the list of parts.
+fn fill(root: &Path, bin: &Path, profile: Profile) -> Result<()> {
+    for program in PROGRAMS {
         let from = bin.join(program);
-        libraries.extend(needed(&from)?);
+        ensure!(
+            is_static(&from)?,
+            "{} is not static, and there are no libraries in the image",
+            from.display()
+        );
         install(root, &from, &format!("bin/{program}"), profile)?;
-    }
-    let wrapper = bin.join(STATIC);
-    ensure!(
-        needed(&wrapper)?.is_empty(),
-        "{} is not static, and would not run on every node",
-        wrapper.display()
-    );
-    install(root, &wrapper, &format!("bin/{STATIC}"), profile)?;
-    for library in &libraries {
-        let inside = library.strip_prefix("/").unwrap_or(library);
-        let text = fs::read(library).with_context(|| format!("read {}", library.display()))?;
-        put_with(root, inside, &text, 0o755)?;
     }
     put(
         root,
         "etc/passwd",
         b"root:x:0:0:root:/:/sbin/nologin\nnonroot:x:65532:65532:nonroot:/:/sbin/nologin\n",
     )?;
-    put(root, "etc/group", b"root:x:0:\nnonroot:x:65532:\n")?;
-    Ok(libraries.into_iter().map(Library::of).collect())
+    put(root, "etc/group", b"root:x:0:\nnonroot:x:65532:\n")
 }
 
-/// What the loader would load for a program, the loader itself included; nothing for a static one.
-fn needed(program: &Path) -> Result<Vec<PathBuf>> {
-    let output = Command::new("ldd")
-        .arg(program)
-        .env("LC_ALL", "C")
-        .output()
-        .context("start ldd")?;
-    let said = String::from_utf8_lossy(&output.stdout);
-    let complaint = String::from_utf8_lossy(&output.stderr);
-    if said.contains("statically linked") || complaint.contains("not a dynamic executable") {
-        return Ok(Vec::new());
-    }
-    ensure!(output.status.success(), "ldd {}: {complaint}", program.display());
-    let mut found = Vec::new();
-    for line in said.lines() {
-        // `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x...)`, `/lib64/ld-linux-x86-64.so.2 (0x...)`, `linux-vdso.so.1 (0x...)`.
-        let words: Vec<&str> = line.split_whitespace().collect();
-        match words.as_slice() {
-            [_, "=>", "not", "found"] => {
-                bail!("{} needs a library that is not there: {line}", program.display())
-            }
-            [_, "=>", path, ..] | [path, ..] if path.starts_with('/') => found.push(PathBuf::from(path)),
-            _ => {}
-        }
-    }
-    Ok(found)
+/// Whether a program needs no loader.
+fn is_static(program: &Path) -> Result<bool> {
+    let headers = exec::capture(
+        Command::new("readelf")
+            .args(["--program-headers", "--wide"])
+            .arg(program)
+            .env("LC_ALL", "C"),
+    )?;
+    Ok(!headers
+        .lines()
+        .any(|line| line.trim_start().starts_with("INTERP")))
 }
 
 /// Copies a program without what only a debugger reads.
@@ -192,14 +162,10 @@ fn install(root: &Path, from: &Path, inside: &str, profile: Profile) -> Result<(
 }
 
 fn put(root: &Path, inside: &str, data: &[u8]) -> Result<()> {
-    put_with(root, Path::new(inside), data, 0o644)
-}
-
-fn put_with(root: &Path, inside: &Path, data: &[u8], mode: u32) -> Result<()> {
     let path = root.join(inside);
     fs::create_dir_all(path.parent().context("a file without a directory")?)?;
     fs::write(&path, data).with_context(|| format!("write {}", path.display()))?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644))?;
     Ok(())
 }
 

@@ -12,6 +12,7 @@ mod exec;
 mod fuzz;
 mod image;
 mod images;
+mod manifests;
 mod paths;
 mod prereq;
 mod sbom;
@@ -56,6 +57,8 @@ enum Command {
     Crds(crds::Args),
     /// Build one image with all programs, for a cluster, into target/image.
     Image(image::Args),
+    /// Render the chart to plain manifests in daemonset/manifests, or check that they are what it renders to.
+    Manifests(manifests::Args),
     /// Show a real gVisor pod falling asleep and waking up again.
     Demo(demo::Args),
     /// Measure; results go to benches/results.
@@ -82,6 +85,7 @@ fn run(command: &Command) -> anyhow::Result<()> {
         Command::Fuzz(args) => fuzz::run(args),
         Command::Crds(args) => crds::run(args),
         Command::Image(args) => image::run(args),
+        Command::Manifests(args) => manifests::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Bench(bench) => bench::run(bench),
     }

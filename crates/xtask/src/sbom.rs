@@ -1,8 +1,7 @@
-//! What the programs were made of, as CycloneDX: the crates that the lock file pins, and the shared libraries of this machine.
+//! What the programs were made of, as CycloneDX: the crates that the lock file pins, and the C library.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -19,19 +18,18 @@ const PROGRAMS: [&str; 4] = [
     "dormouse-runsc",
 ];
 
-/// A shared library, and whose it is.
-#[derive(Debug)]
-pub(crate) struct Library {
-    path: PathBuf,
-    /// Debian's package and its version; `None` where that cannot be told.
-    package: Option<(String, String)>,
-}
-
-impl Library {
-    /// The library at that path on this machine.
-    pub(crate) fn of(path: PathBuf) -> Self {
-        let package = package_of(&path);
-        Self { path, package }
+/// What the compiler links into static programs beside crates: Debian's package of the C library.
+fn c_library() -> Value {
+    let package = exec::capture(Command::new("cc").arg("-print-file-name=libc.a"))
+        .ok()
+        .and_then(|path| std::fs::canonicalize(path.trim()).ok())
+        .and_then(|path| package_of(&path));
+    match package {
+        Some((name, version)) => {
+            let purl = format!("pkg:deb/debian/{name}@{version}");
+            json!({"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl})
+        }
+        None => json!({"type": "library", "bom-ref": "libc", "name": "libc"}),
     }
 }
 
@@ -54,7 +52,7 @@ fn package_of(path: &std::path::Path) -> Option<(String, String)> {
 }
 
 /// The list. There is no time and no random number in it, so that it is the same for the same parts.
-pub(crate) fn cyclone_dx(paths: &Paths, libraries: &[Library]) -> Result<Value> {
+pub(crate) fn cyclone_dx(paths: &Paths) -> Result<Value> {
     let metadata = exec::capture(Command::new("cargo").current_dir(&paths.root).args([
         "metadata",
         "--format-version=1",
@@ -69,9 +67,7 @@ pub(crate) fn cyclone_dx(paths: &Paths, libraries: &[Library]) -> Result<Value> 
         .iter()
         .map(|package| component(package, &checksums))
         .collect();
-    for library in libraries {
-        components.push(library_component(library));
-    }
+    components.push(c_library());
     components.sort_by_key(|component| {
         component
             .get("bom-ref")
@@ -190,18 +186,6 @@ fn component(package: &Value, checksums: &BTreeMap<(String, String), String>) ->
         );
     }
     Value::Object(made)
-}
-
-fn library_component(library: &Library) -> Value {
-    let path = library.path.display().to_string();
-    match &library.package {
-        Some((name, version)) => json!({
-            "type": "library", "bom-ref": format!("{path} of pkg:deb/debian/{name}@{version}"),
-            "name": name, "version": version, "purl": format!("pkg:deb/debian/{name}@{version}"),
-            "properties": [{"name": "file", "value": path}],
-        }),
-        None => json!({"type": "file", "bom-ref": path, "name": path}),
-    }
 }
 
 #[cfg(test)]

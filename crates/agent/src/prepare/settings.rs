@@ -36,8 +36,8 @@ pub struct NodeSettings {
     /// More of runsc's flags for pods of the handler, as in `platform = "kvm"`.
     #[serde(default)]
     pub runsc_config: BTreeMap<String, String>,
-    /// More of the wrapper's configuration, as in `allowed_versions`.
-    #[serde(default)]
+    /// More of the wrapper's configuration: a JSON object, as in `{"allowed_versions": ["release-1"]}`.
+    #[serde(default, deserialize_with = "object")]
     pub wrapper: serde_json::Map<String, serde_json::Value>,
     /// What restarts containerd, executed on the node; empty = nothing does.
     #[serde(default = "default_restart")]
@@ -49,6 +49,14 @@ pub struct NodeSettings {
     /// and do not doze.
     #[serde(default = "default_true")]
     pub require_swap: bool,
+}
+
+/// An object, written as text: TOML and JSON do not agree on what a number is.
+fn object<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<serde_json::Map<String, serde_json::Value>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    serde_json::from_str(&text).map_err(serde::de::Error::custom)
 }
 
 fn default_directory() -> PathBuf {
@@ -221,7 +229,8 @@ mod tests {
             "version = 1\nrunsc = '/opt/dormouse/runsc'",
             "version = 1\nstats_collect_period = 'often'",
             "version = 1\n[runsc_config]\nplatform = 'a\"b'",
-            "version = 1\n[wrapper]\nrun_dir = '/run/x'",
+            "version = 1\nwrapper = '{\"run_dir\": \"/run/x\"}'",
+            "version = 1\nwrapper = '[]'",
         ] {
             let error = read(bad).unwrap_err();
             assert!(matches!(error, PrepareError::Settings { .. }), "{bad}: {error}");

@@ -31,8 +31,10 @@ resources:
 volumeMounts:
   - {name: config, mountPath: /etc/dormouse, readOnly: true}
   - {name: authorities, mountPath: /run/dormouse-authorities, readOnly: true}
+  {{- if not $.Values.node.uninstall }}
   # For `kubectl exec ... dormouse`: the agent itself is on the node and needs no mounts.
   - {name: run, mountPath: {{ $.Values.agent.runDir | quote }}}
+  {{- end }}
 {{- end }}
 
 {{- define "dormouse.agent.toml" -}}
@@ -64,12 +66,10 @@ stats_collect_period = {{ .Values.node.statsCollectPeriod | quote }}
 restart = [{{ range $index, $word := .Values.node.restart }}{{ if $index }}, {{ end }}{{ $word | quote }}{{ end }}]
 restart_pid_file = {{ .Values.node.restartPidFile | quote }}
 require_swap = {{ .Values.node.requireSwap }}
+wrapper = {{ toJson .Values.node.wrapper | quote }}
 
 [runsc_config]
 {{- range $key, $value := .Values.node.runscConfig }}
 {{ $key }} = {{ $value | toString | quote }}
-{{- end }}
-{{ if .Values.node.wrapper }}
-{{ dict "wrapper" .Values.node.wrapper | toToml | trim }}
 {{- end }}
 {{- end }}
