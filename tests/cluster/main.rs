@@ -7,6 +7,8 @@
 )]
 
 mod access;
+mod install;
+mod installed;
 mod installer;
 mod life;
 mod nodes;

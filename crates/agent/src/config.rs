@@ -600,7 +600,11 @@ impl Config {
             log_level,
             log_format,
             thaw_all: _,
+            from_container: _,
+            node_settings: _,
+            wrapper: _,
             print_config: _,
+            command: _,
         } = args.clone();
         if let Some(endpoint) = runtime_endpoint {
             self.runtime_endpoint = endpoint;

@@ -13,6 +13,19 @@ pub struct Built {
     pub cluster: PathBuf,
     /// Dormouse's own binaries. `DORMOUSE_BIN_DIR`, else `target/bin/debug`.
     pub bin: PathBuf,
+    /// The image of all programs, `dormouse.tar`, and its digest. `DORMOUSE_IMAGE_DIR`, else `target/image`; need not be there.
+    pub image: PathBuf,
+}
+
+/// The image of all programs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// Its name, without tag or digest.
+    pub repository: &'static str,
+    /// Its digest, with `sha256:`.
+    pub digest: String,
+    /// The archive, which [`Cluster::import_image`](crate::Cluster::import_image) takes.
+    pub file: PathBuf,
 }
 
 impl Built {
@@ -29,6 +42,7 @@ impl Built {
             stack: dir("DORMOUSE_STACK_DIR", "stack/current"),
             cluster: dir("DORMOUSE_CLUSTER_DIR", "stack/current-cluster"),
             bin: dir("DORMOUSE_BIN_DIR", "bin/debug"),
+            image: dir("DORMOUSE_IMAGE_DIR", "image"),
         };
         if !built.stack.join("bin/containerd").is_file() {
             bail!(
@@ -61,6 +75,28 @@ impl Built {
             );
         }
         Ok(bin.canonicalize()?)
+    }
+
+    /// The image of all programs.
+    ///
+    /// # Errors
+    /// When it has not been built.
+    pub fn image(&self) -> Result<Image> {
+        let (file, digest) = (
+            self.image.join("dormouse.tar"),
+            self.image.join("dormouse.digest"),
+        );
+        let Ok(digest) = std::fs::read_to_string(&digest) else {
+            bail!(
+                "no image in {}: run `cargo xtask image` first",
+                self.image.display()
+            );
+        };
+        Ok(Image {
+            repository: "localhost/dormouse",
+            digest: digest.trim().to_owned(),
+            file,
+        })
     }
 
     /// One of Dormouse's own binaries.

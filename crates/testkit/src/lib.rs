@@ -24,7 +24,7 @@ pub mod swap;
 pub mod vm;
 
 pub use agent::{Agent, AgentOptions, AgentPaths};
-pub use built::Built;
+pub use built::{Built, Image};
 pub use cluster::{Cluster, ClusterOptions};
 pub use pod::{ContainerSpec, ExecOutput, MountSpec, Pod, PodSpec};
 pub use stack::{Cni, Stack, StackOptions};

@@ -10,6 +10,14 @@ use crate::paths::Paths;
 use crate::stack::Stack;
 use crate::{exec, ui};
 
+/// All of Dormouse's programs.
+pub(crate) const PROGRAMS: [&str; 4] = [
+    "dormouse-agent",
+    "dormouse-controller",
+    "dormouse",
+    "dormouse-runsc",
+];
+
 /// Which build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Profile {
@@ -105,6 +113,47 @@ pub(crate) fn build(paths: &Paths, profile: Profile) -> Result<Binaries> {
         .join("dormouse-runsc");
     for source in [common.join("dormouse-agent"), common.join("dormouse"), wrapper] {
         gather(&source, &dir)?;
+    }
+    Ok(Binaries { dir })
+}
+
+/// Builds all programs static, for an image that holds nothing else: the agent works in the node's mount namespace, where
+/// it would meet the node's libraries when it starts itself again, and the wrapper is copied there.
+pub(crate) fn build_static(paths: &Paths, profile: Profile) -> Result<Binaries> {
+    let dir = paths
+        .target
+        .join("bin")
+        .join(format!("{}-static", profile.folder()));
+    fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+    let triple = host_triple()?;
+    let static_dir = paths.target.join("static");
+    ui::step(&format!("all programs, static ({})", profile.folder()), || {
+        let mut cargo = Command::new("cargo");
+        cargo
+            .current_dir(&paths.root)
+            .env("RUSTFLAGS", "-C target-feature=+crt-static")
+            .args(["build", "--quiet", "--target", &triple, "--target-dir"])
+            .arg(&static_dir);
+        for package in [
+            "dormouse-runsc",
+            "dormouse-agent",
+            "dormouse-controller",
+            "dormouse-cli",
+        ] {
+            cargo.args(["-p", package]);
+        }
+        match profile {
+            Profile::Dev => cargo.args([
+                "--features",
+                "dormouse-runsc/failpoints,dormouse-agent/failpoints",
+            ]),
+            Profile::Release => cargo.arg("--release"),
+        };
+        exec::capture(&mut cargo).map(drop)
+    })?;
+    let built = static_dir.join(&triple).join(profile.folder());
+    for program in PROGRAMS {
+        gather(&built.join(program), &dir)?;
     }
     Ok(Binaries { dir })
 }

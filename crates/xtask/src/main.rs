@@ -5,14 +5,17 @@
 
 mod bench;
 mod binaries;
-mod crds;
 mod cluster;
+mod crds;
 mod demo;
 mod exec;
 mod fuzz;
+mod image;
 mod images;
+mod manifests;
 mod paths;
 mod prereq;
+mod sbom;
 mod shim_edit;
 mod stack;
 mod test;
@@ -52,6 +55,10 @@ enum Command {
     Fuzz(fuzz::Args),
     /// Write the CustomResourceDefinitions in crds/, or check that they are what crates/api makes of its types.
     Crds(crds::Args),
+    /// Build one image with all programs, for a cluster, into target/image.
+    Image(image::Args),
+    /// Render the chart to plain manifests in daemonset/manifests, or check that they are what it renders to.
+    Manifests(manifests::Args),
     /// Show a real gVisor pod falling asleep and waking up again.
     Demo(demo::Args),
     /// Measure; results go to benches/results.
@@ -77,6 +84,8 @@ fn run(command: &Command) -> anyhow::Result<()> {
         Command::Test(args) => test::run(args),
         Command::Fuzz(args) => fuzz::run(args),
         Command::Crds(args) => crds::run(args),
+        Command::Image(args) => image::run(args),
+        Command::Manifests(args) => manifests::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Bench(bench) => bench::run(bench),
     }

@@ -10,7 +10,7 @@ use crate::binaries::{self, Binaries, Profile};
 use crate::paths::Paths;
 use crate::prereq::{self, Group};
 use crate::stack::{self, Stack};
-use crate::{exec, ui};
+use crate::{exec, image, ui};
 
 /// Arguments of `cargo xtask test`.
 #[derive(Debug, clap::Args)]
@@ -101,6 +101,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         } else {
             stack::build(&paths)?
         };
+        if cluster {
+            let programs = binaries::build_static(&paths, Profile::Dev)?;
+            image::build(&paths, &programs.dir, Profile::Dev, image::REPOSITORY)?;
+        }
         Some((stack, binaries::build(&paths, Profile::Dev)?))
     } else {
         None

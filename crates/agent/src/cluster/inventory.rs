@@ -6,6 +6,8 @@ use dormouse_rpc::v1::get_node_response::{Node, Runsc};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
+use crate::prepare::Preparation;
+
 /// The most snapshots that are listed; the object has to stay small.
 const MOST_SNAPSHOTS: usize = 500;
 
@@ -15,10 +17,11 @@ pub(super) fn status(
     node: &Node,
     snapshots: &[v1::Snapshot],
     kernel: &str,
+    preparation: &Preparation,
     now: Timestamp,
 ) -> SandboxNodeStatus {
     SandboxNodeStatus {
-        conditions: vec![ready(&node.capabilities, now)],
+        conditions: vec![ready(&node.capabilities, preparation, now)],
         agent_version: Some(node.agent_version.clone()),
         kernel: Some(kernel.to_owned()).filter(|text| !text.is_empty()),
         container_runtime: Some(node.runtime_version.clone()).filter(|text| !text.is_empty()),
@@ -36,7 +39,7 @@ pub(super) fn status(
 }
 
 /// The agent serves a node on which it can reach the container runtime and put at least one kind of guest to sleep.
-fn ready(capabilities: &[v1::Capability], now: Timestamp) -> Condition {
+fn ready(capabilities: &[v1::Capability], preparation: &Preparation, now: Timestamp) -> Condition {
     let runtimes = ["gvisor", "kata", "runc"];
     let of = |name: &str| capabilities.iter().find(|capability| capability.name == name);
     let missing = of("runtime").filter(|capability| !capability.available);
@@ -44,6 +47,9 @@ fn ready(capabilities: &[v1::Capability], now: Timestamp) -> Condition {
         .iter()
         .all(|name| of(name).is_none_or(|capability| !capability.available));
     let (status, reason, message) = match missing {
+        _ if let Preparation::Refused { reason, message } = preparation => {
+            ("False", reason.as_str(), message.as_str())
+        }
         Some(runtime) => ("False", runtime.reason.as_str(), runtime.message.as_str()),
         None if none => (
             "False",

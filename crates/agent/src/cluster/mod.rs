@@ -15,10 +15,12 @@ use std::path::PathBuf;
 
 use dormouse_tls::{Name, NameError};
 use kube::Client;
-use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::NodeService;
+use crate::enter;
+use crate::prepare::Preparation;
 
 /// Why the agent cannot be in a cluster.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +58,10 @@ pub struct Place {
     pub node: String,
     /// Who vouches for the controller.
     pub authorities_file: PathBuf,
+    /// How the API server is reached; `None` = as for any program.
+    pub api: Option<kube::Config>,
+    /// Whether the node is prepared.
+    pub preparation: watch::Receiver<Preparation>,
 }
 
 /// Is in the cluster until `stop`.
@@ -64,18 +70,22 @@ pub struct Place {
 /// What cannot be mended by trying again.
 pub async fn run(place: Place, service: NodeService, stop: CancellationToken) -> Result<(), ClusterError> {
     let name = Name::of_node(&place.node)?;
-    let listener = TcpListener::bind(place.address)
+    let listener = enter::listen(place.address)
         .await
         .map_err(|source| ClusterError::Listen {
             address: place.address,
             source,
         })?;
-    let config = kube::Config::infer().await.map_err(ClusterError::Config)?;
+    let config = match place.api {
+        Some(config) => config,
+        None => kube::Config::infer().await.map_err(ClusterError::Config)?,
+    };
     let client = Client::try_from(config).map_err(ClusterError::Client)?;
     let published = tokio::spawn(publish::keep(
         client.clone(),
         place.node.clone(),
         service.clone(),
+        place.preparation,
         stop.clone(),
     ));
     let tls = tokio::select! {

@@ -9,11 +9,13 @@ use jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, Resource};
 use serde_json::json;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Status};
 
 use super::inventory;
 use crate::api::NodeService;
+use crate::prepare::Preparation;
 
 /// Who writes.
 const FIELD_MANAGER: &str = "dormouse-agent";
@@ -34,13 +36,20 @@ enum PublishError {
 }
 
 /// Writes what the node can do, and again whenever it has changed, until `stop`.
-pub(super) async fn keep(client: Client, node: String, service: NodeService, stop: CancellationToken) {
+pub(super) async fn keep(
+    client: Client,
+    node: String,
+    service: NodeService,
+    mut preparation: watch::Receiver<Preparation>,
+    stop: CancellationToken,
+) {
     let api: Api<SandboxNode> = Api::all(client);
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let mut written: Option<SandboxNodeStatus> = None;
     let mut wait = LOOK;
     loop {
-        match publish(&api, &node, &service, kernel.trim(), written.as_ref()).await {
+        let prepared = preparation.borrow_and_update().clone();
+        match publish(&api, &node, &service, kernel.trim(), &prepared, written.as_ref()).await {
             Ok(status) => {
                 written = Some(status);
                 wait = LOOK;
@@ -54,6 +63,7 @@ pub(super) async fn keep(client: Client, node: String, service: NodeService, sto
         }
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
+            Ok(()) = preparation.changed() => {}
             () = stop.cancelled() => return,
         }
     }
@@ -64,6 +74,7 @@ async fn publish(
     node: &str,
     service: &NodeService,
     kernel: &str,
+    preparation: &Preparation,
     written: Option<&SandboxNodeStatus>,
 ) -> Result<SandboxNodeStatus, PublishError> {
     let seen = service
@@ -77,7 +88,7 @@ async fn publish(
         // Snapshots may be switched off; the node has none then.
         .unwrap_or_default();
     let seen = seen.into_inner().node.unwrap_or_default();
-    let mut status = inventory::status(&seen, &snapshots, kernel, Timestamp::now());
+    let mut status = inventory::status(&seen, &snapshots, kernel, preparation, Timestamp::now());
     if let Some(written) = written {
         keep_times(&mut status, written);
         if status == *written {
