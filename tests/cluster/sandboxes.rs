@@ -7,8 +7,8 @@ use dormouse_testkit::host::wait;
 use dormouse_testkit::{Cluster, PYTHON};
 use serde_json::{Value, json};
 
-use crate::support::{LIMIT, ask, ask_from, namespace, server};
 use crate::installed::installed;
+use crate::support::{LIMIT, ask, ask_from, namespace, server};
 
 /// A Sandbox around a pod that answers HTTP with its own name.
 pub(crate) fn sandbox(space: &str, name: &str, class: Option<&str>, spec: Value) -> Value {
@@ -57,7 +57,16 @@ pub(crate) async fn until(
 pub(crate) async fn patch(cluster: &Cluster, space: &str, name: &str, patch: Value) {
     let patch = patch.to_string();
     cluster
-        .kubectl(&["patch", "sandbox.agents.x-k8s.io", name, "-n", space, "--type=merge", "-p", &patch])
+        .kubectl(&[
+            "patch",
+            "sandbox.agents.x-k8s.io",
+            name,
+            "-n",
+            space,
+            "--type=merge",
+            "-p",
+            &patch,
+        ])
         .await
         .unwrap();
 }
@@ -105,7 +114,13 @@ async fn a_sandbox_runs_is_suspended_and_runs_again() {
     assert_eq!(ask_from(&cluster, space, "asker", "box.cycle").await, "box");
     let before = uid(&cluster, "pod", space, "box").await;
 
-    patch(&cluster, space, "box", json!({"spec": {"operatingMode": "Suspended"}})).await;
+    patch(
+        &cluster,
+        space,
+        "box",
+        json!({"spec": {"operatingMode": "Suspended"}}),
+    )
+    .await;
     let down = until(&cluster, space, "box", "Suspended", "True", "PodTerminated").await;
     gone(&cluster, "pod", space, "box").await;
     assert_eq!(condition(&down, "Ready").unwrap().1, "SandboxSuspended");
@@ -113,14 +128,26 @@ async fn a_sandbox_runs_is_suspended_and_runs_again() {
     assert_eq!(down["status"]["podIPs"], Value::Null);
     assert_eq!(down["status"]["selector"], selector);
     assert_eq!(down["status"]["service"], "box");
-    assert_eq!(down["metadata"]["annotations"]["agents.x-k8s.io/pod-name"], Value::Null);
+    assert_eq!(
+        down["metadata"]["annotations"]["agents.x-k8s.io/pod-name"],
+        Value::Null
+    );
 
-    patch(&cluster, space, "box", json!({"spec": {"operatingMode": "Running"}})).await;
+    patch(
+        &cluster,
+        space,
+        "box",
+        json!({"spec": {"operatingMode": "Running"}}),
+    )
+    .await;
     let up = until(&cluster, space, "box", "Ready", "True", "DependenciesReady").await;
     assert_eq!(ask(pod_ip(&up)).await, "box");
     assert_ne!(uid(&cluster, "pod", space, "box").await, before);
 
-    cluster.kubectl(&["delete", "sandbox.agents.x-k8s.io", "box", "-n", space]).await.unwrap();
+    cluster
+        .kubectl(&["delete", "sandbox.agents.x-k8s.io", "box", "-n", space])
+        .await
+        .unwrap();
     gone(&cluster, "pod", space, "box").await;
     gone(&cluster, "service", space, "box").await;
 }
@@ -129,10 +156,16 @@ async fn a_sandbox_runs_is_suspended_and_runs_again() {
 async fn a_pod_that_somebody_deletes_comes_back_and_one_that_ended_does_not() {
     let space = "pods";
     let cluster = start(space).await;
-    cluster.apply(&sandbox(space, "box", None, json!({}))).await.unwrap();
+    cluster
+        .apply(&sandbox(space, "box", None, json!({})))
+        .await
+        .unwrap();
     until(&cluster, space, "box", "Ready", "True", "DependenciesReady").await;
     let before = uid(&cluster, "pod", space, "box").await;
-    cluster.kubectl(&["delete", "pod", "box", "-n", space, "--wait=true"]).await.unwrap();
+    cluster
+        .kubectl(&["delete", "pod", "box", "-n", space, "--wait=true"])
+        .await
+        .unwrap();
     wait::until("another pod", LIMIT, async || {
         let now = cluster.get("pod", space, "box").await?;
         anyhow::ensure!(now["metadata"]["uid"] != before.as_str(), "the old one");
@@ -170,16 +203,47 @@ async fn a_pod_that_is_somebody_elses_is_not_touched() {
     cluster.apply(&server(space, "box", None)).await.unwrap();
     cluster.wait_ready(space, "box", LIMIT).await.unwrap();
     let before = uid(&cluster, "pod", space, "box").await;
-    cluster.apply(&sandbox(space, "box", None, json!({}))).await.unwrap();
+    cluster
+        .apply(&sandbox(space, "box", None, json!({})))
+        .await
+        .unwrap();
     let stuck = until(&cluster, space, "box", "Ready", "False", "ReconcilerError").await;
-    assert!(condition(&stuck, "Ready").unwrap().2.contains("cannot adopt unowned pod \"box\""), "{stuck}");
-    patch(&cluster, space, "box", json!({"spec": {"operatingMode": "Suspended"}})).await;
+    assert!(
+        condition(&stuck, "Ready")
+            .unwrap()
+            .2
+            .contains("cannot adopt unowned pod \"box\""),
+        "{stuck}"
+    );
+    patch(
+        &cluster,
+        space,
+        "box",
+        json!({"spec": {"operatingMode": "Suspended"}}),
+    )
+    .await;
     let suspended = until(&cluster, space, "box", "Ready", "False", "SandboxSuspended").await;
     assert_eq!(condition(&suspended, "Suspended").unwrap().1, "PodNotOwned");
     assert_eq!(uid(&cluster, "pod", space, "box").await, before);
     // It says that it may be had.
-    cluster.kubectl(&["label", "pod", "box", "-n", space, "agents.x-k8s.io/adoptable=true"]).await.unwrap();
-    patch(&cluster, space, "box", json!({"spec": {"operatingMode": "Running"}})).await;
+    cluster
+        .kubectl(&[
+            "label",
+            "pod",
+            "box",
+            "-n",
+            space,
+            "agents.x-k8s.io/adoptable=true",
+        ])
+        .await
+        .unwrap();
+    patch(
+        &cluster,
+        space,
+        "box",
+        json!({"spec": {"operatingMode": "Running"}}),
+    )
+    .await;
     until(&cluster, space, "box", "Ready", "True", "DependenciesReady").await;
     let pod = cluster.get("pod", space, "box").await.unwrap();
     assert_eq!(pod["metadata"]["uid"], before.as_str());
@@ -194,8 +258,14 @@ async fn what_the_api_server_refuses_is_said_and_others_do_not_suffer() {
     bad["spec"]["podTemplate"]["spec"]["containers"][0]["name"] = json!("NOT A NAME");
     cluster.apply(&bad).await.unwrap();
     let refused = until(&cluster, space, "bad", "Ready", "False", "InvalidConfiguration").await;
-    assert!(condition(&refused, "Ready").unwrap().2.contains("NOT A NAME"), "{refused}");
-    cluster.apply(&sandbox(space, "good", None, json!({}))).await.unwrap();
+    assert!(
+        condition(&refused, "Ready").unwrap().2.contains("NOT A NAME"),
+        "{refused}"
+    );
+    cluster
+        .apply(&sandbox(space, "good", None, json!({})))
+        .await
+        .unwrap();
     until(&cluster, space, "good", "Ready", "True", "DependenciesReady").await;
     let wrong = sandbox(space, "wrong", None, json!({"idleTimeout": "soon"}));
     let error = cluster.apply(&wrong).await.unwrap_err().to_string();
@@ -208,7 +278,12 @@ async fn at_its_end_a_sandbox_goes_as_its_policy_says() {
     let cluster = start(space).await;
     let end = jiff_in(Duration::from_secs(6));
     let kept = sandbox(space, "kept", None, json!({"shutdownTime": end, "service": true}));
-    let deleted = sandbox(space, "deleted", None, json!({"shutdownTime": end, "shutdownPolicy": "Delete"}));
+    let deleted = sandbox(
+        space,
+        "deleted",
+        None,
+        json!({"shutdownTime": end, "shutdownPolicy": "Delete"}),
+    );
     cluster.apply(&kept).await.unwrap();
     cluster.apply(&deleted).await.unwrap();
     until(&cluster, space, "kept", "Ready", "True", "DependenciesReady").await;
