@@ -20,6 +20,8 @@ mod volumes;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod writes;
 
 pub use candidates::{Candidates, Choice, Reservation};
 pub use next::{Next, Observed, Settings, Warm, next};

@@ -1,7 +1,8 @@
 //! The cluster controller: serves the kinds of `agents.x-k8s.io` as agent-sandbox does.
 //!
 //! One folder per kind. In each, what is to be done is decided by pure functions ([`sandbox::next`],
-//! [`template::next`]) from what is known, and `reconcile` does it; nobody else writes objects of that kind.
+//! [`template::next`], [`claim::next`], [`pool::next`]) from what is known, and `reconcile` does it; nobody else writes
+//! objects of that kind, but that a claim takes a standby over from its pool.
 //! [`cache`] is what is known, [`worker`] the loop over it, [`run()`] puts it together.
 
 pub mod agents;

@@ -6,7 +6,7 @@ mod reconcile;
 mod secure;
 mod semantic;
 
-pub use blueprint::{Hashes, is_stale, sandbox_spec};
+pub use blueprint::{Hashes, Vetting, sandbox_spec};
 pub use network_policy::{Next, next, policy_name};
 pub use reconcile::{TemplateContext, TemplateError, on_error, reconcile};
 pub use secure::secure_defaults;

@@ -17,6 +17,7 @@ use crate::queue::{Queue, stream};
 
 /// Looks at all objects of a kind, and then at each again that the queue names, until `stop`; what is being worked on
 /// then is finished.
+#[allow(clippy::too_many_arguments, reason = "called once for each kind")]
 pub async fn work<K, Ctx, F, E>(
     queue: Queue<K>,
     store: Store<K>,

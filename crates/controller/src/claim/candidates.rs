@@ -383,10 +383,8 @@ mod tests {
         fn show(&mut self, name: &str, state: (u64, Option<usize>)) {
             // The cache keeps the newest; the candidates are told of whatever comes.
             let newest = self.cache.get(name).is_none_or(|known| known.0 <= state.0);
-            if newest {
-                if let Some(old) = self.cache.insert(name.to_owned(), state) {
-                    self.before.insert(name.to_owned(), old);
-                }
+            if newest && let Some(old) = self.cache.insert(name.to_owned(), state) {
+                self.before.insert(name.to_owned(), old);
             }
             self.candidates.saw("ns", name, Some(&as_seen(name, state.1)));
         }

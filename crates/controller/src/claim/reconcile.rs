@@ -26,7 +26,7 @@ use crate::metrics::{Created, Metrics, Startup};
 use crate::objects::{self, condition, is_true};
 use crate::patch::status_patch;
 use crate::queue::Queue;
-use crate::template::{Hashes, is_stale};
+use crate::template::Vetting;
 use crate::write::{Which, Writer, is_already_there, is_conflict, is_not_found};
 
 /// How many standbys are tried in one go.
@@ -93,6 +93,10 @@ pub enum ClaimError {
 }
 
 /// When to try again.
+#[allow(
+    clippy::needless_pass_by_value,
+    reason = "the controller's runtime calls it so"
+)]
 pub fn on_error(claim: Arc<SandboxClaim>, error: &ClaimError, context: Arc<ClaimContext>) -> Action {
     let wait = context.notes.failed(&claim);
     let meta = &claim.metadata;
@@ -214,8 +218,7 @@ impl ClaimContext {
         let (namespace, pool_name) = (objects::namespace(&claim.metadata), objects::name(&pool.metadata));
         // Under another strategy an older template is no reason to refuse a standby.
         let template = observed.template.clone();
-        let strict = template.as_ref().filter(|_| recreates(&pool));
-        let strict = strict.map(|template| (template, Hashes::of(&template.spec)));
+        let mut vetting = template.as_deref().filter(|_| recreates(&pool)).map(Vetting::by);
         let mut but = BTreeSet::new();
         let mut tries = 0;
         let mut first = begun;
@@ -237,11 +240,7 @@ impl ClaimContext {
                 .sandboxes
                 .get(namespace, reservation.name())
                 .filter(|standby| hand_over::is_standby_of(standby, &pool))
-                .filter(|standby| {
-                    strict
-                        .as_ref()
-                        .is_none_or(|(template, hashes)| !is_stale(standby, template, hashes))
-                });
+                .filter(|standby| vetting.as_mut().is_none_or(|vetting| !vetting.is_stale(standby)));
             let Some(standby) = fit else {
                 continue;
             };
@@ -355,13 +354,14 @@ impl ClaimContext {
             self.tell_of_the_end(claim);
             return Ok(Action::await_change());
         }
-        let Some(claim) = self.write_status(claim, &planned).await? else {
+        let written = self.write_status(claim, &planned).await;
+        if let Some(gained) = &gained {
+            self.tell_of_gain(claim, gained);
+        }
+        let Some(claim) = written? else {
             // Whoever wrote it is heard of; should that go by unseen, this is soon enough.
             return Ok(Action::requeue(AFTER_CONFLICT));
         };
-        if let Some(gained) = &gained {
-            self.tell_of_gain(&claim, gained);
-        }
         if planned.expired {
             self.publish(
                 &claim,

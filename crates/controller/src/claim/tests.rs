@@ -39,7 +39,7 @@ fn map(pairs: &[(&str, &str)]) -> Option<BTreeMap<String, String>> {
     Some(pairs.iter().map(owned).collect())
 }
 
-fn claim() -> SandboxClaim {
+pub(super) fn claim() -> SandboxClaim {
     let mut claim = SandboxClaim {
         metadata: meta("claim", "claim-uid"),
         ..SandboxClaim::default()
@@ -57,7 +57,7 @@ pub(super) fn pool() -> SandboxWarmPool {
     pool
 }
 
-fn template() -> SandboxTemplate {
+pub(super) fn template() -> SandboxTemplate {
     let mut template = SandboxTemplate {
         metadata: meta("template", "template-uid"),
         ..SandboxTemplate::default()
@@ -135,7 +135,7 @@ fn patched(sandbox: &Sandbox, patch: &Value) -> Sandbox {
     serde_json::from_value(object).unwrap()
 }
 
-fn merge(into: &mut Value, patch: &Value) {
+pub(super) fn merge(into: &mut Value, patch: &Value) {
     let Value::Object(patch) = patch else {
         *into = patch.clone();
         return;

@@ -1,7 +1,7 @@
 //! What is to be done for a pool.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use serde_json::json;
 use super::step::Why;
 use super::{Pending, Refill, Step, build};
 use crate::objects::{self, Ownership, is_true, owner_reference, ownership};
-use crate::template::{Hashes, is_stale};
+use crate::template::Vetting;
 
 /// When to look again although the watch is silent about what was written.
 const UNSEEN: Duration = Duration::from_secs(30);
@@ -95,11 +95,8 @@ pub fn next(observed: &Observed, settings: &Settings, refill: &mut Refill, now: 
         next.status = pool.status.clone().unwrap_or_default();
         return next;
     }
-    let hashes = observed
-        .template
-        .as_ref()
-        .map(|template| Hashes::of(&template.spec));
-    let count = count(observed, hashes.as_ref(), settings, now, &mut next);
+    let mut vetting = observed.template.as_deref().map(Vetting::by);
+    let count = count(observed, vetting.as_mut(), settings, now, &mut next);
     let ready = count.active.iter().filter(|standby| is_ready(standby)).count();
     let as_number = |count: usize| i32::try_from(count).unwrap_or(i32::MAX);
     next.status = SandboxWarmPoolStatus {
@@ -117,7 +114,7 @@ pub fn next(observed: &Observed, settings: &Settings, refill: &mut Refill, now: 
     let there = count.active.len();
     let hold = refill.hold(there, wanted, settings.replenish_delay, now);
     let all = there.saturating_add(count.leaving);
-    if let (Some(template), Some(hashes)) = (&observed.template, &hashes) {
+    if let (Some(template), Some(vetting)) = (&observed.template, &vetting) {
         if !hold.is_zero() && there < wanted {
             next.look_again_in(hold);
         } else if all < wanted {
@@ -127,7 +124,12 @@ pub fn next(observed: &Observed, settings: &Settings, refill: &mut Refill, now: 
                 next.look_again_in(wait);
             } else if observed.pending.is_empty() {
                 next.make = granted;
-                next.standby = Some(Box::new(build::standby(pool, template, hashes, settings)));
+                next.standby = Some(Box::new(build::standby(
+                    pool,
+                    template,
+                    vetting.hashes(),
+                    settings,
+                )));
                 if granted < missing && !wait.is_zero() {
                     next.look_again_in(wait);
                 }
@@ -166,7 +168,7 @@ pub fn next(observed: &Observed, settings: &Settings, refill: &mut Refill, now: 
 
 fn count(
     observed: &Observed,
-    hashes: Option<&Hashes>,
+    mut vetting: Option<&mut Vetting<'_>>,
     settings: &Settings,
     now: Timestamp,
     next: &mut Next,
@@ -182,8 +184,6 @@ fn count(
         leaving: observed.pending.deleted.len(),
         ..Count::default()
     };
-    // Many standbys bear the same hash, and one comparison says it of all of them.
-    let mut known: HashMap<String, bool> = HashMap::new();
     for standby in &observed.members {
         let meta = &standby.metadata;
         if observed.pending.deleted.contains(objects::uid(meta)) {
@@ -201,21 +201,9 @@ fn count(
         if objects::label(meta, labels::WARM_POOL) != Some(&hash) {
             continue;
         }
-        let stale = match (&observed.template, hashes) {
-            (Some(template), Some(hashes)) if recreates && own => {
-                match objects::label(meta, labels::TEMPLATE_HASH).filter(|hash| !hash.is_empty()) {
-                    Some(of) => {
-                        let reference = objects::label(meta, labels::TEMPLATE_REF_HASH).unwrap_or_default();
-                        *known
-                            .entry(format!("{reference} {of}"))
-                            .or_insert_with(|| is_stale(standby, template, hashes))
-                    }
-                    None => is_stale(standby, template, hashes),
-                }
-            }
-            (Some(template), Some(hashes)) if !own => is_stale(standby, template, hashes),
-            _ => false,
-        };
+        let stale = vetting
+            .as_mut()
+            .is_some_and(|vetting| (recreates || !own) && vetting.is_stale(standby));
         if stale {
             next.steps.push(delete(standby, Why::Stale));
             count.leaving = count.leaving.saturating_add(usize::from(own));
@@ -290,7 +278,7 @@ fn delete(standby: &Sandbox, why: Why) -> Step {
     }
 }
 
-fn is_ready(standby: &Sandbox) -> bool {
+pub(super) fn is_ready(standby: &Sandbox) -> bool {
     standby
         .status
         .as_ref()

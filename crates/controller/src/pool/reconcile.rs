@@ -15,6 +15,7 @@ use kube::{Client, Resource};
 use thiserror::Error;
 use tracing::{debug, info};
 
+use super::next::is_ready;
 use super::state::Key;
 use super::{FIELD_MANAGER, Next, Observed, Pools, Settings, Step};
 use crate::cache::Cache;
@@ -61,6 +62,10 @@ pub enum PoolError {
 }
 
 /// When to try again.
+#[allow(
+    clippy::needless_pass_by_value,
+    reason = "the controller's runtime calls it so"
+)]
 pub fn on_error(pool: Arc<SandboxWarmPool>, error: &PoolError, context: Arc<PoolContext>) -> Action {
     let key = key(&pool);
     let wait = context.known.state.failed(&key);
@@ -118,7 +123,7 @@ impl PoolContext {
         members.extend(sandboxes.group(&key.0, &name_hash(&key.1)));
         let unschedulable = members
             .iter()
-            .filter(|standby| self.is_unschedulable(standby))
+            .filter(|standby| !is_ready(standby) && self.is_unschedulable(standby))
             .map(|standby| objects::uid(&standby.metadata).to_owned())
             .collect();
         let template = self

@@ -1,5 +1,7 @@
 //! What a template makes of a sandbox, and whether one that is there is still that.
 
+use std::collections::HashMap;
+
 use dormouse_api::agents::{Sandbox, SandboxSpec, VolumeClaimTemplate};
 use dormouse_api::extensions::{SandboxTemplate, SandboxTemplateSpec};
 use dormouse_api::names::{labels, name_hash};
@@ -55,9 +57,51 @@ fn hash<T: Serialize>(of: &T) -> String {
         .unwrap_or_default()
 }
 
-/// Whether a standby is of an older template, or of another one.
-#[must_use]
-pub fn is_stale(standby: &Sandbox, template: &SandboxTemplate, hashes: &Hashes) -> bool {
+/// Whether standbys are of a template as it is now. One comparison says it of all that bear the same hash.
+#[derive(Debug)]
+pub struct Vetting<'a> {
+    template: &'a SandboxTemplate,
+    hashes: Hashes,
+    /// By the labels that say of which template a standby is.
+    known: HashMap<(String, String), bool>,
+}
+
+impl<'a> Vetting<'a> {
+    /// Compares with this template.
+    #[must_use]
+    pub fn by(template: &'a SandboxTemplate) -> Self {
+        Self {
+            template,
+            hashes: Hashes::of(&template.spec),
+            known: HashMap::new(),
+        }
+    }
+
+    /// The template's hashes.
+    #[must_use]
+    pub const fn hashes(&self) -> &Hashes {
+        &self.hashes
+    }
+
+    /// Whether a standby is of an older template, or of another one.
+    #[must_use]
+    pub fn is_stale(&mut self, standby: &Sandbox) -> bool {
+        let meta = &standby.metadata;
+        let hash = objects::label(meta, labels::TEMPLATE_HASH).filter(|hash| !hash.is_empty());
+        // Of one that is nobody's anybody may have written the label.
+        let Some(hash) = hash.filter(|_| controller_of(meta).is_some()) else {
+            return is_stale(standby, self.template, &self.hashes);
+        };
+        let of = objects::label(meta, labels::TEMPLATE_REF_HASH).unwrap_or_default();
+        let (template, hashes) = (self.template, &self.hashes);
+        *self
+            .known
+            .entry((of.to_owned(), hash.to_owned()))
+            .or_insert_with(|| is_stale(standby, template, hashes))
+    }
+}
+
+fn is_stale(standby: &Sandbox, template: &SandboxTemplate, hashes: &Hashes) -> bool {
     let meta = &standby.metadata;
     let of = name_hash(objects::name(&template.metadata));
     if objects::label(meta, labels::TEMPLATE_REF_HASH) != Some(&of) {

@@ -54,6 +54,10 @@ pub enum TemplateError {
 }
 
 /// When to try again.
+#[allow(
+    clippy::needless_pass_by_value,
+    reason = "the controller's runtime calls it so"
+)]
 pub fn on_error(template: Arc<SandboxTemplate>, error: &TemplateError, _: Arc<TemplateContext>) -> Action {
     let meta = &template.metadata;
     warn!(namespace = objects::namespace(meta), name = objects::name(meta), %error, "template is tried again");
