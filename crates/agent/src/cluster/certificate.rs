@@ -68,9 +68,19 @@ struct Held {
 /// The first certificate, however long it takes.
 pub(super) async fn first(client: &Client, name: &Name, authorities_file: &Path) -> Tls {
     let mut wait = RETRY.0;
+    let mut told = false;
     loop {
         match try_first(client, name, authorities_file).await {
             Ok(tls) => return tls,
+            // The controller writes it, and kubelet brings it some time later. To look for it costs nobody anything.
+            Err(error @ CertificateError::Authorities { .. }) => {
+                if !told {
+                    tracing::warn!("no certificate yet, so the controller cannot be served: {error}");
+                }
+                told = true;
+                tokio::time::sleep(RETRY.0).await;
+                continue;
+            }
             Err(error) => tracing::warn!("no certificate yet, so the controller cannot be served: {error}"),
         }
         tokio::time::sleep(wait).await;
