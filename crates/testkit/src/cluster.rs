@@ -316,32 +316,6 @@ impl Cluster {
         self.client.run("helm", arguments, None).await
     }
 
-    /// Runs helm as administrator, and returns what it printed.
-    ///
-    /// # Errors
-    /// When it fails; the error holds what it said.
-    pub async fn helm(&self, arguments: &[&str]) -> Result<String> {
-        let mut command = std::process::Command::new(self.built.cluster_bin()?.join("helm"));
-        kubectl::clean(&mut command, &self.kubectl.kubeconfig);
-        command
-            .args(arguments)
-            // Nothing is left with this host's user.
-            .env("HELM_CACHE_HOME", self.slot.dir.join("helm"))
-            .stdin(Stdio::null());
-        let output = tokio::process::Command::from(command)
-            .output()
-            .await
-            .context("start helm")?;
-        ensure!(
-            output.status.success(),
-            "helm {}: {}{}",
-            arguments.join(" "),
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        );
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    }
-
     /// Applies an object, or a `List` of objects.
     ///
     /// # Errors
