@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 
 /// Where the configuration file is looked for.
 pub const DEFAULT_CONFIG: &str = "/etc/dormouse/agent.toml";
@@ -29,6 +29,10 @@ pub struct Args {
     #[arg(long, value_name = "ADDRESS", env = "DORMOUSE_HTTP_LISTEN")]
     pub http_listen: Option<String>,
 
+    /// Address to serve the cluster's controller on over mutual TLS, as in 0.0.0.0:9466; "off" serves none.
+    #[arg(long, value_name = "ADDRESS", env = "DORMOUSE_CLUSTER_LISTEN")]
+    pub cluster_listen: Option<String>,
+
     /// This node's name.
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     pub node_name: Option<String>,
@@ -46,9 +50,45 @@ pub struct Args {
     #[arg(long)]
     pub thaw_all: bool,
 
+    /// Work on the node that this container is on, in the node's own mount, network and cgroup namespaces. Needs a privileged
+    /// container that sees the node's processes (hostPID).
+    #[arg(long, global = true)]
+    pub from_container: bool,
+
+    /// Prepare the node first, and again as long as it is refused: the wrapper, and containerd's runtime handler, as this file
+    /// (TOML) says.
+    #[arg(long, value_name = "FILE", global = true)]
+    pub node_settings: Option<PathBuf>,
+
+    /// The wrapper that is put on the node then.
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/bin/dormouse-runsc",
+        global = true
+    )]
+    pub wrapper: PathBuf,
+
     /// Check the configuration, print what is in force, and exit.
     #[arg(long)]
     pub print_config: bool,
+
+    /// Something else than to be the node's agent.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What is done instead.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum Command {
+    /// Prepare the node as the agent would, and end.
+    Install,
+    /// Wake everybody, take the agent's swap down, take containerd's handler back, and remove what was installed. The
+    /// agent must not run any more.
+    Uninstall,
+    /// Do nothing until told to end: what a pod does whose work was done before.
+    #[command(hide = true)]
+    Idle,
 }
 
 /// How log lines look.

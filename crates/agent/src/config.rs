@@ -89,6 +89,9 @@ pub struct Config {
     /// The API.
     #[serde(default)]
     pub api: ApiConfig,
+    /// The way to the cluster's controller.
+    #[serde(default)]
+    pub cluster: ClusterConfig,
     /// Metrics and health.
     #[serde(default)]
     pub http: HttpConfig,
@@ -135,6 +138,25 @@ pub struct ApiConfig {
     /// How long an order may take unless the caller says less.
     #[serde(with = "human")]
     pub order_deadline: Duration,
+}
+
+/// The way to the cluster's controller.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClusterConfig {
+    /// Where the controller is served over mutual TLS, as in `0.0.0.0:9466`, or `off`.
+    pub listen: String,
+    /// The certificates of the authorities that vouch for the controller, in PEM; read again when it has changed.
+    pub authorities_file: PathBuf,
+}
+
+impl Default for ClusterConfig {
+    fn default() -> Self {
+        Self {
+            listen: "off".to_owned(),
+            authorities_file: "/etc/dormouse/authorities/ca.crt".into(),
+        }
+    }
 }
 
 /// Metrics and health.
@@ -355,6 +377,7 @@ impl Default for Config {
             state_dir: default_state_dir(),
             wrapper_config: default_wrapper_config(),
             api: ApiConfig::default(),
+            cluster: ClusterConfig::default(),
             http: HttpConfig::default(),
             log: LogConfig::default(),
             manage: ManageConfig::default(),
@@ -497,6 +520,17 @@ impl Default for PacketConfig {
     }
 }
 
+/// The address of a `listen` key; `None` for `off`.
+fn address(field: &'static str, text: &str, example: &str) -> Result<Option<SocketAddr>, ConfigError> {
+    if text == "off" {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|_| ConfigError::Value {
+        field,
+        problem: format!("is {text:?}; expected an address as in {example}, or \"off\""),
+    })
+}
+
 impl Config {
     /// The configuration in force: the file that `args` name, or the defaults, with the flags on top.
     ///
@@ -561,11 +595,16 @@ impl Config {
             runtime_endpoint,
             socket,
             http_listen,
+            cluster_listen,
             node_name,
             log_level,
             log_format,
             thaw_all: _,
+            from_container: _,
+            node_settings: _,
+            wrapper: _,
             print_config: _,
+            command: _,
         } = args.clone();
         if let Some(endpoint) = runtime_endpoint {
             self.runtime_endpoint = endpoint;
@@ -575,6 +614,9 @@ impl Config {
         }
         if let Some(listen) = http_listen {
             self.http.listen = listen;
+        }
+        if let Some(listen) = cluster_listen {
+            self.cluster.listen = listen;
         }
         if let Some(name) = node_name {
             self.node_name = name;
@@ -647,6 +689,9 @@ impl Config {
             );
         }
         self.http_address()?;
+        if self.cluster_address()?.is_some() && !self.cluster.authorities_file.is_absolute() {
+            return value("cluster.authorities_file", "must be an absolute path");
+        }
         self.snapshots.check()?;
         self.swap.check()?;
         Ok(())
@@ -657,20 +702,15 @@ impl Config {
     /// # Errors
     /// The text is neither an address nor `off`.
     pub fn http_address(&self) -> Result<Option<SocketAddr>, ConfigError> {
-        if self.http.listen == "off" {
-            return Ok(None);
-        }
-        self.http
-            .listen
-            .parse()
-            .map(Some)
-            .map_err(|_| ConfigError::Value {
-                field: "http.listen",
-                problem: format!(
-                    "is {:?}; expected an address as in 127.0.0.1:9465, or \"off\"",
-                    self.http.listen
-                ),
-            })
+        address("http.listen", &self.http.listen, "127.0.0.1:9465")
+    }
+
+    /// Where the controller is served; `None` = nowhere.
+    ///
+    /// # Errors
+    /// The text is neither an address nor `off`.
+    pub fn cluster_address(&self) -> Result<Option<SocketAddr>, ConfigError> {
+        address("cluster.listen", &self.cluster.listen, "0.0.0.0:9466")
     }
 
     /// The limits of node-wide admission.

@@ -9,12 +9,14 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{saved, shells};
 use crate::context::Context;
 use crate::metrics::NodeFigures;
 use crate::pods::Pods;
+use crate::prepare::Preparation;
 
 /// The content type of the OpenMetrics text format.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -28,6 +30,8 @@ pub struct Pages {
     pub pods: Pods,
     /// Whether the first list of pods was worked off.
     pub ready: Arc<AtomicBool>,
+    /// Whether the node is prepared.
+    pub preparation: watch::Receiver<Preparation>,
 }
 
 /// Serves the pages until `stop`.
@@ -35,7 +39,7 @@ pub struct Pages {
 /// # Errors
 /// The address cannot be listened on.
 pub async fn serve(address: SocketAddr, pages: Pages, stop: CancellationToken) -> std::io::Result<()> {
-    let listener = tokio::net::TcpListener::bind(address).await?;
+    let listener = crate::enter::listen(address).await?;
     tracing::info!(%address, "serving metrics and health");
     let router = Router::new()
         .route("/metrics", get(metrics))
@@ -48,13 +52,15 @@ pub async fn serve(address: SocketAddr, pages: Pages, stop: CancellationToken) -
 }
 
 async fn readyz(State(pages): State<Pages>) -> impl IntoResponse {
-    if pages.ready.load(Ordering::Acquire) {
-        (StatusCode::OK, "ok\n")
-    } else {
-        (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "the pods of this node have not all been looked at yet\n",
-        )
+    if !pages.ready.load(Ordering::Acquire) {
+        let why = "the pods of this node have not all been looked at yet\n".to_owned();
+        return (StatusCode::SERVICE_UNAVAILABLE, why);
+    }
+    match &*pages.preparation.borrow() {
+        Preparation::Done => (StatusCode::OK, "ok\n".to_owned()),
+        Preparation::Refused { reason, message } => {
+            (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}: {message}\n"))
+        }
     }
 }
 

@@ -8,9 +8,11 @@ pub mod actor;
 pub mod api;
 pub mod args;
 pub mod clock;
+pub mod cluster;
 pub mod config;
 pub mod context;
 pub mod drivers;
+pub mod enter;
 pub mod facts;
 #[cfg(feature = "failpoints")]
 pub mod failpoints;
@@ -23,6 +25,7 @@ pub mod memory;
 pub mod metrics;
 pub mod notes;
 pub mod pods;
+pub mod prepare;
 mod pressure;
 mod run;
 pub mod shells;
@@ -34,5 +37,5 @@ pub mod swap_handle;
 mod thaw_all;
 pub mod view;
 
-pub use run::run;
+pub use run::{Cluster, run};
 pub use thaw_all::thaw_all;

@@ -1,7 +1,7 @@
 //! Puts the agent together, runs it, and takes it apart again.
 
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use dormouse_net::{BucketLimits, Budget, WireConfig, WireLoop};
 use dormouse_sentry::RunDir;
 use futures::future::join_all;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::actor::Message;
@@ -25,19 +25,29 @@ use crate::journal::Journal;
 use crate::journal_writer::JournalWriter;
 use crate::metrics::Metrics;
 use crate::pods::{Pods, WireSink};
+use crate::prepare::{self, NodeSettings, Preparation};
 use crate::snapshots::{self, Snapshots};
 use crate::swap::SwapManager;
 use crate::swap_handle::SwapHandle;
-use crate::{drivers, memory, notes, pressure};
+use crate::{cluster as way, drivers, memory, notes, pressure};
 
 /// How long what is in flight may take to end or roll back at shutdown.
 const SHUTDOWN: Duration = Duration::from_secs(10);
+
+/// What an agent in a cluster has beside its configuration.
+#[derive(Debug, Default)]
+pub struct Cluster {
+    /// How the API server is reached; `None` = as for any program.
+    pub api: Option<kube::Config>,
+    /// How the node is to be prepared, and with which wrapper; `None` = it is.
+    pub prepare: Option<(NodeSettings, PathBuf)>,
+}
 
 /// Runs the agent until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// Something that the agent cannot do without failed; what it is and what to do is said.
-pub async fn run(config: Config) -> anyhow::Result<()> {
+pub async fn run(config: Config, cluster: Cluster) -> anyhow::Result<()> {
     memory::lock_own();
     let run_dir = RunDir::new(&config.run_dir)?;
     run_dir
@@ -72,6 +82,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         .context("cannot start the packet loop")?;
     let drivers = drivers::all(&run_dir, runtime.socket(), &config.wrapper_config, &config.doze);
     let http_address = config.http_address()?;
+    let cluster_address = config.cluster_address()?;
     let socket = config.api.socket.clone();
     let callers = AllowedCallers::new(&config.api.allowed_uids);
     let ctx = Arc::new(Context::new(
@@ -102,11 +113,19 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         stop.clone(),
     ));
     tokio::spawn(snapshots::run_background(ctx.snapshots.clone(), stop.clone()));
+    let (state, preparation) = watch::channel(Preparation::Done);
+    if let Some((settings, wrapper)) = cluster.prepare {
+        state.send_replace(Preparation::begun());
+        let (config, stop) = (ctx.config.clone(), stop.clone());
+        // Beside everything else: whoever sleeps here has to be woken whatever the node lacks by now.
+        tokio::spawn(prepare::keep(settings, config, wrapper, state, stop));
+    }
     if let Some(address) = http_address {
         let pages = Pages {
             ctx: Arc::clone(&ctx),
             pods: pods.clone(),
             ready: Arc::clone(&ready),
+            preparation: preparation.clone(),
         };
         let stop = stop.clone();
         tasks.spawn(async move {
@@ -138,6 +157,17 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                     .await
                     .map_err(anyhow::Error::from)
             });
+        }
+        if let Some(address) = cluster_address {
+            let place = way::Place {
+                address,
+                node: ctx.config.node_name.clone(),
+                authorities_file: ctx.config.cluster.authorities_file.clone(),
+                api: cluster.api,
+                preparation,
+            };
+            let (service, stop) = (service.clone(), stop.clone());
+            tasks.spawn(async move { way::run(place, service, stop).await.map_err(anyhow::Error::from) });
         }
         ready.store(true, Ordering::Release);
         notify(&[sd_notify::NotifyState::Ready]);

@@ -216,6 +216,22 @@ reasons! {
     /// As many shells stand by on the node as its configuration allows.
     ShellsFull,
 
+    // Preparing a node of a cluster.
+    /// The node's kernel, cgroups or directories lack what Dormouse needs.
+    NodeUnsupported,
+    /// The node's containerd is too old, or is none.
+    ContainerdUnsupported,
+    /// The real runsc or its shim is not on the node, or somebody other than root can change it.
+    RunscUnusable,
+    /// Files on the node cannot be read or written.
+    NodeFilesUnwritable,
+    /// containerd could not be restarted, or has to be restarted by hand.
+    ContainerdNotRestarted,
+    /// containerd was restarted and does not have the runtime handler.
+    HandlerMissing,
+    /// The node is being prepared.
+    Preparing,
+
     // The node's other parts.
     /// The CRI runtime cannot be reached.
     RuntimeUnavailable,

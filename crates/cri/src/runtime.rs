@@ -191,6 +191,20 @@ impl Runtime {
             .collect())
     }
 
+    /// The configuration that containerd's CRI runs with, as JSON; `None` where it does not tell. Its files may say
+    /// something else by now.
+    ///
+    /// # Errors
+    /// It does not answer, or refuses.
+    pub async fn running_config(&self) -> Result<Option<String>, CallError> {
+        let mut answer = self
+            .within("Status", "the node", STORE_DEADLINE, async {
+                self.cri().status(cri::StatusRequest { verbose: true }).await
+            })
+            .await?;
+        Ok(answer.info.remove("config"))
+    }
+
     /// Whether the image is on this node.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 pub mod cgroup;
 pub mod command;
+pub(crate) mod leftovers;
 pub mod mounts;
 pub mod process;
 pub mod wait;

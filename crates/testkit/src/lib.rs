@@ -4,15 +4,19 @@
 //! Everything a [`Stack`] makes is below one directory, one cgroup and one network name, so several of them run
 //! side by side and each can be removed without a trace, also after a crash ([`Stack::sweep`]).
 //!
-//! `cargo xtask` builds what is needed and says where it is in `DORMOUSE_STACK_DIR` and `DORMOUSE_BIN_DIR`.
+//! A [`Cluster`] is a real Kubernetes on machines made of namespaces, with such a containerd on each node.
+//!
+//! `cargo xtask` builds what is needed and says where it is in `DORMOUSE_STACK_DIR`, `DORMOUSE_CLUSTER_DIR` and `DORMOUSE_BIN_DIR`.
 
 mod agent;
 mod built;
+pub mod cluster;
 pub mod guest;
 pub mod host;
 pub mod http;
 pub mod memory;
 pub mod peer;
+mod place;
 pub mod pod;
 pub mod rig;
 mod stack;
@@ -20,7 +24,8 @@ pub mod swap;
 pub mod vm;
 
 pub use agent::{Agent, AgentOptions, AgentPaths};
-pub use built::Built;
+pub use built::{Built, Image};
+pub use cluster::{Cluster, ClusterOptions};
 pub use pod::{ContainerSpec, ExecOutput, MountSpec, Pod, PodSpec};
 pub use stack::{Cni, Stack, StackOptions};
 

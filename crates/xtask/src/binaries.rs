@@ -1,7 +1,7 @@
 //! Builds Dormouse's own binaries and puts them side by side.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -9,6 +9,14 @@ use anyhow::{Context, Result};
 use crate::paths::Paths;
 use crate::stack::Stack;
 use crate::{exec, ui};
+
+/// All of Dormouse's programs.
+pub(crate) const PROGRAMS: [&str; 4] = [
+    "dormouse-agent",
+    "dormouse-controller",
+    "dormouse",
+    "dormouse-runsc",
+];
 
 /// Which build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,11 +44,14 @@ pub(crate) struct Binaries {
 }
 
 impl Binaries {
-    /// Tells a child command where everything is; the test kit reads both variables.
+    /// Tells a child command where everything is; the test kit reads these variables.
     pub(crate) fn export(&self, stack: &Stack, command: &mut Command) {
         command
             .env("DORMOUSE_BIN_DIR", &self.dir)
             .env("DORMOUSE_STACK_DIR", &stack.dir);
+        if let Some(dir) = &stack.cluster {
+            command.env("DORMOUSE_CLUSTER_DIR", dir);
+        }
     }
 }
 
@@ -101,13 +112,89 @@ pub(crate) fn build(paths: &Paths, profile: Profile) -> Result<Binaries> {
         .join(profile.folder())
         .join("dormouse-runsc");
     for source in [common.join("dormouse-agent"), common.join("dormouse"), wrapper] {
-        let name = source.file_name().context("a binary without a name")?;
-        let partial = dir.join(".partial");
-        // Copied and renamed: a running copy of an earlier build keeps its file.
-        fs::copy(&source, &partial).with_context(|| format!("copy {}", source.display()))?;
-        fs::rename(&partial, dir.join(name)).with_context(|| format!("put {} in place", source.display()))?;
+        gather(&source, &dir)?;
     }
     Ok(Binaries { dir })
+}
+
+/// Builds all programs static, for an image that holds nothing else: the agent works in the node's mount namespace, where
+/// it would meet the node's libraries when it starts itself again, and the wrapper is copied there.
+pub(crate) fn build_static(paths: &Paths, profile: Profile) -> Result<Binaries> {
+    let dir = paths
+        .target
+        .join("bin")
+        .join(format!("{}-static", profile.folder()));
+    fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+    let triple = host_triple()?;
+    let static_dir = paths.target.join("static");
+    ui::step(&format!("all programs, static ({})", profile.folder()), || {
+        let mut cargo = Command::new("cargo");
+        cargo
+            .current_dir(&paths.root)
+            .env("RUSTFLAGS", "-C target-feature=+crt-static")
+            .args(["build", "--quiet", "--target", &triple, "--target-dir"])
+            .arg(&static_dir);
+        for package in [
+            "dormouse-runsc",
+            "dormouse-agent",
+            "dormouse-controller",
+            "dormouse-cli",
+        ] {
+            cargo.args(["-p", package]);
+        }
+        match profile {
+            Profile::Dev => cargo.args([
+                "--features",
+                "dormouse-runsc/failpoints,dormouse-agent/failpoints",
+            ]),
+            Profile::Release => cargo.arg("--release"),
+        };
+        exec::capture(&mut cargo).map(drop)
+    })?;
+    let built = static_dir.join(&triple).join(profile.folder());
+    for program in PROGRAMS {
+        gather(&built.join(program), &dir)?;
+    }
+    Ok(Binaries { dir })
+}
+
+/// Builds the program that is behind `cargo xtask cluster`, and the first process of each of a cluster's machines. A
+/// debug build: nothing that it does takes time.
+pub(crate) fn build_cluster(paths: &Paths) -> Result<Binaries> {
+    let dir = paths.target.join("bin").join(Profile::Dev.folder());
+    fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+    ui::step("dormouse-cluster", || {
+        let mut cargo = Command::new("cargo");
+        cargo.current_dir(&paths.root).args([
+            "build",
+            "--quiet",
+            "-p",
+            "dormouse-testkit",
+            "--bin",
+            "dormouse-cluster",
+        ]);
+        exec::capture(&mut cargo).map(drop)
+    })?;
+    gather(&paths.target.join("debug/dormouse-cluster"), &dir)?;
+    Ok(Binaries { dir })
+}
+
+/// The same program as an earlier [`build_cluster`] has left it.
+pub(crate) fn find_cluster(paths: &Paths) -> Result<Binaries> {
+    let dir = paths.target.join("bin").join(Profile::Dev.folder());
+    anyhow::ensure!(
+        dir.join("dormouse-cluster").is_file(),
+        "no cluster has been brought up from here yet: `cargo xtask cluster up`"
+    );
+    Ok(Binaries { dir })
+}
+
+/// Puts a binary into `dir`. Copied and renamed: a running copy of an earlier build keeps its file.
+fn gather(source: &Path, dir: &Path) -> Result<()> {
+    let name = source.file_name().context("a binary without a name")?;
+    let partial = dir.join(".partial");
+    fs::copy(source, &partial).with_context(|| format!("copy {}", source.display()))?;
+    fs::rename(&partial, dir.join(name)).with_context(|| format!("put {} in place", source.display()))
 }
 
 fn host_triple() -> Result<String> {

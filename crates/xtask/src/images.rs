@@ -313,7 +313,8 @@ impl Drop for Registry {
     }
 }
 
-fn platform() -> Result<String> {
+/// What this machine's images are for.
+pub(crate) fn platform() -> Result<String> {
     Ok(match std::env::consts::ARCH {
         "x86_64" => "linux/amd64".to_owned(),
         "aarch64" => "linux/arm64".to_owned(),

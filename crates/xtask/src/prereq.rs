@@ -18,6 +18,8 @@ pub(crate) enum Group {
     Rust,
     /// Run pods on this machine.
     Node,
+    /// Run a Kubernetes cluster on this machine.
+    Cluster,
     /// Boot a guest kernel under QEMU.
     Vm,
     /// Build libFuzzer.
@@ -101,6 +103,21 @@ const NEEDS: &[Need] = &[
         group: Group::Node,
         what: Probe::Tool("swapon"),
         package: "mount",
+    },
+    Need {
+        group: Group::Cluster,
+        what: Probe::Tool("nft"),
+        package: "nftables",
+    },
+    Need {
+        group: Group::Cluster,
+        what: Probe::Tool("nsenter"),
+        package: "util-linux",
+    },
+    Need {
+        group: Group::Cluster,
+        what: Probe::Tool("openssl"),
+        package: "openssl",
     },
     Need {
         group: Group::Fuzz,

@@ -16,19 +16,52 @@ enum Module {
     Core,
     Gvisor,
     Images,
+    Kubernetes,
+    Coredns,
+    Helm,
+    Kwok,
 }
 
 impl Module {
-    const ALL: [Self; 3] = [Self::Core, Self::Gvisor, Self::Images];
-
     fn folder(self) -> &'static str {
         match self {
             Self::Core => "core",
             Self::Gvisor => "gvisor",
             Self::Images => "images",
+            Self::Kubernetes => "kubernetes",
+            Self::Coredns => "coredns",
+            Self::Helm => "helm",
+            Self::Kwok => "kwok",
         }
     }
 }
+
+/// What is built together into one directory, whose name follows from all that decides its content.
+#[derive(Debug, Clone, Copy)]
+struct Set {
+    modules: &'static [Module],
+    components: &'static [Component],
+    /// What comes before the hash in the directory's name.
+    prefix: &'static str,
+    /// The link in `target/stack` that names the newest one.
+    link: &'static str,
+}
+
+/// What a node runs, and what the test images are made with.
+const NODE: Set = Set {
+    modules: &[Module::Core, Module::Gvisor, Module::Images],
+    components: COMPONENTS,
+    prefix: "",
+    link: "current",
+};
+
+/// What makes a cluster of such nodes. A set of its own: it takes minutes, and most work does without.
+const CLUSTER: Set = Set {
+    modules: &[Module::Kubernetes, Module::Coredns, Module::Helm, Module::Kwok],
+    components: CLUSTER_COMPONENTS,
+    prefix: "cluster-",
+    link: "current-cluster",
+};
 
 /// How a component's version gets into its binary.
 #[derive(Debug, Clone, Copy)]
@@ -45,6 +78,8 @@ enum Version {
         variable: &'static str,
         module: &'static str,
     },
+    /// Kubernetes' binaries call themselves v0.0.0-master unless told, and compare such versions with each other.
+    Kubernetes,
     /// This one: the same source under the name of another release.
     Given {
         variable: &'static str,
@@ -174,16 +209,96 @@ const COMPONENTS: &[Component] = &[
     },
 ];
 
+const fn cluster(name: &'static str, module: Module, package: &'static str, version: Version) -> Component {
+    Component {
+        name,
+        module,
+        package,
+        version,
+        cgo: Cgo::Off,
+        edited: false,
+    }
+}
+
+const fn kubernetes(name: &'static str, package: &'static str) -> Component {
+    cluster(name, Module::Kubernetes, package, Version::Kubernetes)
+}
+
+const CLUSTER_COMPONENTS: &[Component] = &[
+    // The first one compiles most of what the others share.
+    kubernetes("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"),
+    kubernetes("kubelet", "k8s.io/kubernetes/cmd/kubelet"),
+    kubernetes(
+        "kube-controller-manager",
+        "k8s.io/kubernetes/cmd/kube-controller-manager",
+    ),
+    kubernetes("kube-scheduler", "k8s.io/kubernetes/cmd/kube-scheduler"),
+    kubernetes("kube-proxy", "k8s.io/kubernetes/cmd/kube-proxy"),
+    kubernetes("kubectl", "k8s.io/kubernetes/cmd/kubectl"),
+    cluster(
+        "etcd",
+        Module::Kubernetes,
+        "go.etcd.io/etcd/server/v3",
+        Version::None,
+    ),
+    cluster(
+        "coredns",
+        Module::Coredns,
+        "github.com/coredns/coredns",
+        Version::None,
+    ),
+    cluster(
+        "helm",
+        Module::Helm,
+        "helm.sh/helm/v4/cmd/helm",
+        Version::OfModule {
+            variable: "helm.sh/helm/v4/internal/version.version",
+            module: "helm.sh/helm/v4",
+        },
+    ),
+    cluster(
+        "kwok",
+        Module::Kwok,
+        "sigs.k8s.io/kwok/cmd/kwok",
+        Version::OfModule {
+            variable: "sigs.k8s.io/kwok/pkg/consts.Version",
+            module: "sigs.k8s.io/kwok",
+        },
+    ),
+];
+
 /// A finished stack.
 #[derive(Debug)]
 pub(crate) struct Stack {
     /// Holds `bin/` and `images/`.
     pub(crate) dir: PathBuf,
+    /// Holds the `bin/` of what makes a cluster, where that was asked for.
+    pub(crate) cluster: Option<PathBuf>,
 }
 
-/// Builds what is not there yet, and points `target/stack/current` at it.
+/// Builds what a node needs and is not there yet, and points `target/stack/current` at it.
 pub(crate) fn build(paths: &Paths) -> Result<Stack> {
-    let modules = paths.root.join("tests/stack");
+    let (home, _lock) = home(paths)?;
+    let dir = NODE.build(paths, &home)?;
+    images::build(&home, &dir)?;
+    point_at(&home, NODE.link, &dir)?;
+    Ok(Stack { dir, cluster: None })
+}
+
+/// The same, and what a cluster needs: `target/stack/current-cluster`.
+pub(crate) fn build_with_cluster(paths: &Paths) -> Result<Stack> {
+    let stack = build(paths)?;
+    let (home, _lock) = home(paths)?;
+    let dir = CLUSTER.build(paths, &home)?;
+    point_at(&home, CLUSTER.link, &dir)?;
+    Ok(Stack {
+        cluster: Some(dir),
+        ..stack
+    })
+}
+
+/// The directory of all stacks, and the lock on it.
+fn home(paths: &Paths) -> Result<(PathBuf, fs::File)> {
     let home = paths.target.join("stack");
     fs::create_dir_all(&home).with_context(|| format!("create {}", home.display()))?;
     // Two xtasks at once would build the same things into the same files.
@@ -193,44 +308,53 @@ pub(crate) fn build(paths: &Paths) -> Result<Stack> {
         lock.lock().context("wait for the other build of the stack")?;
     }
 
-    let dir = home.join(hash(&modules)?);
-    let bin = dir.join("bin");
-    fs::create_dir_all(&bin).with_context(|| format!("create {}", bin.display()))?;
-    let missing: Vec<&Component> = COMPONENTS
-        .iter()
-        .filter(|c| !bin.join(c.name).is_file())
-        .collect();
-    if !missing.is_empty() {
-        println!(
-            "Building {} of {} pinned components into {} (minutes on a first run, seconds later)",
-            missing.len(),
-            COMPONENTS.len(),
-            bin.display()
-        );
-    }
-    for component in &missing {
-        let label = format!("{} from {}", component.name, component.package);
-        ui::step(&label, || component.build(&modules, &home, &bin))?;
-    }
-    images::build(&home, &dir)?;
-    point_current_at(&home, &dir)?;
-    Ok(Stack { dir })
+    Ok((home, lock))
 }
 
-/// Content of everything that decides what is built.
-fn hash(modules: &Path) -> Result<String> {
-    let mut hasher = Sha256::new();
-    for module in Module::ALL {
-        for file in ["go.mod", "go.sum"] {
-            let path = modules.join(module.folder()).join(file);
-            let text = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-            hasher.update(text.len().to_le_bytes());
-            hasher.update(text);
+impl Set {
+    /// Builds what is missing, and returns the directory.
+    fn build(&self, paths: &Paths, home: &Path) -> Result<PathBuf> {
+        let modules = paths.root.join("tests/stack");
+        let dir = home.join(format!("{}{}", self.prefix, self.hash(&modules)?));
+        let bin = dir.join("bin");
+        fs::create_dir_all(&bin).with_context(|| format!("create {}", bin.display()))?;
+        let missing: Vec<&Component> = self
+            .components
+            .iter()
+            .filter(|c| !bin.join(c.name).is_file())
+            .collect();
+        if !missing.is_empty() {
+            println!(
+                "Building {} of {} pinned components into {} (minutes on a first run, seconds later)",
+                missing.len(),
+                self.components.len(),
+                bin.display()
+            );
         }
+        for component in &missing {
+            let label = format!("{} from {}", component.name, component.package);
+            ui::step(&label, || component.build(&modules, home, &bin))?;
+        }
+        Ok(dir)
     }
-    hasher.update(format!("{COMPONENTS:?}"));
-    hasher.update(shim_edit::recipe());
-    Ok(short_hex(&hasher.finalize()))
+
+    /// Content of everything that decides what is built.
+    fn hash(&self, modules: &Path) -> Result<String> {
+        let mut hasher = Sha256::new();
+        for module in self.modules {
+            for file in ["go.mod", "go.sum"] {
+                let path = modules.join(module.folder()).join(file);
+                let text = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+                hasher.update(text.len().to_le_bytes());
+                hasher.update(text);
+            }
+        }
+        hasher.update(format!("{:?}", self.components));
+        if self.components.iter().any(|component| component.edited) {
+            hasher.update(shim_edit::recipe());
+        }
+        Ok(short_hex(&hasher.finalize()))
+    }
 }
 
 /// The first 8 bytes: enough to tell builds apart, short enough for socket paths.
@@ -304,15 +428,28 @@ impl Version {
                     .collect();
                 format!(" -X {variable}=release-{date}.0")
             }
+            Self::Kubernetes => {
+                let version = version_of("k8s.io/kubernetes")?;
+                let mut numbers = version.trim_start_matches('v').split('.');
+                let mut number = || numbers.next().unwrap_or("0");
+                let (major, minor) = (number(), number());
+                [
+                    ("gitVersion", version.as_str()),
+                    ("gitMajor", major),
+                    ("gitMinor", minor),
+                ]
+                .map(|(name, value)| format!(" -X k8s.io/component-base/version.{name}={value}"))
+                .concat()
+            }
         })
     }
 }
 
-/// `current` always names a complete stack: it is replaced by rename.
-fn point_current_at(home: &Path, dir: &Path) -> Result<()> {
+/// A link always names a complete set: it is replaced by rename.
+fn point_at(home: &Path, link: &str, dir: &Path) -> Result<()> {
     let name = dir.file_name().context("the stack's directory has no name")?;
-    let fresh = home.join(".current.new");
+    let fresh = home.join(format!(".{link}.new"));
     let _ = fs::remove_file(&fresh);
     std::os::unix::fs::symlink(name, &fresh).with_context(|| format!("link {}", fresh.display()))?;
-    fs::rename(&fresh, home.join("current")).context("replace target/stack/current")
+    fs::rename(&fresh, home.join(link)).with_context(|| format!("replace target/stack/{link}"))
 }

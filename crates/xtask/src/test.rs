@@ -10,7 +10,7 @@ use crate::binaries::{self, Binaries, Profile};
 use crate::paths::Paths;
 use crate::prereq::{self, Group};
 use crate::stack::{self, Stack};
-use crate::{exec, ui};
+use crate::{exec, image, ui};
 
 /// Arguments of `cargo xtask test`.
 #[derive(Debug, clap::Args)]
@@ -32,6 +32,8 @@ enum Stage {
     Node,
     /// Fail points, kills and broken neighbours, on the same real parts.
     Faults,
+    /// A real Kubernetes cluster on this machine.
+    Cluster,
     /// What this kernel lacks, in a QEMU guest.
     Vm,
 }
@@ -42,6 +44,7 @@ impl Stage {
             Self::Unit => "unit",
             Self::Node => "node",
             Self::Faults => "faults",
+            Self::Cluster => "cluster",
             Self::Vm => "vm",
         }
     }
@@ -64,6 +67,7 @@ impl Stage {
                 vec!["-p", "dormouse-tests", "--test", "node"],
             ],
             Self::Faults => vec![vec!["-p", "dormouse-tests", "--test", "faults"]],
+            Self::Cluster => vec![vec!["-p", "dormouse-tests", "--test", "cluster"]],
             Self::Vm => vec![vec!["-p", "dormouse-tests", "--test", "vm"]],
         }
     }
@@ -72,7 +76,7 @@ impl Stage {
 /// Runs the stages; a failing one does not keep the others from running.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let stages: Vec<Stage> = if args.only.is_empty() {
-        vec![Stage::Unit, Stage::Node, Stage::Faults, Stage::Vm]
+        vec![Stage::Unit, Stage::Node, Stage::Faults, Stage::Cluster, Stage::Vm]
     } else {
         args.only.clone()
     };
@@ -82,12 +86,26 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if real {
         groups.extend([Group::Stack, Group::Node]);
     }
+    let cluster = stages.contains(&Stage::Cluster);
+    if cluster {
+        groups.push(Group::Cluster);
+    }
     if stages.contains(&Stage::Vm) {
         groups.push(Group::Vm);
     }
     prereq::ensure(&groups)?;
     let built = if real {
-        Some((stack::build(&paths)?, binaries::build(&paths, Profile::Dev)?))
+        let stack = if cluster {
+            binaries::build_cluster(&paths)?;
+            stack::build_with_cluster(&paths)?
+        } else {
+            stack::build(&paths)?
+        };
+        if cluster {
+            let programs = binaries::build_static(&paths, Profile::Dev)?;
+            image::build(&paths, &programs.dir, Profile::Dev, image::REPOSITORY)?;
+        }
+        Some((stack, binaries::build(&paths, Profile::Dev)?))
     } else {
         None
     };

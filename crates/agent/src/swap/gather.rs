@@ -187,7 +187,7 @@ fn numbers(dev: &Path) -> Option<(u64, u64)> {
 
 /// Whether a kubelet runs: a root process of that name outside every container. A pod that gives one of its
 /// processes this name is not meant to be able to switch swap off.
-fn kubelet_runs() -> bool {
+pub(super) fn kubelet_runs() -> bool {
     let Ok(all) = procfs::process::all_processes() else {
         return true;
     };

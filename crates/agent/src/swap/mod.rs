@@ -44,3 +44,9 @@ pub use record::{Part, RECORD_NAME, RecordError, RecordStore, SwapRecord};
 pub use state::{DeviceState, Owner, StateError, SwapState, ZramState};
 pub use take_down::{TakeDownError, TakenDown};
 pub use tools::{Tool, ToolError};
+
+/// What the kubelet of this node thinks of swap.
+#[must_use]
+pub fn kubelet(config: &SwapConfig) -> KubeletFacts {
+    read_kubelet(config, gather::kubelet_runs)
+}

@@ -1,24 +1,24 @@
 //! Which of the machine's places for stacks this one has: names, addresses and directories follow from a number.
 
-use std::fs::{self, File};
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
+
+use crate::place::Place;
 
 /// More stacks than anyone runs at once; the number is an octet of the pods' addresses.
 const SLOTS: u8 = 64;
 
-/// A place, held by a lock that the kernel releases when the process ends, however it ends.
+/// A place for a stack.
 #[derive(Debug)]
 pub(super) struct Slot {
     pub(super) index: u8,
-    /// Short: runsc puts sockets with 64-digit names below it, and a socket's path may have 107 bytes.
     pub(super) dir: PathBuf,
     pub(super) cgroup: String,
     pub(super) bridge: String,
     /// Held, never read.
-    _lock: File,
+    _place: Place,
 }
 
 /// Parent of all stacks' directories. Not to be chosen: cgroups, bridges and addresses follow from a stack's number
@@ -27,32 +27,22 @@ pub(crate) fn home() -> PathBuf {
     PathBuf::from("/var/tmp/dmk")
 }
 
+impl From<Place> for Slot {
+    fn from(place: Place) -> Self {
+        Self {
+            index: place.index,
+            dir: place.dir.clone(),
+            cgroup: format!("/dmk{}", place.index),
+            bridge: format!("dmk{}", place.index),
+            _place: place,
+        }
+    }
+}
+
 impl Slot {
     /// Takes the first free place.
     pub(super) fn take() -> Result<Self> {
-        let home = home();
-        fs::create_dir_all(&home).with_context(|| format!("create {}", home.display()))?;
-        for index in 0..SLOTS {
-            // A directory that is there although nobody holds the lock could not be swept: leave it alone.
-            if let Some(slot) = Self::lock(&home, index)?
-                && !slot.dir.exists()
-            {
-                return Ok(slot);
-            }
-        }
-        bail!("all {SLOTS} places for stacks below {} are taken", home.display())
-    }
-
-    fn lock(home: &Path, index: u8) -> Result<Option<Self>> {
-        let path = home.join(format!("{index}.lock"));
-        let lock = File::create(&path).with_context(|| format!("create {}", path.display()))?;
-        Ok(lock.try_lock().is_ok().then(|| Self {
-            index,
-            dir: home.join(index.to_string()),
-            cgroup: format!("/dmk{index}"),
-            bridge: format!("dmk{index}"),
-            _lock: lock,
-        }))
+        Place::take(&home(), SLOTS).map(Self::from)
     }
 
     pub(super) fn socket(&self) -> PathBuf {
@@ -81,9 +71,8 @@ impl Slot {
 
 /// Places with a directory whose process is gone, locked for the caller.
 pub(super) fn abandoned() -> Vec<Slot> {
-    let home = home();
-    (0..SLOTS)
-        .filter(|index| home.join(index.to_string()).is_dir())
-        .filter_map(|index| Slot::lock(&home, index).ok().flatten())
+    Place::abandoned(&home(), SLOTS)
+        .into_iter()
+        .map(Slot::from)
         .collect()
 }

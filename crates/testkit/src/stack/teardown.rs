@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::Signal;
 
 use super::record::Record;
-use crate::host::{ProcessId, cgroup, command, mounts, process, wait};
+use crate::host::{cgroup, command, leftovers, mounts};
 
 /// Removes everything. Safe to call again; the error names what would not go.
 pub(super) fn remove(record: &Record) -> Result<()> {
@@ -113,58 +113,9 @@ fn empty(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Shims, sentries, gofers, waiters, containers: killed again and again until none is found, since a shim that
-/// dies may have started something a moment before.
+/// Shims, sentries, gofers, waiters, containers.
 fn kill_rest(record: &Record) -> Vec<String> {
-    let find = || {
-        let mut rest: Vec<ProcessId> = cgroup::processes(&record.cgroup)
-            .into_iter()
-            .filter_map(ProcessId::of)
-            .collect();
-        rest.extend(naming(&record.dir));
-        rest.retain(|id| id.alive());
-        rest.sort_unstable();
-        rest.dedup();
-        rest
-    };
-    let gone = wait::until_true(Duration::from_secs(10), || {
-        cgroup::thaw(&record.cgroup);
-        let rest = find();
-        for id in &rest {
-            id.signal(Signal::SIGKILL);
-        }
-        rest.is_empty()
-    });
-    if gone {
-        Vec::new()
-    } else {
-        find().iter().map(|id| format!("process {}", id.pid)).collect()
-    }
-}
-
-/// Processes with an argument that names something in the stack's directory, except the caller and its parents
-/// (a test may have the directory among its own arguments).
-fn naming(dir: &Path) -> Vec<ProcessId> {
-    let inside = format!("{}/", dir.display());
-    let own = ancestors();
-    process::find(|argv| argv.iter().any(|word| word.contains(&inside)))
-        .into_iter()
-        .map(|running| running.id)
-        .filter(|id| !own.contains(&id.pid))
-        .collect()
-}
-
-fn ancestors() -> Vec<i32> {
-    let mut pids = Vec::new();
-    let mut next = procfs::process::Process::myself().and_then(|me| me.stat());
-    while let Ok(stat) = next {
-        pids.push(stat.pid);
-        if stat.ppid <= 1 {
-            break;
-        }
-        next = procfs::process::Process::new(stat.ppid).and_then(|parent| parent.stat());
-    }
-    pids
+    leftovers::kill(&record.cgroup, || leftovers::naming(&record.dir))
 }
 
 /// Removes the volumes of the stack's pods, whose cgroups still name them.

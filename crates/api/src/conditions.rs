@@ -1,0 +1,134 @@
+//! Condition types, reasons and messages.
+//!
+//! Clients and end-to-end tests of agent-sandbox compare these literally. Conditions of our own are only there where a
+//! field of ours is used.
+
+/// The sandbox can be used.
+pub const READY: &str = "Ready";
+/// The sandbox does not run because somebody said so; always there.
+pub const SUSPENDED: &str = "Suspended";
+/// The pod of the sandbox has come to its end; only there when it has.
+pub const FINISHED: &str = "Finished";
+/// As on the pod; not there without one.
+pub const POD_SCHEDULED: &str = "PodScheduled";
+/// Ours: the sandbox sleeps in place because it was idle.
+pub const DORMANT: &str = "Dormant";
+
+/// Ours: whether the sandbox came back with its memory, the last time that it had to.
+pub const RESTORED: &str = "Restored";
+
+/// Reasons of [`RESTORED`].
+pub mod restored {
+    /// It has its memory.
+    pub const SNAPSHOT_RESTORED: &str = "SnapshotRestored";
+    /// It was started anew, as its `fallback` says.
+    pub const COLD_START: &str = "ColdStart";
+    /// Its pod went while its guest slept in it.
+    pub const POD_GONE: &str = "PodGone";
+}
+
+/// Reasons of [`DORMANT`] beside the names of rungs.
+pub mod dormant {
+    /// It does not sleep.
+    pub const AWAKE: &str = "Awake";
+}
+
+/// Reasons of [`READY`] on a Sandbox.
+pub mod ready {
+    /// All is there.
+    pub const DEPENDENCIES_READY: &str = "DependenciesReady";
+    /// Something is not there yet.
+    pub const DEPENDENCIES_NOT_READY: &str = "DependenciesNotReady";
+    /// More than one pod is owned by the sandbox.
+    pub const MULTIPLE_PODS: &str = "MultiplePods";
+    /// It was told not to run.
+    pub const SANDBOX_SUSPENDED: &str = "SandboxSuspended";
+    /// Its `shutdownTime` has come.
+    pub const SANDBOX_EXPIRED: &str = "SandboxExpired";
+    /// An API call failed and is tried again.
+    pub const RECONCILER_ERROR: &str = "ReconcilerError";
+    /// The API server refuses for good what the specification leads to.
+    pub const INVALID_CONFIGURATION: &str = "InvalidConfiguration";
+}
+
+/// Reasons of [`FINISHED`], and of [`READY`] then.
+pub mod finished {
+    /// All containers ended well.
+    pub const POD_SUCCEEDED: &str = "PodSucceeded";
+    /// A container ended badly.
+    pub const POD_FAILED: &str = "PodFailed";
+}
+
+/// Reasons of [`SUSPENDED`].
+pub mod suspended {
+    /// The pod is gone.
+    pub const POD_TERMINATED: &str = "PodTerminated";
+    /// The pod is on its way out.
+    pub const POD_TERMINATING: &str = "PodTerminating";
+    /// The pod with the sandbox's name is somebody else's.
+    pub const POD_NOT_OWNED: &str = "PodNotOwned";
+    /// The sandbox is to run.
+    pub const NOT_SUSPENDED: &str = "NotSuspended";
+    /// The pod could not be looked at.
+    pub const POD_STATE_UNKNOWN: &str = "PodStateUnknown";
+    /// Ours: the pod is there, its guest sleeps and only `operatingMode` wakes it.
+    pub const GUEST_ASLEEP: &str = "GuestAsleep";
+    /// Ours: the guest is being put to sleep, or saved.
+    pub const GUEST_FALLING_ASLEEP: &str = "GuestFallingAsleep";
+}
+
+/// Reasons of [`POD_SCHEDULED`] where the pod's condition has none.
+pub mod pod_scheduled {
+    /// The pod has a node.
+    pub const POD_SCHEDULED: &str = "PodScheduled";
+    /// The pod says nothing about it.
+    pub const POD_SCHEDULING_UNKNOWN: &str = "PodSchedulingUnknown";
+}
+
+/// Reasons of [`READY`] on a SandboxClaim, where it is not the Sandbox's.
+pub mod claim {
+    /// The pool's template does not exist.
+    pub const TEMPLATE_NOT_FOUND: &str = "TemplateNotFound";
+    /// The pool does not exist.
+    pub const WARM_POOL_NOT_FOUND: &str = "WarmPoolNotFound";
+    /// Somebody else got the standby; another is being looked for.
+    pub const ADOPTION_PENDING: &str = "AdoptionPending";
+    /// A sandbox of the claim's own is being made.
+    pub const SANDBOX_CREATE_PENDING: &str = "SandboxCreatePending";
+    /// `additionalPodMetadata` has what it may not have.
+    pub const INVALID_METADATA: &str = "InvalidMetadata";
+    /// The template does not take the claim's environment variables.
+    pub const ENV_VARS_INJECTION_REJECTED: &str = "EnvVarsInjectionRejected";
+    /// The template does not take the claim's volume claim templates.
+    pub const VOLUME_CLAIM_TEMPLATES_ERROR: &str = "VolumeClaimTemplatesError";
+    /// The claim has come to its end.
+    pub const CLAIM_EXPIRED: &str = "ClaimExpired";
+    /// The claim's sandbox has gone.
+    pub const SANDBOX_MISSING: &str = "SandboxMissing";
+    /// The claim's sandbox says nothing about itself yet.
+    pub const SANDBOX_NOT_READY: &str = "SandboxNotReady";
+}
+
+/// Messages that are compared literally.
+pub mod messages {
+    /// With a Service.
+    pub const POD_READY_SERVICE_EXISTS: &str = "Pod is Ready; Service Exists";
+    /// Without.
+    pub const POD_READY: &str = "Pod is Ready";
+    /// There is none.
+    pub const POD_DOES_NOT_EXIST: &str = "Pod does not exist";
+    /// [`super::READY`], once the pod is gone.
+    pub const SANDBOX_IS_SUSPENDED: &str = "Sandbox is suspended";
+    /// [`super::READY`], as long as it is not.
+    pub const SANDBOX_IS_SUSPENDING: &str = "Sandbox is suspending";
+    /// [`super::SUSPENDED`] of a sandbox that is to run.
+    pub const SANDBOX_IS_NOT_SUSPENDED: &str = "Sandbox is not suspended";
+    /// [`super::SUSPENDED`], once the pod is gone.
+    pub const POD_HAS_BEEN_TERMINATED: &str = "Pod has been terminated. Sandbox is suspended";
+    /// [`super::SUSPENDED`], as long as it is not.
+    pub const POD_IS_TERMINATING: &str = "Pod is terminating. Sandbox is suspending";
+    /// [`super::SUSPENDED`] where the pod is somebody else's.
+    pub const POD_NOT_OWNED: &str = "Refused to delete pod because it is not owned by this sandbox";
+    /// After `shutdownTime`.
+    pub const SANDBOX_HAS_EXPIRED: &str = "Sandbox has expired";
+}

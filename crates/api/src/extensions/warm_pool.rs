@@ -1,0 +1,124 @@
+//! `SandboxWarmPool`.
+
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Sandboxes that wait for claims.
+#[derive(Debug, Clone, PartialEq, Default, CustomResource, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "extensions.agents.x-k8s.io",
+    version = "v1beta1",
+    kind = "SandboxWarmPool",
+    plural = "sandboxwarmpools",
+    shortname = "swp",
+    namespaced,
+    status = "SandboxWarmPoolStatus",
+    derive = "PartialEq",
+    derive = "Default",
+    scale(
+        spec_replicas_path = ".spec.replicas",
+        status_replicas_path = ".status.replicas",
+        label_selector_path = ".status.selector"
+    ),
+    printcolumn = r#"{"name":"Ready","type":"integer","jsonPath":".status.readyReplicas"}"#,
+    printcolumn = r#"{"name":"Desired","type":"integer","jsonPath":".spec.replicas"}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
+)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = crate::schema::rules::warm_pool()))]
+pub struct SandboxWarmPoolSpec {
+    /// How many standbys there are to be, on whatever rung.
+    #[serde(default = "one")]
+    #[schemars(range(min = 0))]
+    pub replicas: i32,
+    /// What they are made from.
+    pub sandbox_template_ref: SandboxTemplateRef,
+    /// What becomes of standbys when the template changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub update_strategy: Option<UpdateStrategy>,
+    /// Rung that standbys wait on. Default: `Running`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standby: Option<Standby>,
+    /// How many of `replicas` wait awake. Default: none, or all where `standby` is `Running`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub awake: Option<i32>,
+    /// The fewest standbys, where the controller sizes the pool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub min_ready: Option<i32>,
+    /// The most standbys, where the controller sizes the pool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub max_ready: Option<i32>,
+    /// `Auto`, or the name of a `SandboxSnapshot`: standbys are its clones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::rules::golden")]
+    pub golden: Option<String>,
+}
+
+const fn one() -> i32 {
+    1
+}
+
+/// A template in the same namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SandboxTemplateRef {
+    /// Its name.
+    pub name: String,
+}
+
+/// What becomes of standbys when the template changes.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct UpdateStrategy {
+    /// Whether they are replaced at once.
+    #[serde(default, rename = "type")]
+    pub type_: UpdateStrategyType,
+}
+
+/// When standbys of an older template are replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+pub enum UpdateStrategyType {
+    /// At once.
+    Recreate,
+    /// When they have been claimed.
+    #[default]
+    OnReplenish,
+}
+
+/// Rung that standbys wait on. `Running`: awake. `Frozen`: stopped, with their memory. `Dozing`: their memory in swap.
+/// `Hibernated`: their memory in a snapshot. Default: `Running`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+pub enum Standby {
+    /// Awake.
+    #[default]
+    Running,
+    /// Guest stopped, memory in place.
+    Frozen,
+    /// Memory in swap.
+    Dozing,
+    /// Memory in a snapshot.
+    Hibernated,
+}
+
+/// What is so.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SandboxWarmPoolStatus {
+    /// Standbys that there are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<i32>,
+    /// Standbys that a claim could have now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready_replicas: Option<i32>,
+    /// Label selector of the standbys' pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<String>,
+    /// Generation of the spec that this is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub observed_generation: Option<i64>,
+}

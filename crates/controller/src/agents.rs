@@ -1,0 +1,209 @@
+//! The agents of the nodes: where they are, what the guests on their nodes do, and orders to them.
+//!
+//! An agent is found by its pod. One link per node follows the agent's stream of events, so that what a guest does is
+//! known here without asking; a link that breaks is made again, ever less often, and each at its own moment.
+
+mod guest;
+mod link;
+mod order;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use dormouse_tls::Dialer;
+use tokio_util::sync::CancellationToken;
+
+pub use guest::Guest;
+pub use order::{Order, OrderError, Ordered};
+
+/// The agents of all nodes.
+#[derive(Clone)]
+pub struct Agents(Arc<Inner>);
+
+struct Inner {
+    /// Who we are; `None` until there is a certificate.
+    dialer: RwLock<Option<Dialer>>,
+    links: Mutex<HashMap<String, Link>>,
+    guests: RwLock<HashMap<String, Guest>>,
+    /// Is told of each guest that has changed: its namespace and its pod's name.
+    changed: Box<dyn Fn(&str, &str) + Send + Sync>,
+}
+
+struct Link {
+    address: SocketAddr,
+    stop: CancellationToken,
+    /// Whether all guests of the node are known.
+    synced: bool,
+    client: Option<dormouse_rpc::NodeClient>,
+}
+
+impl std::fmt::Debug for Agents {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Agents").finish_non_exhaustive()
+    }
+}
+
+/// What is known of a pod's guest.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Sight {
+    /// What its agent says.
+    Seen(Guest),
+    /// Its agent cannot be reached.
+    Unreachable,
+    /// Its agent does not know the pod, or not yet.
+    Unknown,
+}
+
+impl Agents {
+    /// None yet. `changed` is told of each guest that has changed: its namespace and its pod's name.
+    #[must_use]
+    pub fn new(changed: impl Fn(&str, &str) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(Inner {
+            dialer: RwLock::default(),
+            links: Mutex::default(),
+            guests: RwLock::default(),
+            changed: Box::new(changed),
+        }))
+    }
+
+    /// Calls with this certificate from now on. Links that there are stay: both ends knew each other when they were made.
+    pub fn call_with(&self, dialer: Dialer) {
+        *self.0.dialer.write().unwrap_or_else(PoisonError::into_inner) = Some(dialer);
+    }
+
+    pub(crate) fn dialer(&self) -> Option<Dialer> {
+        self.0
+            .dialer
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Takes note of where the agent of a node is; `None`: nowhere.
+    pub fn locate(&self, node: &str, address: Option<SocketAddr>) {
+        let mut links = self.links();
+        if links.get(node).map(|link| link.address) == address {
+            return;
+        }
+        if let Some(old) = links.remove(node) {
+            old.stop.cancel();
+        }
+        let Some(address) = address else {
+            return;
+        };
+        let stop = CancellationToken::new();
+        let link = Link {
+            address,
+            stop: stop.clone(),
+            synced: false,
+            client: None,
+        };
+        links.insert(node.to_owned(), link);
+        drop(links);
+        tokio::spawn(link::follow(self.clone(), node.to_owned(), address, stop));
+    }
+
+    /// What is known of the guest of a pod on a node.
+    #[must_use]
+    pub fn sight(&self, node: &str, pod_uid: &str) -> Sight {
+        let (linked, synced) = match self.links().get(node) {
+            Some(link) => (link.client.is_some(), link.synced),
+            None => (false, false),
+        };
+        if !linked || !synced {
+            return Sight::Unreachable;
+        }
+        let guests = self.0.guests.read().unwrap_or_else(PoisonError::into_inner);
+        guests.get(pod_uid).cloned().map_or(Sight::Unknown, Sight::Seen)
+    }
+
+    /// Gives an order to the agent of a node, and takes note of what the guest does then.
+    ///
+    /// # Errors
+    ///
+    /// If the agent cannot be reached, or refuses.
+    pub async fn order(&self, node: &str, order: Order) -> Result<Ordered, OrderError> {
+        let client = self.links().get(node).and_then(|link| link.client.clone());
+        let client = client.ok_or_else(|| OrderError::Unreachable {
+            node: node.to_owned(),
+        })?;
+        let ordered = order::give(client, node, order).await?;
+        if let Some(guest) = &ordered.guest {
+            self.note(guest.clone(), false);
+        }
+        Ok(ordered)
+    }
+
+    fn links(&self) -> MutexGuard<'_, HashMap<String, Link>> {
+        self.0.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes note of a guest; `tell`: and tells of it if it is news.
+    fn note(&self, guest: Guest, tell: bool) {
+        let (namespace, pod) = (guest.namespace.clone(), guest.pod.clone());
+        let news = {
+            let mut guests = self.0.guests.write().unwrap_or_else(PoisonError::into_inner);
+            let before = guests.insert(guest.uid.clone(), guest.clone());
+            before.is_none_or(|before| before.stands_otherwise(&guest))
+        };
+        if tell && news {
+            (self.0.changed)(&namespace, &pod);
+        }
+    }
+
+    /// Takes note that a guest is gone.
+    fn forget(&self, uid: &str) {
+        let gone = {
+            let mut guests = self.0.guests.write().unwrap_or_else(PoisonError::into_inner);
+            guests.remove(uid)
+        };
+        if let Some(guest) = gone {
+            (self.0.changed)(&guest.namespace, &guest.pod);
+        }
+    }
+
+    /// A link is there, with the guests of its node as they are now.
+    fn linked(&self, node: &str, client: dormouse_rpc::NodeClient, there: &[String]) {
+        if let Some(link) = self.links().get_mut(node) {
+            link.client = Some(client);
+            link.synced = true;
+        }
+        let gone: Vec<String> = {
+            let guests = self.0.guests.read().unwrap_or_else(PoisonError::into_inner);
+            let of_node = guests.values().filter(|guest| guest.node == node);
+            of_node
+                .map(|guest| guest.uid.clone())
+                .filter(|uid| !there.contains(uid))
+                .collect()
+        };
+        for uid in gone {
+            self.forget(&uid);
+        }
+        self.tell_all_of(node);
+    }
+
+    /// A link is broken.
+    fn unlinked(&self, node: &str) {
+        let was = self.links().get_mut(node).is_some_and(|link| {
+            link.synced = false;
+            link.client.take().is_some()
+        });
+        if was {
+            self.tell_all_of(node);
+        }
+    }
+
+    fn tell_all_of(&self, node: &str) {
+        let pods: Vec<(String, String)> = {
+            let guests = self.0.guests.read().unwrap_or_else(PoisonError::into_inner);
+            let of_node = guests.values().filter(|guest| guest.node == node);
+            of_node
+                .map(|guest| (guest.namespace.clone(), guest.pod.clone()))
+                .collect()
+        };
+        for (namespace, pod) in pods {
+            (self.0.changed)(&namespace, &pod);
+        }
+    }
+}

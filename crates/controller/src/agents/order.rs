@@ -1,0 +1,254 @@
+//! Orders to an agent.
+
+use std::time::Duration;
+
+use dormouse_core::Policy;
+use dormouse_rpc::{NodeClient, reason_of, v1};
+use thiserror::Error;
+
+use super::Guest;
+
+/// How long an order may take; a hibernation of a large guest takes longest.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// One order. Each can be given again: it has been done already then, and nothing happens.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Order {
+    /// When a guest sleeps, and what wakes it.
+    SetPolicy {
+        /// UID of the pod.
+        pod: String,
+        /// The policy.
+        policy: Box<Policy>,
+        /// Greater than that of the one before.
+        generation: u64,
+    },
+    /// Has the guest stopped.
+    Freeze {
+        /// UID of the pod.
+        pod: String,
+    },
+    /// Has the guest's memory pushed out.
+    Doze {
+        /// UID of the pod.
+        pod: String,
+    },
+    /// Has the guest run.
+    Wake {
+        /// UID of the pod.
+        pod: String,
+    },
+    /// Has the guest saved and ended.
+    Hibernate {
+        /// UID of the pod.
+        pod: String,
+    },
+    /// Has the guest saved; it runs on.
+    Snapshot {
+        /// UID of the pod.
+        pod: String,
+    },
+    /// Allows a pod to be filled from a snapshot.
+    Grant {
+        /// UID of the pod.
+        pod: String,
+        /// Its namespace.
+        namespace: String,
+        /// The snapshot.
+        snapshot: String,
+    },
+}
+
+/// What came of an order.
+#[derive(Debug, Clone, Default)]
+pub struct Ordered {
+    /// The guest as it is now.
+    pub guest: Option<Guest>,
+    /// The snapshot that was made.
+    pub snapshot: Option<v1::Snapshot>,
+    /// Its name, where that is all that is said of it.
+    pub snapshot_id: Option<String>,
+    /// How long it took on the node.
+    pub took: Duration,
+}
+
+/// Why an order was not carried out.
+#[derive(Debug, Clone, Error)]
+pub enum OrderError {
+    /// The agent cannot be reached.
+    #[error("the agent of node {node} cannot be reached")]
+    Unreachable {
+        /// The node.
+        node: String,
+    },
+    /// The agent refuses, or failed.
+    #[error("the agent of node {node} could not {what}: {message} ({reason})")]
+    Refused {
+        /// The node.
+        node: String,
+        /// What was ordered.
+        what: &'static str,
+        /// A stable reason code.
+        reason: String,
+        /// The same in words.
+        message: String,
+        /// Whether another try may go better although nothing changes.
+        may_pass: bool,
+    },
+}
+
+impl Order {
+    /// What it is, for messages and metrics.
+    #[must_use]
+    pub const fn what(&self) -> &'static str {
+        match self {
+            Self::SetPolicy { .. } => "set the policy",
+            Self::Freeze { .. } => "freeze the guest",
+            Self::Doze { .. } => "let the guest doze",
+            Self::Wake { .. } => "wake the guest",
+            Self::Hibernate { .. } => "hibernate the guest",
+            Self::Snapshot { .. } => "take a snapshot",
+            Self::Grant { .. } => "grant the restore",
+        }
+    }
+}
+
+fn by_uid(uid: String) -> Option<v1::PodRef> {
+    Some(v1::PodRef {
+        uid,
+        ..v1::PodRef::default()
+    })
+}
+
+/// Gives an order.
+pub(super) async fn give(mut client: NodeClient, node: &str, order: Order) -> Result<Ordered, OrderError> {
+    let what = order.what();
+    let failed = |status: tonic::Status| refusal(node, what, &status);
+    let ordered = |pod: Option<v1::Pod>, outcome: Option<v1::Outcome>| Ordered {
+        guest: pod.and_then(|pod| Guest::from_agent(node, pod)),
+        took: outcome
+            .and_then(|outcome| outcome.took?.try_into().ok())
+            .unwrap_or_default(),
+        ..Ordered::default()
+    };
+    macro_rules! call {
+        ($verb:ident, $message:expr) => {{
+            let mut request = tonic::Request::new($message);
+            request.set_timeout(DEADLINE);
+            client.$verb(request).await.map_err(failed)?.into_inner()
+        }};
+    }
+    Ok(match order {
+        Order::SetPolicy {
+            pod,
+            policy,
+            generation,
+        } => {
+            let request = v1::SetPolicyRequest {
+                pod: by_uid(pod),
+                policy: Some((&*policy).into()),
+                policy_generation: generation,
+                operation_id: String::new(),
+            };
+            ordered(call!(set_policy, request).pod, None)
+        }
+        Order::Freeze { pod } => {
+            let done = call!(
+                freeze,
+                v1::FreezeRequest {
+                    pod: by_uid(pod),
+                    ..Default::default()
+                }
+            );
+            ordered(done.pod, done.outcome)
+        }
+        Order::Doze { pod } => {
+            let done = call!(
+                doze,
+                v1::DozeRequest {
+                    pod: by_uid(pod),
+                    ..Default::default()
+                }
+            );
+            ordered(done.pod, done.outcome)
+        }
+        Order::Wake { pod } => {
+            let done = call!(
+                wake,
+                v1::WakeRequest {
+                    pod: by_uid(pod),
+                    ..Default::default()
+                }
+            );
+            ordered(done.pod, done.outcome)
+        }
+        Order::Hibernate { pod } => {
+            let done = call!(
+                hibernate,
+                v1::HibernateRequest {
+                    pod: by_uid(pod),
+                    ..Default::default()
+                }
+            );
+            Ordered {
+                snapshot_id: Some(done.snapshot_id).filter(|id| !id.is_empty()),
+                ..ordered(done.pod, done.outcome)
+            }
+        }
+        Order::Snapshot { pod } => {
+            let done = call!(
+                create_snapshot,
+                v1::CreateSnapshotRequest {
+                    pod: by_uid(pod),
+                    ..Default::default()
+                }
+            );
+            Ordered {
+                snapshot_id: done.snapshot.as_ref().map(|snapshot| snapshot.id.clone()),
+                snapshot: done.snapshot,
+                ..ordered(done.pod, done.outcome)
+            }
+        }
+        Order::Grant {
+            pod,
+            namespace,
+            snapshot,
+        } => {
+            let request = v1::GrantRestoreRequest {
+                id: snapshot,
+                pod_uid: pod,
+                namespace,
+                ..v1::GrantRestoreRequest::default()
+            };
+            let done = call!(grant_restore, request);
+            Ordered {
+                snapshot_id: Some(done.snapshot_id),
+                ..Ordered::default()
+            }
+        }
+    })
+}
+
+fn refusal(node: &str, what: &'static str, status: &tonic::Status) -> OrderError {
+    use tonic::Code;
+    let reason = reason_of(status);
+    // The connection broke: the agent ends, or the network does.
+    if reason.is_none() && matches!(status.code(), Code::Unavailable | Code::Cancelled | Code::Unknown) {
+        return OrderError::Unreachable {
+            node: node.to_owned(),
+        };
+    }
+    OrderError::Refused {
+        node: node.to_owned(),
+        what,
+        reason: reason.map_or_else(
+            || format!("{:?}", status.code()),
+            |reason| reason.as_str().to_owned(),
+        ),
+        message: status.message().to_owned(),
+        may_pass: !matches!(
+            status.code(),
+            Code::InvalidArgument | Code::FailedPrecondition | Code::PermissionDenied | Code::DataLoss
+        ),
+    }
+}

@@ -1,0 +1,142 @@
+//! Feeding a cache.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use futures::{Stream, StreamExt, pin_mut};
+use kube::core::DeserializeGuard;
+use kube::runtime::reflector;
+use kube::runtime::reflector::store::Writer;
+use kube::runtime::watcher::{self, Event};
+use kube::runtime::{WatchStreamExt, watcher as start};
+use kube::{Api, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use tracing::{info, warn};
+
+use super::Cache;
+
+/// A cache and what feeds it.
+#[derive(Debug)]
+pub struct Feed<K: Resource<DynamicType = ()> + Clone + 'static> {
+    /// The cache.
+    pub cache: Arc<Cache<K>>,
+    writer: Writer<K>,
+}
+
+/// A cache that is empty until [`watch`] fills it. `group_of` says which group an object is in.
+#[must_use]
+pub fn feed<K>(group_of: fn(&K) -> Option<&str>) -> Feed<K>
+where
+    K: Resource<DynamicType = ()> + Clone + 'static,
+{
+    let (store, writer) = reflector::store();
+    Feed {
+        cache: Arc::new(Cache::new(store, group_of)),
+        writer,
+    }
+}
+
+/// Watches all objects that `config` selects, for good. Whenever one has changed, been deleted, or may have, `concerned`
+/// is told of it, once the cache shows it. An object that cannot be understood is left out, with a warning: the others
+/// do not suffer from it.
+pub async fn watch<K>(
+    api: Api<DeserializeGuard<K>>,
+    config: watcher::Config,
+    feed: Feed<K>,
+    trim: fn(&mut K),
+    concerned: impl Fn(&K) + Send,
+) where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    follow(start(api, config).default_backoff(), feed, trim, concerned).await;
+}
+
+async fn follow<K>(
+    events: impl Stream<Item = Result<Event<DeserializeGuard<K>>, watcher::Error>> + Send,
+    feed: Feed<K>,
+    trim: fn(&mut K),
+    concerned: impl Fn(&K) + Send,
+) where
+    K: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + 'static,
+{
+    let Feed { cache, mut writer } = feed;
+    let kind = K::kind(&());
+    let mut before_relist: Vec<Arc<K>> = Vec::new();
+    let mut broken = false;
+    pin_mut!(events);
+    while let Some(event) = events.next().await {
+        let event = match event {
+            Ok(event) => event,
+            Err(error) => {
+                // The first of a row is enough: the API server may be away for long.
+                if !std::mem::replace(&mut broken, true) {
+                    warn!(%kind, %error, "the watch was broken off and is begun again");
+                }
+                continue;
+            }
+        };
+        if std::mem::take(&mut broken) {
+            info!(%kind, "the watch goes on");
+        }
+        if matches!(event, Event::Init) {
+            before_relist = cache.store.state();
+        }
+        let Some(event) = understood(event, trim) else {
+            continue;
+        };
+        writer.apply_watcher_event(&event);
+        match &event {
+            Event::Apply(object) => {
+                cache.saw(object, false);
+                concerned(object);
+            }
+            Event::Delete(object) => {
+                cache.saw(object, true);
+                concerned(object);
+            }
+            Event::Init | Event::InitApply(_) => {}
+            // The store shows none of the objects of a list before it has all of them.
+            Event::InitDone => {
+                let now = cache.store.state();
+                for object in std::mem::take(&mut before_relist) {
+                    let key = super::reference_of(&*object);
+                    if cache.store.get(&key).is_none_or(|new| new.uid() != object.uid()) {
+                        cache.saw(&object, true);
+                        concerned(&object);
+                    }
+                }
+                for object in now {
+                    cache.saw(&object, false);
+                    concerned(&object);
+                }
+            }
+        }
+    }
+}
+
+/// The event with the object, if it can be understood.
+fn understood<K>(event: Event<DeserializeGuard<K>>, trim: fn(&mut K)) -> Option<Event<K>>
+where
+    K: Resource<DynamicType = ()>,
+{
+    let object = |DeserializeGuard(guarded): DeserializeGuard<K>| match guarded {
+        Ok(mut object) => {
+            object.meta_mut().managed_fields = None;
+            trim(&mut object);
+            Some(object)
+        }
+        Err(invalid) => {
+            let (name, namespace) = (&invalid.metadata.name, &invalid.metadata.namespace);
+            let error = &invalid.error;
+            warn!(kind = %K::kind(&()), ?namespace, ?name, %error, "an object cannot be understood and is left out");
+            None
+        }
+    };
+    Some(match event {
+        Event::Apply(guarded) => Event::Apply(object(guarded)?),
+        Event::Delete(guarded) => Event::Delete(object(guarded)?),
+        Event::Init => Event::Init,
+        Event::InitApply(guarded) => Event::InitApply(object(guarded)?),
+        Event::InitDone => Event::InitDone,
+    })
+}

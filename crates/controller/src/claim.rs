@@ -1,0 +1,34 @@
+//! Claims: each gets a sandbox, a standby of its pool where there is one, or one of its own.
+//!
+//! [`next`] is pure: from what is known it says what to do and what the status will be then. [`reconcile`] does it. On the
+//! way from a claim to its sandbox there are two writes: the standby becomes the claim's, which is also the record that a
+//! controller finds after a crash, and the claim is told of it. All else that is written comes after. Which standbys may
+//! be had stands in [`Candidates`], in memory, and is rebuilt from the watch.
+
+mod candidates;
+mod cold;
+mod expiry;
+mod hand_over;
+mod metadata;
+mod next;
+mod note;
+mod reconcile;
+mod status;
+mod step;
+mod trouble;
+mod volumes;
+
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod writes;
+
+pub use candidates::{Candidates, Choice, Reservation};
+pub use next::{Next, Observed, Settings, Warm, next};
+pub use note::Notes;
+pub use reconcile::{ClaimContext, ClaimError, Known, on_error, reconcile};
+pub use step::{Gain, Step};
+pub use trouble::{Retry, Trouble};
+
+/// Who writes, for the API server's record of field owners.
+pub const FIELD_MANAGER: &str = "sandboxclaim-controller";

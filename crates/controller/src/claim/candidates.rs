@@ -1,0 +1,456 @@
+//! Standbys that may be handed over, by pool.
+//!
+//! They are in memory alone, and come from the watch. One that is being handed over is reserved, so that no two claims of
+//! this controller write it at a time; that two controllers do not is up to the API server, which takes one write of two
+//! that began from the same state.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use dormouse_api::agents::Sandbox;
+use dormouse_api::conditions::READY;
+use jiff::Timestamp;
+
+use super::hand_over;
+use crate::objects::{self, is_true};
+
+/// Namespace and name.
+type Key = (String, String);
+
+/// Standbys that may be handed over.
+#[derive(Debug, Clone, Default)]
+pub struct Candidates(Arc<Mutex<Inner>>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// By pool, then by name.
+    pools: HashMap<Key, BTreeMap<String, Standby>>,
+    /// Pool, by standby.
+    pool_of: HashMap<Key, String>,
+    /// UIDs of those that were handed over, until the watch shows it. Their news of before may come late.
+    spent: HashMap<Key, String>,
+}
+
+#[derive(Debug)]
+struct Standby {
+    uid: String,
+    created: Option<Timestamp>,
+    ready: bool,
+    has_address: bool,
+    node: Option<String>,
+    reserved: bool,
+}
+
+/// What there is for a claim.
+#[derive(Debug)]
+pub enum Choice {
+    /// This one, as long as the reservation lives.
+    Reserved(Reservation),
+    /// Nothing that has an address yet.
+    WithoutAddress,
+    /// Nothing.
+    Nothing,
+}
+
+/// A standby that nobody else is given as long as this lives.
+#[derive(Debug)]
+pub struct Reservation {
+    candidates: Candidates,
+    pool: Key,
+    name: String,
+    uid: String,
+}
+
+impl Candidates {
+    /// Takes note of how a sandbox is, or that it is gone. Returns the pool that has one less for it.
+    pub fn saw(&self, namespace: &str, name: &str, sandbox: Option<&Sandbox>) -> Option<String> {
+        let mut inner = self.lock();
+        let key = (namespace.to_owned(), name.to_owned());
+        let standby = sandbox.and_then(|sandbox| Some((hand_over::pool_of(sandbox)?, sandbox)));
+        let Some((pool, sandbox)) = standby else {
+            inner.spent.remove(&key);
+            return inner.remove(namespace, name);
+        };
+        let uid = objects::uid(&sandbox.metadata);
+        if inner.spent.get(&key).is_some_and(|spent| spent == uid) {
+            return None;
+        }
+        inner.spent.remove(&key);
+        let before = inner.pool_of.get(&key).cloned();
+        let left = before.filter(|before| before != pool);
+        if left.is_some() {
+            inner.remove(namespace, name);
+        }
+        let members = inner
+            .pools
+            .entry((namespace.to_owned(), pool.to_owned()))
+            .or_default();
+        let reserved = members
+            .get(name)
+            .is_some_and(|old| old.reserved && old.uid == uid);
+        members.insert(name.to_owned(), Standby::of(sandbox, reserved));
+        inner.pool_of.insert(key, pool.to_owned());
+        left
+    }
+
+    /// Reserves a standby of a pool, but for those in `but`: a ready one if there is one, of the node that has most of
+    /// them left, and of these the oldest.
+    #[must_use]
+    pub fn reserve(&self, namespace: &str, pool: &str, but: &BTreeSet<String>) -> Choice {
+        let mut inner = self.lock();
+        let key = (namespace.to_owned(), pool.to_owned());
+        let Some(members) = inner.pools.get_mut(&key) else {
+            return Choice::Nothing;
+        };
+        let free = |(name, standby): &(&String, &Standby)| !standby.reserved && !but.contains(*name);
+        let mut per_node: HashMap<(bool, Option<&str>), usize> = HashMap::new();
+        for (_, standby) in members.iter().filter(free) {
+            if standby.has_address {
+                *per_node
+                    .entry((standby.ready, standby.node.as_deref()))
+                    .or_default() += 1;
+            }
+        }
+        let left_on = |standby: &Standby| {
+            let count = per_node.get(&(standby.ready, standby.node.as_deref()));
+            standby.node.as_ref().and(count).copied().unwrap_or_default()
+        };
+        let best = members
+            .iter()
+            .filter(free)
+            .filter(|(_, standby)| standby.has_address)
+            .min_by(|(name, one), (other_name, other)| {
+                let rank = |standby: &Standby| (!standby.ready, std::cmp::Reverse(left_on(standby)));
+                let by_age = || (one.created, *name).cmp(&(other.created, *other_name));
+                rank(one).cmp(&rank(other)).then_with(by_age)
+            })
+            .map(|(name, _)| name.clone());
+        let Some(name) = best else {
+            let any = members.iter().any(|member| free(&member));
+            return if any {
+                Choice::WithoutAddress
+            } else {
+                Choice::Nothing
+            };
+        };
+        self.take(&mut inner, key, name)
+    }
+
+    /// Reserves this standby, if it is free.
+    #[must_use]
+    pub fn reserve_named(&self, namespace: &str, pool: &str, name: &str) -> Choice {
+        let mut inner = self.lock();
+        let key = (namespace.to_owned(), pool.to_owned());
+        let standby = inner.pools.get(&key).and_then(|members| members.get(name));
+        if standby.is_none_or(|standby| standby.reserved) {
+            return Choice::Nothing;
+        }
+        self.take(&mut inner, key, name.to_owned())
+    }
+
+    fn take(&self, inner: &mut Inner, pool: Key, name: String) -> Choice {
+        let standby = inner
+            .pools
+            .get_mut(&pool)
+            .and_then(|members| members.get_mut(&name));
+        let Some(standby) = standby else {
+            return Choice::Nothing;
+        };
+        standby.reserved = true;
+        Choice::Reserved(Reservation {
+            candidates: self.clone(),
+            uid: standby.uid.clone(),
+            pool,
+            name,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    /// Returns the pool that had it.
+    fn remove(&mut self, namespace: &str, name: &str) -> Option<String> {
+        let pool = self.pool_of.remove(&(namespace.to_owned(), name.to_owned()))?;
+        let key = (namespace.to_owned(), pool);
+        if let Some(members) = self.pools.get_mut(&key) {
+            members.remove(name);
+            if members.is_empty() {
+                self.pools.remove(&key);
+            }
+        }
+        Some(key.1)
+    }
+}
+
+impl Standby {
+    fn of(sandbox: &Sandbox, reserved: bool) -> Self {
+        let status = sandbox.status.as_ref();
+        Self {
+            uid: objects::uid(&sandbox.metadata).to_owned(),
+            created: sandbox.metadata.creation_timestamp.as_ref().map(|time| time.0),
+            ready: status.is_some_and(|status| is_true(&status.conditions, READY)),
+            has_address: status.is_some_and(|status| !status.pod_ips.is_empty()),
+            node: status.and_then(|status| status.node_name.clone()),
+            reserved,
+        }
+    }
+}
+
+impl Reservation {
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// It has been handed over.
+    pub fn spend(self) {
+        let mut inner = self.candidates.lock();
+        let key = (self.pool.0.clone(), self.name.clone());
+        let same = inner
+            .pools
+            .get(&self.pool)
+            .and_then(|members| members.get(&self.name))
+            .is_some_and(|standby| standby.uid == self.uid);
+        if same {
+            inner.remove(&key.0, &key.1);
+            inner.spent.insert(key, self.uid.clone());
+        }
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        let mut inner = self.candidates.lock();
+        let standby = inner
+            .pools
+            .get_mut(&self.pool)
+            .and_then(|members| members.get_mut(&self.name));
+        if let Some(standby) = standby.filter(|standby| standby.uid == self.uid) {
+            standby.reserved = false;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::claim::tests::{pool, standby};
+    use proptest::prelude::*;
+
+    fn see(candidates: &Candidates, sandbox: &Sandbox) -> Option<String> {
+        let meta = &sandbox.metadata;
+        candidates.saw(objects::namespace(meta), objects::name(meta), Some(sandbox))
+    }
+
+    fn chosen(candidates: &Candidates, but: &[&str]) -> Option<String> {
+        let but = but.iter().map(|&name| name.to_owned()).collect();
+        match candidates.reserve("ns", "pool", &but) {
+            Choice::Reserved(reservation) => Some(reservation.name().to_owned()),
+            _ => None,
+        }
+    }
+
+    fn on(mut sandbox: Sandbox, node: &str, created: i64) -> Sandbox {
+        sandbox.status.get_or_insert_default().node_name = Some(node.to_owned());
+        let at = Timestamp::from_second(created).unwrap();
+        sandbox.metadata.creation_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at));
+        sandbox
+    }
+
+    #[test]
+    fn ready_ones_are_preferred_then_full_nodes_then_old_ones() {
+        let candidates = Candidates::default();
+        let pool = pool();
+        see(&candidates, &on(standby(&pool, "unready", false), "n1", 1));
+        see(&candidates, &on(standby(&pool, "alone", true), "n2", 2));
+        see(&candidates, &on(standby(&pool, "young", true), "n1", 4));
+        see(&candidates, &on(standby(&pool, "old", true), "n1", 3));
+        assert_eq!(chosen(&candidates, &[]).as_deref(), Some("old"));
+        assert_eq!(chosen(&candidates, &["old"]).as_deref(), Some("alone"));
+        assert_eq!(
+            chosen(&candidates, &["old", "alone", "young"]).as_deref(),
+            Some("unready")
+        );
+        assert!(matches!(
+            candidates.reserve("other", "pool", &BTreeSet::new()),
+            Choice::Nothing
+        ));
+    }
+
+    #[test]
+    fn one_without_an_address_is_not_given_away() {
+        let candidates = Candidates::default();
+        let mut starting = standby(&pool(), "starting", false);
+        starting.status = None;
+        see(&candidates, &starting);
+        assert!(matches!(
+            candidates.reserve("ns", "pool", &BTreeSet::new()),
+            Choice::WithoutAddress
+        ));
+    }
+
+    #[test]
+    fn late_news_of_one_that_was_handed_over_do_not_bring_it_back() {
+        let candidates = Candidates::default();
+        let standby = standby(&pool(), "a", true);
+        see(&candidates, &standby);
+        let Choice::Reserved(reservation) = candidates.reserve("ns", "pool", &BTreeSet::new()) else {
+            panic!()
+        };
+        assert_eq!(chosen(&candidates, &[]), None);
+        reservation.spend();
+        see(&candidates, &standby);
+        assert_eq!(chosen(&candidates, &[]), None);
+        // Another one of its name is another one.
+        assert_eq!(candidates.saw("ns", "a", None), None);
+        let mut new = standby;
+        new.metadata.uid = Some("new".to_owned());
+        see(&candidates, &new);
+        assert_eq!(chosen(&candidates, &[]).as_deref(), Some("a"));
+        assert_eq!(candidates.saw("ns", "a", None).as_deref(), Some("pool"));
+        let inner = candidates.lock();
+        assert!(inner.pools.is_empty() && inner.pool_of.is_empty() && inner.spent.is_empty());
+    }
+
+    /// A cluster with one API server and two controllers that both believe to lead.
+    #[derive(Debug, Default)]
+    struct Cluster {
+        /// Version and owner, by name.
+        sandboxes: BTreeMap<String, (u64, Option<usize>)>,
+        version: u64,
+        /// Whoever was told that a sandbox is theirs, by claim.
+        told: BTreeMap<usize, Vec<String>>,
+    }
+
+    #[derive(Debug, Clone)]
+    enum Deed {
+        /// A standby is made.
+        Make(u8),
+        /// Its status is written, so that its version changes.
+        Touch(u8),
+        /// A controller is shown a sandbox as it is, or as it was.
+        Show { controller: usize, name: u8, late: bool },
+        /// A controller begins to hand a standby to a claim.
+        Begin { controller: usize, claim: usize },
+        /// It writes.
+        Finish { controller: usize },
+        /// It goes down with all that it knows.
+        Crash { controller: usize },
+    }
+
+    fn deed() -> impl Strategy<Value = Deed> {
+        prop_oneof![
+            (0..4_u8).prop_map(Deed::Make),
+            (0..4_u8).prop_map(Deed::Touch),
+            (0..2_usize, 0..4_u8, any::<bool>()).prop_map(|(controller, name, late)| Deed::Show {
+                controller,
+                name,
+                late
+            }),
+            (0..2_usize, 0..6_usize).prop_map(|(controller, claim)| Deed::Begin { controller, claim }),
+            (0..2_usize).prop_map(|controller| Deed::Finish { controller }),
+            (0..2_usize).prop_map(|controller| Deed::Crash { controller }),
+        ]
+    }
+
+    #[derive(Debug, Default)]
+    struct Controller {
+        candidates: Candidates,
+        /// What it believes of each: version and owner.
+        cache: BTreeMap<String, (u64, Option<usize>)>,
+        before: BTreeMap<String, (u64, Option<usize>)>,
+        begun: Vec<(Reservation, u64, usize)>,
+    }
+
+    fn name_of(number: u8) -> String {
+        format!("box-{number}")
+    }
+
+    fn as_seen(name: &str, owner: Option<usize>) -> Sandbox {
+        let mut sandbox = standby(&pool(), name, true);
+        if owner.is_some() {
+            sandbox.metadata.owner_references = None;
+            sandbox.metadata.labels = None;
+        }
+        sandbox
+    }
+
+    impl Controller {
+        fn show(&mut self, name: &str, state: (u64, Option<usize>)) {
+            // The cache keeps the newest; the candidates are told of whatever comes.
+            let newest = self.cache.get(name).is_none_or(|known| known.0 <= state.0);
+            if newest && let Some(old) = self.cache.insert(name.to_owned(), state) {
+                self.before.insert(name.to_owned(), old);
+            }
+            self.candidates.saw("ns", name, Some(&as_seen(name, state.1)));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_sandbox_has_two_claims(deeds in prop::collection::vec(deed(), 0..120)) {
+            let mut cluster = Cluster::default();
+            let mut controllers = [Controller::default(), Controller::default()];
+            for deed in deeds {
+                match deed {
+                    Deed::Make(number) => {
+                        cluster.version += 1;
+                        let state = (cluster.version, None);
+                        cluster.sandboxes.entry(name_of(number)).or_insert(state);
+                    }
+                    Deed::Touch(number) => {
+                        cluster.version += 1;
+                        let version = cluster.version;
+                        if let Some(state) = cluster.sandboxes.get_mut(&name_of(number)) {
+                            state.0 = version;
+                        }
+                    }
+                    Deed::Show { controller, name, late } => {
+                        let controller = &mut controllers[controller];
+                        let name = name_of(name);
+                        let state = if late { controller.before.get(&name) } else { cluster.sandboxes.get(&name) };
+                        if let Some(state) = state.copied() {
+                            controller.show(&name, state);
+                        }
+                    }
+                    Deed::Begin { controller, claim } => {
+                        let controller = &mut controllers[controller];
+                        let choice = controller.candidates.reserve("ns", "pool", &BTreeSet::new());
+                        if let Choice::Reserved(reservation) = choice {
+                            // Nobody of this controller writes it at the same time.
+                            prop_assert!(controller.begun.iter().all(|(other, ..)| other.name() != reservation.name()));
+                            let (version, owner) = controller.cache[reservation.name()];
+                            if owner.is_none() {
+                                controller.begun.push((reservation, version, claim));
+                            }
+                        }
+                    }
+                    Deed::Finish { controller } => {
+                        let Some((reservation, version, claim)) = controllers[controller].begun.pop() else { continue };
+                        let name = reservation.name().to_owned();
+                        let there = cluster.sandboxes[&name];
+                        if there.0 == version {
+                            cluster.version += 1;
+                            let now = (cluster.version, Some(claim));
+                            prop_assert_eq!(there.1, None);
+                            cluster.sandboxes.insert(name.clone(), now);
+                            cluster.told.entry(claim).or_default().push(name.clone());
+                            reservation.spend();
+                            controllers[controller].cache.insert(name, now);
+                        }
+                    }
+                    Deed::Crash { controller } => controllers[controller] = Controller::default(),
+                }
+            }
+            let mut all: Vec<&String> = cluster.told.values().flatten().collect();
+            let count = all.len();
+            all.sort();
+            all.dedup();
+            prop_assert_eq!(all.len(), count);
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! What is to be done for a claim.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dormouse_api::agents::Sandbox;
+use dormouse_api::extensions::{
+    SandboxClaim, SandboxClaimStatus, SandboxTemplate, SandboxWarmPool, UpdateStrategyType,
+};
+use dormouse_api::names::{annotations, labels};
+use jiff::Timestamp;
+
+use super::{Gain, Retry, Step, Trouble, cold, expiry, hand_over, metadata, status};
+use crate::objects::{self, Ownership, ownership};
+
+/// How long a claim waits for standbys that have no address yet.
+const GRACE: Duration = Duration::from_secs(2);
+/// How often it looks.
+const LOOK: Duration = Duration::from_millis(500);
+/// When to look for a pool or a template again whose coming went by unseen.
+const LATER: Duration = Duration::from_secs(60);
+
+/// What is known about a claim and what belongs to it.
+#[derive(Debug, Clone)]
+pub struct Observed {
+    /// The claim.
+    pub claim: Arc<SandboxClaim>,
+    /// Sandboxes that it owns, and those whose names it has noted or bears.
+    pub sandboxes: Vec<Arc<Sandbox>>,
+    /// Its pool.
+    pub pool: Option<Arc<SandboxWarmPool>>,
+    /// Its pool's template.
+    pub template: Option<Arc<SandboxTemplate>>,
+    /// What has become of the pool's standbys in this look.
+    pub warm: Warm,
+    /// When this controller first saw the claim.
+    pub since: Timestamp,
+}
+
+/// What has become of a pool's standbys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Warm {
+    /// None has been tried.
+    #[default]
+    Untried,
+    /// There are none.
+    Exhausted,
+    /// There are some, and none has an address yet.
+    WithoutAddress,
+    /// All that were tried were written by somebody else at the same moment.
+    Contested {
+        /// How many.
+        tries: usize,
+    },
+}
+
+/// What is the same for all claims.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Domains that labels of `additionalPodMetadata` may have, in lower case.
+    pub label_domains: Vec<String>,
+    /// Whether the annotations that say when claims were seen and ready are written.
+    pub observability: bool,
+}
+
+/// What is to be done for a claim.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Next {
+    /// How it comes to a sandbox. With it all else has to be decided anew.
+    pub gain: Option<Gain>,
+    /// Writes, in this order.
+    pub steps: Vec<Step>,
+    /// The status once the steps are done.
+    pub status: SandboxClaimStatus,
+    /// What is in the way.
+    pub trouble: Option<Trouble>,
+    /// Whether its end is said for the first time.
+    pub expired: bool,
+    /// Name of the sandbox that is the claim's.
+    pub sandbox: Option<Arc<Sandbox>>,
+    /// When to look again although nothing has changed.
+    pub requeue: Option<Duration>,
+}
+
+impl Next {
+    pub(super) fn of(claim: &SandboxClaim) -> Self {
+        Self {
+            status: claim.status.clone().unwrap_or_default(),
+            ..Self::default()
+        }
+    }
+
+    fn look_again_in(&mut self, wait: Duration) {
+        self.requeue = Some(self.requeue.map_or(wait, |other| other.min(wait)));
+    }
+}
+
+impl Observed {
+    /// The sandbox of this name.
+    pub(super) fn named(&self, name: &str) -> Option<&Arc<Sandbox>> {
+        self.sandboxes
+            .iter()
+            .find(|sandbox| objects::name(&sandbox.metadata) == name)
+    }
+
+    /// The claim's sandbox. There is more than one only after two controllers have worked at a time: what the claim has
+    /// been told of counts, then what it has noted, then the oldest.
+    pub(super) fn own(&self) -> Option<&Arc<Sandbox>> {
+        let told = self.claim.status.as_ref().and_then(status::sandbox_name);
+        let noted = noted(&self.claim);
+        self.all_own().min_by_key(|sandbox| {
+            let name = objects::name(&sandbox.metadata);
+            let created = sandbox.metadata.creation_timestamp.as_ref().map(|time| time.0);
+            (Some(name) != told, Some(name) != noted, created, name.to_owned())
+        })
+    }
+
+    fn all_own(&self) -> impl Iterator<Item = &Arc<Sandbox>> {
+        let uid = objects::uid(&self.claim.metadata);
+        self.sandboxes
+            .iter()
+            .filter(move |sandbox| ownership(&sandbox.metadata, uid) == Ownership::Own)
+    }
+}
+
+/// The sandbox that the claim has noted, as an annotation; earlier versions of agent-sandbox had it as a label.
+pub(super) fn noted(claim: &SandboxClaim) -> Option<&str> {
+    let meta = &claim.metadata;
+    objects::annotation(meta, annotations::SANDBOX_NAME)
+        .or_else(|| objects::label(meta, annotations::SANDBOX_NAME))
+        .filter(|name| !name.is_empty())
+}
+
+/// What is to be done for a claim.
+#[must_use]
+pub fn next(observed: &Observed, settings: &Settings, now: Timestamp) -> Next {
+    let claim = &*observed.claim;
+    let mut next = Next::of(claim);
+    if claim.metadata.deletion_timestamp.is_some() {
+        // What it owns goes with it.
+        return next;
+    }
+    next.requeue = expiry::remaining(claim, &next.status.conditions, now);
+    if next.requeue == Some(Duration::ZERO) {
+        return expiry::next(observed, now);
+    }
+    match hold(observed, settings, now, &mut next) {
+        Ok(Some(sandbox)) => {
+            status::follow(&mut next.status, claim, &sandbox, now);
+            next.sandbox = Some(sandbox);
+        }
+        // It is on its way.
+        Ok(None) => return next,
+        Err(trouble) => {
+            status::complain(&mut next.status, claim, &trouble, now);
+            if trouble.retry() == Retry::Later {
+                next.look_again_in(LATER);
+            }
+            next.trouble = Some(trouble);
+        }
+    }
+    // Only now is it known that the sandbox has finished.
+    match expiry::remaining(claim, &next.status.conditions, now) {
+        Some(Duration::ZERO) => {
+            status::expire(&mut next.status, claim, now);
+            next.expired = true;
+            next.trouble = None;
+            next.requeue = Some(Duration::ZERO);
+        }
+        Some(remaining) => next.look_again_in(remaining),
+        None => {}
+    }
+    next
+}
+
+/// The claim's sandbox, as it is to be; `None` if it has to be waited for.
+fn hold(
+    observed: &Observed,
+    settings: &Settings,
+    now: Timestamp,
+    next: &mut Next,
+) -> Result<Option<Arc<Sandbox>>, Trouble> {
+    metadata::validate(&metadata::brought(&observed.claim), &settings.label_domains)?;
+    match observed.own() {
+        Some(sandbox) => keep(observed, sandbox, next).map(Some),
+        None => {
+            gain(observed, now, next)?;
+            Ok(None)
+        }
+    }
+}
+
+/// Keeps the sandbox that the claim has as it is to be.
+fn keep(observed: &Observed, sandbox: &Arc<Sandbox>, next: &mut Next) -> Result<Arc<Sandbox>, Trouble> {
+    let claim = &*observed.claim;
+    match template(observed) {
+        Ok(template) => {
+            if let Some(patch) = hand_over::correction(sandbox, claim, template)? {
+                next.steps.push(Step::PatchSandbox {
+                    name: objects::name(&sandbox.metadata).to_owned(),
+                    patch,
+                });
+            }
+        }
+        Err(missing) => {
+            let there = sandbox.spec.pod_template.metadata.as_ref();
+            if metadata::brings_any(claim) && !metadata::has_brought(there, claim) {
+                return Err(Trouble::NothingToMergeWith(Box::new(missing)));
+            }
+        }
+    }
+    // Once the claim has been told of one, nobody can have been told of another.
+    let told = claim.status.as_ref().and_then(status::sandbox_name);
+    if told == sandbox.metadata.name.as_deref() {
+        let uid = objects::uid(&claim.metadata);
+        for other in observed.all_own() {
+            let meta = &other.metadata;
+            let too_many = meta.uid != sandbox.metadata.uid
+                && meta.deletion_timestamp.is_none()
+                && objects::label(meta, labels::CLAIM_UID) == Some(uid);
+            if too_many {
+                next.steps.push(Step::DeleteSandbox {
+                    name: objects::name(meta).to_owned(),
+                    uid: objects::uid(meta).to_owned(),
+                });
+            }
+        }
+    }
+    Ok(Arc::clone(sandbox))
+}
+
+/// How the claim comes to a sandbox.
+fn gain(observed: &Observed, now: Timestamp, next: &mut Next) -> Result<(), Trouble> {
+    let claim = &*observed.claim;
+    let name = objects::name(&claim.metadata);
+    let begun = noted(claim).and_then(|name| observed.named(name));
+    let begun = begun.filter(|sandbox| {
+        observed
+            .pool
+            .as_ref()
+            .is_some_and(|pool| hand_over::is_standby_of(sandbox, pool))
+    });
+    if observed.named(name).is_some() && begun.is_none() {
+        return Err(Trouble::Foreign {
+            sandbox: name.to_owned(),
+            claim: name.to_owned(),
+        });
+    }
+    let Some(pool) = &observed.pool else {
+        return Err(no_pool(claim));
+    };
+    let template = template(observed);
+    if let Ok(template) = template {
+        // A standby that could not be made the claim's need not be tried.
+        metadata::wanted(claim, template)?;
+    }
+    // Which standbys a pool that recreates them may still give away only its template can say.
+    let may_be_warm = !cold::is_wanted(claim) && (template.is_ok() || !recreates(pool));
+    match observed.warm {
+        Warm::Untried if may_be_warm => {
+            next.gain = Some(Gain::HandOver {
+                begun: begun.and_then(|sandbox| sandbox.metadata.name.clone()),
+            });
+            return Ok(());
+        }
+        Warm::WithoutAddress => {
+            let waited = Duration::try_from(now.duration_since(observed.since)).unwrap_or_default();
+            if let Some(left) = GRACE.checked_sub(waited).filter(|left| !left.is_zero()) {
+                next.look_again_in(left.min(LOOK));
+                return Ok(());
+            }
+        }
+        Warm::Contested { tries } => {
+            return Err(Trouble::Contested {
+                claim: name.to_owned(),
+                tries,
+            });
+        }
+        Warm::Untried | Warm::Exhausted => {}
+    }
+    next.gain = Some(Gain::Create(Box::new(cold::build(claim, template?)?)));
+    Ok(())
+}
+
+pub(super) fn recreates(pool: &SandboxWarmPool) -> bool {
+    let strategy = pool.spec.update_strategy.as_ref();
+    strategy.is_some_and(|strategy| strategy.type_ == UpdateStrategyType::Recreate)
+}
+
+fn template(observed: &Observed) -> Result<&SandboxTemplate, Trouble> {
+    let Some(pool) = &observed.pool else {
+        return Err(no_pool(&observed.claim));
+    };
+    observed
+        .template
+        .as_deref()
+        .ok_or_else(|| Trouble::TemplateNotFound {
+            name: pool.spec.sandbox_template_ref.name.clone(),
+        })
+}
+
+fn no_pool(claim: &SandboxClaim) -> Trouble {
+    Trouble::WarmPoolNotFound {
+        name: claim.spec.warm_pool_ref.name.clone(),
+    }
+}

@@ -1,0 +1,626 @@
+//! Doing what a claim needs.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dormouse_api::agents::Sandbox;
+use dormouse_api::conditions::READY;
+use dormouse_api::extensions::{ClaimShutdownPolicy, SandboxClaim, SandboxTemplate, SandboxWarmPool};
+use dormouse_api::names::{annotations, labels};
+use jiff::Timestamp;
+use kube::runtime::controller::Action;
+use kube::runtime::events::{Event, EventType, Recorder};
+use kube::{Client, Resource};
+use serde_json::{Map, Value, json};
+use thiserror::Error;
+use tracing::{debug, info};
+
+use super::next::{noted, recreates};
+use super::{
+    Candidates, Choice, FIELD_MANAGER, Gain, Next, Notes, Observed, Retry, Settings, Step, Trouble, Warm,
+    hand_over, next,
+};
+use crate::cache::Cache;
+use crate::metrics::{Created, Metrics, Startup};
+use crate::objects::{self, condition, is_true};
+use crate::patch::status_patch;
+use crate::queue::Queue;
+use crate::template::Vetting;
+use crate::write::{Which, Writer, is_already_there, is_conflict, is_not_found};
+
+/// How many standbys are tried in one go.
+const TRIES: usize = 3;
+/// How often a look is taken again in one go: after the standbys were tried, after a sandbox came, after one was found.
+const LOOKS: usize = 4;
+/// When to look again after somebody else has written the claim.
+const AFTER_CONFLICT: Duration = Duration::from_millis(50);
+
+/// What claims are reconciled with.
+#[allow(missing_debug_implementations, reason = "the API server's client has none")]
+pub struct ClaimContext {
+    writer: Writer,
+    /// Events about claims; `None`: none are written.
+    recorder: Option<Recorder>,
+    settings: Settings,
+    claims: Arc<Cache<SandboxClaim>>,
+    sandboxes: Arc<Cache<Sandbox>>,
+    pools: Arc<Cache<SandboxWarmPool>>,
+    templates: Arc<Cache<SandboxTemplate>>,
+    candidates: Candidates,
+    notes: Arc<Notes>,
+    pool_queue: Queue<SandboxWarmPool>,
+    metrics: Arc<Metrics>,
+}
+
+/// Caches and notes that claims are reconciled with.
+#[derive(Debug, Clone)]
+pub struct Known {
+    /// All claims, in groups by the name of their pool.
+    pub claims: Arc<Cache<SandboxClaim>>,
+    /// All sandboxes, in groups by the UID of their owner.
+    pub sandboxes: Arc<Cache<Sandbox>>,
+    /// All pools.
+    pub pools: Arc<Cache<SandboxWarmPool>>,
+    /// All templates.
+    pub templates: Arc<Cache<SandboxTemplate>>,
+    /// Standbys that may be handed over.
+    pub candidates: Candidates,
+    /// What is kept in mind about claims.
+    pub notes: Arc<Notes>,
+    /// Pools that are to be looked at.
+    pub pool_queue: Queue<SandboxWarmPool>,
+}
+
+/// Why a claim is looked at again.
+#[derive(Debug, Error)]
+pub enum ClaimError {
+    /// Something is in the way that may pass; it stands in the claim's conditions.
+    #[error("{0}")]
+    Trouble(Trouble),
+    /// An API call failed.
+    #[error("failed to {step}: {source}")]
+    Api {
+        /// What was tried.
+        step: &'static str,
+        /// Why it failed.
+        #[source]
+        source: kube::Error,
+    },
+    /// The API server and the watches do not agree about what there is.
+    #[error("a sandbox came and went while it was looked at")]
+    Unsteady,
+}
+
+/// When to try again.
+#[allow(
+    clippy::needless_pass_by_value,
+    reason = "the controller's runtime calls it so"
+)]
+pub fn on_error(claim: Arc<SandboxClaim>, error: &ClaimError, context: Arc<ClaimContext>) -> Action {
+    let wait = context.notes.failed(&claim);
+    let meta = &claim.metadata;
+    info!(namespace = objects::namespace(meta), name = objects::name(meta), %error, ?wait, "claim is tried again");
+    Action::requeue(wait)
+}
+
+/// Brings one claim closer to what it is to be.
+///
+/// # Errors
+///
+/// If it has to be tried again.
+pub async fn reconcile(claim: Arc<SandboxClaim>, context: Arc<ClaimContext>) -> Result<Action, ClaimError> {
+    let meta = &claim.metadata;
+    let Some(claim) = context.claims.get(objects::namespace(meta), objects::name(meta)) else {
+        return Ok(Action::await_change());
+    };
+    let mut observed = context.observe(claim);
+    let mut gained = None;
+    for _ in 0..LOOKS {
+        let planned = next(&observed, &context.settings, Timestamp::now());
+        match &planned.gain {
+            None => return context.conclude(&observed, planned, gained).await,
+            Some(Gain::HandOver { begun }) => {
+                gained = context.hand_over(&mut observed, begun.as_deref()).await?;
+            }
+            Some(Gain::Create(sandbox)) => match context.create(&mut observed, sandbox).await? {
+                Made::Now(made) => gained = Some(made),
+                Made::Before => {}
+                Made::Never(trouble) => {
+                    return context.refuse(&observed, trouble).await;
+                }
+            },
+        }
+    }
+    Err(ClaimError::Unsteady)
+}
+
+/// A sandbox that has just become the claim's.
+#[derive(Debug, Clone)]
+struct Gained {
+    sandbox: Arc<Sandbox>,
+    warm: bool,
+}
+
+/// What became of a sandbox that was to be made.
+enum Made {
+    /// It is made.
+    Now(Gained),
+    /// There was one.
+    Before,
+    /// The API server refuses it.
+    Never(Trouble),
+}
+
+impl ClaimContext {
+    /// A context for all claims.
+    #[must_use]
+    pub fn new(
+        client: Client,
+        recorder: Option<Recorder>,
+        settings: Settings,
+        known: Known,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            writer: Writer::new(client, FIELD_MANAGER),
+            recorder,
+            settings,
+            claims: known.claims,
+            sandboxes: known.sandboxes,
+            pools: known.pools,
+            templates: known.templates,
+            candidates: known.candidates,
+            notes: known.notes,
+            pool_queue: known.pool_queue,
+            metrics,
+        }
+    }
+
+    fn observe(&self, claim: Arc<SandboxClaim>) -> Observed {
+        let meta = &claim.metadata;
+        let (namespace, name) = (objects::namespace(meta), objects::name(meta));
+        let mut sandboxes = self.sandboxes.group(namespace, objects::uid(meta));
+        let told = claim.status.as_ref().and_then(super::status::sandbox_name);
+        for name in [told, noted(&claim), Some(name)].into_iter().flatten() {
+            let known = sandboxes
+                .iter()
+                .any(|sandbox| objects::name(&sandbox.metadata) == name);
+            if !known {
+                sandboxes.extend(self.sandboxes.get(namespace, name));
+            }
+        }
+        let pool = self.pools.get(namespace, &claim.spec.warm_pool_ref.name);
+        let template = pool.as_ref().and_then(|pool| {
+            self.templates
+                .get(namespace, &pool.spec.sandbox_template_ref.name)
+        });
+        Observed {
+            since: self.notes.since(&claim),
+            sandboxes,
+            pool,
+            template,
+            warm: Warm::Untried,
+            claim,
+        }
+    }
+
+    /// Hands a standby over to the claim, if one can be had.
+    async fn hand_over(
+        &self,
+        observed: &mut Observed,
+        begun: Option<&str>,
+    ) -> Result<Option<Gained>, ClaimError> {
+        let Some(pool) = observed.pool.clone() else {
+            return Ok(None);
+        };
+        let claim = Arc::clone(&observed.claim);
+        let (namespace, pool_name) = (objects::namespace(&claim.metadata), objects::name(&pool.metadata));
+        // Under another strategy an older template is no reason to refuse a standby.
+        let template = observed.template.clone();
+        let mut vetting = template.as_deref().filter(|_| recreates(&pool)).map(Vetting::by);
+        let mut but = BTreeSet::new();
+        let mut tries = 0;
+        let mut first = begun;
+        while tries < TRIES {
+            let choice = match first.take() {
+                Some(name) => self.candidates.reserve_named(namespace, pool_name, name),
+                None => self.candidates.reserve(namespace, pool_name, &but),
+            };
+            let reservation = match choice {
+                Choice::Reserved(reservation) => reservation,
+                Choice::WithoutAddress => {
+                    observed.warm = Warm::WithoutAddress;
+                    return Ok(None);
+                }
+                Choice::Nothing => break,
+            };
+            but.insert(reservation.name().to_owned());
+            let fit = self
+                .sandboxes
+                .get(namespace, reservation.name())
+                .filter(|standby| hand_over::is_standby_of(standby, &pool))
+                .filter(|standby| vetting.as_mut().is_none_or(|vetting| !vetting.is_stale(standby)));
+            let Some(standby) = fit else {
+                continue;
+            };
+            let patch =
+                hand_over::patch(&standby, &claim, template.as_deref()).map_err(ClaimError::Trouble)?;
+            tries += 1;
+            let written = self
+                .writer
+                .patch(&self.sandboxes, namespace, reservation.name(), &patch)
+                .await;
+            match written {
+                Ok(sandbox) => {
+                    reservation.spend();
+                    self.pool_queue.push(namespace, pool_name);
+                    let sandbox = Arc::new(sandbox);
+                    info!(
+                        namespace,
+                        claim = objects::name(&claim.metadata),
+                        sandbox = objects::name(&sandbox.metadata),
+                        "a standby was handed over"
+                    );
+                    observed
+                        .sandboxes
+                        .retain(|other| other.metadata.uid != sandbox.metadata.uid);
+                    observed.sandboxes.push(Arc::clone(&sandbox));
+                    return Ok(Some(Gained { sandbox, warm: true }));
+                }
+                Err(error) if is_conflict(&error) || is_not_found(&error) => {
+                    debug!(
+                        namespace,
+                        sandbox = reservation.name(),
+                        "a standby was written by somebody else"
+                    );
+                }
+                Err(source) => {
+                    let step = "hand over sandbox";
+                    return Err(ClaimError::Api { step, source });
+                }
+            }
+        }
+        observed.warm = if tries == 0 {
+            Warm::Exhausted
+        } else {
+            Warm::Contested { tries }
+        };
+        Ok(None)
+    }
+
+    /// Makes a sandbox for the claim.
+    async fn create(&self, observed: &mut Observed, sandbox: &Sandbox) -> Result<Made, ClaimError> {
+        let namespace = objects::namespace(&observed.claim.metadata);
+        match self.writer.create(&self.sandboxes, namespace, sandbox).await {
+            Ok(sandbox) => {
+                let sandbox = Arc::new(sandbox);
+                info!(
+                    namespace,
+                    sandbox = objects::name(&sandbox.metadata),
+                    "a sandbox was made for a claim"
+                );
+                observed.sandboxes.push(Arc::clone(&sandbox));
+                Ok(Made::Now(Gained { sandbox, warm: false }))
+            }
+            Err(error) if is_already_there(&error) => {
+                let name = objects::name(&sandbox.metadata);
+                let found = self.writer.api::<Sandbox>(namespace).get_opt(name).await;
+                let step = "get sandbox";
+                let found = found.map_err(|source| ClaimError::Api { step, source })?;
+                if let Some(found) = found {
+                    self.sandboxes.wrote(found.clone());
+                    observed.sandboxes.push(Arc::new(found));
+                }
+                Ok(Made::Before)
+            }
+            Err(kube::Error::Api(status)) if status.reason == "Invalid" => {
+                Ok(Made::Never(Trouble::Refused(status.message.clone())))
+            }
+            Err(source) => {
+                let step = "create sandbox";
+                Err(ClaimError::Api { step, source })
+            }
+        }
+    }
+
+    /// Says that the API server refuses what the claim leads to.
+    async fn refuse(&self, observed: &Observed, trouble: Trouble) -> Result<Action, ClaimError> {
+        let mut planned = Next::of(&observed.claim);
+        super::status::complain(&mut planned.status, &observed.claim, &trouble, Timestamp::now());
+        planned.trouble = Some(trouble);
+        self.conclude(observed, planned, None).await
+    }
+
+    async fn conclude(
+        &self,
+        observed: &Observed,
+        planned: Next,
+        gained: Option<Gained>,
+    ) -> Result<Action, ClaimError> {
+        let claim = &*observed.claim;
+        for step in &planned.steps {
+            let done = self.perform(step, claim).await;
+            done.map_err(|source| ClaimError::Api {
+                step: step.what(),
+                source,
+            })?;
+        }
+        if planned
+            .steps
+            .iter()
+            .any(|step| matches!(step, Step::DeleteClaim { .. }))
+        {
+            self.tell_of_the_end(claim);
+            return Ok(Action::await_change());
+        }
+        let written = self.write_status(claim, &planned).await;
+        if let Some(gained) = &gained {
+            self.tell_of_gain(claim, gained);
+        }
+        let Some(claim) = written? else {
+            // Whoever wrote it is heard of; should that go by unseen, this is soon enough.
+            return Ok(Action::requeue(AFTER_CONFLICT));
+        };
+        if planned.expired {
+            self.publish(
+                &claim,
+                "ClaimExpired",
+                "Claim Expired",
+                "Claim expired".to_owned(),
+            );
+        }
+        self.write_annotations(observed, &claim, &planned).await?;
+        if let Some(trouble) = planned.trouble.filter(|trouble| trouble.retry() == Retry::Soon) {
+            return Err(ClaimError::Trouble(trouble));
+        }
+        self.notes.went_well(&claim);
+        Ok(planned.requeue.map_or_else(Action::await_change, Action::requeue))
+    }
+
+    async fn perform(&self, step: &Step, claim: &SandboxClaim) -> Result<(), kube::Error> {
+        let namespace = objects::namespace(&claim.metadata);
+        match step {
+            Step::PatchSandbox { name, patch } => {
+                match self.writer.patch(&self.sandboxes, namespace, name, patch).await {
+                    Err(error) if !is_not_found(&error) => return Err(error),
+                    _ => {}
+                }
+            }
+            Step::DeleteSandbox { name, uid } => {
+                let which = Which {
+                    name,
+                    uid,
+                    version: None,
+                };
+                self.writer
+                    .delete(&self.sandboxes, namespace, which, false)
+                    .await?;
+            }
+            Step::DeleteClaim { foreground } => {
+                let which = Which {
+                    name: objects::name(&claim.metadata),
+                    uid: objects::uid(&claim.metadata),
+                    version: None,
+                };
+                self.writer
+                    .delete(&self.claims, namespace, which, *foreground)
+                    .await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The claim with its new status; `None` if somebody else has written the claim since it was read.
+    async fn write_status(
+        &self,
+        claim: &SandboxClaim,
+        planned: &Next,
+    ) -> Result<Option<SandboxClaim>, ClaimError> {
+        let old = claim.status.clone().unwrap_or_default();
+        let Some(mut patch) = status_patch(&old, &planned.status) else {
+            return Ok(Some(claim.clone()));
+        };
+        // Two controllers must not tell a claim of two sandboxes.
+        if let Some(fields) = patch.as_object_mut() {
+            let version = &claim.metadata.resource_version;
+            fields.insert("metadata".to_owned(), json!({ "resourceVersion": version }));
+        }
+        let meta = &claim.metadata;
+        let written = self
+            .writer
+            .patch_status(
+                &self.claims,
+                objects::namespace(meta),
+                objects::name(meta),
+                &patch,
+            )
+            .await;
+        match written {
+            Ok(claim) => Ok(Some(claim)),
+            Err(error) if is_conflict(&error) || is_not_found(&error) => Ok(None),
+            Err(source) => Err(ClaimError::Api {
+                step: "patch claim status",
+                source,
+            }),
+        }
+    }
+
+    /// What is noted on the claim beside its status, in one write: nobody who waits for the sandbox waits for it.
+    async fn write_annotations(
+        &self,
+        observed: &Observed,
+        claim: &SandboxClaim,
+        planned: &Next,
+    ) -> Result<(), ClaimError> {
+        let was_ready = observed
+            .claim
+            .status
+            .as_ref()
+            .is_some_and(|status| is_true(&status.conditions, READY));
+        let is_ready = is_true(&planned.status.conditions, READY);
+        let now = Timestamp::now();
+        let counted = objects::annotation(&claim.metadata, annotations::CLAIM_FIRST_READY_AT).is_some();
+        if is_ready
+            && !was_ready
+            && !counted
+            && self.notes.counts(claim)
+            && let Some(sandbox) = &planned.sandbox
+        {
+            self.count_startup(claim, sandbox, observed.since, now);
+        }
+        let mut changes = Map::new();
+        if let Some(sandbox) = &planned.sandbox {
+            let warm = objects::label(&sandbox.metadata, labels::LAUNCH_TYPE) == Some("warm");
+            let wanted = warm.then(|| objects::name(&sandbox.metadata));
+            let there = objects::annotation(&claim.metadata, annotations::SANDBOX_NAME);
+            if there != wanted {
+                changes.insert(annotations::SANDBOX_NAME.to_owned(), json!(wanted));
+            }
+        }
+        if self.settings.observability {
+            let seen = annotations::CONTROLLER_FIRST_OBSERVED_AT;
+            if objects::annotation(&claim.metadata, seen).is_none_or(str::is_empty) {
+                changes.insert(seen.to_owned(), Value::String(with_fraction(observed.since)));
+            }
+            if !counted && (is_ready || was_ready) {
+                // When it first was ready nobody knows any more.
+                let at = if was_ready {
+                    "unknown".to_owned()
+                } else {
+                    with_fraction(now)
+                };
+                changes.insert(annotations::CLAIM_FIRST_READY_AT.to_owned(), Value::String(at));
+            }
+        }
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let patch = json!({"metadata": {"annotations": changes}});
+        let meta = &claim.metadata;
+        let written = self
+            .writer
+            .patch(
+                &self.claims,
+                objects::namespace(meta),
+                objects::name(meta),
+                &patch,
+            )
+            .await;
+        match written {
+            Err(error) if !is_not_found(&error) => Err(ClaimError::Api {
+                step: "annotate claim",
+                source: error,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn count_startup(&self, claim: &SandboxClaim, sandbox: &Sandbox, since: Timestamp, now: Timestamp) {
+        let at = |key: &str| {
+            objects::annotation(&claim.metadata, key).and_then(|text| text.parse::<Timestamp>().ok())
+        };
+        let ready = sandbox
+            .status
+            .as_ref()
+            .and_then(|status| condition(&status.conditions, READY))
+            .map(|condition| condition.last_transition_time.0);
+        let created = sandbox.metadata.creation_timestamp.as_ref().map(|time| time.0);
+        self.metrics.claims().started(&Startup {
+            namespace: objects::namespace(&claim.metadata),
+            sandbox,
+            since_webhook: at(annotations::WEBHOOK_FIRST_OBSERVED_AT).map(|then| now.duration_since(then)),
+            since_observed: now
+                .duration_since(at(annotations::CONTROLLER_FIRST_OBSERVED_AT).unwrap_or(since)),
+            since_client: at(annotations::CLIENT_FIRST_REQUESTED_AT).map(|then| now.duration_since(then)),
+            of_sandbox: ready
+                .zip(created)
+                .map(|(ready, created)| ready.duration_since(created)),
+        });
+    }
+
+    fn tell_of_gain(&self, claim: &SandboxClaim, gained: &Gained) {
+        let sandbox = &*gained.sandbox;
+        let is_ready = sandbox
+            .status
+            .as_ref()
+            .is_some_and(|status| is_true(&status.conditions, READY));
+        self.metrics.claims().created(&Created {
+            namespace: objects::namespace(&claim.metadata),
+            sandbox,
+            warm: gained.warm,
+            pool: &claim.spec.warm_pool_ref.name,
+            ready: is_ready,
+            creator: objects::label(&claim.metadata, labels::CREATED_BY),
+        });
+        let name = objects::name(&sandbox.metadata);
+        if gained.warm {
+            let note = format!("Adopted warm pool Sandbox {name:?}");
+            self.publish(claim, "SandboxAdopted", "Adoption", note);
+        } else {
+            self.publish(
+                claim,
+                "SandboxProvisioned",
+                "Provisioning",
+                format!("Created Sandbox {name:?}"),
+            );
+        }
+    }
+
+    fn tell_of_the_end(&self, claim: &SandboxClaim) {
+        let policy = claim
+            .spec
+            .lifecycle
+            .as_ref()
+            .map(|lifecycle| lifecycle.shutdown_policy);
+        let policy = match policy.unwrap_or_default() {
+            ClaimShutdownPolicy::Delete => "Delete",
+            ClaimShutdownPolicy::DeleteForeground => "DeleteForeground",
+            ClaimShutdownPolicy::Retain => "Retain",
+        };
+        let note = format!("Deleting Claim (ShutdownPolicy={policy})");
+        self.publish(claim, "ClaimExpired", "Deleting", note);
+    }
+
+    /// Writes an event, without waiting for it.
+    fn publish(&self, claim: &SandboxClaim, reason: &str, action: &str, note: String) {
+        let Some(recorder) = self.recorder.clone() else {
+            return;
+        };
+        let event = Event {
+            type_: EventType::Normal,
+            reason: reason.to_owned(),
+            note: Some(note),
+            action: action.to_owned(),
+            secondary: None,
+        };
+        let about = claim.object_ref(&());
+        tokio::spawn(async move {
+            if let Err(error) = recorder.publish(&event, &about).await {
+                debug!(%error, "an event was lost");
+            }
+        });
+    }
+}
+
+/// RFC 3339 with a fraction: clients take one without for a time that was rounded.
+fn with_fraction(time: Timestamp) -> String {
+    let shown = if time.subsec_nanosecond() == 0 {
+        time.checked_add(jiff::SignedDuration::from_nanos(1))
+            .unwrap_or(time)
+    } else {
+        time
+    };
+    shown.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_are_written_with_a_fraction() {
+        let second = Timestamp::from_second(1_000_000).unwrap();
+        assert_eq!(with_fraction(second), "1970-01-12T13:46:40.000000001Z");
+    }
+}

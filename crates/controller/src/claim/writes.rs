@@ -1,0 +1,387 @@
+//! What is written for claims, and what becomes of it when the controller ends in between, against a small API server.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use dormouse_api::agents::Sandbox;
+use dormouse_api::extensions::{SandboxClaim, SandboxTemplate, SandboxWarmPool};
+use http::{Method, Request, Response};
+use kube::Client;
+use kube::client::Body;
+use kube::runtime::reflector;
+use serde_json::{Value, json};
+
+use super::tests::{claim, merge, pool, standby, template};
+use super::{Candidates, ClaimContext, ClaimError, Known, Notes, Settings, reconcile};
+use crate::cache::Cache;
+use crate::metrics::Metrics;
+use crate::objects::{self, controller_of, is_true};
+use crate::queue::Queue;
+
+/// An API server with what these tests need: versions, merge patches, names that are taken once.
+#[derive(Clone)]
+struct Server(Arc<Mutex<State>>);
+
+struct State {
+    /// By resource and name.
+    objects: BTreeMap<(String, String), Value>,
+    version: u64,
+    /// What was written.
+    log: Vec<String>,
+    /// How many more writes it takes; then the controller is dead to it.
+    takes: usize,
+}
+
+impl Server {
+    fn new(standbys: &[Sandbox]) -> Self {
+        let server = Self(Arc::new(Mutex::new(State {
+            objects: BTreeMap::new(),
+            version: 100,
+            log: vec![],
+            takes: usize::MAX,
+        })));
+        for standby in standbys {
+            server.put("sandboxes", standby);
+        }
+        server.put("sandboxclaims", &claim());
+        server
+    }
+
+    fn put<K: serde::Serialize>(&self, resource: &str, object: &K) {
+        let mut object = serde_json::to_value(object).unwrap();
+        let mut state = self.0.lock().unwrap();
+        state.version += 1;
+        object["metadata"]["resourceVersion"] = json!(state.version.to_string());
+        let name = object["metadata"]["name"].as_str().unwrap().to_owned();
+        state.objects.insert((resource.to_owned(), name), object);
+    }
+
+    fn all<K: serde::de::DeserializeOwned>(&self, resource: &str) -> Vec<K> {
+        let state = self.0.lock().unwrap();
+        let of_kind = state.objects.iter().filter(|((kind, _), _)| kind == resource);
+        of_kind
+            .map(|(_, object)| serde_json::from_value(object.clone()).unwrap())
+            .collect()
+    }
+
+    fn claim(&self) -> SandboxClaim {
+        self.all("sandboxclaims").remove(0)
+    }
+
+    fn log(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock().unwrap().log)
+    }
+
+    fn takes(&self, writes: usize) {
+        self.0.lock().unwrap().takes = writes;
+    }
+
+    fn client(&self) -> Client {
+        let server = self.clone();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let server = server.clone();
+            async move {
+                let (parts, body) = request.into_parts();
+                let body = body.collect_bytes().await?;
+                let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+                let (code, answer) = server.answer(&parts.method, parts.uri.path(), &body)?;
+                let answer = Body::from(serde_json::to_vec(&answer).unwrap());
+                Ok::<_, Box<dyn std::error::Error + Send + Sync>>(
+                    Response::builder().status(code).body(answer).unwrap(),
+                )
+            }
+        });
+        Client::new(service, "ns")
+    }
+
+    fn answer(
+        &self,
+        method: &Method,
+        path: &str,
+        body: &Value,
+    ) -> Result<(u16, Value), Box<dyn std::error::Error + Send + Sync>> {
+        let mut state = self.0.lock().unwrap();
+        let mut parts = path.split("/namespaces/ns/").nth(1).unwrap().split('/');
+        let resource = parts.next().unwrap().to_owned();
+        let name = parts.next().map(str::to_owned);
+        let is_status = parts.next().is_some();
+        if state.takes == 0 {
+            return Err("the controller is dead".into());
+        }
+        state.takes -= 1;
+        let verb = method.as_str().to_lowercase();
+        let what = if is_status {
+            format!("{verb} {resource}/status")
+        } else {
+            format!("{verb} {resource}")
+        };
+        let name = name.unwrap_or_else(|| body["metadata"]["name"].as_str().unwrap().to_owned());
+        state.log.push(format!("{what} {name}"));
+        state.version += 1;
+        let version = state.version.to_string();
+        let key = (resource, name.clone());
+        if *method == Method::POST {
+            if state.objects.contains_key(&key) {
+                return Ok(refused(409, "AlreadyExists"));
+            }
+            let mut object = body.clone();
+            object["metadata"]["resourceVersion"] = json!(version);
+            object["metadata"]["uid"] = json!(format!("{name}-uid"));
+            state.objects.insert(key, object.clone());
+            return Ok((201, object));
+        }
+        let Some(object) = state.objects.get_mut(&key) else {
+            return Ok(refused(404, "NotFound"));
+        };
+        match method.as_str() {
+            "PATCH" => {
+                let expected = &body["metadata"]["resourceVersion"];
+                if !expected.is_null() && *expected != object["metadata"]["resourceVersion"] {
+                    return Ok(refused(409, "Conflict"));
+                }
+                let patch = if is_status {
+                    json!({ "status": body["status"] })
+                } else {
+                    body.clone()
+                };
+                merge(object, &patch);
+                object["metadata"]["resourceVersion"] = json!(version);
+                Ok((200, object.clone()))
+            }
+            "DELETE" => {
+                state.objects.remove(&key);
+                Ok((200, json!({"kind": "Status", "status": "Success"})))
+            }
+            _ => Ok((200, object.clone())),
+        }
+    }
+}
+
+fn refused(code: u16, reason: &str) -> (u16, Value) {
+    let answer = json!({
+        "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason, "code": code, "message": reason,
+    });
+    (code, answer)
+}
+
+/// A controller that has just begun, and so knows what the API server has.
+struct Controller {
+    context: Arc<ClaimContext>,
+    known: Known,
+}
+
+fn owner(sandbox: &Sandbox) -> Option<&str> {
+    controller_of(&sandbox.metadata).map(|owner| owner.uid.as_str())
+}
+
+impl Controller {
+    fn of(server: &Server) -> Self {
+        let known = Known {
+            claims: Arc::new(Cache::new(reflector::store().0, |_: &SandboxClaim| None)),
+            sandboxes: Arc::new(Cache::new(reflector::store().0, owner)),
+            pools: Arc::new(Cache::new(reflector::store().0, |_: &SandboxWarmPool| None)),
+            templates: Arc::new(Cache::new(reflector::store().0, |_: &SandboxTemplate| None)),
+            candidates: Candidates::default(),
+            notes: Arc::new(Notes::default()),
+            pool_queue: Queue::default(),
+        };
+        known.pools.wrote(pool());
+        known.templates.wrote(template());
+        let settings = Settings {
+            label_domains: vec![],
+            observability: true,
+        };
+        let context = ClaimContext::new(
+            server.client(),
+            None,
+            settings,
+            known.clone(),
+            Arc::new(Metrics::default()),
+        );
+        let controller = Self {
+            context: Arc::new(context),
+            known,
+        };
+        controller.hear(server);
+        controller
+    }
+
+    /// The watches tell what there is.
+    fn hear(&self, server: &Server) {
+        for claim in server.all("sandboxclaims") {
+            self.known.claims.wrote(claim);
+        }
+        for sandbox in server.all::<Sandbox>("sandboxes") {
+            let name = objects::name(&sandbox.metadata).to_owned();
+            self.known.sandboxes.wrote(sandbox.clone());
+            self.known.candidates.saw("ns", &name, Some(&sandbox));
+        }
+    }
+
+    async fn look(&self) -> Result<(), ClaimError> {
+        reconcile(Arc::new(claim()), Arc::clone(&self.context))
+            .await
+            .map(|_| ())
+    }
+}
+
+fn standbys() -> Vec<Sandbox> {
+    ["a", "b", "c", "d"]
+        .iter()
+        .map(|name| standby(&pool(), name, true))
+        .collect()
+}
+
+fn is_ready(claim: &SandboxClaim) -> bool {
+    claim
+        .status
+        .as_ref()
+        .is_some_and(|status| is_true(&status.conditions, "Ready"))
+}
+
+fn told(claim: &SandboxClaim) -> Option<String> {
+    claim.status.as_ref()?.sandbox.as_ref()?.name.clone()
+}
+
+/// Names of the sandboxes that are the claim's.
+fn own(server: &Server) -> Vec<String> {
+    let all = server.all::<Sandbox>("sandboxes");
+    all.iter()
+        .filter(|sandbox| owner(sandbox) == Some("claim-uid"))
+        .map(|sandbox| objects::name(&sandbox.metadata).to_owned())
+        .collect()
+}
+
+#[tokio::test]
+async fn two_writes_lead_from_a_claim_to_its_standby_and_one_is_made_after() {
+    let server = Server::new(&standbys());
+    let controller = Controller::of(&server);
+    controller.look().await.unwrap();
+    assert_eq!(
+        server.log(),
+        [
+            "patch sandboxes a",
+            "patch sandboxclaims/status claim",
+            "patch sandboxclaims claim"
+        ]
+    );
+    assert!(is_ready(&server.claim()) && told(&server.claim()).as_deref() == Some("a"));
+    let noted = server.claim().metadata.annotations.unwrap();
+    assert_eq!(noted["agents.x-k8s.io/sandbox-name"], "a");
+    assert!(noted.contains_key("agents.x-k8s.io/controller-first-observed-at"));
+    assert!(noted.contains_key("agents.x-k8s.io/claim-first-ready-at"));
+    // Then there is nothing left to write, whatever the watches tell.
+    controller.hear(&server);
+    controller.look().await.unwrap();
+    assert_eq!(server.log(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_claim_without_a_standby_is_noted_while_it_waits() {
+    let server = Server::new(&[]);
+    let controller = Controller::of(&server);
+    controller.look().await.unwrap();
+    assert_eq!(
+        server.log(),
+        [
+            "post sandboxes claim",
+            "patch sandboxclaims/status claim",
+            "patch sandboxclaims claim"
+        ]
+    );
+    let mut made = server.all::<Sandbox>("sandboxes").remove(0);
+    made.status = standby(&pool(), "x", true).status;
+    server.put("sandboxes", &made);
+    controller.hear(&server);
+    controller.look().await.unwrap();
+    assert_eq!(
+        server.log(),
+        ["patch sandboxclaims/status claim", "patch sandboxclaims claim"]
+    );
+    assert!(is_ready(&server.claim()));
+}
+
+#[tokio::test]
+async fn wherever_the_controller_ends_the_claim_gets_one_sandbox() {
+    for (standbys, most) in [(standbys(), 3), (vec![], 3)] {
+        for writes in 0..=most {
+            let server = Server::new(&standbys);
+            server.takes(writes);
+            // It dies.
+            let _ = Controller::of(&server).look().await;
+            let before = own(&server);
+            server.takes(usize::MAX);
+            let controller = Controller::of(&server);
+            controller.look().await.unwrap();
+            let after = own(&server);
+            assert_eq!(after.len(), 1, "after {writes} writes");
+            assert!(before.is_empty() || before == after, "after {writes} writes");
+            assert_eq!(told(&server.claim()), after.first().cloned());
+            server.log();
+            controller.look().await.unwrap();
+            assert_eq!(server.log(), [""; 0]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_was_written_by_somebody_else_is_left_and_the_next_is_tried() {
+    let server = Server::new(&standbys());
+    let controller = Controller::of(&server);
+    let mut changed = standbys().remove(0);
+    changed.spec.idle_timeout = Some("5m".to_owned());
+    server.put("sandboxes", &changed);
+    controller.look().await.unwrap();
+    assert_eq!(server.log()[..2], ["patch sandboxes a", "patch sandboxes b"]);
+    assert_eq!(own(&server), ["b"]);
+    // It is there for the next one.
+    controller.hear(&server);
+    assert!(matches!(
+        controller
+            .known
+            .candidates
+            .reserve("ns", "pool", &std::collections::BTreeSet::new()),
+        super::Choice::Reserved(reservation) if reservation.name() == "a"
+    ));
+}
+
+#[tokio::test]
+async fn after_three_that_were_lost_it_is_said() {
+    let server = Server::new(&standbys());
+    let controller = Controller::of(&server);
+    for standby in standbys() {
+        server.put("sandboxes", &standby);
+    }
+    assert!(controller.look().await.is_err());
+    let log = server.log();
+    assert_eq!(
+        log.iter()
+            .filter(|entry| entry.starts_with("patch sandboxes "))
+            .count(),
+        3
+    );
+    let status = server.claim().status.unwrap();
+    assert_eq!(status.conditions[0].reason, "AdoptionPending");
+    assert!(own(&server).is_empty());
+    controller.hear(&server);
+    controller.look().await.unwrap();
+    assert_eq!(own(&server).len(), 1);
+}
+
+#[tokio::test]
+async fn of_two_controllers_that_do_not_know_of_each_other_one_is_heard() {
+    let server = Server::new(&standbys());
+    let (one, other) = (Controller::of(&server), Controller::of(&server));
+    one.look().await.unwrap();
+    // The other one still believes that the claim has nothing, and gives it another standby; but it is too late to say so.
+    server.log();
+    other.look().await.unwrap();
+    assert_eq!(told(&server.claim()).as_deref(), Some("a"));
+    assert_eq!(own(&server).len(), 2);
+    other.hear(&server);
+    other.look().await.unwrap();
+    assert_eq!(
+        (own(&server), told(&server.claim())),
+        (vec!["a".to_owned()], Some("a".to_owned()))
+    );
+}

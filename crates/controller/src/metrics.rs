@@ -1,0 +1,161 @@
+//! What the controller counts. Names without `dormouse` are agent-sandbox's.
+
+mod claims;
+mod sandboxes;
+
+use std::time::Duration;
+
+use dormouse_api::agents::Sandbox;
+use kube::runtime::reflector::Store;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::sandbox::Transition;
+pub use claims::{ClaimMetrics, Created, Startup};
+use sandboxes::SandboxCounts;
+
+/// What the controller counts.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    reconciles: Family<ReconcileLabels, Histogram, fn() -> Histogram>,
+    requests: Family<RequestLabels, Counter>,
+    leader: Gauge,
+    transitions: Family<TransitionLabels, Histogram, fn() -> Histogram>,
+    claims: ClaimMetrics,
+    sandboxes: SandboxCounts,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReconcileLabels {
+    kind: String,
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TransitionLabels {
+    direction: &'static str,
+    strategy: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    verb: &'static str,
+    resource: String,
+    code: u16,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::default();
+        let reconciles =
+            Family::<ReconcileLabels, Histogram, fn() -> Histogram>::new_with_constructor(|| {
+                Histogram::new(exponential_buckets(0.000_25, 2.0, 18))
+            });
+        registry.register_with_unit(
+            "dormouse_controller_reconcile",
+            "How long a look at an object took",
+            Unit::Seconds,
+            reconciles.clone(),
+        );
+        let requests = Family::<RequestLabels, Counter>::default();
+        registry.register(
+            "dormouse_controller_api_requests",
+            "Requests to the API server, watches excepted",
+            requests.clone(),
+        );
+        let transitions =
+            Family::<TransitionLabels, Histogram, fn() -> Histogram>::new_with_constructor(|| {
+                Histogram::new(exponential_buckets(0.005, 2.0, 16))
+            });
+        registry.register_with_unit(
+            "dormouse_sandbox_transition",
+            "From the first look at what was asked for until the sandbox is suspended, or ready again",
+            Unit::Seconds,
+            transitions.clone(),
+        );
+        let leader = Gauge::default();
+        registry.register(
+            "dormouse_controller_leader",
+            "1 while this controller is the one that works",
+            leader.clone(),
+        );
+        let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
+        registry.register("agent_sandbox_build", "Which controller this is", build);
+        let claims = ClaimMetrics::register(&mut registry);
+        let sandboxes = SandboxCounts::default();
+        registry.register_collector(Box::new(sandboxes.clone()));
+        Self {
+            registry,
+            reconciles,
+            requests,
+            leader,
+            transitions,
+            claims,
+            sandboxes,
+        }
+    }
+}
+
+impl Metrics {
+    /// An object was looked at.
+    pub fn reconciled(&self, kind: &str, ok: bool, took: Duration) {
+        let labels = ReconcileLabels {
+            kind: kind.to_owned(),
+            outcome: if ok { "ok" } else { "error" },
+        };
+        self.reconciles.get_or_create(&labels).observe(took.as_secs_f64());
+    }
+
+    /// A sandbox was suspended, or is ready again.
+    pub fn moved(&self, transition: &Transition) {
+        let labels = TransitionLabels {
+            direction: transition.direction.as_str(),
+            strategy: transition.strategy.as_str(),
+        };
+        self.transitions
+            .get_or_create(&labels)
+            .observe(transition.took.as_secs_f64());
+    }
+
+    /// A request was answered; 0 stands for one that was not.
+    pub(crate) fn requested(&self, verb: &'static str, resource: String, code: u16) {
+        self.requests
+            .get_or_create(&RequestLabels { verb, resource, code })
+            .inc();
+    }
+
+    /// Whether this controller works.
+    pub fn set_leader(&self, leads: bool) {
+        self.leader.set(i64::from(leads));
+    }
+
+    /// What is counted about claims.
+    #[must_use]
+    pub const fn claims(&self) -> &ClaimMetrics {
+        &self.claims
+    }
+
+    /// Where the sandboxes are that are counted; it is said once.
+    pub fn count_sandboxes(&self, store: Store<Sandbox>) {
+        // There is one cache of sandboxes in a process.
+        let _ = self.sandboxes.0.set(store);
+    }
+
+    /// All of it, in the text format.
+    ///
+    /// # Errors
+    ///
+    /// None that is known; the library has one.
+    pub fn text(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}

@@ -1,0 +1,25 @@
+//! Warm pools: sandboxes that wait for claims.
+//!
+//! [`next`] is pure: from what is known it says which standbys are made, taken and deleted, and what the status will be.
+//! [`reconcile`] does it. A standby ceases to be the pool's when a claim gets it, which [`crate::claim`] sees to.
+
+mod build;
+mod expected;
+mod next;
+mod reconcile;
+mod refill;
+mod state;
+mod step;
+
+#[cfg(test)]
+mod tests;
+
+pub use expected::Pending;
+pub use next::{Next, Observed, Settings, next};
+pub use reconcile::{Known, PoolContext, PoolError, on_error, reconcile};
+pub use refill::Refill;
+pub use state::Pools;
+pub use step::Step;
+
+/// Who writes, for the API server's record of field owners.
+pub const FIELD_MANAGER: &str = "sandboxwarmpool-controller";

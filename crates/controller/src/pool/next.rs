@@ -1,0 +1,307 @@
+//! What is to be done for a pool.
+
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dormouse_api::agents::Sandbox;
+use dormouse_api::conditions::READY;
+use dormouse_api::extensions::{SandboxTemplate, SandboxWarmPool, SandboxWarmPoolStatus, UpdateStrategyType};
+use dormouse_api::names::{labels, name_hash};
+use jiff::Timestamp;
+use serde_json::json;
+
+use super::step::Why;
+use super::{Pending, Refill, Step, build};
+use crate::objects::{self, Ownership, is_true, owner_reference, ownership};
+use crate::template::Vetting;
+
+/// When to look again although the watch is silent about what was written.
+const UNSEEN: Duration = Duration::from_secs(30);
+/// How long after its grace a standby is looked at.
+const SLACK: Duration = Duration::from_secs(2);
+
+/// What is known about a pool and its standbys.
+#[derive(Debug, Clone)]
+pub struct Observed {
+    /// The pool.
+    pub pool: Arc<SandboxWarmPool>,
+    /// Sandboxes that it owns, and those that bear its label and are nobody's.
+    pub members: Vec<Arc<Sandbox>>,
+    /// Its template.
+    pub template: Option<Arc<SandboxTemplate>>,
+    /// UIDs of those members whose pods fit on no node.
+    pub unschedulable: BTreeSet<String>,
+    /// Writes that the watch has not shown yet.
+    pub pending: Pending,
+}
+
+/// What is the same for all pools.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Most standbys that are made or deleted in one go.
+    pub batch: usize,
+    /// How long nothing is made after standbys have gone.
+    pub replenish_delay: Duration,
+    /// Most standbys that are made per second; 0: no limit.
+    pub refill_rate: f64,
+    /// How long a standby may take until it is ready.
+    pub grace: Duration,
+    /// How often standbys that fit on no node are looked at.
+    pub recheck: Duration,
+    /// Whether the cluster autoscaler may evict standbys.
+    pub may_be_evicted: bool,
+}
+
+/// What is to be done for a pool.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Next {
+    /// Writes to standbys that there are.
+    pub steps: Vec<Step>,
+    /// How many are made.
+    pub make: usize,
+    /// Like this one.
+    pub standby: Option<Box<Sandbox>>,
+    /// The status, before what is made is there.
+    pub status: SandboxWarmPoolStatus,
+    /// Why the pool does not get on, if it does not.
+    pub halted: Option<String>,
+    /// When to look again although nothing has changed.
+    pub requeue: Option<Duration>,
+}
+
+impl Next {
+    fn look_again_in(&mut self, wait: Duration) {
+        self.requeue = Some(self.requeue.map_or(wait, |other| other.min(wait)));
+    }
+}
+
+/// What the members of a pool come to.
+#[derive(Default)]
+struct Count {
+    active: Vec<Arc<Sandbox>>,
+    /// Those that are on their way out. They take up room as long as they are there.
+    leaving: usize,
+    unschedulable: usize,
+}
+
+/// What is to be done for a pool.
+#[must_use]
+pub fn next(observed: &Observed, settings: &Settings, refill: &mut Refill, now: Timestamp) -> Next {
+    let pool = &*observed.pool;
+    let mut next = Next::default();
+    if pool.metadata.deletion_timestamp.is_some() {
+        next.status = pool.status.clone().unwrap_or_default();
+        return next;
+    }
+    let mut vetting = observed.template.as_deref().map(Vetting::by);
+    let count = count(observed, vetting.as_mut(), settings, now, &mut next);
+    let ready = count.active.iter().filter(|standby| is_ready(standby)).count();
+    let as_number = |count: usize| i32::try_from(count).unwrap_or(i32::MAX);
+    next.status = SandboxWarmPoolStatus {
+        replicas: Some(as_number(count.active.len())),
+        ready_replicas: Some(as_number(ready)),
+        selector: Some(format!(
+            "{}={}",
+            labels::WARM_POOL,
+            name_hash(objects::name(&pool.metadata))
+        )),
+        observed_generation: pool.metadata.generation,
+    };
+
+    let wanted = usize::try_from(pool.spec.replicas).unwrap_or_default();
+    let there = count.active.len();
+    let hold = refill.hold(there, wanted, settings.replenish_delay, now);
+    let all = there.saturating_add(count.leaving);
+    if let (Some(template), Some(vetting)) = (&observed.template, &vetting) {
+        if !hold.is_zero() && there < wanted {
+            next.look_again_in(hold);
+        } else if all < wanted {
+            let missing = wanted.saturating_sub(all).min(settings.batch.max(1));
+            let (granted, wait) = refill.take(missing, settings.refill_rate, now);
+            if granted == 0 {
+                next.look_again_in(wait);
+            } else if observed.pending.is_empty() {
+                next.make = granted;
+                next.standby = Some(Box::new(build::standby(
+                    pool,
+                    template,
+                    vetting.hashes(),
+                    settings,
+                )));
+                if granted < missing && !wait.is_zero() {
+                    next.look_again_in(wait);
+                }
+            } else {
+                refill.give_back(granted, settings.refill_rate);
+                next.look_again_in(UNSEEN);
+            }
+        }
+    }
+    if there > wanted {
+        if observed.pending.is_empty() {
+            let too_many = there.saturating_sub(wanted).min(settings.batch.max(1));
+            let mut active = count.active;
+            active.sort_by_key(|standby| (is_ready(standby), Reverse(created(standby))));
+            next.steps.extend(
+                active
+                    .iter()
+                    .take(too_many)
+                    .map(|standby| delete(standby, Why::Excess)),
+            );
+        } else {
+            next.look_again_in(UNSEEN);
+        }
+    }
+    if count.unschedulable > 0 {
+        next.halted = Some(format!(
+            "{}/{wanted} sandboxes are unschedulable past the {} readiness grace period; holding them instead of \
+             replacing (replacements would be equally unschedulable)",
+            count.unschedulable,
+            as_go_writes(settings.grace)
+        ));
+        next.look_again_in(settings.recheck);
+    }
+    next
+}
+
+fn count(
+    observed: &Observed,
+    mut vetting: Option<&mut Vetting<'_>>,
+    settings: &Settings,
+    now: Timestamp,
+    next: &mut Next,
+) -> Count {
+    let pool = &*observed.pool;
+    let hash = name_hash(objects::name(&pool.metadata));
+    let recreates = pool
+        .spec
+        .update_strategy
+        .as_ref()
+        .is_some_and(|strategy| strategy.type_ == UpdateStrategyType::Recreate);
+    let mut count = Count {
+        leaving: observed.pending.deleted.len(),
+        ..Count::default()
+    };
+    for standby in &observed.members {
+        let meta = &standby.metadata;
+        if observed.pending.deleted.contains(objects::uid(meta)) {
+            continue;
+        }
+        let own = match ownership(meta, objects::uid(&pool.metadata)) {
+            Ownership::Own => true,
+            Ownership::Nobodys => false,
+            Ownership::Others(_) => continue,
+        };
+        if meta.deletion_timestamp.is_some() {
+            count.leaving = count.leaving.saturating_add(usize::from(own));
+            continue;
+        }
+        if objects::label(meta, labels::WARM_POOL) != Some(&hash) {
+            continue;
+        }
+        let stale = vetting
+            .as_mut()
+            .is_some_and(|vetting| (recreates || !own) && vetting.is_stale(standby));
+        if stale {
+            next.steps.push(delete(standby, Why::Stale));
+            count.leaving = count.leaving.saturating_add(usize::from(own));
+            continue;
+        }
+        next.steps.extend(correction(standby, pool, own));
+        if stuck(standby, observed, settings, now, next, &mut count.unschedulable) {
+            next.steps.push(delete(standby, Why::Stuck));
+            count.leaving = count.leaving.saturating_add(1);
+            continue;
+        }
+        count.active.push(Arc::clone(standby));
+    }
+    count
+}
+
+/// Whether a standby has had its time to become ready, and would do better anew. One that fits on no node would not.
+fn stuck(
+    standby: &Sandbox,
+    observed: &Observed,
+    settings: &Settings,
+    now: Timestamp,
+    next: &mut Next,
+    unschedulable: &mut usize,
+) -> bool {
+    let Some(created) = created(standby).filter(|_| !is_ready(standby)) else {
+        return false;
+    };
+    let age = Duration::try_from(now.duration_since(created)).unwrap_or_default();
+    if let Some(left) = settings.grace.checked_sub(age) {
+        // Nothing happens any more to one that does not get ready.
+        next.look_again_in(left.saturating_add(SLACK));
+        return false;
+    }
+    if observed.unschedulable.contains(objects::uid(&standby.metadata)) {
+        *unschedulable = unschedulable.saturating_add(1);
+        return false;
+    }
+    true
+}
+
+/// What makes a standby the pool's own, and look like it.
+fn correction(standby: &Sandbox, pool: &SandboxWarmPool, own: bool) -> Option<Step> {
+    let meta = &standby.metadata;
+    let labelled = objects::label(meta, labels::LAUNCH_TYPE) == Some("warm");
+    if own && labelled {
+        return None;
+    }
+    let mut changes = json!({
+        // A claim may be getting it.
+        "resourceVersion": meta.resource_version,
+        "labels": {labels::LAUNCH_TYPE: "warm"},
+    });
+    if let Some(fields) = changes.as_object_mut().filter(|_| !own) {
+        let mut owners = meta.owner_references.clone().unwrap_or_default();
+        owners.push(owner_reference(pool));
+        fields.insert("ownerReferences".to_owned(), json!(owners));
+    }
+    Some(Step::Patch {
+        name: objects::name(meta).to_owned(),
+        patch: json!({ "metadata": changes }),
+    })
+}
+
+fn delete(standby: &Sandbox, why: Why) -> Step {
+    let meta = &standby.metadata;
+    Step::Delete {
+        name: objects::name(meta).to_owned(),
+        uid: objects::uid(meta).to_owned(),
+        version: meta.resource_version.clone(),
+        why,
+    }
+}
+
+pub(super) fn is_ready(standby: &Sandbox) -> bool {
+    standby
+        .status
+        .as_ref()
+        .is_some_and(|status| is_true(&status.conditions, READY))
+}
+
+fn created(standby: &Sandbox) -> Option<Timestamp> {
+    standby.metadata.creation_timestamp.as_ref().map(|time| time.0)
+}
+
+/// As in `5m0s` or `1h30m0s`.
+pub(super) fn as_go_writes(duration: Duration) -> String {
+    let all = duration.as_secs();
+    let (hours, minutes, seconds) = (all / 3600, all / 60 % 60, all % 60);
+    let fraction = duration.subsec_millis();
+    let seconds = if fraction == 0 {
+        format!("{seconds}s")
+    } else {
+        format!("{}s", format!("{seconds}.{fraction:03}").trim_end_matches('0'))
+    };
+    match (hours, minutes) {
+        (0, 0) => seconds,
+        (0, minutes) => format!("{minutes}m{seconds}"),
+        (hours, minutes) => format!("{hours}h{minutes}m{seconds}"),
+    }
+}

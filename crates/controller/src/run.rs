@@ -1,0 +1,257 @@
+//! Putting it together.
+
+mod extensions;
+mod index;
+
+use std::sync::Arc;
+
+use kube::runtime::events::{Recorder, Reporter};
+use kube::{Client, Config};
+use kube_lease_manager::LeaseManagerError;
+use thiserror::Error;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::info;
+
+use crate::args::{Args, address};
+use crate::client::{Rate, client};
+use crate::http_server::{self, Ready};
+use crate::identity::{self, Keeper};
+use crate::leader::Leadership;
+use crate::metrics::Metrics;
+use crate::sandbox::{self, SandboxContext, Settings};
+use crate::template::{self, TemplateContext};
+use crate::worker::work;
+use index::Index;
+
+/// Who writes events.
+const REPORTER: &str = "agent-sandbox-controller";
+
+/// The agents' ServiceAccount.
+const AGENT_ACCOUNT: &str = "dormouse-agent";
+
+/// Why the controller ended.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// The API server's address and credentials are not known.
+    #[error(
+        "the API server's address is not known; run in a pod with a ServiceAccount, or set KUBECONFIG: {0}"
+    )]
+    Config(#[source] kube::config::InferConfigError),
+    /// The way to the API server cannot be made.
+    #[error("no client for the API server: {0}")]
+    Client(#[source] kube::Error),
+    /// An address to serve on is none.
+    #[error("{flag} is not an address such as `:8080`: {source}")]
+    Address {
+        /// Which one.
+        flag: &'static str,
+        /// What is wrong with it.
+        #[source]
+        source: std::net::AddrParseError,
+    },
+    /// An address to serve on cannot be had.
+    #[error("{flag} cannot be served on: {source}")]
+    Listen {
+        /// Which one.
+        flag: &'static str,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Signals cannot be heard.
+    #[error("signals cannot be heard: {0}")]
+    Signals(#[source] std::io::Error),
+    /// The lease cannot be applied for.
+    #[error("the lease that says which controller works cannot be applied for: {0}")]
+    Lease(#[from] LeaseManagerError),
+    /// Another controller works now.
+    #[error("the lease was lost; another controller works now")]
+    LeaseLost,
+}
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+///
+/// If it cannot begin, or must not go on.
+pub async fn run(args: Args) -> Result<(), RunError> {
+    let stop = CancellationToken::new();
+    stop_on_signal(&stop)?;
+
+    let metrics = Arc::new(Metrics::default());
+    let ready = Ready::default();
+    let flags = [
+        (
+            "--health-probe-bind-address",
+            &args.health_probe_bind_address,
+            http_server::health(ready.clone()),
+        ),
+        (
+            "--metrics-bind-address",
+            &args.metrics_bind_address,
+            http_server::metrics(Arc::clone(&metrics)),
+        ),
+    ];
+    let served = CancellationToken::new();
+    for (flag, text, router) in flags {
+        let address = address(text).map_err(|source| RunError::Address { flag, source })?;
+        if let Some(address) = address {
+            let serving = http_server::serve(address, router, served.clone()).await;
+            serving.map_err(|source| RunError::Listen { flag, source })?;
+        }
+    }
+
+    let config = Config::infer().await.map_err(RunError::Config)?;
+    let rate = Rate::new(args.kube_api_qps, args.kube_api_burst);
+    let client = client(config, rate, Arc::clone(&metrics)).map_err(RunError::Client)?;
+
+    let index = Index::start(&client, &args.leader_election_namespace, args.extensions);
+    metrics.count_sandboxes(index.sandboxes.store().clone());
+    tokio::select! {
+        () = index.filled() => ready.set(),
+        () = stop.cancelled() => return Ok(()),
+    }
+    info!("the caches are filled");
+
+    let result = lead(&args, &client, &index, &metrics, &stop).await;
+    served.cancel();
+    result
+}
+
+/// Works as long as this controller is the one to.
+async fn lead(
+    args: &Args,
+    client: &Client,
+    index: &Index,
+    metrics: &Arc<Metrics>,
+    stop: &CancellationToken,
+) -> Result<(), RunError> {
+    if !args.leader_elect {
+        metrics.set_leader(true);
+        let workers = begin(args, client, index, metrics, stop);
+        workers.wait().await;
+        return Ok(());
+    }
+    let namespace = &args.leader_election_namespace;
+    let mut leadership = Leadership::apply(client.clone(), namespace, identity(args)).await?;
+    let won = tokio::select! {
+        won = leadership.won() => won,
+        () = stop.cancelled() => false,
+    };
+    if !won {
+        leadership.give_up().await;
+        return if stop.is_cancelled() {
+            Ok(())
+        } else {
+            Err(RunError::LeaseLost)
+        };
+    }
+    info!("this controller works now");
+    metrics.set_leader(true);
+    let halt = stop.child_token();
+    let workers = begin(args, client, index, metrics, &halt);
+    tokio::select! {
+        () = workers.wait() => {}
+        () = leadership.lost() => {
+            metrics.set_leader(false);
+            // Nothing may be written any more, also not what has been begun.
+            return Err(RunError::LeaseLost);
+        }
+    }
+    metrics.set_leader(false);
+    leadership.give_up().await;
+    Ok(())
+}
+
+/// Begins to work on all kinds, until `stop`.
+fn begin(
+    args: &Args,
+    client: &Client,
+    index: &Index,
+    metrics: &Arc<Metrics>,
+    stop: &CancellationToken,
+) -> TaskTracker {
+    let tracker = TaskTracker::new();
+    let (signs, signing) = tokio::sync::watch::channel(None);
+    let namespace = &args.leader_election_namespace;
+    let keeper = Keeper::new(client, namespace);
+    tracker.spawn(identity::keep(keeper, index.agents.clone(), signs, stop.clone()));
+    let account = format!("system:serviceaccount:{namespace}:{AGENT_ACCOUNT}");
+    tracker.spawn(identity::sign(client.clone(), account, signing, stop.clone()));
+    let reporter = Reporter {
+        controller: REPORTER.to_owned(),
+        instance: Some(identity(args)),
+    };
+    let context = Arc::new(SandboxContext {
+        client: client.clone(),
+        recorder: Recorder::new(client.clone(), reporter),
+        settings: Settings {
+            cluster_domain: args.cluster_domain.clone(),
+        },
+        sandboxes: Arc::clone(&index.sandboxes),
+        pods: Arc::clone(&index.pods),
+        services: Arc::clone(&index.services),
+        volume_claims: Arc::clone(&index.volume_claims),
+        agents: index.agents.clone(),
+        failures: sandbox::Failures::default(),
+        transitions: sandbox::Transitions::default(),
+        metrics: Arc::clone(metrics),
+    });
+    tracker.spawn(work(
+        index.sandbox_queue.clone(),
+        index.sandboxes.store().clone(),
+        args.sandbox_concurrent_workers,
+        sandbox::reconcile,
+        sandbox::on_error,
+        context,
+        Arc::clone(metrics),
+        stop.clone(),
+    ));
+    if let Some(templates) = &index.templates {
+        let context = Arc::new(TemplateContext {
+            client: client.clone(),
+            templates: Arc::clone(templates),
+        });
+        tracker.spawn(work(
+            index.template_queue.clone(),
+            templates.store().clone(),
+            args.sandbox_template_concurrent_workers,
+            template::reconcile,
+            template::on_error,
+            context,
+            Arc::clone(metrics),
+            stop.clone(),
+        ));
+    }
+    if let Some(known) = &index.extensions {
+        extensions::begin(args, client, known, metrics, stop, &tracker);
+    }
+    tracker.close();
+    tracker
+}
+
+fn identity(args: &Args) -> String {
+    args.identity
+        .clone()
+        .or_else(|| std::fs::read_to_string("/proc/sys/kernel/hostname").ok())
+        .map(|name| name.trim().to_owned())
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| REPORTER.to_owned())
+}
+
+fn stop_on_signal(stop: &CancellationToken) -> Result<(), RunError> {
+    let mut term = signal(SignalKind::terminate()).map_err(RunError::Signals)?;
+    let mut int = signal(SignalKind::interrupt()).map_err(RunError::Signals)?;
+    let stop = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+        info!("the controller ends; what has been begun is finished");
+        stop.cancel();
+    });
+    Ok(())
+}

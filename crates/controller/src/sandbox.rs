@@ -1,0 +1,32 @@
+//! Sandboxes: a pod, its volume claims and its Service for each.
+//!
+//! [`next`] is pure: from what is known it says what to do and what the status will be then. [`reconcile`] does it.
+
+mod capacity;
+mod conditions;
+mod expiry;
+mod guest;
+mod metadata;
+mod next;
+mod pod;
+mod policy;
+mod reconcile;
+mod service;
+mod step;
+mod transitions;
+mod trouble;
+mod volumes;
+
+#[cfg(test)]
+mod tests;
+
+pub use guest::{READINESS_GATE, RESTORE_GATE};
+pub(crate) use metadata::known_creator;
+pub use next::{Next, Observed, Settings, next};
+pub use reconcile::{Failures, SandboxContext, SandboxError, on_error, reconcile};
+pub use step::Step;
+pub use transitions::{Direction, Transition, Transitions};
+pub use trouble::Trouble;
+
+/// Who writes, for the API server's record of field owners.
+pub const FIELD_MANAGER: &str = "sandbox-controller";

@@ -1,0 +1,286 @@
+//! What is to be done for a sandbox.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dormouse_api::agents::{OperatingMode, Sandbox, SandboxStatus, SnapshotRef, SuspensionType};
+use dormouse_api::conditions::{POD_SCHEDULED, READY, SUSPENDED, restored, suspended};
+use dormouse_api::names::{labels, name_hash};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Service};
+
+use super::conditions::{self, ips};
+use super::guest::{self, Stand};
+use super::pod::{PodNext, PodSight};
+use super::policy::strategy;
+use super::{Step, Trouble, capacity, expiry, pod, service, volumes};
+use crate::agents::Sight;
+use crate::objects::{self, is_true};
+
+/// How old a pod is when it is said how it gets on, although that could wait.
+const WORTH_A_WORD: Duration = Duration::from_secs(3);
+
+/// How often a look is taken at a pod that is not the sandbox's and bears its name.
+const STRANGER: Duration = Duration::from_secs(60);
+
+/// What is known about a sandbox and what belongs to it.
+#[derive(Debug, Clone)]
+pub struct Observed {
+    /// The sandbox.
+    pub sandbox: Arc<Sandbox>,
+    /// Pods that bear its name's hash, and the one of the name that it tracks.
+    pub pods: Vec<Arc<Pod>>,
+    /// The Service of its name.
+    pub service: Option<Arc<Service>>,
+    /// The volume claims of the names that its templates lead to.
+    pub volume_claims: Vec<Arc<PersistentVolumeClaim>>,
+    /// What the agent of its pod's node says of its guest.
+    pub guest: Sight,
+    /// Whether the agent of the node that has its snapshot can be reached.
+    pub restore_node_linked: bool,
+    /// Why an agent refused what it was ordered, in this look.
+    pub refusal: Option<String>,
+}
+
+/// What is the same for all sandboxes.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Domain of the cluster's DNS.
+    pub cluster_domain: String,
+}
+
+/// What is to be done for a sandbox.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Next {
+    /// Writes, in this order; one that fails does not keep those for other kinds of objects from being made.
+    pub steps: Vec<Step>,
+    /// The status once the steps are done.
+    pub status: SandboxStatus,
+    /// What is in the way.
+    pub troubles: Vec<Trouble>,
+    /// When to look again although nothing has changed.
+    pub requeue: Option<Duration>,
+    /// Steps that nobody waits for, once the status is written.
+    pub later: Vec<Step>,
+    pub(super) stand: Stand,
+    pub(super) memory_lost: Option<String>,
+    pub(super) write_down: Option<SnapshotRef>,
+    pub(super) pod: PodSight,
+    pub(super) service: bool,
+}
+
+/// What is to be done for a sandbox.
+#[must_use]
+pub fn next(observed: &Observed, settings: &Settings, now: Timestamp) -> Next {
+    let sandbox = &*observed.sandbox;
+    if sandbox.metadata.deletion_timestamp.is_some() {
+        // What it owns goes with it.
+        return Next {
+            status: sandbox.status.clone().unwrap_or_default(),
+            ..Next::default()
+        };
+    }
+    let remaining = expiry::remaining(sandbox, now);
+    if remaining == Some(Duration::ZERO) {
+        return expiry::next(observed, now);
+    }
+    let mut next = Next {
+        requeue: remaining.map(expiry::wait),
+        ..Next::default()
+    };
+    if let Err(trouble) = volumes::next(observed, &mut next.steps) {
+        next.troubles.push(trouble);
+    }
+    // A pod without its volumes, or with somebody else's, must not start.
+    let may_create = next.troubles.is_empty();
+    let found = match (sandbox.spec.operating_mode, strategy(&sandbox.spec)) {
+        (OperatingMode::Running, _) => pod::run(observed, may_create, now, &mut next.steps),
+        (OperatingMode::Suspended, SuspensionType::Stop) => pod::stop(observed, &mut next.steps),
+        (OperatingMode::Suspended, SuspensionType::Freeze) => pod::freeze(observed, &mut next.steps),
+        (OperatingMode::Suspended, SuspensionType::Hibernate) => pod::hibernate(observed, &mut next.steps),
+    };
+    let found = found.unwrap_or_else(|trouble| {
+        let sight = if trouble.hides_pod() {
+            PodSight::Unknown
+        } else {
+            PodSight::Absent
+        };
+        next.troubles.push(trouble);
+        PodNext {
+            sight,
+            ..PodNext::default()
+        }
+    });
+    next.pod = found.sight;
+    next.stand = found.guest.stand;
+    next.memory_lost = found.memory_lost;
+    next.steps.extend(found.guest.steps);
+    next.later.extend(found.guest.later);
+    if let Some(pod) = next.pod.own() {
+        let open = sandbox.spec.operating_mode == OperatingMode::Running
+            && !matches!(next.stand, Stand::WakingUp(_));
+        next.later.extend(guest::readiness(pod, open, now));
+        next.later.extend(capacity::resize(sandbox, pod, &next.stand));
+    }
+    // Nobody says when a stranger goes.
+    let stranger = (next.pod == PodSight::Foreign).then_some(STRANGER);
+    next.requeue = [next.requeue, found.guest.requeue, stranger]
+        .into_iter()
+        .flatten()
+        .min();
+    if found.write_down.is_some() {
+        // It must not be forgotten where the memory is before the pod goes.
+        next.requeue = Some(Duration::ZERO);
+        next.stand = Stand::FallingAsleep("the snapshot is there".to_owned());
+    }
+    next.write_down = found.write_down;
+    // Which pod a Service would lead to is not known then; one that is there is left for somebody to look at.
+    let ambiguous = next
+        .troubles
+        .iter()
+        .any(|trouble| matches!(trouble, Trouble::MultiplePods { .. }));
+    if !ambiguous {
+        match service::next(observed, &mut next.steps) {
+            Ok(there) => next.service = there,
+            Err(trouble) => next.troubles.push(trouble),
+        }
+    }
+    next.status = status(observed, &next, ambiguous, settings, now);
+    next
+}
+
+impl Next {
+    /// The same after steps that failed.
+    #[must_use]
+    pub fn after(
+        mut self,
+        failed: Vec<(Step, Trouble)>,
+        observed: &Observed,
+        settings: &Settings,
+        now: Timestamp,
+    ) -> Self {
+        if failed.is_empty() {
+            return self;
+        }
+        for (step, trouble) in failed {
+            match step {
+                Step::CreatePod(_) => self.pod = PodSight::Unknown,
+                Step::CreateService(_) | Step::PatchService { .. } => self.service = false,
+                _ => {}
+            }
+            self.troubles.push(trouble);
+        }
+        self.status = status(observed, &self, false, settings, now);
+        self
+    }
+}
+
+fn status(
+    observed: &Observed,
+    next: &Next,
+    ambiguous: bool,
+    settings: &Settings,
+    now: Timestamp,
+) -> SandboxStatus {
+    let sandbox = &*observed.sandbox;
+    let (name, namespace) = (
+        objects::name(&sandbox.metadata),
+        objects::namespace(&sandbox.metadata),
+    );
+    let mut status = sandbox.status.clone().unwrap_or_default();
+    if next.pod.is_there() {
+        status.selector = Some(format!("{}={}", labels::SANDBOX_NAME_HASH, name_hash(name)));
+    }
+    status.pod_ips = next.pod.own().map(ips).unwrap_or_default();
+    status.node_name = next
+        .pod
+        .own()
+        .and_then(|pod| pod.spec.as_ref()?.node_name.clone())
+        .filter(|node| !node.is_empty());
+    if next.service {
+        status.service = Some(name.to_owned());
+        status.service_fqdn = Some(format!("{name}.{namespace}.svc.{}", settings.cluster_domain));
+    } else if !ambiguous {
+        status.service = None;
+        status.service_fqdn = None;
+    }
+    remember_memory(&mut status, sandbox, next, now);
+    let sight = conditions::Sight {
+        sandbox,
+        pod: &next.pod,
+        service: next.service,
+        stand: &next.stand,
+        troubles: &next.troubles,
+    };
+    conditions::update(&mut status.conditions, &sight, now);
+    status
+}
+
+/// Where the sandbox's memory is, and whether it came back.
+fn remember_memory(status: &mut SandboxStatus, sandbox: &Sandbox, next: &Next, now: Timestamp) {
+    if let Some(snapshot) = &next.write_down {
+        status.snapshot = Some(snapshot.clone());
+    }
+    let all = &mut status.conditions;
+    if let Some(why) = &next.memory_lost {
+        let message = format!("started without its memory: {why}");
+        conditions::restored(all, sandbox, false, restored::COLD_START, message, now);
+        status.snapshot = None;
+        return;
+    }
+    let is_up = sandbox.spec.operating_mode == OperatingMode::Running
+        && next
+            .pod
+            .own()
+            .is_some_and(|pod| conditions::is_ready(pod, &next.stand));
+    if is_up && let Some(snapshot) = status.snapshot.take() {
+        let message = format!("restored from snapshot {}", snapshot.name);
+        conditions::restored(all, sandbox, true, restored::SNAPSHOT_RESTORED, message, now);
+        return;
+    }
+    // A pod that went with its guest asleep in it: its node is lost, or somebody deleted it.
+    let slept = objects::condition(all, SUSPENDED)
+        .is_some_and(|condition| condition.reason == suspended::GUEST_ASLEEP);
+    if slept && next.pod == PodSight::Absent {
+        let message = "the pod went while its guest slept in it; its memory is lost".to_owned();
+        conditions::restored(all, sandbox, false, restored::POD_GONE, message, now);
+    }
+}
+
+/// Whether the status is worth a write.
+pub(super) fn is_worth_writing(old: &SandboxStatus, new: &SandboxStatus) -> bool {
+    old != new
+}
+
+/// How long it can wait to be written that a pod gets on, but is not ready yet: the next word about it is close. `None` if
+/// it cannot. That it has got a node goes with the next write; and a pod with a readiness gate costs a write more than
+/// others, which saying nothing of its beginning makes up for.
+pub(super) fn can_wait(sandbox: &Sandbox, next: &Next, now: Timestamp) -> Option<Duration> {
+    let pod = next.pod.own()?;
+    if !next.troubles.is_empty() || is_true(&next.status.conditions, READY) {
+        return None;
+    }
+    let age = pod
+        .metadata
+        .creation_timestamp
+        .as_ref()
+        .map_or(Duration::ZERO, |made| {
+            Duration::try_from(now.duration_since(made.0)).unwrap_or_default()
+        });
+    let left = WORTH_A_WORD.checked_sub(age).filter(|left| !left.is_zero())?;
+    let old = sandbox.status.clone().unwrap_or_default();
+    let is_beginning = old.conditions.is_empty() && guest::has_readiness_gate(pod);
+    (is_beginning || are_alike(&old, &next.status)).then_some(left)
+}
+
+/// Whether they differ in no more than where the pod is.
+fn are_alike(old: &SandboxStatus, new: &SandboxStatus) -> bool {
+    let essence = |status: &SandboxStatus| {
+        let mut status = status.clone();
+        status.node_name = None;
+        let scheduled = objects::condition(&status.conditions, POD_SCHEDULED).is_some();
+        objects::remove(&mut status.conditions, POD_SCHEDULED);
+        (status, scheduled)
+    };
+    essence(old) == essence(new)
+}

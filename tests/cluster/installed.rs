@@ -1,0 +1,178 @@
+//! Clusters with Dormouse installed, as its users install it: the image, and the chart.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use dormouse_testkit::{Cluster, ClusterOptions};
+use serde_json::Value;
+use tokio::sync::Mutex;
+
+/// Where Dormouse is.
+pub(crate) const NAMESPACE: &str = "agent-sandbox-system";
+
+/// The release's name.
+const RELEASE: &str = "dormouse";
+
+/// What a test's nodes are like. Everything of theirs is at its default place, but they share this host's kernel and thus its
+/// swap: who wants to see a pod doze brings that, in a cluster of its own.
+const VALUES: &str = r#"
+agent:
+  logLevel: dormouse_agent=debug,info
+  config: |
+    [swap]
+    kubelet_config = "/etc/kubernetes/kubelet.json"
+    [manage]
+    doze_after_freeze = "1h"
+"#;
+
+static SHARED: Mutex<Option<Arc<Cluster>>> = Mutex::const_new(None);
+
+/// A cluster of one node with Dormouse on it, the same one for all tests of this process. Each works in a namespace of its own,
+/// and changes nothing that is everybody's.
+pub(crate) async fn installed() -> Arc<Cluster> {
+    let mut shared = SHARED.lock().await;
+    if let Some(cluster) = &*shared {
+        return Arc::clone(cluster);
+    }
+    let cluster = Cluster::up(ClusterOptions::default()).await.unwrap();
+    install(&cluster, &[]).await;
+    let cluster = Arc::new(cluster);
+    *shared = Some(Arc::clone(&cluster));
+    remove_at_exit();
+    cluster
+}
+
+/// Installs Dormouse, with more settings as `helm --set` takes them, and waits until all of it is ready.
+pub(crate) async fn install(cluster: &Cluster, settings: &[&str]) {
+    let image = cluster.built().image().unwrap();
+    cluster.import_image(&image.file).await.unwrap();
+    helm(cluster, "install", settings).await;
+}
+
+/// Changes the installation, and waits until all of it is ready.
+pub(crate) async fn upgrade(cluster: &Cluster, settings: &[&str]) {
+    helm(cluster, "upgrade", settings).await;
+}
+
+async fn helm(cluster: &Cluster, verb: &str, settings: &[&str]) {
+    let image = cluster.built().image().unwrap();
+    let values = cluster.dir().join("values.yaml");
+    std::fs::write(&values, VALUES).unwrap();
+    let (chart, values) = (chart().display().to_string(), values.display().to_string());
+    let image = format!(
+        "image.repository={},image.digest={},image.pullPolicy=Never",
+        image.repository, image.digest
+    );
+    let mut arguments = vec![
+        verb,
+        RELEASE,
+        &chart,
+        "--namespace",
+        NAMESPACE,
+        "--values",
+        &values,
+        "--set",
+        &image,
+        "--wait",
+        "--timeout=180s",
+    ];
+    if verb == "install" {
+        arguments.push("--create-namespace");
+    }
+    for setting in settings {
+        arguments.extend(["--set", setting]);
+    }
+    if let Err(error) = cluster.helm(&arguments).await {
+        panic!("{error:#}\n{}", words(cluster).await);
+    }
+}
+
+/// Removes what helm has installed.
+pub(crate) async fn uninstall(cluster: &Cluster) {
+    cluster
+        .helm(&[
+            "uninstall",
+            RELEASE,
+            "--namespace",
+            NAMESPACE,
+            "--wait",
+            "--timeout=120s",
+        ])
+        .await
+        .unwrap();
+}
+
+/// The chart in this repository.
+pub(crate) fn chart() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../daemonset/chart/dormouse")
+}
+
+/// What the parts say, for a test that fails.
+pub(crate) async fn words(cluster: &Cluster) -> String {
+    let mut words = String::new();
+    for arguments in [
+        &["get", "pods", "--namespace", NAMESPACE, "--output=wide"][..],
+        &["get", "events", "--namespace", NAMESPACE],
+        &["get", "sandboxnodes", "--output=yaml"],
+        &[
+            "logs",
+            "--namespace",
+            NAMESPACE,
+            "daemonset/dormouse-agent",
+            "--all-containers",
+            "--tail=60",
+        ],
+        &[
+            "logs",
+            "--namespace",
+            NAMESPACE,
+            "deployment/agent-sandbox-controller",
+            "--tail=40",
+        ],
+    ] {
+        let said = match cluster.kubectl(arguments).await {
+            Ok(said) => said,
+            Err(error) => format!("{error:#}"),
+        };
+        words.push_str(&format!("\n== {}\n{said}", arguments.join(" ")));
+    }
+    words
+}
+
+/// The one pod of Dormouse's that bears the label.
+pub(crate) async fn pod_of(cluster: &Cluster, label: &str) -> Value {
+    let listed = cluster
+        .kubectl(&[
+            "get",
+            "pods",
+            "--namespace",
+            NAMESPACE,
+            "--selector",
+            label,
+            "--output=json",
+        ])
+        .await
+        .unwrap();
+    let mut listed: Value = serde_json::from_str(&listed).unwrap();
+    let pods = listed["items"].as_array_mut().unwrap();
+    pods.retain(|pod| pod["metadata"]["deletionTimestamp"].is_null());
+    assert_eq!(pods.len(), 1, "{pods:?}");
+    pods.remove(0)
+}
+
+/// Rust drops no statics: the cluster would be left for the next one to find.
+#[allow(
+    unsafe_code,
+    reason = "there is no other way to be called at the end of a test process"
+)]
+fn remove_at_exit() {
+    extern "C" fn remove() {
+        if let Ok(mut shared) = SHARED.try_lock() {
+            drop(shared.take());
+        }
+    }
+    // SAFETY: the function does not unwind across the boundary: what fails while a cluster is removed is printed.
+    unsafe {
+        nix::libc::atexit(remove);
+    }
+}

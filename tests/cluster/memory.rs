@@ -1,0 +1,204 @@
+//! Sandboxes that keep their memory, on a real cluster with Dormouse installed.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dormouse_testkit::host::wait;
+use dormouse_testkit::{Cluster, PYTHON, http};
+use serde_json::{Value, json};
+
+use crate::installed::installed;
+use crate::sandboxes::{condition, gone, patch, until};
+use crate::support::{LIMIT, ask, namespace, port};
+
+/// A sandbox that remembers a word it has made up, in memory alone, and answers with it.
+fn rememberer(space: &str, name: &str, spec: &Value) -> Value {
+    const PROGRAM: &str = "
+import http.server, secrets
+WORD = secrets.token_hex(16)
+BALLAST = bytearray(secrets.token_bytes(1 << 20)) * 24
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = (WORD + '\\n').encode()
+        self.send_response(200)
+        self.send_header('Content-Length', str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+http.server.ThreadingHTTPServer(('', 8080), Handler).serve_forever()
+";
+    let mut object = json!({
+        "apiVersion": "agents.x-k8s.io/v1beta1", "kind": "Sandbox",
+        "metadata": {"name": name, "namespace": space},
+        "spec": {"service": true, "podTemplate": {"spec": {
+            "runtimeClassName": "dormouse-gvisor", "automountServiceAccountToken": false,
+            "terminationGracePeriodSeconds": 1,
+            "containers": [{
+                "name": "main", "image": PYTHON, "imagePullPolicy": "Never",
+                "command": ["python3", "-c", PROGRAM],
+                "ports": [{"containerPort": 8080}],
+                "resources": {
+                    "requests": {"cpu": "100m", "memory": "64Mi"}, "limits": {"memory": "256Mi"},
+                },
+            }],
+        }}},
+    });
+    for (key, value) in spec.as_object().unwrap() {
+        object["spec"][key] = value.clone();
+    }
+    object
+}
+
+fn address(object: &Value) -> Ipv4Addr {
+    object["status"]["podIPs"][0].as_str().unwrap().parse().unwrap()
+}
+
+async fn pod(cluster: &Cluster, space: &str, name: &str) -> Value {
+    cluster.get("pod", space, name).await.unwrap()
+}
+
+/// Waits until the pod is so.
+async fn pod_until(
+    cluster: &Cluster,
+    space: &str,
+    name: &str,
+    what: &str,
+    is_so: impl Fn(&Value) -> bool,
+) -> Value {
+    wait::until(what, LIMIT, async || {
+        let pod = cluster.get("pod", space, name).await?;
+        anyhow::ensure!(is_so(&pod), "it is {}", pod["status"]);
+        Ok(pod)
+    })
+    .await
+    .unwrap()
+}
+
+async fn start(space: &str, name: &str, spec: Value) -> (Arc<Cluster>, Value, String) {
+    let cluster = installed().await;
+    namespace(&cluster, space).await;
+    cluster.apply(&rememberer(space, name, &spec)).await.unwrap();
+    let up = until(&cluster, space, name, "Ready", "True", "DependenciesReady").await;
+    let word = ask(address(&up)).await;
+    (cluster, up, word)
+}
+
+fn is_ready(pod: &Value) -> bool {
+    condition(pod, "Ready").is_some_and(|(status, ..)| status == "True")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn suspended_with_freeze_the_pod_stays_and_only_the_api_wakes_it() {
+    let space = "freeze";
+    let (cluster, up, word) = start(space, "box", json!({"suspensionStrategy": {"type": "Freeze"}})).await;
+    let before = pod_until(&cluster, space, "box", "a pod that is ready", is_ready).await;
+
+    patch(
+        &cluster,
+        space,
+        "box",
+        json!({"spec": {"operatingMode": "Suspended"}}),
+    )
+    .await;
+    let asleep = until(&cluster, space, "box", "Suspended", "True", "GuestAsleep").await;
+    assert_eq!(condition(&asleep, "Ready").unwrap().1, "SandboxSuspended");
+    // Its Service does not lead to it any more.
+    pod_until(&cluster, space, "box", "a pod that is not ready", |pod| {
+        !is_ready(pod)
+    })
+    .await;
+    // A packet gets no answer, and does not wake it.
+    let knock = http::get(port(address(&up)), "/", Duration::from_secs(2)).await;
+    assert!(knock.is_err(), "{knock:?}");
+    let still = cluster
+        .get("sandbox.agents.x-k8s.io", space, "box")
+        .await
+        .unwrap();
+    assert_eq!(condition(&still, "Suspended").unwrap().0, "True");
+
+    patch(
+        &cluster,
+        space,
+        "box",
+        json!({"spec": {"operatingMode": "Running"}}),
+    )
+    .await;
+    let awake = until(&cluster, space, "box", "Ready", "True", "DependenciesReady").await;
+    assert_eq!(condition(&awake, "Suspended").unwrap().1, "NotSuspended");
+    assert_eq!(ask(address(&awake)).await, word);
+    let after = pod_until(&cluster, space, "box", "a pod that is ready again", is_ready).await;
+    assert_eq!(after["metadata"]["uid"], before["metadata"]["uid"]);
+    assert_eq!(after["status"]["containerStatuses"][0]["restartCount"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn suspended_with_hibernate_the_pod_goes_and_the_memory_comes_back_in_another() {
+    let space = "hibernate";
+    let (cluster, _, word) = start(space, "box", json!({"suspensionStrategy": {"type": "Hibernate"}})).await;
+    let before = pod(&cluster, space, "box").await;
+    for round in 0..2 {
+        patch(
+            &cluster,
+            space,
+            "box",
+            json!({"spec": {"operatingMode": "Suspended"}}),
+        )
+        .await;
+        let asleep = until(&cluster, space, "box", "Suspended", "True", "PodTerminated").await;
+        gone(&cluster, "pod", space, "box").await;
+        let snapshot = asleep["status"]["snapshot"]["name"].as_str().unwrap().to_owned();
+        assert_eq!(
+            asleep["status"]["snapshot"]["nodeName"],
+            before["spec"]["nodeName"]
+        );
+
+        patch(
+            &cluster,
+            space,
+            "box",
+            json!({"spec": {"operatingMode": "Running"}}),
+        )
+        .await;
+        let awake = until(&cluster, space, "box", "Ready", "True", "DependenciesReady").await;
+        assert_eq!(ask(address(&awake)).await, word, "round {round}");
+        let (status, reason, message) = condition(&awake, "Restored").unwrap();
+        assert_eq!((status.as_str(), reason.as_str()), ("True", "SnapshotRestored"));
+        assert!(message.contains(&snapshot), "{message}");
+        assert_ne!(
+            pod(&cluster, space, "box").await["metadata"]["uid"],
+            before["metadata"]["uid"]
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_sandbox_falls_asleep_and_is_woken_by_a_request() {
+    let space = "idle";
+    let (cluster, up, word) = start(space, "box", json!({"idleTimeout": "2s"})).await;
+    let asleep = until(&cluster, space, "box", "Dormant", "True", "Frozen").await;
+    assert_eq!(condition(&asleep, "Ready").unwrap().0, "True");
+    assert_eq!(ask(address(&up)).await, word);
+    // It falls asleep again soon after: that it was awake is seen, or has been.
+    let awake = wait::until("a wake", LIMIT, async || {
+        let object = cluster.get("sandbox.agents.x-k8s.io", space, "box").await?;
+        let (status, reason, _) = condition(&object, "Dormant").unwrap_or_default();
+        let since = |object: &Value| {
+            let all = object["status"]["conditions"]
+                .as_array()
+                .cloned()
+                .unwrap_or_default();
+            all.into_iter()
+                .find(|condition| condition["type"] == "Dormant")
+                .map(|it| it["lastTransitionTime"].clone())
+        };
+        anyhow::ensure!(
+            since(&object) != since(&asleep),
+            "it is still {status} ({reason})"
+        );
+        Ok(object)
+    })
+    .await
+    .unwrap();
+    assert_eq!(condition(&awake, "Ready").unwrap().0, "True");
+    assert!(is_ready(&pod(&cluster, space, "box").await));
+}

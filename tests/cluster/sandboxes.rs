@@ -1,0 +1,308 @@
+//! Sandboxes as agent-sandbox has them, on a real cluster.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dormouse_testkit::host::wait;
+use dormouse_testkit::{Cluster, PYTHON};
+use serde_json::{Value, json};
+
+use crate::installed::installed;
+use crate::support::{LIMIT, ask, ask_from, namespace, server};
+
+/// A Sandbox around a pod that answers HTTP with its own name.
+pub(crate) fn sandbox(space: &str, name: &str, class: Option<&str>, spec: Value) -> Value {
+    let pod = server(space, name, class);
+    let mut object = json!({
+        "apiVersion": "agents.x-k8s.io/v1beta1", "kind": "Sandbox",
+        "metadata": {"name": name, "namespace": space},
+        "spec": {"podTemplate": {"spec": pod["spec"]}},
+    });
+    for (key, value) in spec.as_object().unwrap() {
+        object["spec"][key] = value.clone();
+    }
+    object
+}
+
+/// Status, reason and message of a condition.
+pub(crate) fn condition(object: &Value, type_: &str) -> Option<(String, String, String)> {
+    let conditions = object["status"]["conditions"].as_array()?;
+    let found = conditions.iter().find(|condition| condition["type"] == type_)?;
+    let text = |key: &str| found[key].as_str().unwrap_or_default().to_owned();
+    Some((text("status"), text("reason"), text("message")))
+}
+
+/// Waits until a condition of a Sandbox is so.
+pub(crate) async fn until(
+    cluster: &Cluster,
+    space: &str,
+    name: &str,
+    type_: &str,
+    status: &str,
+    reason: &str,
+) -> Value {
+    let what = format!("{name}: {type_}={status} ({reason})");
+    wait::until(&what, LIMIT, async || {
+        let object = cluster.get("sandbox.agents.x-k8s.io", space, name).await?;
+        let is = condition(&object, type_);
+        match &is {
+            Some((is_status, is_reason, _)) if is_status == status && is_reason == reason => Ok(object),
+            _ => Err(anyhow::anyhow!("it is {is:?}; {}", object["status"])),
+        }
+    })
+    .await
+    .unwrap()
+}
+
+pub(crate) async fn patch(cluster: &Cluster, space: &str, name: &str, patch: Value) {
+    let patch = patch.to_string();
+    cluster
+        .kubectl(&[
+            "patch",
+            "sandbox.agents.x-k8s.io",
+            name,
+            "-n",
+            space,
+            "--type=merge",
+            "-p",
+            &patch,
+        ])
+        .await
+        .unwrap();
+}
+
+pub(crate) async fn gone(cluster: &Cluster, kind: &str, space: &str, name: &str) {
+    let object = format!("{kind}/{name}");
+    cluster
+        .kubectl(&["wait", "--for=delete", &object, "-n", space, "--timeout=90s"])
+        .await
+        .unwrap();
+}
+
+fn pod_ip(object: &Value) -> std::net::Ipv4Addr {
+    object["status"]["podIPs"][0].as_str().unwrap().parse().unwrap()
+}
+
+async fn uid(cluster: &Cluster, kind: &str, space: &str, name: &str) -> String {
+    let object = cluster.get(kind, space, name).await.unwrap();
+    object["metadata"]["uid"].as_str().unwrap().to_owned()
+}
+
+async fn start(space: &str) -> Arc<Cluster> {
+    let cluster = installed().await;
+    namespace(&cluster, space).await;
+    cluster
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_runs_is_suspended_and_runs_again() {
+    let space = "cycle";
+    let cluster = start(space).await;
+    let object = sandbox(space, "box", None, json!({"service": true}));
+    cluster.apply(&object).await.unwrap();
+    let up = until(&cluster, space, "box", "Ready", "True", "DependenciesReady").await;
+    assert_eq!(condition(&up, "Ready").unwrap().2, "Pod is Ready; Service Exists");
+    assert_eq!(condition(&up, "Suspended").unwrap().1, "NotSuspended");
+    assert_eq!(condition(&up, "PodScheduled").unwrap().0, "True");
+    assert_eq!(up["status"]["conditions"].as_array().unwrap().len(), 3, "{up}");
+    assert_eq!(up["metadata"]["annotations"]["agents.x-k8s.io/pod-name"], "box");
+    assert_eq!(up["status"]["serviceFQDN"], "box.cycle.svc.cluster.local");
+    let selector = up["status"]["selector"].as_str().unwrap().to_owned();
+    assert_eq!(ask(pod_ip(&up)).await, "box");
+    cluster.apply(&server(space, "asker", None)).await.unwrap();
+    cluster.wait_ready(space, "asker", LIMIT).await.unwrap();
+    assert_eq!(ask_from(&cluster, space, "asker", "box.cycle").await, "box");
+    let before = uid(&cluster, "pod", space, "box").await;
+
+    patch(
+        &cluster,
+        space,
+        "box",
+        json!({"spec": {"operatingMode": "Suspended"}}),
+    )
+    .await;
+    let down = until(&cluster, space, "box", "Suspended", "True", "PodTerminated").await;
+    gone(&cluster, "pod", space, "box").await;
+    assert_eq!(condition(&down, "Ready").unwrap().1, "SandboxSuspended");
+    assert_eq!(condition(&down, "Ready").unwrap().2, "Sandbox is suspended");
+    assert_eq!(down["status"]["podIPs"], Value::Null);
+    assert_eq!(down["status"]["selector"], selector);
+    assert_eq!(down["status"]["service"], "box");
+    assert_eq!(
+        down["metadata"]["annotations"]["agents.x-k8s.io/pod-name"],
+        Value::Null
+    );
+
+    patch(
+        &cluster,
+        space,
+        "box",
+        json!({"spec": {"operatingMode": "Running"}}),
+    )
+    .await;
+    let up = until(&cluster, space, "box", "Ready", "True", "DependenciesReady").await;
+    assert_eq!(ask(pod_ip(&up)).await, "box");
+    assert_ne!(uid(&cluster, "pod", space, "box").await, before);
+
+    cluster
+        .kubectl(&["delete", "sandbox.agents.x-k8s.io", "box", "-n", space])
+        .await
+        .unwrap();
+    gone(&cluster, "pod", space, "box").await;
+    gone(&cluster, "service", space, "box").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_somebody_deletes_comes_back_and_one_that_ended_does_not() {
+    let space = "pods";
+    let cluster = start(space).await;
+    cluster
+        .apply(&sandbox(space, "box", None, json!({})))
+        .await
+        .unwrap();
+    until(&cluster, space, "box", "Ready", "True", "DependenciesReady").await;
+    let before = uid(&cluster, "pod", space, "box").await;
+    cluster
+        .kubectl(&["delete", "pod", "box", "-n", space, "--wait=true"])
+        .await
+        .unwrap();
+    wait::until("another pod", LIMIT, async || {
+        let now = cluster.get("pod", space, "box").await?;
+        anyhow::ensure!(now["metadata"]["uid"] != before.as_str(), "the old one");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    until(&cluster, space, "box", "Ready", "True", "DependenciesReady").await;
+
+    for (name, code, reason) in [("good", "0", "PodSucceeded"), ("bad", "1", "PodFailed")] {
+        let object = json!({
+            "apiVersion": "agents.x-k8s.io/v1beta1", "kind": "Sandbox",
+            "metadata": {"name": name, "namespace": space},
+            "spec": {"podTemplate": {"spec": {
+                "restartPolicy": "Never", "automountServiceAccountToken": false,
+                "containers": [{
+                    "name": "main", "image": PYTHON, "imagePullPolicy": "Never",
+                    "command": ["python3", "-c", format!("raise SystemExit({code})")],
+                }],
+            }}},
+        });
+        cluster.apply(&object).await.unwrap();
+        let ended = until(&cluster, space, name, "Finished", "True", reason).await;
+        assert_eq!(condition(&ended, "Ready").unwrap().1, reason);
+        let pod = uid(&cluster, "pod", space, name).await;
+        let now = cluster.get("pod", space, name).await.unwrap();
+        assert_eq!(now["metadata"]["uid"], pod.as_str());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_is_somebody_elses_is_not_touched() {
+    let space = "foreign";
+    let cluster = start(space).await;
+    cluster.apply(&server(space, "box", None)).await.unwrap();
+    cluster.wait_ready(space, "box", LIMIT).await.unwrap();
+    let before = uid(&cluster, "pod", space, "box").await;
+    cluster
+        .apply(&sandbox(space, "box", None, json!({})))
+        .await
+        .unwrap();
+    let stuck = until(&cluster, space, "box", "Ready", "False", "ReconcilerError").await;
+    assert!(
+        condition(&stuck, "Ready")
+            .unwrap()
+            .2
+            .contains("cannot adopt unowned pod \"box\""),
+        "{stuck}"
+    );
+    patch(
+        &cluster,
+        space,
+        "box",
+        json!({"spec": {"operatingMode": "Suspended"}}),
+    )
+    .await;
+    let suspended = until(&cluster, space, "box", "Ready", "False", "SandboxSuspended").await;
+    assert_eq!(condition(&suspended, "Suspended").unwrap().1, "PodNotOwned");
+    assert_eq!(uid(&cluster, "pod", space, "box").await, before);
+    // It says that it may be had.
+    cluster
+        .kubectl(&[
+            "label",
+            "pod",
+            "box",
+            "-n",
+            space,
+            "agents.x-k8s.io/adoptable=true",
+        ])
+        .await
+        .unwrap();
+    patch(
+        &cluster,
+        space,
+        "box",
+        json!({"spec": {"operatingMode": "Running"}}),
+    )
+    .await;
+    until(&cluster, space, "box", "Ready", "True", "DependenciesReady").await;
+    let pod = cluster.get("pod", space, "box").await.unwrap();
+    assert_eq!(pod["metadata"]["uid"], before.as_str());
+    assert_eq!(pod["metadata"]["ownerReferences"][0]["kind"], "Sandbox");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_api_server_refuses_is_said_and_others_do_not_suffer() {
+    let space = "invalid";
+    let cluster = start(space).await;
+    let mut bad = sandbox(space, "bad", None, json!({}));
+    bad["spec"]["podTemplate"]["spec"]["containers"][0]["name"] = json!("NOT A NAME");
+    cluster.apply(&bad).await.unwrap();
+    let refused = until(&cluster, space, "bad", "Ready", "False", "InvalidConfiguration").await;
+    assert!(
+        condition(&refused, "Ready").unwrap().2.contains("NOT A NAME"),
+        "{refused}"
+    );
+    cluster
+        .apply(&sandbox(space, "good", None, json!({})))
+        .await
+        .unwrap();
+    until(&cluster, space, "good", "Ready", "True", "DependenciesReady").await;
+    let wrong = sandbox(space, "wrong", None, json!({"idleTimeout": "soon"}));
+    let error = cluster.apply(&wrong).await.unwrap_err().to_string();
+    assert!(error.contains("idleTimeout"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_its_end_a_sandbox_goes_as_its_policy_says() {
+    let space = "ends";
+    let cluster = start(space).await;
+    let end = jiff_in(Duration::from_secs(6));
+    let kept = sandbox(space, "kept", None, json!({"shutdownTime": end, "service": true}));
+    let deleted = sandbox(
+        space,
+        "deleted",
+        None,
+        json!({"shutdownTime": end, "shutdownPolicy": "Delete"}),
+    );
+    cluster.apply(&kept).await.unwrap();
+    cluster.apply(&deleted).await.unwrap();
+    until(&cluster, space, "kept", "Ready", "True", "DependenciesReady").await;
+    let ended = until(&cluster, space, "kept", "Ready", "False", "SandboxExpired").await;
+    assert_eq!(condition(&ended, "Ready").unwrap().2, "Sandbox has expired");
+    gone(&cluster, "pod", space, "kept").await;
+    gone(&cluster, "service", space, "kept").await;
+    gone(&cluster, "sandbox.agents.x-k8s.io", space, "deleted").await;
+    let ended = wait::until("a status that is cleared up", LIMIT, async || {
+        let object = cluster.get("sandbox.agents.x-k8s.io", space, "kept").await?;
+        anyhow::ensure!(object["status"]["selector"].is_null(), "{}", object["status"]);
+        Ok(object)
+    })
+    .await
+    .unwrap();
+    assert_eq!(condition(&ended, "PodScheduled"), None);
+}
+
+fn jiff_in(after: Duration) -> String {
+    let at = std::time::SystemTime::now() + after;
+    humantime::format_rfc3339_seconds(at).to_string()
+}
