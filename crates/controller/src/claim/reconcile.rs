@@ -126,7 +126,7 @@ pub async fn reconcile(claim: Arc<SandboxClaim>, context: Arc<ClaimContext>) -> 
             Some(Gain::Create(sandbox)) => match context.create(&mut observed, sandbox).await? {
                 Made::Now(made) => gained = Some(made),
                 Made::Before => {}
-                Made::Never(trouble) => {
+                Made::Not(trouble) => {
                     return context.refuse(&observed, trouble).await;
                 }
             },
@@ -149,7 +149,7 @@ enum Made {
     /// There was one.
     Before,
     /// The API server refuses it.
-    Never(Trouble),
+    Not(Trouble),
 }
 
 impl ClaimContext {
@@ -314,8 +314,9 @@ impl ClaimContext {
                 }
                 Ok(Made::Before)
             }
-            Err(kube::Error::Api(status)) if status.reason == "Invalid" => {
-                Ok(Made::Never(Trouble::Refused(status.message.clone())))
+            // A quota, a policy or a field: whoever waits for the claim is to read it there.
+            Err(kube::Error::Api(status)) if (400..500).contains(&status.code) && status.code != 429 => {
+                Ok(Made::Not(Trouble::Refused(status.message.clone())))
             }
             Err(source) => {
                 let step = "create sandbox";

@@ -30,6 +30,8 @@ struct State {
     log: Vec<String>,
     /// How many more writes it takes; then the controller is dead to it.
     takes: usize,
+    /// Whether there is no room for another object.
+    full: bool,
 }
 
 impl Server {
@@ -39,6 +41,7 @@ impl Server {
             version: 100,
             log: vec![],
             takes: usize::MAX,
+            full: false,
         })));
         for standby in standbys {
             server.put("sandboxes", standby);
@@ -121,6 +124,9 @@ impl Server {
         let version = state.version.to_string();
         let key = (resource, name.clone());
         if *method == Method::POST {
+            if state.full {
+                return Ok(refused(403, "Forbidden"));
+            }
             if state.objects.contains_key(&key) {
                 return Ok(refused(409, "AlreadyExists"));
             }
@@ -384,4 +390,14 @@ async fn of_two_controllers_that_do_not_know_of_each_other_one_is_heard() {
         (own(&server), told(&server.claim())),
         (vec!["a".to_owned()], Some("a".to_owned()))
     );
+}
+
+#[tokio::test]
+async fn what_the_api_server_refuses_is_said() {
+    let server = Server::new(&[]);
+    server.0.lock().unwrap().full = true;
+    assert!(Controller::of(&server).look().await.is_err());
+    let condition = server.claim().status.unwrap().conditions.remove(0);
+    assert_eq!(condition.reason, "ReconcilerError");
+    assert_eq!(condition.message, "Error seen: sandbox create error: Forbidden");
 }
