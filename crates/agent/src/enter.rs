@@ -14,10 +14,15 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::sync::OnceLock;
 
+use anyhow::Context as _;
 use nix::fcntl::OFlag;
 use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::Config;
 
@@ -54,6 +59,54 @@ pub enum EnterError {
     /// The API server's address is not known.
     #[error("the API server's address is not known; the pod needs a ServiceAccount: {0}")]
     Api(#[source] kube::config::InClusterError),
+}
+
+/// Says to a process that another one stays in the container for it.
+const INNER: &str = "DORMOUSE_INNER";
+
+/// Runs this program again, and waits for it, if this process is the container's first one; `None` if it is the other.
+///
+/// The first process stays in the container: whatever is executed there (`kubectl exec`) is put into its namespaces, and
+/// would find itself on the node otherwise, where the image's programs are not. It hands signals on, and the two end together.
+///
+/// # Errors
+/// It cannot be started.
+pub fn stay_outside() -> anyhow::Result<Option<ExitCode>> {
+    if std::env::var_os(INNER).is_some() {
+        nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)
+            .context("cannot end with the container's first process")?;
+        return Ok(None);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut inner = tokio::process::Command::new("/proc/self/exe")
+            .args(std::env::args_os().skip(1))
+            .env(INNER, "1")
+            .spawn()
+            .context("cannot start this program again")?;
+        let pid = inner
+            .id()
+            .and_then(|pid| i32::try_from(pid).ok())
+            .map(Pid::from_raw);
+        loop {
+            let told = tokio::select! {
+                status = inner.wait() => {
+                    let code = status?.code().and_then(|code| u8::try_from(code).ok());
+                    return Ok(Some(code.map_or(ExitCode::FAILURE, ExitCode::from)));
+                }
+                _ = terminate.recv() => Signal::SIGTERM,
+                _ = interrupt.recv() => Signal::SIGINT,
+            };
+            if let Some(pid) = pid {
+                // It has ended otherwise, which is seen next.
+                let _ = kill(pid, told);
+            }
+        }
+    })
 }
 
 /// Enters the node. Has to be called before any thread is started: a thread cannot leave the mounts that it shares.

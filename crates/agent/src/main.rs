@@ -16,7 +16,7 @@ fn main() -> ExitCode {
     #[cfg(feature = "failpoints")]
     let _failpoints = dormouse_agent::failpoints::start();
     match start(&Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("dormouse-agent: {error:#}");
             ExitCode::FAILURE
@@ -24,11 +24,11 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(args: &Args) -> anyhow::Result<()> {
+fn start(args: &Args) -> anyhow::Result<ExitCode> {
     let mut config = Config::load(args)?;
     if args.print_config {
         print!("{}", toml::to_string(&config)?);
-        return Ok(());
+        return Ok(ExitCode::SUCCESS);
     }
     let settings = match &args.node_settings {
         Some(path) => Some(NodeSettings::read(path)?),
@@ -37,10 +37,13 @@ fn start(args: &Args) -> anyhow::Result<()> {
     if let Some(settings) = &settings {
         config.wrapper_config = settings.wrapper_config_path();
     }
-    // The last moment at which there is no other thread.
     let mut wrapper = args.wrapper.clone();
     let mut api = None;
     if args.from_container {
+        if let Some(code) = enter::stay_outside()? {
+            return Ok(code);
+        }
+        // The last moment at which there is no other thread.
         wrapper = enter::in_reach(&wrapper)?;
         api = enter::enter(&mut config)?;
     }
@@ -61,7 +64,8 @@ fn start(args: &Args) -> anyhow::Result<()> {
             let prepare = settings.map(|settings| (settings, wrapper));
             runtime.block_on(dormouse_agent::run(config, Cluster { api, prepare }))
         }
-    }
+    }?;
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn install(settings: &NodeSettings, config: &Config, wrapper: &Path) -> anyhow::Result<()> {
