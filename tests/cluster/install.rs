@@ -324,7 +324,10 @@ async fn a_node_is_changed_once_and_left_as_it_was() {
     assert!(!node.path("/etc/containerd/conf.d/50-dormouse.toml").exists());
     assert_eq!(ask(address).await, "one", "it was woken, and runs on");
     let wrapper = node.path("/opt/dormouse/dormouse-runsc");
-    assert!(wrapper.exists(), "their shims still call it, as for these deletions");
+    assert!(
+        wrapper.exists(),
+        "their shims still call it, as for these deletions"
+    );
     cluster
         .kubectl(&["delete", "pod", "one", "--namespace", "old", "--timeout=60s"])
         .await
