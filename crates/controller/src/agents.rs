@@ -27,8 +27,11 @@ struct Inner {
     links: Mutex<HashMap<String, Link>>,
     guests: RwLock<HashMap<String, Guest>>,
     /// Is told of each guest that has changed: its namespace and its pod's name.
-    changed: Box<dyn Fn(&str, &str) + Send + Sync>,
+    changed: Changed,
 }
+
+/// Takes a namespace and a pod's name.
+type Changed = Box<dyn Fn(&str, &str) + Send + Sync>;
 
 struct Link {
     address: SocketAddr,
@@ -48,7 +51,7 @@ impl std::fmt::Debug for Agents {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Sight {
     /// What its agent says.
-    Seen(Guest),
+    Seen(Box<Guest>),
     /// Its agent cannot be reached.
     Unreachable,
     /// Its agent does not know the pod, or not yet.
@@ -115,7 +118,9 @@ impl Agents {
             return Sight::Unreachable;
         }
         let guests = self.0.guests.read().unwrap_or_else(PoisonError::into_inner);
-        guests.get(pod_uid).cloned().map_or(Sight::Unknown, Sight::Seen)
+        guests
+            .get(pod_uid)
+            .map_or(Sight::Unknown, |guest| Sight::Seen(Box::new(guest.clone())))
     }
 
     /// Gives an order to the agent of a node, and takes note of what the guest does then.
@@ -130,7 +135,7 @@ impl Agents {
         })?;
         let ordered = order::give(client, node, order).await?;
         if let Some(guest) = &ordered.guest {
-            self.note(guest.clone(), false);
+            self.note(guest, false);
         }
         Ok(ordered)
     }
@@ -140,12 +145,12 @@ impl Agents {
     }
 
     /// Takes note of a guest; `tell`: and tells of it if it is news.
-    fn note(&self, guest: Guest, tell: bool) {
+    fn note(&self, guest: &Guest, tell: bool) {
         let (namespace, pod) = (guest.namespace.clone(), guest.pod.clone());
         let news = {
             let mut guests = self.0.guests.write().unwrap_or_else(PoisonError::into_inner);
             let before = guests.insert(guest.uid.clone(), guest.clone());
-            before.is_none_or(|before| before.stands_otherwise(&guest))
+            before.is_none_or(|before| before.stands_otherwise(guest))
         };
         if tell && news {
             (self.0.changed)(&namespace, &pod);

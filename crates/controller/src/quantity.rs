@@ -2,7 +2,7 @@
 
 /// Suffixes and how many thousandths they stand for.
 const SUFFIXES: [(&str, u128); 14] = [
-    ("Ki", 1024_000),
+    ("Ki", 1_024_000),
     ("Mi", 1_048_576_000),
     ("Gi", 1_073_741_824_000),
     ("Ti", 1_099_511_627_776_000),

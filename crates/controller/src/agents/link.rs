@@ -127,6 +127,6 @@ async fn follow_once(agents: &Agents, node: &str, address: SocketAddr) -> Result
 fn note(agents: &Agents, node: &str, pod: v1::Pod) {
     // One that a later version of the agent describes in words that are not known here is left out.
     if let Some(guest) = Guest::from_agent(node, pod) {
-        agents.note(guest, true);
+        agents.note(&guest, true);
     }
 }

@@ -129,7 +129,7 @@ fn pod_stands(pod: &Pod, stand: &Stand) -> (bool, String) {
     } else {
         "Ready"
     };
-    if !pod_condition(pod, type_).is_some_and(|(status, ..)| status == "True") {
+    if pod_condition(pod, type_).is_none_or(|(status, ..)| status != "True") {
         return (false, "Pod is Running but not Ready".to_owned());
     }
     if ips(pod).is_empty() {

@@ -99,6 +99,10 @@ pub enum SandboxError {
 }
 
 /// When to try again.
+#[allow(
+    clippy::needless_pass_by_value,
+    reason = "the form that the work loop asks for"
+)]
 pub fn on_error(sandbox: Arc<Sandbox>, error: &SandboxError, context: Arc<SandboxContext>) -> Action {
     let key = key(&sandbox);
     let wait = context.failures.wait(key.clone());

@@ -32,7 +32,7 @@ fn sleeper(rung: Rung, cpu: &str, memory: &str) -> Observed {
     pod.status.as_mut().unwrap().qos_class = Some("Burstable".to_owned());
     let mut observed = with(sandbox);
     observed.pods = vec![Arc::new(pod)];
-    observed.guest = Sight::Seen(Guest {
+    observed.guest = Sight::Seen(Box::new(Guest {
         uid: "pod-1".to_owned(),
         namespace: "ns".to_owned(),
         pod: "box".to_owned(),
@@ -45,7 +45,7 @@ fn sleeper(rung: Rung, cpu: &str, memory: &str) -> Observed {
         snapshot: None,
         reason: String::new(),
         message: String::new(),
-    });
+    }));
     observed
 }
 

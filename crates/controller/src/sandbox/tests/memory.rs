@@ -17,7 +17,7 @@ fn with_strategy(type_: SuspensionType) -> Sandbox {
 }
 
 fn guest(rung: Rung, generation: u64) -> Sight {
-    Sight::Seen(Guest {
+    Sight::Seen(Box::new(Guest {
         uid: "pod-1".to_owned(),
         namespace: "ns".to_owned(),
         pod: "box".to_owned(),
@@ -30,7 +30,7 @@ fn guest(rung: Rung, generation: u64) -> Sight {
         snapshot: (rung == Rung::Hibernated).then(|| "snap-1".to_owned()),
         reason: String::new(),
         message: String::new(),
-    })
+    }))
 }
 
 /// A pod that has what the sandbox's own would have.
