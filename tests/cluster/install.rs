@@ -345,12 +345,18 @@ async fn a_node_is_changed_once_and_left_as_it_was() {
         ])
         .await
         .unwrap();
+    // With nobody left who needs the wrapper, nothing of it stays.
+    wait::until("the node to be as it was", LIMIT, async || {
+        let now = files(node);
+        let left: Vec<_> = now.keys().filter(|path| !before.contains_key(*path)).collect();
+        anyhow::ensure!(left.is_empty(), "{left:?}\n{}", words(&cluster).await);
+        Ok(())
+    })
+    .await
+    .unwrap();
+    assert!(files(node) == before);
+    assert!(!node.path("/opt/dormouse").exists() && !node.path("/run/dormouse").exists());
     uninstall(&cluster).await;
-
-    // Once more, with nobody left who needs the wrapper: nothing of it stays.
-    install(&cluster, &["node.uninstall=true"]).await;
-    uninstall(&cluster).await;
-    assert_eq!(files(node), before);
     assert!(
         !cluster
             .kubectl(&["get", "crds", "--output=name"])

@@ -85,10 +85,11 @@ pub enum Command {
     Install,
     /// Wake everybody, take the agent's swap down, take containerd's handler back, and remove what was installed. The
     /// agent must not run any more.
-    Uninstall,
-    /// Do nothing until told to end: what a pod does whose work was done before.
-    #[command(hide = true)]
-    Idle,
+    Uninstall {
+        /// Do not end: remove what was kept for pods once they are gone, and then wait to be told to end.
+        #[arg(long)]
+        stay: bool,
+    },
 }
 
 /// How log lines look.

@@ -58,8 +58,12 @@ fn start(args: &Args) -> anyhow::Result<ExitCode> {
     match &args.command {
         _ if args.thaw_all => runtime.block_on(dormouse_agent::thaw_all(&config)),
         Some(Command::Install) => runtime.block_on(install(&settings.unwrap_or_default(), &config, &wrapper)),
-        Some(Command::Uninstall) => runtime.block_on(uninstall(&settings.unwrap_or_default(), &config)),
-        Some(Command::Idle) => runtime.block_on(idle()),
+        Some(Command::Uninstall { stay: false }) => runtime
+            .block_on(uninstall(&settings.unwrap_or_default(), &config))
+            .map(drop),
+        Some(Command::Uninstall { stay: true }) => {
+            runtime.block_on(uninstall_all(&settings.unwrap_or_default(), &config))
+        }
         None => {
             let prepare = settings.map(|settings| (settings, wrapper));
             runtime.block_on(dormouse_agent::run(config, Cluster { api, prepare }))
@@ -83,7 +87,8 @@ async fn install(settings: &NodeSettings, config: &Config, wrapper: &Path) -> an
     Ok(())
 }
 
-async fn uninstall(settings: &NodeSettings, config: &Config) -> anyhow::Result<()> {
+/// Says whether nothing is left.
+async fn uninstall(settings: &NodeSettings, config: &Config) -> anyhow::Result<bool> {
     let left = prepare::remove(settings, config)
         .await
         .map_err(|error| anyhow::anyhow!("{}: {error}", error.reason()))?;
@@ -95,7 +100,7 @@ async fn uninstall(settings: &NodeSettings, config: &Config) -> anyhow::Result<(
             "nothing of Dormouse is left on the node but {}",
             config.state_dir.display()
         );
-        return Ok(());
+        return Ok(true);
     }
     for path in &left.files {
         println!("kept       {}", path.display());
@@ -104,14 +109,21 @@ async fn uninstall(settings: &NodeSettings, config: &Config) -> anyhow::Result<(
         "kept for pods of the handler, whose shims call the wrapper until they are deleted: {}",
         left.pods.join(", ")
     );
-    Ok(())
+    Ok(false)
 }
 
-async fn idle() -> anyhow::Result<()> {
+async fn uninstall_all(settings: &NodeSettings, config: &Config) -> anyhow::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let work = async {
+        while !uninstall(settings, config).await? {
+            prepare::pods_changed(config).await?;
+        }
+        std::future::pending::<anyhow::Result<()>>().await
+    };
     tokio::select! {
+        failed = work => return failed,
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }

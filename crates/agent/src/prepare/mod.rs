@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 
-pub use remove::{Left, remove};
+pub use remove::{Left, pods_changed, remove};
 pub use settings::NodeSettings;
 
 /// The runtime handler.

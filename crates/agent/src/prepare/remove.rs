@@ -1,12 +1,19 @@
 //! Leaving a node as it was.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use dormouse_cri::{Index, PodEvent, Runtime};
 
 use super::{HANDLER, NodeSettings, PrepareError, containerd, files};
 use crate::config::Config;
 use crate::thaw_all;
+
+/// How long a change is waited for before a look is taken anyway.
+const LOOK: Duration = Duration::from_secs(60);
+
+/// Changes come in groups.
+const SETTLE: Duration = Duration::from_secs(2);
 
 /// What could not be removed yet, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -62,6 +69,28 @@ pub async fn remove(settings: &NodeSettings, config: &Config) -> Result<Left, Pr
         left.files.push(config.run_dir.clone());
     }
     Ok(left)
+}
+
+/// Waits until something has become of a pod, and then for as long as its shim may take to end; a minute at the most.
+///
+/// # Errors
+/// containerd cannot be reached.
+pub async fn pods_changed(config: &Config) -> Result<(), PrepareError> {
+    let runtime = Runtime::connect(&config.runtime_endpoint).await?;
+    let (_index, mut events) = Index::start(runtime);
+    let change = async {
+        let mut synced = false;
+        while let Some(event) = events.recv().await {
+            if synced {
+                return;
+            }
+            synced = event == PodEvent::Synced;
+        }
+    };
+    // The last of a pod is told before its processes are gone; that nobody tells.
+    let _ = tokio::time::timeout(LOOK, change).await;
+    tokio::time::sleep(SETTLE).await;
+    Ok(())
 }
 
 /// The pods that were born under the handler, as containerd lists them.
