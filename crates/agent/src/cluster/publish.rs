@@ -97,16 +97,13 @@ async fn publish(
     }
     let params = PatchParams::apply(FIELD_MANAGER).force();
     let of = |status: Option<&SandboxNodeStatus>| {
-        let mut object = json!({
+        let (key, value) = status.map_or_else(|| ("spec", json!({})), |status| ("status", json!(status)));
+        json!({
             "apiVersion": SandboxNode::api_version(&()),
             "kind": SandboxNode::kind(&()),
             "metadata": {"name": node},
-        });
-        match status {
-            Some(status) => object["status"] = json!(status),
-            None => object["spec"] = json!({}),
-        }
-        object
+            key: value,
+        })
     };
     if written.is_none() {
         api.patch(node, &params, &Patch::Apply(of(None)))
