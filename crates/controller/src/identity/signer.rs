@@ -1,5 +1,6 @@
 //! Signing what agents ask for.
 
+use std::collections::HashSet;
 use std::time::SystemTime;
 
 use dormouse_tls::{Authority, Name, NameError};
@@ -24,6 +25,9 @@ pub const SIGNER: &str = "dormouse.dev/agent";
 
 /// What certificates of agents are for, and nothing else.
 const USAGES: [&str; 2] = ["digital signature", "server auth"];
+
+/// How many answered requests are remembered.
+const MOST_ANSWERED: usize = 10_000;
 
 /// Which node a ServiceAccount's token was made for (KEP-4193).
 const NODE_CLAIM: &str = "authentication.kubernetes.io/node-name";
@@ -102,6 +106,8 @@ pub async fn sign(
     let config = watcher::Config::default().fields(&format!("spec.signerName={SIGNER}"));
     let requests = watcher(api.clone(), config).default_backoff().applied_objects();
     pin_mut!(requests);
+    // An approval of our own comes back as news of a request that is approved and not signed.
+    let mut answered = HashSet::new();
     loop {
         let request = tokio::select! {
             request = requests.next() => request,
@@ -116,10 +122,18 @@ pub async fn sign(
             None => return,
         };
         let pair = signs.borrow().clone();
-        if let Some(pair) = pair.filter(|_| is_open(&request))
-            && let Err(error) = answer(&api, &request, &account, &pair).await
-        {
+        let uid = objects::uid(&request.metadata).to_owned();
+        let Some(pair) = pair.filter(|_| is_open(&request) && !answered.contains(&uid)) else {
+            continue;
+        };
+        if let Err(error) = answer(&api, &request, &account, &pair).await {
             warn!(request = objects::name(&request.metadata), %error, "a certificate request was not answered");
+        } else {
+            // Nobody asks as often; the API server forgets requests after an hour.
+            if answered.len() >= MOST_ANSWERED {
+                answered.clear();
+            }
+            answered.insert(uid);
         }
     }
 }
