@@ -11,7 +11,7 @@ use crate::installed::installed;
 use crate::support::{LIMIT, ask, ask_from, namespace, server};
 
 /// A Sandbox around a pod that answers HTTP with its own name.
-pub(crate) fn sandbox(space: &str, name: &str, class: Option<&str>, spec: Value) -> Value {
+pub(crate) fn sandbox(space: &str, name: &str, class: Option<&str>, spec: &Value) -> Value {
     let pod = server(space, name, class);
     let mut object = json!({
         "apiVersion": "agents.x-k8s.io/v1beta1", "kind": "Sandbox",
@@ -98,7 +98,7 @@ async fn start(space: &str) -> Arc<Cluster> {
 async fn a_sandbox_runs_is_suspended_and_runs_again() {
     let space = "cycle";
     let cluster = start(space).await;
-    let object = sandbox(space, "box", None, json!({"service": true}));
+    let object = sandbox(space, "box", None, &json!({"service": true}));
     cluster.apply(&object).await.unwrap();
     let up = until(&cluster, space, "box", "Ready", "True", "DependenciesReady").await;
     assert_eq!(condition(&up, "Ready").unwrap().2, "Pod is Ready; Service Exists");
@@ -157,7 +157,7 @@ async fn a_pod_that_somebody_deletes_comes_back_and_one_that_ended_does_not() {
     let space = "pods";
     let cluster = start(space).await;
     cluster
-        .apply(&sandbox(space, "box", None, json!({})))
+        .apply(&sandbox(space, "box", None, &json!({})))
         .await
         .unwrap();
     until(&cluster, space, "box", "Ready", "True", "DependenciesReady").await;
@@ -204,7 +204,7 @@ async fn a_pod_that_is_somebody_elses_is_not_touched() {
     cluster.wait_ready(space, "box", LIMIT).await.unwrap();
     let before = uid(&cluster, "pod", space, "box").await;
     cluster
-        .apply(&sandbox(space, "box", None, json!({})))
+        .apply(&sandbox(space, "box", None, &json!({})))
         .await
         .unwrap();
     let stuck = until(&cluster, space, "box", "Ready", "False", "ReconcilerError").await;
@@ -254,7 +254,7 @@ async fn a_pod_that_is_somebody_elses_is_not_touched() {
 async fn what_the_api_server_refuses_is_said_and_others_do_not_suffer() {
     let space = "invalid";
     let cluster = start(space).await;
-    let mut bad = sandbox(space, "bad", None, json!({}));
+    let mut bad = sandbox(space, "bad", None, &json!({}));
     bad["spec"]["podTemplate"]["spec"]["containers"][0]["name"] = json!("NOT A NAME");
     cluster.apply(&bad).await.unwrap();
     let refused = until(&cluster, space, "bad", "Ready", "False", "InvalidConfiguration").await;
@@ -263,11 +263,11 @@ async fn what_the_api_server_refuses_is_said_and_others_do_not_suffer() {
         "{refused}"
     );
     cluster
-        .apply(&sandbox(space, "good", None, json!({})))
+        .apply(&sandbox(space, "good", None, &json!({})))
         .await
         .unwrap();
     until(&cluster, space, "good", "Ready", "True", "DependenciesReady").await;
-    let wrong = sandbox(space, "wrong", None, json!({"idleTimeout": "soon"}));
+    let wrong = sandbox(space, "wrong", None, &json!({"idleTimeout": "soon"}));
     let error = cluster.apply(&wrong).await.unwrap_err().to_string();
     assert!(error.contains("idleTimeout"), "{error}");
 }
@@ -277,12 +277,17 @@ async fn at_its_end_a_sandbox_goes_as_its_policy_says() {
     let space = "ends";
     let cluster = start(space).await;
     let end = jiff_in(Duration::from_secs(6));
-    let kept = sandbox(space, "kept", None, json!({"shutdownTime": end, "service": true}));
+    let kept = sandbox(
+        space,
+        "kept",
+        None,
+        &json!({"shutdownTime": end, "service": true}),
+    );
     let deleted = sandbox(
         space,
         "deleted",
         None,
-        json!({"shutdownTime": end, "shutdownPolicy": "Delete"}),
+        &json!({"shutdownTime": end, "shutdownPolicy": "Delete"}),
     );
     cluster.apply(&kept).await.unwrap();
     cluster.apply(&deleted).await.unwrap();

@@ -1,4 +1,5 @@
 //! Both ends of a connection, with the certificates that they really have.
+#![allow(clippy::unwrap_used)]
 
 use std::time::{Duration, SystemTime};
 
