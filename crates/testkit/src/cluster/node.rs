@@ -76,7 +76,8 @@ pub(super) fn write(
     put("/etc/kubernetes/resolv.conf", "")?;
     let mut config = kubelet_config(slot, number);
     config.extend(kubelet.clone());
-    put("/etc/kubernetes/kubelet.json", &Value::Object(config).to_string())?;
+    // JSON is YAML, and whoever looks for a kubelet's configuration looks there.
+    put("/var/lib/kubelet/config.yaml", &Value::Object(config).to_string())?;
     put(
         "/etc/kubernetes/proxy.json",
         &proxy_config(slot, number).to_string(),
@@ -91,7 +92,7 @@ pub(super) fn kubelet(slot: &Slot, number: u8) -> Unit {
     Unit::new(
         part::KUBELET,
         [
-            "--config=/etc/kubernetes/kubelet.json".to_owned(),
+            "--config=/var/lib/kubelet/config.yaml".to_owned(),
             "--kubeconfig=/etc/kubernetes/kubelet.kubeconfig".to_owned(),
             format!("--hostname-override={}", name(number)),
             format!("--node-ip={}", slot.node(number)),
