@@ -20,7 +20,7 @@ agent:
   logLevel: dormouse_agent=debug,info
   config: |
     [swap]
-    kubelet_config = "/etc/kubernetes/kubelet.json"
+    kubelet_config = "/var/lib/kubelet/config.yaml"
     [manage]
     doze_after_freeze = "1h"
 "#;
