@@ -9,7 +9,7 @@ use dormouse_testkit::{Cluster, PYTHON, http};
 use serde_json::{Value, json};
 
 use crate::installed::installed;
-use crate::sandboxes::{condition, gone, patch, until};
+use crate::sandboxes::{condition, gone, operate, until};
 use crate::support::{LIMIT, ask, namespace, port};
 
 /// A sandbox that remembers a word it has made up, in memory alone, and answers with it.
@@ -93,13 +93,7 @@ async fn suspended_with_freeze_the_pod_stays_and_only_the_api_wakes_it() {
     let (cluster, up, word) = start(space, "box", json!({"suspensionStrategy": {"type": "Freeze"}})).await;
     let before = pod_until(&cluster, space, "box", "a pod that is ready", is_ready).await;
 
-    patch(
-        &cluster,
-        space,
-        "box",
-        json!({"spec": {"operatingMode": "Suspended"}}),
-    )
-    .await;
+    operate(&cluster, space, "box", "Suspended").await;
     let asleep = until(&cluster, space, "box", "Suspended", "True", "GuestAsleep").await;
     assert_eq!(condition(&asleep, "Ready").unwrap().1, "SandboxSuspended");
     // Its Service does not lead to it any more.
@@ -116,13 +110,7 @@ async fn suspended_with_freeze_the_pod_stays_and_only_the_api_wakes_it() {
         .unwrap();
     assert_eq!(condition(&still, "Suspended").unwrap().0, "True");
 
-    patch(
-        &cluster,
-        space,
-        "box",
-        json!({"spec": {"operatingMode": "Running"}}),
-    )
-    .await;
+    operate(&cluster, space, "box", "Running").await;
     let awake = until(&cluster, space, "box", "Ready", "True", "DependenciesReady").await;
     assert_eq!(condition(&awake, "Suspended").unwrap().1, "NotSuspended");
     assert_eq!(ask(address(&awake)).await, word);
@@ -137,13 +125,7 @@ async fn suspended_with_hibernate_the_pod_goes_and_the_memory_comes_back_in_anot
     let (cluster, _, word) = start(space, "box", json!({"suspensionStrategy": {"type": "Hibernate"}})).await;
     let before = pod(&cluster, space, "box").await;
     for round in 0..2 {
-        patch(
-            &cluster,
-            space,
-            "box",
-            json!({"spec": {"operatingMode": "Suspended"}}),
-        )
-        .await;
+        operate(&cluster, space, "box", "Suspended").await;
         let asleep = until(&cluster, space, "box", "Suspended", "True", "PodTerminated").await;
         gone(&cluster, "pod", space, "box").await;
         let snapshot = asleep["status"]["snapshot"]["name"].as_str().unwrap().to_owned();
@@ -152,13 +134,7 @@ async fn suspended_with_hibernate_the_pod_goes_and_the_memory_comes_back_in_anot
             before["spec"]["nodeName"]
         );
 
-        patch(
-            &cluster,
-            space,
-            "box",
-            json!({"spec": {"operatingMode": "Running"}}),
-        )
-        .await;
+        operate(&cluster, space, "box", "Running").await;
         let awake = until(&cluster, space, "box", "Ready", "True", "DependenciesReady").await;
         assert_eq!(ask(address(&awake)).await, word, "round {round}");
         let (status, reason, message) = condition(&awake, "Restored").unwrap();

@@ -54,19 +54,20 @@ pub(crate) async fn until(
     .unwrap()
 }
 
-pub(crate) async fn patch(cluster: &Cluster, space: &str, name: &str, patch: Value) {
-    let patch = patch.to_string();
+/// Tells a Sandbox to run, or not to.
+pub(crate) async fn operate(cluster: &Cluster, space: &str, name: &str, mode: &str) {
+    let patch = json!({"spec": {"operatingMode": mode}}).to_string();
+    let target = [
+        "sandbox.agents.x-k8s.io",
+        name,
+        "-n",
+        space,
+        "--type=merge",
+        "-p",
+        &patch,
+    ];
     cluster
-        .kubectl(&[
-            "patch",
-            "sandbox.agents.x-k8s.io",
-            name,
-            "-n",
-            space,
-            "--type=merge",
-            "-p",
-            &patch,
-        ])
+        .kubectl(&[&["patch"][..], &target].concat())
         .await
         .unwrap();
 }
@@ -114,13 +115,7 @@ async fn a_sandbox_runs_is_suspended_and_runs_again() {
     assert_eq!(ask_from(&cluster, space, "asker", "box.cycle").await, "box");
     let before = uid(&cluster, "pod", space, "box").await;
 
-    patch(
-        &cluster,
-        space,
-        "box",
-        json!({"spec": {"operatingMode": "Suspended"}}),
-    )
-    .await;
+    operate(&cluster, space, "box", "Suspended").await;
     let down = until(&cluster, space, "box", "Suspended", "True", "PodTerminated").await;
     gone(&cluster, "pod", space, "box").await;
     assert_eq!(condition(&down, "Ready").unwrap().1, "SandboxSuspended");
@@ -133,13 +128,7 @@ async fn a_sandbox_runs_is_suspended_and_runs_again() {
         Value::Null
     );
 
-    patch(
-        &cluster,
-        space,
-        "box",
-        json!({"spec": {"operatingMode": "Running"}}),
-    )
-    .await;
+    operate(&cluster, space, "box", "Running").await;
     let up = until(&cluster, space, "box", "Ready", "True", "DependenciesReady").await;
     assert_eq!(ask(pod_ip(&up)).await, "box");
     assert_ne!(uid(&cluster, "pod", space, "box").await, before);
@@ -215,13 +204,7 @@ async fn a_pod_that_is_somebody_elses_is_not_touched() {
             .contains("cannot adopt unowned pod \"box\""),
         "{stuck}"
     );
-    patch(
-        &cluster,
-        space,
-        "box",
-        json!({"spec": {"operatingMode": "Suspended"}}),
-    )
-    .await;
+    operate(&cluster, space, "box", "Suspended").await;
     let suspended = until(&cluster, space, "box", "Ready", "False", "SandboxSuspended").await;
     assert_eq!(condition(&suspended, "Suspended").unwrap().1, "PodNotOwned");
     assert_eq!(uid(&cluster, "pod", space, "box").await, before);
@@ -237,13 +220,7 @@ async fn a_pod_that_is_somebody_elses_is_not_touched() {
         ])
         .await
         .unwrap();
-    patch(
-        &cluster,
-        space,
-        "box",
-        json!({"spec": {"operatingMode": "Running"}}),
-    )
-    .await;
+    operate(&cluster, space, "box", "Running").await;
     until(&cluster, space, "box", "Ready", "True", "DependenciesReady").await;
     let pod = cluster.get("pod", space, "box").await.unwrap();
     assert_eq!(pod["metadata"]["uid"], before.as_str());

@@ -7,6 +7,7 @@
 
 pub mod agents;
 pub mod args;
+mod backoff;
 pub mod cache;
 pub mod claim;
 pub mod client;

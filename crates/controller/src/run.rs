@@ -184,28 +184,25 @@ fn begin(
         controller: REPORTER.to_owned(),
         instance: Some(identity(args)),
     };
-    let context = Arc::new(SandboxContext {
-        client: client.clone(),
-        recorder: Recorder::new(client.clone(), reporter),
-        settings: Settings {
-            cluster_domain: args.cluster_domain.clone(),
-        },
+    let known = sandbox::Known {
         sandboxes: Arc::clone(&index.sandboxes),
         pods: Arc::clone(&index.pods),
         services: Arc::clone(&index.services),
         volume_claims: Arc::clone(&index.volume_claims),
         agents: index.agents.clone(),
-        failures: sandbox::Failures::default(),
-        transitions: sandbox::Transitions::default(),
-        metrics: Arc::clone(metrics),
-    });
+    };
+    let settings = Settings {
+        cluster_domain: args.cluster_domain.clone(),
+    };
+    let recorder = Recorder::new(client.clone(), reporter);
+    let context = SandboxContext::new(client.clone(), recorder, settings, known, Arc::clone(metrics));
     tracker.spawn(work(
         index.sandbox_queue.clone(),
         index.sandboxes.store().clone(),
         args.sandbox_concurrent_workers,
         sandbox::reconcile,
         sandbox::on_error,
-        context,
+        Arc::new(context),
         Arc::clone(metrics),
         stop.clone(),
     ));

@@ -137,7 +137,7 @@ impl Writer {
         }
     }
 
-    fn patch_params(&self) -> PatchParams {
+    pub(crate) fn patch_params(&self) -> PatchParams {
         PatchParams {
             field_manager: Some(self.manager.to_owned()),
             ..PatchParams::default()

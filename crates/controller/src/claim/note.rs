@@ -7,10 +7,8 @@ use std::time::Duration;
 use dormouse_api::extensions::SandboxClaim;
 use jiff::Timestamp;
 
+use crate::backoff;
 use crate::objects;
-
-/// First and longest wait after a failure.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
 
 /// What is kept in mind, by claim.
 #[derive(Debug, Default)]
@@ -43,14 +41,7 @@ impl Notes {
     }
 
     pub(super) fn failed(&self, claim: &SandboxClaim) -> Duration {
-        self.with(claim, |note| {
-            let wait = BACKOFF
-                .0
-                .saturating_mul(1 << note.failures.min(20))
-                .min(BACKOFF.1);
-            note.failures = note.failures.saturating_add(1);
-            wait
-        })
+        self.with(claim, |note| backoff::next(&mut note.failures))
     }
 
     pub(super) fn went_well(&self, claim: &SandboxClaim) {

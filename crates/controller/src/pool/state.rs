@@ -9,10 +9,8 @@ use jiff::Timestamp;
 
 use super::expected::{Expected, Pending};
 use super::{Next, Observed, Refill, Settings, next};
+use crate::backoff;
 use crate::objects;
-
-/// First and longest wait after a failure.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
 
 /// Namespace and name.
 pub(super) type Key = (String, String);
@@ -92,12 +90,7 @@ impl Pools {
     pub(super) fn failed(&self, key: &Key) -> Duration {
         let mut inner = self.lock();
         let state = inner.pools.entry(key.clone()).or_default();
-        let wait = BACKOFF
-            .0
-            .saturating_mul(1 << state.failures.min(20))
-            .min(BACKOFF.1);
-        state.failures = state.failures.saturating_add(1);
-        wait
+        backoff::next(&mut state.failures)
     }
 
     pub(super) fn went_well(&self, key: &Key) {

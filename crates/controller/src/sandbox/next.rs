@@ -247,11 +247,6 @@ fn remember_memory(status: &mut SandboxStatus, sandbox: &Sandbox, next: &Next, n
     }
 }
 
-/// Whether the status is worth a write.
-pub(super) fn is_worth_writing(old: &SandboxStatus, new: &SandboxStatus) -> bool {
-    old != new
-}
-
 /// How long it can wait to be written that a pod gets on, but is not ready yet: the next word about it is close. `None` if
 /// it cannot. That it has got a node goes with the next write; and a pod with a readiness gate costs a write more than
 /// others, which saying nothing of its beginning makes up for.

@@ -8,40 +8,46 @@ use dormouse_api::agents::{OperatingMode, Sandbox};
 use dormouse_api::conditions::{READY, SUSPENDED, ready, suspended};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Service};
-use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
-use kube::core::NamespaceResourceScope;
+use kube::api::{Api, Patch};
 use kube::runtime::controller::Action;
 use kube::runtime::events::{Event, EventType, Recorder};
 use kube::{Client, Resource};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use thiserror::Error;
 use tracing::{debug, info};
 
-use super::next::{can_wait, is_worth_writing};
+use super::next::can_wait;
 use super::{FIELD_MANAGER, Next, Observed, Settings, Step, Transitions, Trouble, guest, next, pod, volumes};
 use crate::agents::{Agents, Order, OrderError, Sight};
+use crate::backoff;
 use crate::cache::Cache;
 use crate::metrics::Metrics;
 use crate::objects;
 use crate::patch::status_patch;
+use crate::write::{Object, Which, Writer, is_already_there, is_not_found};
 use dormouse_api::names::name_hash;
 
 /// How often a look is taken again in one go: an object that was to be made was there already, or a guest has moved.
 const LOOKS: usize = 8;
 
-/// First and longest wait after a failure.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
-
 /// What sandboxes are reconciled with.
 #[allow(missing_debug_implementations, reason = "the API server's client has none")]
 pub struct SandboxContext {
-    /// To the API server.
-    pub client: Client,
-    /// Events about sandboxes.
-    pub recorder: Recorder,
-    /// What is the same for all sandboxes.
-    pub settings: Settings,
+    writer: Writer,
+    recorder: Recorder,
+    settings: Settings,
+    sandboxes: Arc<Cache<Sandbox>>,
+    pods: Arc<Cache<Pod>>,
+    services: Arc<Cache<Service>>,
+    volume_claims: Arc<Cache<PersistentVolumeClaim>>,
+    agents: Agents,
+    failures: Failures,
+    transitions: Transitions,
+    metrics: Arc<Metrics>,
+}
+
+/// Caches that sandboxes are reconciled with, and the agents.
+#[derive(Debug, Clone)]
+pub struct Known {
     /// All sandboxes.
     pub sandboxes: Arc<Cache<Sandbox>>,
     /// All pods that bear a name's hash.
@@ -52,17 +58,11 @@ pub struct SandboxContext {
     pub volume_claims: Arc<Cache<PersistentVolumeClaim>>,
     /// The agents of the nodes.
     pub agents: Agents,
-    /// Failures in a row.
-    pub failures: Failures,
-    /// Suspends and resumes under way.
-    pub transitions: Transitions,
-    /// What is counted.
-    pub metrics: Arc<Metrics>,
 }
 
 /// Failures in a row, by sandbox.
 #[derive(Debug, Default)]
-pub struct Failures(Mutex<HashMap<(String, String), u32>>);
+struct Failures(Mutex<HashMap<(String, String), u32>>);
 
 impl Failures {
     fn forget(&self, key: &(String, String)) {
@@ -71,10 +71,7 @@ impl Failures {
 
     fn wait(&self, key: (String, String)) -> Duration {
         let mut failures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = failures.entry(key).or_default();
-        let wait = BACKOFF.0.saturating_mul(1 << (*count).min(20)).min(BACKOFF.1);
-        *count = count.saturating_add(1);
-        wait
+        backoff::next(failures.entry(key).or_default())
     }
 }
 
@@ -178,6 +175,30 @@ enum Outcome {
 }
 
 impl SandboxContext {
+    /// A context for all sandboxes.
+    #[must_use]
+    pub fn new(
+        client: Client,
+        recorder: Recorder,
+        settings: Settings,
+        known: Known,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            writer: Writer::new(client, FIELD_MANAGER),
+            recorder,
+            settings,
+            sandboxes: known.sandboxes,
+            pods: known.pods,
+            services: known.services,
+            volume_claims: known.volume_claims,
+            agents: known.agents,
+            failures: Failures::default(),
+            transitions: Transitions::default(),
+            metrics,
+        }
+    }
+
     fn observe(&self, sandbox: Arc<Sandbox>) -> Observed {
         let meta = &sandbox.metadata;
         let (namespace, name) = (objects::namespace(meta), objects::name(meta));
@@ -232,7 +253,7 @@ impl SandboxContext {
         if sandbox.spec.operating_mode == OperatingMode::Running || is_said || !observed.pods.is_empty() {
             return Ok(());
         }
-        let api: Api<Pod> = self.api(objects::namespace(&sandbox.metadata));
+        let api: Api<Pod> = self.writer.api(objects::namespace(&sandbox.metadata));
         let name = pod::tracked_name(sandbox);
         let found = api.get_opt(name).await.map_err(SandboxError::Look)?;
         // What is there of our own is known already, or has just gone.
@@ -294,15 +315,15 @@ impl SandboxContext {
             Step::PatchPod { name, patch } => self.patch(&self.pods, name, patch, namespace).await,
             Step::PatchService { name, patch } => self.patch(&self.services, name, patch, namespace).await,
             Step::PatchPodStatus { name, patch } => {
-                let params = self.patch_params();
-                let pods: Api<Pod> = self.api(namespace);
+                let params = self.writer.patch_params();
+                let pods: Api<Pod> = self.writer.api(namespace);
                 let pod = pods.patch_status(name, &params, &Patch::Strategic(patch)).await?;
                 self.pods.wrote(pod);
                 Ok(Outcome::Done)
             }
             Step::ResizePod { name, patch } => {
-                let pods: Api<Pod> = self.api(namespace);
-                let params = self.patch_params();
+                let pods: Api<Pod> = self.writer.api(namespace);
+                let params = self.writer.patch_params();
                 let pod = pods
                     .patch_subresource("resize", name, &params, &Patch::Strategic(patch))
                     .await?;
@@ -350,92 +371,44 @@ impl SandboxContext {
         }
     }
 
-    fn patch_params(&self) -> PatchParams {
-        PatchParams {
-            field_manager: Some(FIELD_MANAGER.to_owned()),
-            ..PatchParams::default()
-        }
-    }
-
-    fn api<K>(&self, namespace: &str) -> Api<K>
-    where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
-    {
-        Api::namespaced(self.client.clone(), namespace)
-    }
-
-    async fn create<K>(&self, cache: &Cache<K>, object: &K, namespace: &str) -> Result<Outcome, kube::Error>
-    where
-        K: Object,
-    {
-        let params = PostParams {
-            field_manager: Some(FIELD_MANAGER.to_owned()),
-            ..PostParams::default()
-        };
-        match self.api::<K>(namespace).create(&params, object).await {
-            Ok(object) => {
-                cache.wrote(object);
-                Ok(Outcome::Done)
-            }
-            Err(error) if is(&error, 409, "AlreadyExists") => Ok(Outcome::Exists),
+    async fn create<K: Object>(
+        &self,
+        cache: &Cache<K>,
+        object: &K,
+        namespace: &str,
+    ) -> Result<Outcome, kube::Error> {
+        match self.writer.create(cache, namespace, object).await {
+            Ok(_) => Ok(Outcome::Done),
+            Err(error) if is_already_there(&error) => Ok(Outcome::Exists),
             Err(error) => Err(error),
         }
     }
 
-    async fn patch<K>(
+    async fn patch<K: Object>(
         &self,
         cache: &Cache<K>,
         name: &str,
         patch: &serde_json::Value,
         namespace: &str,
-    ) -> Result<Outcome, kube::Error>
-    where
-        K: Object,
-    {
-        let params = PatchParams {
-            field_manager: Some(FIELD_MANAGER.to_owned()),
-            ..PatchParams::default()
-        };
-        let object = self
-            .api::<K>(namespace)
-            .patch(name, &params, &Patch::Merge(patch))
-            .await?;
-        cache.wrote(object);
+    ) -> Result<Outcome, kube::Error> {
+        self.writer.patch(cache, namespace, name, patch).await?;
         Ok(Outcome::Done)
     }
 
-    async fn delete<K>(
+    async fn delete<K: Object>(
         &self,
         cache: &Cache<K>,
         name: &str,
         uid: &str,
         namespace: &str,
-    ) -> Result<Outcome, kube::Error>
-    where
-        K: Object,
-    {
-        let params = DeleteParams {
-            preconditions: Some(Preconditions {
-                uid: Some(uid.to_owned()),
-                resource_version: None,
-            }),
-            ..DeleteParams::default()
+    ) -> Result<Outcome, kube::Error> {
+        let which = Which {
+            name,
+            uid,
+            version: None,
         };
-        match self.api::<K>(namespace).delete(name, &params).await {
-            // A pod stays until kubelet has ended it.
-            Ok(either) => {
-                match either.left() {
-                    Some(object) if object.meta().deletion_timestamp.is_some() => cache.wrote(object),
-                    _ => cache.gone(namespace, name),
-                }
-                Ok(Outcome::Done)
-            }
-            Err(error) if is_not_found(&error) => {
-                cache.gone(namespace, name);
-                Ok(Outcome::Done)
-            }
-            Err(error) => Err(error),
-        }
+        self.writer.delete(cache, namespace, which, false).await?;
+        Ok(Outcome::Done)
     }
 
     /// Looks at an object that was not known and is there.
@@ -448,19 +421,19 @@ impl SandboxContext {
         match step {
             Step::CreateVolumeClaim(claim) => {
                 let name = objects::name(&claim.metadata);
-                let found: Option<PersistentVolumeClaim> = self.api(namespace).get_opt(name).await?;
+                let found: Option<PersistentVolumeClaim> = self.writer.api(namespace).get_opt(name).await?;
                 observed.volume_claims.extend(found.map(Arc::new));
                 Ok("PVC")
             }
             Step::CreatePod(pod) => {
                 let name = objects::name(&pod.metadata);
-                let found: Option<Pod> = self.api(namespace).get_opt(name).await?;
+                let found: Option<Pod> = self.writer.api(namespace).get_opt(name).await?;
                 observed.pods.extend(found.map(Arc::new));
                 Ok("pod")
             }
             Step::CreateService(service) => {
                 let name = objects::name(&service.metadata);
-                let found: Option<Service> = self.api(namespace).get_opt(name).await?;
+                let found: Option<Service> = self.writer.api(namespace).get_opt(name).await?;
                 observed.service = found.map(Arc::new);
                 Ok("service")
             }
@@ -492,13 +465,14 @@ impl SandboxContext {
         let ended = self.transitions.note(&key, sandbox, &planned.status, begun);
         let waits = can_wait(sandbox, &planned, Timestamp::now());
         if waits.is_none()
-            && is_worth_writing(&old, &planned.status)
             && let Some(patch) = status_patch(&old, &planned.status)
         {
-            let params = self.patch_params();
-            let api: Api<Sandbox> = self.api(&key.0);
-            match api.patch_status(&key.1, &params, &Patch::Merge(&patch)).await {
-                Ok(sandbox) => self.sandboxes.wrote(sandbox),
+            match self
+                .writer
+                .patch_status(&self.sandboxes, &key.0, &key.1, &patch)
+                .await
+            {
+                Ok(_) => {}
                 Err(error) if is_not_found(&error) => return Ok(Action::await_change()),
                 Err(error) => return Err(SandboxError::Status(error)),
             }
@@ -507,7 +481,6 @@ impl SandboxContext {
             self.metrics.moved(&ended);
         }
         for step in &planned.later {
-            let mut aside = observed.clone();
             if let Step::Order { node, order } = step {
                 // It may take long, and a resume must not wait for it.
                 let (agents, node, order) = (self.agents.clone(), node.clone(), order.clone());
@@ -518,6 +491,7 @@ impl SandboxContext {
                 });
                 continue;
             }
+            let mut aside = observed.clone();
             if let Err(error) = self.perform_one(step, &mut aside, &key.0).await {
                 if matches!(step, Step::ResizePod { .. }) {
                     // A kubelet that does not take it will not take it the next time.
@@ -548,32 +522,6 @@ impl SandboxContext {
             debug!(%error, "an event was lost");
         }
     }
-}
-
-/// What can be written.
-trait Object:
-    Resource<DynamicType = (), Scope = NamespaceResourceScope>
-    + Clone
-    + std::fmt::Debug
-    + DeserializeOwned
-    + Serialize
-{
-}
-impl<K> Object for K where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-        + Clone
-        + std::fmt::Debug
-        + DeserializeOwned
-        + Serialize
-{
-}
-
-fn is(error: &kube::Error, code: u16, reason: &str) -> bool {
-    matches!(error, kube::Error::Api(status) if status.code == code && status.reason == reason)
-}
-
-fn is_not_found(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if status.code == 404)
 }
 
 fn trouble(step: &Step, error: &kube::Error) -> Trouble {
