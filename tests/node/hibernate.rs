@@ -140,7 +140,7 @@ async fn a_pod_hibernates_and_wakes_by_order_packet_and_exec() {
                     "packet: connected {:?}, first byte {:?}",
                     answer.connected, answer.first_byte
                 );
-                assert_eq!(rig.get(&pod).await.unwrap().last_wake.unwrap().source, "Packet");
+                assert_eq!(rig.woken(&pod, LIMIT).await.unwrap().source, "Packet");
                 // Its first attempt was held for it; the kernel's own next one would have come after a second.
                 let log = rig.agent.log();
                 assert!(log.contains("held frames were replayed"), "{log}");

@@ -49,9 +49,7 @@ async fn a_packet_wakes_a_sleeper() {
             "{rung}: connected {:?}, first byte {:?}",
             answer.connected, answer.first_byte
         );
-        let view = rig.get(&pod).await.unwrap();
-        assert_eq!(view.rung().to_core(), Some(Rung::Running));
-        assert_eq!(view.last_wake.unwrap().source, "Packet");
+        assert_eq!(rig.woken(&pod, LIMIT).await.unwrap().source, "Packet");
     }
     rig.stop().await.unwrap();
 }
@@ -104,12 +102,12 @@ async fn a_runc_pod_freezes_dozes_and_wakes() {
     let view = rig.get(&pod).await.unwrap();
     assert!(view.resident_bytes < 16 << 20, "{view:?}");
     assert_eq!(ask(&pod, "/hash").await, hash, "woken by its packet");
-    assert_eq!(rig.get(&pod).await.unwrap().last_wake.unwrap().source, "Packet");
+    assert_eq!(rig.woken(&pod, LIMIT).await.unwrap().source, "Packet");
 
     rig.freeze(&pod).await.unwrap();
     let out = pod.exec(&["echo", "up"], LIMIT).await.unwrap();
     assert_eq!(out.stdout.trim(), "up");
-    assert_eq!(rig.rung(&pod).await.unwrap(), Rung::Running);
+    rig.wait_rung(&pod, Rung::Running, LIMIT).await.unwrap();
 
     rig.doze(&pod).await.unwrap();
     let began = std::time::Instant::now();

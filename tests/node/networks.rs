@@ -46,7 +46,7 @@ async fn wakes_at_once(rig: &Rig, pod: &Pod, rung: Rung, forget_neighbours: bool
         "{rung}: connected {:?}, answered {:?}",
         answer.connected, answer.first_byte
     );
-    assert_eq!(rig.get(pod).await.unwrap().last_wake.unwrap().source, "Packet");
+    assert_eq!(rig.woken(pod, LIMIT).await.unwrap().source, "Packet");
     answer.first_byte < Duration::from_millis(900)
 }
 
@@ -96,7 +96,7 @@ async fn from_another_pod_that_never_talked_to_it() {
     );
     let out = client.exec(&["python3", "-c", &script], LIMIT).await.unwrap();
     assert!(out.stdout.contains("42"), "{out:?}");
-    assert_eq!(rig.rung(&pod).await.unwrap(), Rung::Running);
+    rig.wait_rung(&pod, Rung::Running, LIMIT).await.unwrap();
     rig.stop().await.unwrap();
 }
 
@@ -172,7 +172,7 @@ async fn both_families_routes_and_mtu_are_what_they_were_after_a_hibernation() {
                 .await
                 .unwrap();
             assert_eq!(answer.json().unwrap(), hash, "{to}");
-            assert_eq!(rig.get(&pod).await.unwrap().last_wake.unwrap().source, "Packet");
+            assert_eq!(rig.woken(&pod, LIMIT).await.unwrap().source, "Packet");
             rig.wait_rung(&pod, Rung::Running, LIMIT).await.unwrap();
             assert_eq!(seen(&pod).await, before, "{to}");
         }

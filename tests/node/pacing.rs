@@ -119,7 +119,7 @@ async fn a_wake_calls_a_save_off_that_is_held_up() {
             assert_eq!((output.code, output.stdout.as_str()), (0, "hello\n"));
         }
         assert_eq!(ask(&pod, "/hash").await, hash, "round {round}");
-        assert_eq!(rig.rung(&pod).await.unwrap(), Rung::Running);
+        rig.wait_rung(&pod, Rung::Running, LIMIT).await.unwrap();
         wait::until("the image to be gone", LIMIT, async || {
             let left = std::fs::read_dir(rig.agent.paths().state_dir.join("snapshots/staging"))?.count();
             anyhow::ensure!(left == 0, "{left}");

@@ -36,7 +36,7 @@ async fn idleness_leads_to_a_doze_and_a_request_back() {
             .unwrap();
         assert_eq!(view.reason, Reason::IdleTimeout.as_str(), "round {round}");
         assert_eq!(ask(&pod, "/history").await[0], "hello");
-        assert_eq!(rig.rung(&pod).await.unwrap(), Rung::Running);
+        rig.wait_rung(&pod, Rung::Running, LIMIT).await.unwrap();
     }
     rig.stop().await.unwrap();
 }
@@ -193,7 +193,7 @@ async fn a_manual_pod_is_woken_by_an_order_and_not_by_packets() {
     rig.wake(&pod).await.unwrap();
     ask(&pod, "/answer").await;
     assert_eq!(
-        rig.get(&pod).await.unwrap().last_wake.unwrap().source,
+        rig.woken(&pod, LIMIT).await.unwrap().source,
         WakeSource::Api.as_str()
     );
     rig.stop().await.unwrap();

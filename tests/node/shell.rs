@@ -75,7 +75,7 @@ async fn a_wake_fills_the_shell_that_stands_by() {
             1 => {
                 let answer = http::get(address(&pod), "/answer", LIMIT).await.unwrap();
                 println!("packet: {:?}", answer.first_byte);
-                assert_eq!(rig.get(&pod).await.unwrap().last_wake.unwrap().source, "Packet");
+                assert_eq!(rig.woken(&pod, LIMIT).await.unwrap().source, "Packet");
             }
             _ => {
                 // The agent that comes back finds it, and uses it.

@@ -36,8 +36,10 @@ async fn an_exec_wakes_and_stats_do_not() {
         let out = pod.exec(&["echo", "here"], LIMIT).await.unwrap();
         println!("{rung}: exec in {:?}", began.elapsed());
         assert_eq!((out.code, out.stdout.trim()), (0, "here"));
-        let view = rig.wait_rung(&pod, Rung::Running, LIMIT).await.unwrap();
-        assert_eq!(view.last_wake.unwrap().source, WakeSource::Exec.as_str());
+        assert_eq!(
+            rig.woken(&pod, LIMIT).await.unwrap().source,
+            WakeSource::Exec.as_str()
+        );
     }
     rig.stop().await.unwrap();
 }

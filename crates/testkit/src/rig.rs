@@ -232,6 +232,17 @@ impl Rig {
         .await
     }
 
+    /// What woke a pod last, once the agent has written it down: the guest may answer before that.
+    ///
+    /// # Errors
+    ///
+    /// If the pod does not run within `limit`, or the agent knows of no wake.
+    pub async fn woken(&self, pod: &Pod, limit: Duration) -> Result<v1::LastWake> {
+        let view = self.wait_rung(pod, Rung::Running, limit).await?;
+        view.last_wake
+            .with_context(|| format!("the agent knows of no wake of pod {}", pod.name))
+    }
+
     /// Waits until a shell stands by for a hibernated pod, or none does, and nothing is under way.
     ///
     /// # Errors
