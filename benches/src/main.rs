@@ -1,5 +1,4 @@
-//! `dormouse-bench node` and `dormouse-bench hibernate`: measure what SPECIFICATION.md promises, all rows of a suite in one
-//! run, on the real stack.
+//! `dormouse-bench SUITE`: measures what SPECIFICATION.md promises, all rows of a suite in one run, on the real stack.
 //!
 //! Started by `cargo xtask bench SUITE`, which builds everything as shipped and says where it is. Needs root and a
 //! machine that does nothing else.
@@ -41,6 +40,8 @@ enum Command {
     Node(Args),
     /// Hibernation, snapshots and clones, beside raw runsc and cold starts.
     Hibernate(Args),
+    /// A Kubernetes cluster with the controller: suspend and resume, idle sandboxes, writes, scale.
+    Cluster(Args),
 }
 
 /// What to measure, and where to put it.
@@ -70,6 +71,7 @@ fn main() -> ExitCode {
     let (suite, args) = match Cli::parse().command {
         Command::Node(args) => (Suite::Node, args),
         Command::Hibernate(args) => (Suite::Hibernate, args),
+        Command::Cluster(args) => (Suite::Cluster, args),
     };
     match start(suite, &args) {
         Ok(()) => ExitCode::SUCCESS,
@@ -104,6 +106,7 @@ async fn measure(suite: Suite, args: &Args) -> Result<()> {
             n_large: n,
             n_residency: n,
             n_image: n,
+            n_up: n,
             ..plan
         };
     }

@@ -33,6 +33,16 @@ pub(crate) enum Which {
     Wrapper,
     /// 100 sleeping pods: the agent's cost, its restart, and density.
     Fleet,
+    /// A test cluster, from nothing.
+    Up,
+    /// Sandboxes that are suspended and resumed through the API, by each strategy.
+    Suspended,
+    /// Sandboxes that sleep while idle, woken by another pod's request to their Service.
+    Idle,
+    /// What the controller writes per sandbox.
+    Writes,
+    /// Thousands of Sandboxes: the controller's memory, its restart, and whether it is quiet.
+    Scale,
 }
 
 /// What is measured in one run, written to files and a table of its own.
@@ -42,6 +52,8 @@ pub(crate) enum Suite {
     Node,
     /// Hibernation, snapshots and clones: what goes through an image on the disk.
     Hibernate,
+    /// A Kubernetes cluster with the controller.
+    Cluster,
 }
 
 impl Suite {
@@ -50,6 +62,7 @@ impl Suite {
         match self {
             Self::Node => "node",
             Self::Hibernate => "hibernate",
+            Self::Cluster => "cluster",
         }
     }
 
@@ -57,6 +70,7 @@ impl Suite {
         match self {
             Self::Node => "one node",
             Self::Hibernate => "hibernation, snapshots and clones",
+            Self::Cluster => "a Kubernetes cluster",
         }
     }
 
@@ -79,6 +93,13 @@ impl Suite {
                 Which::Clones,
                 Which::Freed,
                 Which::Wrapper,
+            ],
+            Self::Cluster => &[
+                Which::Up,
+                Which::Suspended,
+                Which::Idle,
+                Which::Writes,
+                Which::Scale,
             ],
         }
     }
@@ -125,6 +146,12 @@ pub(crate) struct Plan {
     pub(crate) shells: u32,
     /// Sizes of the memory blocks of guests that are saved, MiB.
     pub(crate) image_sizes: Vec<u32>,
+    /// Clusters that are brought up; Sandboxes that go and come back with their pods.
+    pub(crate) n_up: u32,
+    /// Sandboxes whose writes are counted, per strategy.
+    pub(crate) n_writes: u32,
+    /// Sandboxes on nodes that are not there.
+    pub(crate) sandboxes: u32,
     /// Seed of everything random.
     pub(crate) seed: u64,
 }
@@ -150,6 +177,9 @@ impl Plan {
             n_crowd: 5,
             shells: 10,
             image_sizes: vec![8, 64, 256, 512],
+            n_up: 20,
+            n_writes: 5,
+            sandboxes: 2000,
             seed: 3,
         }
     }
@@ -174,6 +204,9 @@ impl Plan {
             n_crowd: 1,
             shells: 3,
             image_sizes: vec![8, 64, 256, 512],
+            n_up: 2,
+            n_writes: 1,
+            sandboxes: 100,
             seed: 3,
         }
     }

@@ -10,7 +10,7 @@ use dormouse_testkit::host::wait;
 use dormouse_testkit::{Cluster, ClusterOptions};
 use serde_json::{Value, json};
 
-use crate::installed::{self, NAMESPACE, install, installed, pod_of, uninstall, upgrade, words};
+use crate::installed::{self, NAMESPACE, dormouse, install, installed, pod_of, uninstall, upgrade, words};
 use crate::support::{LIMIT, ask, namespace, server};
 
 const AGENT: &str = "app.kubernetes.io/component=agent";
@@ -41,20 +41,6 @@ async fn ready_node(cluster: &Cluster, node: &str) -> Value {
     })
     .await
     .unwrap()
-}
-
-/// What the agent of a node says of a pod, asked as a person would.
-async fn dormouse(cluster: &Cluster, arguments: &[&str]) -> anyhow::Result<String> {
-    let mut all = vec![
-        "exec",
-        "--namespace",
-        NAMESPACE,
-        "daemonset/dormouse-agent",
-        "--",
-        "dormouse",
-    ];
-    all.extend(arguments);
-    cluster.kubectl(&all).await
 }
 
 async fn rung(cluster: &Cluster, space: &str, name: &str) -> anyhow::Result<String> {

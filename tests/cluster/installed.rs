@@ -1,17 +1,12 @@
 //! Clusters with Dormouse installed, as its users install it: the image, and the chart.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
+use dormouse_testkit::cluster::release;
+pub(crate) use dormouse_testkit::cluster::release::{NAMESPACE, chart, dormouse, words};
 use dormouse_testkit::{Cluster, ClusterOptions};
 use serde_json::Value;
 use tokio::sync::Mutex;
-
-/// Where Dormouse is.
-pub(crate) const NAMESPACE: &str = "agent-sandbox-system";
-
-/// The release's name.
-const RELEASE: &str = "dormouse";
 
 /// What a test's nodes are like. Everything of theirs is at its default place, but they share this host's kernel and thus its
 /// swap: who wants to see a pod doze brings that, in a cluster of its own.
@@ -44,99 +39,17 @@ pub(crate) async fn installed() -> Arc<Cluster> {
 
 /// Installs Dormouse, with more settings as `helm --set` takes them, and waits until all of it is ready.
 pub(crate) async fn install(cluster: &Cluster, settings: &[&str]) {
-    let image = cluster.built().image().unwrap();
-    cluster.import_image(&image.file).await.unwrap();
-    helm(cluster, "install", settings).await;
+    release::install(cluster, VALUES, settings).await.unwrap();
 }
 
 /// Changes the installation, and waits until all of it is ready.
 pub(crate) async fn upgrade(cluster: &Cluster, settings: &[&str]) {
-    helm(cluster, "upgrade", settings).await;
-}
-
-async fn helm(cluster: &Cluster, verb: &str, settings: &[&str]) {
-    let image = cluster.built().image().unwrap();
-    let values = cluster.dir().join("values.yaml");
-    std::fs::write(&values, VALUES).unwrap();
-    let (chart, values) = (chart().display().to_string(), values.display().to_string());
-    let image = format!(
-        "image.repository={},image.digest={},image.pullPolicy=Never",
-        image.repository, image.digest
-    );
-    let mut arguments = vec![
-        verb,
-        RELEASE,
-        &chart,
-        "--namespace",
-        NAMESPACE,
-        "--values",
-        &values,
-        "--set",
-        &image,
-        "--wait",
-        "--timeout=180s",
-    ];
-    if verb == "install" {
-        arguments.push("--create-namespace");
-    }
-    for setting in settings {
-        arguments.extend(["--set", setting]);
-    }
-    if let Err(error) = cluster.helm(&arguments).await {
-        panic!("{error:#}\n{}", words(cluster).await);
-    }
+    release::upgrade(cluster, VALUES, settings).await.unwrap();
 }
 
 /// Removes what helm has installed.
 pub(crate) async fn uninstall(cluster: &Cluster) {
-    cluster
-        .helm(&[
-            "uninstall",
-            RELEASE,
-            "--namespace",
-            NAMESPACE,
-            "--wait",
-            "--timeout=120s",
-        ])
-        .await
-        .unwrap();
-}
-
-/// The chart in this repository.
-pub(crate) fn chart() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../daemonset/chart/dormouse")
-}
-
-/// What the parts say, for a test that fails.
-pub(crate) async fn words(cluster: &Cluster) -> String {
-    let mut words = String::new();
-    for arguments in [
-        &["get", "pods", "--namespace", NAMESPACE, "--output=wide"][..],
-        &["get", "events", "--namespace", NAMESPACE],
-        &["get", "sandboxnodes", "--output=yaml"],
-        &[
-            "logs",
-            "--namespace",
-            NAMESPACE,
-            "daemonset/dormouse-agent",
-            "--all-containers",
-            "--tail=60",
-        ],
-        &[
-            "logs",
-            "--namespace",
-            NAMESPACE,
-            "deployment/agent-sandbox-controller",
-            "--tail=40",
-        ],
-    ] {
-        let said = match cluster.kubectl(arguments).await {
-            Ok(said) => said,
-            Err(error) => format!("{error:#}"),
-        };
-        words.push_str(&format!("\n== {}\n{said}", arguments.join(" ")));
-    }
-    words
+    release::uninstall(cluster).await.unwrap();
 }
 
 /// The one pod of Dormouse's that bears the label.

@@ -18,6 +18,11 @@ pub(super) fn group(which: Which) -> &'static str {
         Which::Freed => "What hibernating frees",
         Which::Wrapper => "Wrapper",
         Which::Fleet => "Fleet",
+        Which::Up => "A cluster from nothing",
+        Which::Suspended => "Suspended and resumed",
+        Which::Idle => "Idle, woken through a Service",
+        Which::Writes => "Writes to the API server",
+        Which::Scale => "Thousands of Sandboxes",
     }
 }
 

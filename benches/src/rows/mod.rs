@@ -1,6 +1,7 @@
 //! The measurements themselves.
 
 mod clones;
+mod cluster;
 mod cycles;
 mod fleet;
 mod freed;
@@ -66,12 +67,20 @@ pub(crate) async fn run(plan: &Plan, wanted: &[Which]) -> Vec<Row> {
             Which::Freed => freed::measure(plan, &mut row).await,
             Which::Wrapper => wrapper::measure(plan, &mut row).await,
             Which::Fleet => fleet::measure(plan, &mut row).await,
-            Which::Frozen | Which::Dozing | Which::Residency => Ok(()),
+            Which::Frozen
+            | Which::Dozing
+            | Which::Residency
+            | Which::Up
+            | Which::Suspended
+            | Which::Idle
+            | Which::Writes
+            | Which::Scale => Ok(()),
         };
         let mut one = [row];
         finish(&mut one, began, outcome);
         rows.extend(one);
     }
+    rows.extend(cluster::measure(plan, wanted).await);
     rows
 }
 

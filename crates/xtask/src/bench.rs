@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::binaries::{self, Profile};
 use crate::paths::Paths;
 use crate::prereq::{self, Group};
-use crate::{exec, stack};
+use crate::{exec, image, stack};
 
 /// What is measured.
 #[derive(Debug, clap::Subcommand)]
@@ -24,6 +24,12 @@ pub(crate) enum Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         rest: Vec<String>,
     },
+    /// A Kubernetes cluster with the controller: suspend and resume, idle sandboxes, writes, scale.
+    Cluster {
+        /// Handed to the measuring program: --only ROW, --quick, --help.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
 }
 
 /// Prepares everything, then runs the measuring program.
@@ -31,10 +37,22 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     let (suite, rest) = match bench {
         Bench::Node { rest } => ("node", rest),
         Bench::Hibernate { rest } => ("hibernate", rest),
+        Bench::Cluster { rest } => ("cluster", rest),
     };
     let paths = Paths::discover()?;
-    prereq::ensure(&[Group::Rust, Group::Stack, Group::Node])?;
-    let stack = stack::build(&paths)?;
+    let mut groups = vec![Group::Rust, Group::Stack, Group::Node];
+    let stack = if matches!(bench, Bench::Cluster { .. }) {
+        groups.push(Group::Cluster);
+        prereq::ensure(&groups)?;
+        binaries::build_cluster(&paths, Profile::Release)?;
+        let stack = stack::build_with_cluster(&paths)?;
+        let programs = binaries::build_static(&paths, Profile::Release)?;
+        image::build(&paths, &programs.dir, Profile::Release, image::REPOSITORY)?;
+        stack
+    } else {
+        prereq::ensure(&groups)?;
+        stack::build(&paths)?
+    };
     let binaries = binaries::build(&paths, Profile::Release)?;
     let mut cargo = Command::new("cargo");
     cargo

@@ -159,9 +159,9 @@ pub(crate) fn build_static(paths: &Paths, profile: Profile) -> Result<Binaries> 
 }
 
 /// Builds the program that is behind `cargo xtask cluster`, and the first process of each of a cluster's machines. A
-/// debug build: nothing that it does takes time.
-pub(crate) fn build_cluster(paths: &Paths) -> Result<Binaries> {
-    let dir = paths.target.join("bin").join(Profile::Dev.folder());
+/// debug build: nothing that it does takes time. It is put beside the programs of the given profile.
+pub(crate) fn build_cluster(paths: &Paths, beside: Profile) -> Result<Binaries> {
+    let dir = paths.target.join("bin").join(beside.folder());
     fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
     ui::step("dormouse-cluster", || {
         let mut cargo = Command::new("cargo");

@@ -5,9 +5,10 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
+use crate::binaries::{self, Profile};
 use crate::paths::Paths;
 use crate::prereq::{self, Group};
-use crate::{binaries, stack};
+use crate::stack;
 
 /// What is done with the cluster.
 #[derive(Debug, clap::Subcommand)]
@@ -63,7 +64,7 @@ pub(crate) fn run(command: &Cluster) -> Result<()> {
     let paths = Paths::discover()?;
     let binaries = if verb == "up" {
         prereq::ensure(&[Group::Rust, Group::Stack, Group::Node, Group::Cluster])?;
-        binaries::build_cluster(&paths)?
+        binaries::build_cluster(&paths, Profile::Dev)?
     } else {
         // What is running was built; the rest has to work at once, and with nothing said that is not the answer.
         binaries::find_cluster(&paths)?

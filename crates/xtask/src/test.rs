@@ -15,7 +15,7 @@ use crate::{exec, image, ui};
 /// Arguments of `cargo xtask test`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Run only these stages (may be repeated); all of them but `cluster` without it.
+    /// Run only these stages (may be repeated); all of them without it.
     #[arg(long, value_enum)]
     only: Vec<Stage>,
     /// Handed to the test binaries, for example a test's name or --nocapture.
@@ -76,8 +76,7 @@ impl Stage {
 /// Runs the stages; a failing one does not keep the others from running.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let stages: Vec<Stage> = if args.only.is_empty() {
-        // The cluster only by name: on a clean machine it builds Kubernetes first.
-        vec![Stage::Unit, Stage::Node, Stage::Faults, Stage::Vm]
+        vec![Stage::Unit, Stage::Node, Stage::Faults, Stage::Cluster, Stage::Vm]
     } else {
         args.only.clone()
     };
@@ -97,7 +96,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     prereq::ensure(&groups)?;
     let built = if real {
         let stack = if cluster {
-            binaries::build_cluster(&paths)?;
+            binaries::build_cluster(&paths, Profile::Dev)?;
             stack::build_with_cluster(&paths)?
         } else {
             stack::build(&paths)?
