@@ -7,6 +7,7 @@
 )]
 
 mod access;
+mod faults;
 mod install;
 mod installed;
 mod installer;
@@ -18,3 +19,4 @@ mod restarts;
 mod sandboxes;
 mod support;
 mod tools;
+mod validation;

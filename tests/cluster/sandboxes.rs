@@ -7,7 +7,7 @@ use dormouse_testkit::host::wait;
 use dormouse_testkit::{Cluster, PYTHON};
 use serde_json::{Value, json};
 
-use crate::installed::installed;
+use crate::installed::{installed, words};
 use crate::support::{LIMIT, ask, ask_from, namespace, server};
 
 /// A Sandbox around a pod that answers HTTP with its own name.
@@ -42,7 +42,7 @@ pub(crate) async fn until(
     reason: &str,
 ) -> Value {
     let what = format!("{name}: {type_}={status} ({reason})");
-    wait::until(&what, LIMIT, async || {
+    let seen = wait::until(&what, LIMIT, async || {
         let object = cluster.get("sandbox.agents.x-k8s.io", space, name).await?;
         let is = condition(&object, type_);
         match &is {
@@ -50,8 +50,11 @@ pub(crate) async fn until(
             _ => Err(anyhow::anyhow!("it is {is:?}; {}", object["status"])),
         }
     })
-    .await
-    .unwrap()
+    .await;
+    match seen {
+        Ok(object) => object,
+        Err(error) => panic!("{error:#}\n{}", words(cluster).await),
+    }
 }
 
 /// Tells a Sandbox to run, or not to.

@@ -114,9 +114,9 @@ where
         self.regroup(&namespace, &name);
     }
 
-    /// Takes note that an object is gone.
-    pub fn gone(&self, namespace: &str, name: &str) {
-        lock(&self.overlay).gone(reference::<K>(namespace, name));
+    /// Takes note that the object of that UID is gone.
+    pub fn gone(&self, namespace: &str, name: &str, uid: &str) {
+        lock(&self.overlay).gone(&reference::<K>(namespace, name), uid);
     }
 
     /// Takes note of what the watch has shown, after the store has.

@@ -11,8 +11,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::warn;
 
-/// Name of the Lease.
-const LEASE: &str = "agent-sandbox-controller";
+/// Name of the Lease: agent-sandbox's, so that its controller and this one do not work at once while the one replaces the other.
+const LEASE: &str = "a3317529.agent-sandbox.x-k8s.io";
 
 /// How long a Lease holds, and how long before its end it is renewed, in seconds.
 const HOLDS: u64 = 15;

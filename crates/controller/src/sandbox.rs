@@ -22,7 +22,7 @@ mod tests;
 
 pub use guest::{READINESS_GATE, RESTORE_GATE};
 pub(crate) use metadata::known_creator;
-pub use next::{Next, Observed, Settings, next};
+pub use next::{Next, Observed, Refusal, Settings, next};
 pub use reconcile::{Known, SandboxContext, SandboxError, on_error, reconcile};
 pub use step::Step;
 pub use transitions::{Direction, Transition, Transitions};

@@ -125,12 +125,12 @@ impl Writer {
             Ok(answer) => {
                 match answer.left() {
                     Some(object) if object.meta().deletion_timestamp.is_some() => cache.wrote(object),
-                    _ => cache.gone(namespace, name),
+                    _ => cache.gone(namespace, name, which.uid),
                 }
                 Ok(())
             }
             Err(error) if is_not_found(&error) => {
-                cache.gone(namespace, name);
+                cache.gone(namespace, name, which.uid);
                 Ok(())
             }
             Err(error) => Err(error),

@@ -22,11 +22,12 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use procfs::process::Process;
 use serde_json::{Map, Value};
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::built::Built;
-use crate::host::{ProcessId, wait};
+use crate::host::{ProcessId, process, wait};
 use client::Client;
 use control::Users;
 use machine::{Machine, MachineSpec, UnitStatus};
@@ -281,6 +282,26 @@ impl Cluster {
     pub fn node_cgroup(&self, name: &str) -> Result<String> {
         self.node(name)?;
         Ok(format!("{}/{name}", self.slot.cgroup))
+    }
+
+    /// The processes of that program in this cluster's pods.
+    #[must_use]
+    pub fn processes(&self, program: &str) -> Vec<ProcessId> {
+        let named = |argv: &[String]| {
+            let path = argv.first();
+            path.is_some_and(|path| path.rsplit('/').next() == Some(program))
+        };
+        // One that ends meanwhile is none.
+        let ours = |id: ProcessId| {
+            let groups = Process::new(id.pid).and_then(|process| process.cgroups());
+            groups.is_ok_and(|groups| {
+                groups
+                    .into_iter()
+                    .any(|group| group.pathname.contains(&self.slot.cgroup))
+            })
+        };
+        let found = process::find(named).into_iter().map(|running| running.id);
+        found.filter(|id| ours(*id)).collect()
     }
 
     /// What was built, and where.

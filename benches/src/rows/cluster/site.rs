@@ -12,6 +12,7 @@ use kube::api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::GroupVersionKind;
 use kube::{Api, Client, Config};
+use procfs::process::Process;
 use serde_json::{Value, json};
 
 use super::watched::Watched;
@@ -165,24 +166,11 @@ impl Site {
 
     /// Resident memory of a program that runs once in this cluster, bytes.
     pub(super) fn resident(&self, program: &str) -> Result<u64> {
-        let mut found = Vec::new();
-        for process in procfs::process::all_processes()?.flatten() {
-            // It may be gone meanwhile.
-            let Ok(arguments) = process.cmdline() else {
-                continue;
-            };
-            let Ok(groups) = process.cgroups() else { continue };
-            let ours = groups
-                .into_iter()
-                .any(|group| group.pathname.contains(self.cluster.cgroup()));
-            let name = arguments.first().and_then(|path| path.rsplit('/').next());
-            if ours && name == Some(program) {
-                let kib = process.status()?.vmrss.unwrap_or_default();
-                found.push(kib << 10);
+        match self.cluster.processes(program).as_slice() {
+            [one] => {
+                let status = Process::new(one.pid)?.status()?;
+                Ok(status.vmrss.unwrap_or_default() << 10)
             }
-        }
-        match found.as_slice() {
-            [one] => Ok(*one),
             other => bail!("{} processes are {program}", other.len()),
         }
     }

@@ -14,15 +14,16 @@ use tracing::{info, warn};
 
 use super::{Agents, Guest};
 
-/// First and longest wait after a broken link.
-const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
+/// First and longest wait after a broken link. A resume may wait for it, and a thousand dead agents are a few hundred
+/// attempts a second at the longest.
+const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(4));
 
 /// How long a connection may take, and how often one that says nothing is asked whether it is still there.
 const CONNECT: Duration = Duration::from_secs(5);
 const KEEPALIVE: Duration = Duration::from_secs(10);
 
 /// A link that has held for so long was a good one.
-const GOOD: Duration = Duration::from_secs(60);
+const GOOD: Duration = Duration::from_secs(10);
 
 /// Why a link is broken.
 #[derive(Debug, Error)]

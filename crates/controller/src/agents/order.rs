@@ -246,9 +246,11 @@ fn refusal(node: &str, what: &'static str, status: &tonic::Status) -> OrderError
             |reason| reason.as_str().to_owned(),
         ),
         message: status.message().to_owned(),
-        may_pass: !matches!(
-            status.code(),
-            Code::InvalidArgument | Code::FailedPrecondition | Code::PermissionDenied | Code::DataLoss
-        ),
+        // A pod that is not found may not be known to the agent yet; a snapshot does not appear.
+        may_pass: reason != Some(dormouse_core::Reason::SnapshotNotFound)
+            && !matches!(
+                status.code(),
+                Code::InvalidArgument | Code::FailedPrecondition | Code::PermissionDenied | Code::DataLoss
+            ),
     }
 }

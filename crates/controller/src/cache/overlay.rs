@@ -1,6 +1,6 @@
 //! What we have written and the watch has not shown yet.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,21 +11,50 @@ use kube::runtime::reflector::ObjectRef;
 /// shows the whole truth when it is there again.
 const BELIEVED: Duration = Duration::from_secs(60);
 
-/// What we have written and the watch has not shown yet.
+/// What we have written and the watch has not shown yet, and what is known to be gone.
 pub(super) struct Overlay<K: Resource<DynamicType = ()>> {
     writes: HashMap<ObjectRef<K>, Write<K>>,
+    gone: Gone,
 }
 
 struct Write<K> {
-    /// `None`: we have deleted it.
-    object: Option<Arc<K>>,
+    object: Arc<K>,
     at: Instant,
+}
+
+/// UIDs of objects that are gone. The answer to a deletion may come after the watch has shown what it led to, and would
+/// bring the object back to life: there is no later news of it.
+#[derive(Default)]
+struct Gone {
+    uids: HashSet<String>,
+    order: VecDeque<(Instant, String)>,
+}
+
+impl Gone {
+    fn insert(&mut self, uid: &str) {
+        while let Some((at, old)) = self.order.front() {
+            if at.elapsed() <= BELIEVED {
+                break;
+            }
+            self.uids.remove(old);
+            self.order.pop_front();
+        }
+        if self.uids.insert(uid.to_owned()) {
+            self.order.push_back((Instant::now(), uid.to_owned()));
+        }
+    }
+
+    fn has<K: Resource>(&self, object: &K) -> bool {
+        let uid = object.meta().uid.as_deref();
+        uid.is_some_and(|uid| self.uids.contains(uid))
+    }
 }
 
 impl<K: Resource<DynamicType = ()>> Default for Overlay<K> {
     fn default() -> Self {
         Self {
             writes: HashMap::new(),
+            gone: Gone::default(),
         }
     }
 }
@@ -35,43 +64,45 @@ impl<K: Resource<DynamicType = ()>> Overlay<K> {
         let newer = self
             .writes
             .get(&key)
-            .and_then(|write| write.object.as_deref())
-            .is_some_and(|old| is_newer(old, &*object));
-        if !newer {
+            .is_some_and(|old| is_newer(&*old.object, &*object));
+        if !newer && !self.gone.has(&*object) {
             self.writes.insert(
                 key,
                 Write {
-                    object: Some(object),
+                    object,
                     at: Instant::now(),
                 },
             );
         }
     }
 
-    pub(super) fn gone(&mut self, key: ObjectRef<K>) {
-        self.writes.insert(
-            key,
-            Write {
-                object: None,
-                at: Instant::now(),
-            },
-        );
+    /// The object of that UID is gone, whatever is still shown of it.
+    pub(super) fn gone(&mut self, key: &ObjectRef<K>, uid: &str) {
+        self.gone.insert(uid);
+        let is_it = self
+            .writes
+            .get(key)
+            .is_some_and(|write| write.object.meta().uid.as_deref() == Some(uid));
+        if is_it {
+            self.writes.remove(key);
+        }
     }
 
     /// Drops what the watch has caught up with.
     pub(super) fn saw(&mut self, key: &ObjectRef<K>, object: &K, deleted: bool) {
-        let caught_up = self.writes.get(key).is_some_and(|write| match &write.object {
-            None => deleted,
-            Some(written) if deleted => written.meta().uid == object.meta().uid,
-            Some(written) => !is_newer(&**written, object),
-        });
-        if caught_up {
+        if deleted {
+            self.gone(key, object.meta().uid.as_deref().unwrap_or_default());
+            return;
+        }
+        let write = self.writes.get(key);
+        if write.is_some_and(|write| !is_newer(&*write.object, object)) {
             self.writes.remove(key);
         }
     }
 
     /// The newer of what the watch has shown and what we have written.
     pub(super) fn newest(&mut self, key: &ObjectRef<K>, seen: Option<Arc<K>>) -> Option<Arc<K>> {
+        let seen = seen.filter(|seen| !self.gone.has(&**seen));
         let Some(write) = self.writes.get(key) else {
             return seen;
         };
@@ -79,11 +110,9 @@ impl<K: Resource<DynamicType = ()>> Overlay<K> {
             self.writes.remove(key);
             return seen;
         }
-        match (&write.object, seen) {
-            (None, _) => None,
-            (Some(written), None) => Some(Arc::clone(written)),
-            (Some(written), Some(seen)) if is_newer(&**written, &*seen) => Some(Arc::clone(written)),
-            (Some(_), seen) => seen,
+        match seen {
+            Some(seen) if !is_newer(&*write.object, &*seen) => Some(seen),
+            _ => Some(Arc::clone(&write.object)),
         }
     }
 }
@@ -149,12 +178,34 @@ mod tests {
     fn what_is_gone_is_gone_until_the_watch_says_so() {
         let key = ObjectRef::<ConfigMap>::new("a");
         let mut overlay = Overlay::default();
-        overlay.gone(key.clone());
+        overlay.put(key.clone(), Arc::new(at("8")));
+        overlay.gone(&key, "1");
         assert!(overlay.newest(&key, Some(Arc::new(at("9")))).is_none());
+        let mut next = at("10");
+        next.metadata.uid = Some("2".to_owned());
+        assert_eq!(
+            version_of(overlay.newest(&key, Some(Arc::new(next.clone())))).as_deref(),
+            Some("10"),
+            "another one of the name"
+        );
+        overlay.put(key.clone(), Arc::new(next.clone()));
         overlay.saw(&key, &at("9"), true);
-        assert!(overlay.writes.is_empty());
-        overlay.put(key.clone(), Arc::new(at("10")));
+        assert!(
+            overlay.newest(&key, None).is_some(),
+            "late news of the one before"
+        );
+        next.metadata.resource_version = Some("12".to_owned());
+        overlay.saw(&key, &next, true);
+        assert!(overlay.newest(&key, None).is_none());
+    }
+
+    #[test]
+    fn an_answer_that_comes_after_the_news_brings_nothing_back() {
+        let key = ObjectRef::<ConfigMap>::new("a");
+        let mut overlay = Overlay::default();
         overlay.saw(&key, &at("12"), true);
+        // What a deletion answers with.
+        overlay.put(key.clone(), Arc::new(at("11")));
         assert!(overlay.newest(&key, None).is_none());
     }
 }

@@ -31,8 +31,9 @@ pub const RESTORE_GATE: &str = "dormouse.dev/restore";
 /// How often an agent that cannot be reached is looked for, beside the news of it.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// How long a node that has the snapshot is waited for before a fallback is taken.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a node that has the snapshot is waited for before a fallback is taken: an agent that is replaced, or whose node starts
+/// again, is back by then. A memory that is given up does not come back.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// How the guest of a sandbox stands, where that is of interest.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -102,10 +103,11 @@ pub(super) fn in_place(observed: &Observed, pod: &Pod) -> Result<GuestNext, Trou
         }
     };
     if let Some(refusal) = &observed.refusal {
+        let what = refusal.message.clone();
         let stand = if is_to_sleep {
-            Stand::FallingAsleep(refusal.clone())
+            Stand::FallingAsleep(what)
         } else {
-            Stand::WakingUp(refusal.clone())
+            Stand::WakingUp(what)
         };
         return Ok(GuestNext {
             stand,
@@ -212,7 +214,7 @@ pub(super) fn hibernate(observed: &Observed, pod: &Pod) -> Hibernation {
         ));
     };
     if let Some(refusal) = &observed.refusal {
-        return waits(refusal.clone());
+        return waits(refusal.message.clone());
     }
     match &guest.snapshot {
         Some(snapshot) if guest.rung == Rung::Hibernated => {
@@ -354,13 +356,18 @@ pub(super) fn restore(observed: &Observed, pod: &Arc<Pod>, now: Timestamp) -> Op
         ));
     };
     let node = snapshot.node_name.unwrap_or_default();
-    if let Some(refusal) = &observed.refusal {
-        return Some(match fallback(&sandbox.spec) {
-            Fallback::ColdStart => Restore::GiveUp(refusal.clone()),
-            Fallback::Hold | Fallback::Fail => Restore::Wait(refusal.clone()),
-        });
-    }
-    if observed.restore_node_linked {
+    let what = match &observed.refusal {
+        Some(refusal) if !refusal.may_pass => {
+            let what = refusal.message.clone();
+            return Some(match fallback(&sandbox.spec) {
+                Fallback::ColdStart => Restore::GiveUp(what),
+                Fallback::Hold | Fallback::Fail => Restore::Wait(what),
+            });
+        }
+        Some(refusal) => refusal.message.clone(),
+        None => format!("node {node}, which has snapshot {wanted}, cannot be reached"),
+    };
+    if observed.restore_node_linked && observed.refusal.is_none() {
         let grant = Order::Grant {
             pod: objects::uid(&pod.metadata).to_owned(),
             namespace: objects::namespace(&pod.metadata).to_owned(),
@@ -380,7 +387,6 @@ pub(super) fn restore(observed: &Observed, pod: &Arc<Pod>, now: Timestamp) -> Op
     let age = age
         .and_then(|age| Duration::try_from(age).ok())
         .unwrap_or_default();
-    let what = format!("node {node}, which has snapshot {wanted}, cannot be reached");
     Some(match fallback(&sandbox.spec) {
         Fallback::ColdStart if age >= PATIENCE => Restore::GiveUp(what),
         _ => Restore::Wait(what),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use dormouse_api::agents::{OperatingMode, Sandbox, SandboxStatus, SnapshotRef, SuspensionType};
 use dormouse_api::conditions::{POD_SCHEDULED, READY, SUSPENDED, restored, suspended};
 use dormouse_api::names::{labels, name_hash};
+use dormouse_core::ANNOTATION_RESTORE_FROM;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Service};
 
@@ -39,7 +40,16 @@ pub struct Observed {
     /// Whether the agent of the node that has its snapshot can be reached.
     pub restore_node_linked: bool,
     /// Why an agent refused what it was ordered, in this look.
-    pub refusal: Option<String>,
+    pub refusal: Option<Refusal>,
+}
+
+/// An agent's refusal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// In words.
+    pub message: String,
+    /// Whether another try may go better although nothing changes: an agent that has just started knows less than one that runs.
+    pub may_pass: bool,
 }
 
 /// What is the same for all sandboxes.
@@ -228,14 +238,21 @@ fn remember_memory(status: &mut SandboxStatus, sandbox: &Sandbox, next: &Next, n
         status.snapshot = None;
         return;
     }
-    let is_up = sandbox.spec.operating_mode == OperatingMode::Running
-        && next
-            .pod
-            .own()
-            .is_some_and(|pod| conditions::is_ready(pod, &next.stand));
-    if is_up && let Some(snapshot) = status.snapshot.take() {
-        let message = format!("restored from snapshot {}", snapshot.name);
-        conditions::restored(all, sandbox, true, restored::SNAPSHOT_RESTORED, message, now);
+    // Not the pod that went to sleep, which may still be there and looks ready until it is gone.
+    let up = next.pod.own().filter(|pod| {
+        sandbox.spec.operating_mode == OperatingMode::Running
+            && pod.metadata.deletion_timestamp.is_none()
+            && conditions::is_ready(pod, &next.stand)
+    });
+    if let Some(pod) = up
+        && let Some(snapshot) = status.snapshot.take()
+    {
+        let from = objects::annotation(&pod.metadata, ANNOTATION_RESTORE_FROM);
+        // Otherwise it was woken before its pod was deleted, and has gone on from there.
+        if from == Some(&*snapshot.name) {
+            let message = format!("restored from snapshot {}", snapshot.name);
+            conditions::restored(all, sandbox, true, restored::SNAPSHOT_RESTORED, message, now);
+        }
         return;
     }
     // A pod that went with its guest asleep in it: its node is lost, or somebody deleted it.

@@ -16,7 +16,9 @@ use thiserror::Error;
 use tracing::{debug, info};
 
 use super::next::can_wait;
-use super::{FIELD_MANAGER, Next, Observed, Settings, Step, Transitions, Trouble, guest, next, pod, volumes};
+use super::{
+    FIELD_MANAGER, Next, Observed, Refusal, Settings, Step, Transitions, Trouble, guest, next, pod, volumes,
+};
 use crate::agents::{Agents, Order, OrderError, Sight};
 use crate::backoff;
 use crate::cache::Cache;
@@ -362,10 +364,21 @@ impl SandboxContext {
                 observed.guest = Sight::Unreachable;
                 Outcome::Refused
             }
-            Err(error @ OrderError::Refused { .. }) => {
-                info!(namespace = objects::namespace(&observed.sandbox.metadata),
-                      name = objects::name(&observed.sandbox.metadata), %error, "an order was refused");
-                observed.refusal = Some(error.to_string());
+            Err(OrderError::Refused {
+                reason,
+                message,
+                what,
+                may_pass,
+                ..
+            }) => {
+                let message = format!("the agent of node {node} could not {what}: {message} ({reason})");
+                info!(
+                    namespace = objects::namespace(&observed.sandbox.metadata),
+                    name = objects::name(&observed.sandbox.metadata),
+                    message,
+                    "an order was refused"
+                );
+                observed.refusal = Some(Refusal { message, may_pass });
                 Outcome::Refused
             }
         }

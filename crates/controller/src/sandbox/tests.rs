@@ -16,7 +16,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use serde_json::{Value, json};
 
-use super::{Next, Observed, Settings, Step, Trouble, next};
+use super::{Next, Observed, Refusal, Settings, Step, Trouble, next};
 use crate::agents::Sight;
 use crate::objects::{condition, owner_reference};
 

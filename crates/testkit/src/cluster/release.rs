@@ -76,7 +76,13 @@ pub async fn words(cluster: &Cluster) -> String {
     let mut words = String::new();
     for arguments in [
         &["get", "pods", "--namespace", NAMESPACE, "--output=wide"][..],
-        &["get", "events", "--namespace", NAMESPACE],
+        &[
+            "get",
+            "pods,sandboxes.agents.x-k8s.io",
+            "--all-namespaces",
+            "--output=wide",
+        ],
+        &["get", "events", "--all-namespaces"],
         &["get", "sandboxnodes", "--output=yaml"],
         &[
             "logs",
@@ -84,14 +90,14 @@ pub async fn words(cluster: &Cluster) -> String {
             NAMESPACE,
             "daemonset/dormouse-agent",
             "--all-containers",
-            "--tail=60",
+            "--tail=150",
         ],
         &[
             "logs",
             "--namespace",
             NAMESPACE,
             "deployment/agent-sandbox-controller",
-            "--tail=40",
+            "--tail=150",
         ],
     ] {
         let said = match cluster.kubectl(arguments).await {

@@ -278,6 +278,29 @@ fn resumed_the_new_pod_waits_for_leave_and_goes_where_the_snapshot_is() {
 }
 
 #[test]
+fn the_pod_that_went_to_sleep_is_not_taken_for_the_one_that_comes_back() {
+    let (sandbox, pod) = resumed(None);
+    let mut observed = with(sandbox);
+    // Resumed before it was gone: it still looks ready.
+    let mut old = ready(pod);
+    old.spec.as_mut().unwrap().scheduling_gates = None;
+    old.metadata.deletion_timestamp = Some(Time(now()));
+    observed.pods = vec![Arc::new(old.clone())];
+    let next = decide(&observed);
+    assert!(next.status.snapshot.is_some());
+    assert!(said(&next, "Restored").is_none());
+
+    // Woken in place before it was deleted: what was saved is the past.
+    old.metadata.deletion_timestamp = None;
+    old.metadata.annotations = None;
+    observed.pods = vec![Arc::new(old)];
+    observed.guest = guest(Rung::Running, 3);
+    let next = decide(&observed);
+    assert_eq!(next.status.snapshot, None);
+    assert!(said(&next, "Restored").is_none());
+}
+
+#[test]
 fn what_cannot_be_restored_takes_its_fallback() {
     for (fallback, steps, snapshot) in [
         (None, &["delete pod"][..], false),
@@ -289,7 +312,10 @@ fn what_cannot_be_restored_takes_its_fallback() {
         let mut observed = with(sandbox);
         observed.pods = vec![Arc::new(pod)];
         observed.restore_node_linked = true;
-        observed.refusal = Some("it is damaged".to_owned());
+        observed.refusal = Some(Refusal {
+            message: "it is damaged".to_owned(),
+            may_pass: false,
+        });
         let next = decide(&observed);
         assert_eq!(what(&next), steps);
         assert_eq!(next.status.snapshot.is_some(), snapshot);
@@ -311,7 +337,16 @@ fn a_node_that_has_gone_is_waited_for_before_the_memory_is_given_up() {
     let next = decide(&observed);
     assert_eq!(what(&next), [""; 0]);
     assert!(next.requeue.is_some() && next.status.snapshot.is_some());
-    pod.metadata.creation_timestamp = Some(Time(now() - Duration::from_secs(60)));
+    // One that has just come back may not know everything yet.
+    observed.restore_node_linked = true;
+    observed.refusal = Some(Refusal {
+        message: "it has just started".to_owned(),
+        may_pass: true,
+    });
+    let next = decide(&observed);
+    assert_eq!(what(&next), [""; 0]);
+    assert!(next.requeue.is_some() && next.status.snapshot.is_some());
+    pod.metadata.creation_timestamp = Some(Time(now() - Duration::from_secs(180)));
     observed.pods = vec![Arc::new(pod)];
     assert_eq!(what(&decide(&observed)), ["delete pod"]);
 }
