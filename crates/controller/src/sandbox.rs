@@ -4,8 +4,10 @@
 
 mod capacity;
 mod conditions;
+mod drain;
 mod expiry;
 mod guest;
+mod lost;
 mod metadata;
 mod next;
 mod pod;
@@ -20,9 +22,11 @@ mod volumes;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use capacity::given_away;
 pub use guest::{READINESS_GATE, RESTORE_GATE};
 pub(crate) use metadata::known_creator;
-pub use next::{Next, Observed, Settings, next};
+pub use next::{Next, Observed, Refusal, Settings, next};
+pub(crate) use policy::holds_memory;
 pub use reconcile::{Known, SandboxContext, SandboxError, on_error, reconcile};
 pub use step::Step;
 pub use transitions::{Direction, Transition, Transitions};

@@ -1,6 +1,7 @@
 //! What is watched, and who is concerned of what.
 
 mod extensions;
+mod nodes;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,15 +9,19 @@ use std::sync::Arc;
 use dormouse_api::agents::Sandbox;
 use dormouse_api::extensions::SandboxTemplate;
 use dormouse_api::names::labels;
-use k8s_openapi::api::core::v1::{Container, PersistentVolumeClaim, Pod, PodSpec, Service};
+use k8s_openapi::api::core::v1::{Container, Node, PersistentVolumeClaim, Pod, PodSpec, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
 
 use crate::agents::Agents;
+use crate::budget::Budgets;
 use crate::cache::{Cache, Feed, feed, watch};
+use crate::nodes::Nodes;
 use crate::objects::{self, controller_of, label};
+use crate::overcommit::Ledger;
 use crate::queue::Queue;
 pub(super) use extensions::Extensions;
 
@@ -32,6 +37,11 @@ pub(super) struct Index {
     pub(super) services: Arc<Cache<Service>>,
     pub(super) volume_claims: Arc<Cache<PersistentVolumeClaim>>,
     pub(super) agents: Agents,
+    pub(super) nodes: Nodes,
+    pub(super) budgets: Budgets,
+    pub(super) ledger: Arc<Ledger>,
+    node_cache: Arc<Cache<Node>>,
+    budget_cache: Arc<Cache<PodDisruptionBudget>>,
     pub(super) templates: Option<Arc<Cache<SandboxTemplate>>>,
     network_policies: Option<Arc<Cache<NetworkPolicy>>>,
     pub(super) sandbox_queue: Queue<Sandbox>,
@@ -40,8 +50,8 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// Begins to watch.
-    pub(super) fn start(client: &Client, namespace: &str, extensions: bool) -> Self {
+    /// Begins to watch. `taints`: keys of those that say that a node is being drained.
+    pub(super) fn start(client: &Client, namespace: &str, extensions: bool, taints: Vec<String>) -> Self {
         let sandbox_queue = Queue::default();
         let template_queue = Queue::default();
 
@@ -57,8 +67,15 @@ impl Index {
                 }
             })
         };
+        let nodes = feed::<Node>(|_| None);
+        let budgets = feed::<PodDisruptionBudget>(|_| None);
         let mut index = Self {
             agents: agents.clone(),
+            nodes: Nodes::new(Arc::clone(&nodes.cache), taints),
+            budgets: Budgets::new(Arc::clone(&budgets.cache)),
+            ledger: Arc::default(),
+            node_cache: Arc::clone(&nodes.cache),
+            budget_cache: Arc::clone(&budgets.cache),
             sandboxes: Arc::clone(&sandboxes.cache),
             pods: Arc::clone(&pods.cache),
             services: Arc::clone(&services.cache),
@@ -79,6 +96,8 @@ impl Index {
         let ours = watcher::Config::default().labels(labels::SANDBOX_NAME_HASH);
         let queue = sandbox_queue.clone();
         let concerned = index.extensions.clone();
+        index.watch_nodes(client, nodes, budgets);
+        let departed = index.departed();
         tokio::spawn(watch(
             Api::all(client.clone()),
             watcher::Config::default(),
@@ -89,12 +108,14 @@ impl Index {
                     objects::namespace(&sandbox.metadata),
                     objects::name(&sandbox.metadata),
                 );
+                departed.saw_sandbox(sandbox);
                 if let Some(concerned) = &concerned {
                     concerned.saw_sandbox(sandbox);
                 }
             },
         ));
         let queue = sandbox_queue.clone();
+        let departed = index.departed();
         tokio::spawn(watch(
             Api::all(client.clone()),
             ours.clone(),
@@ -102,6 +123,7 @@ impl Index {
             trim_pod,
             move |pod: &Pod| {
                 push_owner(&queue, &pod.metadata);
+                departed.saw_pod(pod);
             },
         ));
         let queue = sandbox_queue.clone();
@@ -176,6 +198,9 @@ impl Index {
         filled(&self.pods).await;
         filled(&self.services).await;
         filled(&self.volume_claims).await;
+        // A node that has not been seen yet would count as gone.
+        filled(&self.node_cache).await;
+        filled(&self.budget_cache).await;
         if let Some(templates) = &self.templates {
             filled(templates).await;
         }

@@ -13,12 +13,12 @@ use dormouse_core::{ANNOTATION_RESTORE_FROM, Rung};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Affinity, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodReadinessGate,
-    PodSchedulingGate, PodSpec,
+    PodSchedulingGate, PodSpec, Toleration,
 };
 use serde_json::json;
 
-use super::policy::{fallback, generation, policy, strategy};
-use super::{Observed, Step, Trouble};
+use super::policy::{fallback, generation, holds_memory, policy, strategy};
+use super::{Observed, Settings, Step, Trouble, lost};
 use crate::agents::{Guest, Order, Sight};
 use crate::objects;
 
@@ -29,7 +29,7 @@ pub const READINESS_GATE: &str = "dormouse.dev/ready";
 pub const RESTORE_GATE: &str = "dormouse.dev/restore";
 
 /// How often an agent that cannot be reached is looked for, beside the news of it.
-const LOOK: Duration = Duration::from_secs(5);
+pub(super) const LOOK: Duration = Duration::from_secs(5);
 
 /// How long a node that has the snapshot is waited for before a fallback is taken.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -50,6 +50,14 @@ pub(super) enum Stand {
     FallingAsleep(String),
     /// It is to run; what it waits for.
     WakingUp(String),
+    /// It sleeps because its node is being drained; where its memory is.
+    Leaving(String),
+    /// It slept when it was last heard of, and its node is lost; what that means.
+    Unheard(String),
+    /// It slept when it was last heard of, and its agent does not answer.
+    Silent,
+    /// Its memory is lost, and it does not start without; why.
+    Lost(String),
 }
 
 /// What is to be done about a guest.
@@ -62,6 +70,8 @@ pub(super) struct GuestNext {
     pub(super) later: Vec<Step>,
     /// When to look again.
     pub(super) requeue: Option<Duration>,
+    /// A snapshot that has to be written down.
+    pub(super) write_down: Option<SnapshotRef>,
 }
 
 /// The node of a pod; empty if it has none yet.
@@ -72,7 +82,7 @@ pub(super) fn node_of(pod: &Pod) -> &str {
         .unwrap_or_default()
 }
 
-fn is_running(pod: &Pod) -> bool {
+pub(super) fn is_running(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     phase == Some("Running") && pod.metadata.deletion_timestamp.is_none()
 }
@@ -83,17 +93,13 @@ pub(super) fn in_place(observed: &Observed, pod: &Pod) -> Result<GuestNext, Trou
     if !sandbox.spec.sleeps() || !is_running(pod) {
         return Ok(GuestNext::default());
     }
-    let is_to_sleep = sandbox.spec.operating_mode == OperatingMode::Suspended;
+    let is_to_sleep = is_to_sleep(sandbox);
     let guest = match &observed.guest {
         Sight::Seen(guest) => guest,
         Sight::Unreachable | Sight::Unknown => {
-            let what = format!("the agent of node {} does not answer for the pod", node_of(pod));
-            let stand = match (is_to_sleep, was_put_to_sleep(sandbox)) {
-                (true, _) => Stand::FallingAsleep(what),
-                (false, true) => Stand::WakingUp(what),
-                (false, false) => Stand::Awake,
-            };
-            let requeue = (stand != Stand::Awake).then_some(LOOK);
+            let stand = unheard(observed, pod);
+            let waits = matches!(stand, Stand::FallingAsleep(_) | Stand::WakingUp(_));
+            let requeue = waits.then_some(LOOK);
             return Ok(GuestNext {
                 stand,
                 requeue,
@@ -103,9 +109,9 @@ pub(super) fn in_place(observed: &Observed, pod: &Pod) -> Result<GuestNext, Trou
     };
     if let Some(refusal) = &observed.refusal {
         let stand = if is_to_sleep {
-            Stand::FallingAsleep(refusal.clone())
+            Stand::FallingAsleep(refusal.message.clone())
         } else {
-            Stand::WakingUp(refusal.clone())
+            Stand::WakingUp(refusal.message.clone())
         };
         return Ok(GuestNext {
             stand,
@@ -118,6 +124,80 @@ pub(super) fn in_place(observed: &Observed, pod: &Pod) -> Result<GuestNext, Trou
         suspend(pod, guest, set_policy)
     } else {
         run(sandbox, pod, guest, set_policy)
+    })
+}
+
+fn is_to_sleep(sandbox: &Sandbox) -> bool {
+    sandbox.spec.operating_mode == OperatingMode::Suspended
+}
+
+/// How a guest stands whose agent says nothing of it: nothing is concluded from what was last heard.
+pub(super) fn unheard(observed: &Observed, pod: &Pod) -> Stand {
+    let sandbox = &*observed.sandbox;
+    let node = node_of(pod);
+    let what = format!("the agent of node {node} does not answer for the pod");
+    match (is_to_sleep(sandbox), was_put_to_sleep(sandbox)) {
+        (true, _) => Stand::FallingAsleep(what),
+        (false, true) => Stand::WakingUp(what),
+        (false, false) if !lost::slept(sandbox) && !is_saved_in_place(sandbox, pod) => Stand::Awake,
+        (false, false) if !observed.node.is_lost() => Stand::Silent,
+        (false, false) => {
+            let snapshot = sandbox
+                .status
+                .as_ref()
+                .and_then(|status| status.snapshot.as_ref());
+            Stand::Unheard(snapshot.map_or_else(
+                || format!("node {node} is lost, and what the guest has in its memory and swap with it, unless it comes back as it was"),
+                |snapshot| format!("node {node} is lost; snapshot {} is on its disk", snapshot.name),
+            ))
+        }
+    }
+}
+
+/// Whether the sandbox's memory was last known to be in a snapshot, and not for another pod to be filled from.
+fn is_saved_in_place(sandbox: &Sandbox, pod: &Pod) -> bool {
+    let status = sandbox.status.as_ref();
+    let snapshot = status.and_then(|status| status.snapshot.as_ref());
+    snapshot.is_some_and(|snapshot| {
+        objects::annotation(&pod.metadata, ANNOTATION_RESTORE_FROM) != Some(&snapshot.name)
+    })
+}
+
+/// The snapshot that a guest has become.
+pub(super) fn saved_in(guest: &Guest) -> Option<&str> {
+    guest
+        .snapshot
+        .as_deref()
+        .filter(|_| guest.rung == Rung::Hibernated)
+}
+
+/// Whether it stands in the sandbox's status that this is where its memory is.
+pub(super) fn is_written_down(sandbox: &Sandbox, snapshot: &str) -> bool {
+    sandbox
+        .status
+        .as_ref()
+        .and_then(|status| status.snapshot.as_ref())
+        .is_some_and(|known| known.name == snapshot)
+}
+
+/// The snapshot that a guest has become, to be written down, and what has its node keep it beyond the pod.
+pub(super) fn written_down(guest: &Guest) -> Option<(Step, SnapshotRef)> {
+    let snapshot = SnapshotRef {
+        name: saved_in(guest)?.to_owned(),
+        size_bytes: None,
+        node_name: Some(guest.node.clone()),
+    };
+    Some((pin(&snapshot, true)?, snapshot))
+}
+
+/// Has a node keep a snapshot, or not any more.
+pub(super) fn pin(snapshot: &SnapshotRef, pinned: bool) -> Option<Step> {
+    Some(Step::Order {
+        node: snapshot.node_name.clone()?,
+        order: Order::Pin {
+            snapshot: snapshot.name.clone(),
+            pinned,
+        },
     })
 }
 
@@ -161,6 +241,13 @@ fn run(sandbox: &Sandbox, pod: &Pod, guest: &Guest, set_policy: Option<Step>) ->
     let mut next = GuestNext::default();
     // Nobody waits for that; a wake does not either.
     next.later.extend(set_policy);
+    let is_new = saved_in(guest).is_some_and(|snapshot| !is_written_down(sandbox, snapshot));
+    if is_new && holds_memory(sandbox) {
+        // It goes with what is written of its sleep anyway.
+        let (pin, snapshot) = written_down(guest).unzip();
+        next.later.extend(pin);
+        next.write_down = snapshot;
+    }
     next.stand = match (guest.sleeps(), was_put_to_sleep(sandbox)) {
         (false, _) => Stand::Awake,
         (true, false) => Stand::Dormant(guest.rung),
@@ -186,8 +273,6 @@ fn was_put_to_sleep(sandbox: &Sandbox) -> bool {
 pub(super) enum Hibernation {
     /// It is under way, or waits; the steps lead on.
     UnderWay(GuestNext),
-    /// The snapshot is there; it has to be written down.
-    WriteDown(SnapshotRef),
     /// It has been written down, or there is nothing to save: the pod may go.
     Done,
 }
@@ -212,24 +297,23 @@ pub(super) fn hibernate(observed: &Observed, pod: &Pod) -> Hibernation {
         ));
     };
     if let Some(refusal) = &observed.refusal {
-        return waits(refusal.clone());
+        return waits(refusal.message.clone());
     }
-    match &guest.snapshot {
-        Some(snapshot) if guest.rung == Rung::Hibernated => {
-            let known = sandbox
-                .status
-                .as_ref()
-                .and_then(|status| status.snapshot.as_ref());
-            if known.is_some_and(|known| known.name == *snapshot) {
-                return Hibernation::Done;
-            }
-            Hibernation::WriteDown(SnapshotRef {
-                name: snapshot.clone(),
-                size_bytes: None,
-                node_name: Some(guest.node.clone()),
-            })
+    match saved_in(guest) {
+        Some(snapshot) if is_written_down(sandbox, snapshot) => Hibernation::Done,
+        Some(_) => {
+            // It must not be forgotten where the memory is before the pod goes.
+            let mut next = GuestNext {
+                stand: Stand::FallingAsleep("the snapshot is there".to_owned()),
+                requeue: Some(Duration::ZERO),
+                ..GuestNext::default()
+            };
+            let (pin, snapshot) = written_down(guest).unzip();
+            next.steps.extend(pin);
+            next.write_down = snapshot;
+            Hibernation::UnderWay(next)
         }
-        _ => Hibernation::UnderWay(GuestNext {
+        None => Hibernation::UnderWay(GuestNext {
             stand: Stand::FallingAsleep("the guest is being saved".to_owned()),
             steps: vec![order(
                 pod,
@@ -255,12 +339,12 @@ pub(super) fn fill(pod: &mut Pod, snapshot: &SnapshotRef) {
             name: RESTORE_GATE.to_owned(),
         });
     if let Some(node) = &snapshot.node_name {
-        pin(spec, node);
+        bind(spec, node);
     }
 }
 
 /// Has the pod go to one node, whatever else it wants.
-fn pin(spec: &mut PodSpec, node: &str) {
+fn bind(spec: &mut PodSpec, node: &str) {
     let here = NodeSelectorRequirement {
         key: "metadata.name".to_owned(),
         operator: "In".to_owned(),
@@ -277,6 +361,25 @@ fn pin(spec: &mut PodSpec, node: &str) {
     // Terms are alternatives: each has to say it.
     for term in &mut selector.node_selector_terms {
         term.match_fields.get_or_insert_default().push(here.clone());
+    }
+}
+
+/// Has the pod stay on a node that is lost, if the sandbox does not start without its memory: the node may come back, and
+/// the pod with it. What the template says of it counts for more.
+pub(super) fn stay(sandbox: &Sandbox, spec: &mut PodSpec) {
+    if !holds_memory(sandbox) || fallback(&sandbox.spec) == Fallback::ColdStart {
+        return;
+    }
+    let tolerations = spec.tolerations.get_or_insert_default();
+    for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
+        if tolerations.iter().all(|there| there.key.as_deref() != Some(key)) {
+            tolerations.push(Toleration {
+                key: Some(key.to_owned()),
+                operator: Some("Exists".to_owned()),
+                effect: Some("NoExecute".to_owned()),
+                ..Toleration::default()
+            });
+        }
     }
 }
 
@@ -331,7 +434,12 @@ pub(super) fn readiness(pod: &Pod, open: bool, now: Timestamp) -> Option<Step> {
 }
 
 /// What is to be done about a pod that waits for leave to be filled; `None` if it does not wait.
-pub(super) fn restore(observed: &Observed, pod: &Arc<Pod>, now: Timestamp) -> Option<Restore> {
+pub(super) fn restore(
+    observed: &Observed,
+    pod: &Arc<Pod>,
+    settings: &Settings,
+    now: Timestamp,
+) -> Option<Restore> {
     let gates = pod
         .spec
         .as_ref()
@@ -356,11 +464,12 @@ pub(super) fn restore(observed: &Observed, pod: &Arc<Pod>, now: Timestamp) -> Op
     let node = snapshot.node_name.unwrap_or_default();
     if let Some(refusal) = &observed.refusal {
         return Some(match fallback(&sandbox.spec) {
-            Fallback::ColdStart => Restore::GiveUp(refusal.clone()),
-            Fallback::Hold | Fallback::Fail => Restore::Wait(refusal.clone()),
+            Fallback::ColdStart => Restore::GiveUp(refusal.message.clone()),
+            Fallback::Hold | Fallback::Fail => Restore::Wait(refusal.message.clone()),
         });
     }
-    if observed.restore_node_linked {
+    let stands = observed.restore_node;
+    if observed.restore_node_linked && !stands.is_lost() && !stands.draining {
         let grant = Order::Grant {
             pod: objects::uid(&pod.metadata).to_owned(),
             namespace: objects::namespace(&pod.metadata).to_owned(),
@@ -380,9 +489,19 @@ pub(super) fn restore(observed: &Observed, pod: &Arc<Pod>, now: Timestamp) -> Op
     let age = age
         .and_then(|age| Duration::try_from(age).ok())
         .unwrap_or_default();
-    let what = format!("node {node}, which has snapshot {wanted}, cannot be reached");
+    let (how, patience) = if !stands.exists {
+        ("is not in the cluster any more", PATIENCE)
+    } else if stands.draining {
+        // It comes back when its kernel has been exchanged, or goes.
+        ("is being drained", settings.drain_timeout.max(PATIENCE))
+    } else if !stands.ready {
+        ("is not ready", PATIENCE)
+    } else {
+        ("cannot be reached", PATIENCE)
+    };
+    let what = format!("node {node}, which has snapshot {wanted}, {how}");
     Some(match fallback(&sandbox.spec) {
-        Fallback::ColdStart if age >= PATIENCE => Restore::GiveUp(what),
+        Fallback::ColdStart if age >= patience => Restore::GiveUp(what),
         _ => Restore::Wait(what),
     })
 }
@@ -403,7 +522,7 @@ pub(super) const fn patience() -> Duration {
     LOOK
 }
 
-fn order(pod: &Pod, order: Order) -> Step {
+pub(super) fn order(pod: &Pod, order: Order) -> Step {
     Step::Order {
         node: node_of(pod).to_owned(),
         order,

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use dormouse_api::agents::{OperatingMode, Sandbox};
-use dormouse_api::conditions::{READY, SUSPENDED, ready, suspended};
+use dormouse_api::conditions::{DRAINING, READY, SUSPENDED, draining, ready, suspended};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Service};
 use kube::api::{Api, Patch};
@@ -16,12 +16,17 @@ use thiserror::Error;
 use tracing::{debug, info};
 
 use super::next::can_wait;
-use super::{FIELD_MANAGER, Next, Observed, Settings, Step, Transitions, Trouble, guest, next, pod, volumes};
+use super::{
+    FIELD_MANAGER, Next, Observed, Refusal, Settings, Step, Transitions, Trouble, capacity, guest, next, pod,
+    volumes,
+};
 use crate::agents::{Agents, Order, OrderError, Sight};
 use crate::backoff;
 use crate::cache::Cache;
 use crate::metrics::Metrics;
+use crate::nodes::Nodes;
 use crate::objects;
+use crate::overcommit::{Ledger, Overcommit};
 use crate::patch::status_patch;
 use crate::write::{Object, Which, Writer, is_already_there, is_not_found};
 use dormouse_api::names::name_hash;
@@ -40,6 +45,9 @@ pub struct SandboxContext {
     services: Arc<Cache<Service>>,
     volume_claims: Arc<Cache<PersistentVolumeClaim>>,
     agents: Agents,
+    nodes: Nodes,
+    ledger: Arc<Ledger>,
+    max_overcommit: Overcommit,
     failures: Failures,
     transitions: Transitions,
     metrics: Arc<Metrics>,
@@ -58,6 +66,10 @@ pub struct Known {
     pub volume_claims: Arc<Cache<PersistentVolumeClaim>>,
     /// The agents of the nodes.
     pub agents: Agents,
+    /// The nodes.
+    pub nodes: Nodes,
+    /// What the sleepers of each node have given away.
+    pub ledger: Arc<Ledger>,
 }
 
 /// Failures in a row, by sandbox.
@@ -181,6 +193,7 @@ impl SandboxContext {
         client: Client,
         recorder: Recorder,
         settings: Settings,
+        max_overcommit: Overcommit,
         known: Known,
         metrics: Arc<Metrics>,
     ) -> Self {
@@ -193,6 +206,9 @@ impl SandboxContext {
             services: known.services,
             volume_claims: known.volume_claims,
             agents: known.agents,
+            nodes: known.nodes,
+            ledger: known.ledger,
+            max_overcommit,
             failures: Failures::default(),
             transitions: Transitions::default(),
             metrics,
@@ -224,6 +240,12 @@ impl SandboxContext {
             self.agents
                 .sight(guest::node_of(pod), objects::uid(&pod.metadata))
         });
+        let node = own.map_or("", |pod| guest::node_of(pod));
+        if let Some(pod) = own {
+            let given = capacity::given_away(&sandbox, pod);
+            self.ledger.note(node, objects::uid(&pod.metadata), given);
+        }
+        let node = self.nodes.sight(node);
         let snapshot_node = sandbox
             .status
             .as_ref()
@@ -232,6 +254,8 @@ impl SandboxContext {
             guest,
             restore_node_linked: snapshot_node
                 .is_some_and(|node| self.agents.sight(node, "") != Sight::Unreachable),
+            restore_node: self.nodes.sight(snapshot_node.unwrap_or_default()),
+            node,
             refusal: None,
             pods,
             service: self.services.get(namespace, name),
@@ -321,7 +345,7 @@ impl SandboxContext {
                 self.pods.wrote(pod);
                 Ok(Outcome::Done)
             }
-            Step::ResizePod { name, patch } => {
+            Step::ResizePod { name, patch, .. } => {
                 let pods: Api<Pod> = self.writer.api(namespace);
                 let params = self.writer.patch_params();
                 let pod = pods
@@ -353,19 +377,23 @@ impl SandboxContext {
     }
 
     async fn order(&self, node: &str, order: Order, observed: &mut Observed) -> Outcome {
+        let moves = order.moves_guest();
         match self.agents.order(node, order).await {
             Ok(ordered) => {
                 debug!(node, took = ?ordered.took, "ordered");
-                Outcome::Ordered
+                if moves { Outcome::Ordered } else { Outcome::Done }
             }
             Err(OrderError::Unreachable { .. }) => {
                 observed.guest = Sight::Unreachable;
                 Outcome::Refused
             }
-            Err(error @ OrderError::Refused { .. }) => {
+            Err(ref error @ OrderError::Refused { ref reason, .. }) => {
                 info!(namespace = objects::namespace(&observed.sandbox.metadata),
                       name = objects::name(&observed.sandbox.metadata), %error, "an order was refused");
-                observed.refusal = Some(error.to_string());
+                observed.refusal = Some(Refusal {
+                    reason: reason.clone(),
+                    message: error.to_string(),
+                });
                 Outcome::Refused
             }
         }
@@ -480,6 +508,7 @@ impl SandboxContext {
         if let Some(ended) = ended {
             self.metrics.moved(&ended);
         }
+        self.tell_of_drain(sandbox, &planned).await;
         for step in &planned.later {
             if let Step::Order { node, order } = step {
                 // It may take long, and a resume must not wait for it.
@@ -491,9 +520,21 @@ impl SandboxContext {
                 });
                 continue;
             }
+            if let Step::ResizePod { node, uid, gives, .. } = step
+                && !self.may_give(node, uid, *gives)
+            {
+                self.metrics.kept_requests();
+                debug!(
+                    namespace = key.0,
+                    name = key.1,
+                    node,
+                    "the sleepers of the node have given enough away"
+                );
+                continue;
+            }
             let mut aside = observed.clone();
             if let Err(error) = self.perform_one(step, &mut aside, &key.0).await {
-                if matches!(step, Step::ResizePod { .. }) {
+                if matches!(step, Step::ResizePod { .. }) && is_refused(&error) {
                     // A kubelet that does not take it will not take it the next time.
                     debug!(namespace = key.0, name = key.1, %error, "the requests stay as they are");
                     continue;
@@ -510,9 +551,44 @@ impl SandboxContext {
         Ok(requeue.map_or_else(Action::await_change, Action::requeue))
     }
 
+    /// Whether a pod may give away so much of its node's memory.
+    fn may_give(&self, node: &str, uid: &str, bytes: u64) -> bool {
+        // Of a node that says nothing of its memory none is given away.
+        let (allocatable, said) = self.nodes.memory(node).unwrap_or_default();
+        let room = said.unwrap_or(self.max_overcommit).room(allocatable);
+        let may = self.ledger.reserve(node, uid, bytes, room);
+        self.metrics.given_away(self.ledger.total());
+        may
+    }
+
+    /// Tells of a drain that has come further.
+    async fn tell_of_drain(&self, sandbox: &Sandbox, planned: &Next) {
+        let old = sandbox
+            .status
+            .as_ref()
+            .and_then(|status| objects::condition(&status.conditions, DRAINING));
+        let Some(new) = objects::condition(&planned.status.conditions, DRAINING) else {
+            return;
+        };
+        if old.is_some_and(|old| old.reason == new.reason) {
+            return;
+        }
+        self.metrics.drained(&new.reason);
+        let type_ = if [draining::SAVING, draining::SAVED].contains(&new.reason.as_str()) {
+            EventType::Normal
+        } else {
+            EventType::Warning
+        };
+        self.tell(sandbox, type_, &new.reason, new.message.clone()).await;
+    }
+
     async fn warn(&self, sandbox: &Sandbox, reason: &str, note: String) {
+        self.tell(sandbox, EventType::Warning, reason, note).await;
+    }
+
+    async fn tell(&self, sandbox: &Sandbox, type_: EventType, reason: &str, note: String) {
         let event = Event {
-            type_: EventType::Warning,
+            type_,
             reason: reason.to_owned(),
             note: Some(note),
             action: "Reconciling".to_owned(),
@@ -522,6 +598,11 @@ impl SandboxContext {
             debug!(%error, "an event was lost");
         }
     }
+}
+
+/// Whether the API server answered, and said that it will not be.
+fn is_refused(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if (400..500).contains(&status.code) && ![409, 429].contains(&status.code))
 }
 
 fn trouble(step: &Step, error: &kube::Error) -> Trouble {
