@@ -7,6 +7,7 @@
 )]
 
 mod access;
+mod drain;
 mod install;
 mod installed;
 mod installer;

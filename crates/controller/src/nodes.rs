@@ -106,10 +106,10 @@ impl Nodes {
         }))
     }
 
-    /// How a node stands. What has no node yet stands well.
+    /// How a node stands. What has no node yet stands well, and so do all as long as none is known.
     #[must_use]
     pub fn sight(&self, name: &str) -> NodeSight {
-        if name.is_empty() {
+        if name.is_empty() || self.0.cache.store().is_empty() {
             return NodeSight::default();
         }
         let node = self.0.cache.get("", name);

@@ -105,6 +105,11 @@ impl Budgets {
 /// Keeps the budgets until `stop`. `wanted`: whether there are to be any.
 pub(crate) async fn keep(budgets: Budgets, client: Client, wanted: bool, stop: CancellationToken) {
     let writer = Writer::new(client, MANAGER);
+    tokio::select! {
+        // An error: the watch has ended, as it does with the process.
+        _ = budgets.0.budgets.store().wait_until_ready() => {}
+        () = stop.cancelled() => return,
+    }
     for budget in budgets.0.budgets.store().state() {
         budgets.look_at(objects::namespace(&budget.metadata).to_owned());
     }

@@ -5,6 +5,7 @@ mod nodes;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use dormouse_api::agents::Sandbox;
 use dormouse_api::extensions::SandboxTemplate;
@@ -15,6 +16,8 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
+use tokio::time::timeout;
+use tracing::warn;
 
 use crate::agents::Agents;
 use crate::budget::Budgets;
@@ -29,6 +32,9 @@ pub(super) use extensions::Extensions;
 const AGENT_PODS: &str = "app.kubernetes.io/name=dormouse,app.kubernetes.io/component=agent";
 const AGENT_PORT: u16 = 9466;
 
+/// How long the nodes are waited for.
+const NODES: Duration = Duration::from_secs(10);
+
 /// What is watched.
 #[derive(Debug)]
 pub(super) struct Index {
@@ -41,7 +47,6 @@ pub(super) struct Index {
     pub(super) budgets: Budgets,
     pub(super) ledger: Arc<Ledger>,
     node_cache: Arc<Cache<Node>>,
-    budget_cache: Arc<Cache<PodDisruptionBudget>>,
     pub(super) templates: Option<Arc<Cache<SandboxTemplate>>>,
     network_policies: Option<Arc<Cache<NetworkPolicy>>>,
     pub(super) sandbox_queue: Queue<Sandbox>,
@@ -75,7 +80,6 @@ impl Index {
             budgets: Budgets::new(Arc::clone(&budgets.cache)),
             ledger: Arc::default(),
             node_cache: Arc::clone(&nodes.cache),
-            budget_cache: Arc::clone(&budgets.cache),
             sandboxes: Arc::clone(&sandboxes.cache),
             pods: Arc::clone(&pods.cache),
             services: Arc::clone(&services.cache),
@@ -198,9 +202,12 @@ impl Index {
         filled(&self.pods).await;
         filled(&self.services).await;
         filled(&self.volume_claims).await;
-        // A node that has not been seen yet would count as gone.
-        filled(&self.node_cache).await;
-        filled(&self.budget_cache).await;
+        // Sandboxes are served all the same by a controller that may not watch nodes.
+        if timeout(NODES, filled(&self.node_cache)).await.is_err() {
+            warn!(
+                "nodes cannot be watched: no drain is seen, no node that is lost, and sleepers keep their requests"
+            );
+        }
         if let Some(templates) = &self.templates {
             filled(templates).await;
         }

@@ -43,10 +43,11 @@ pub(super) fn update(conditions: &mut Vec<Condition>, sight: &Sight<'_>, now: Ti
         (DORMANT, dormant_condition(sight)),
     ];
     drain(conditions, sight, now);
-    let is_going = sight
-        .pod
-        .own()
-        .is_some_and(|pod| pod.metadata.deletion_timestamp.is_some());
+    let is_going = sight.sandbox.spec.operating_mode == OperatingMode::Running
+        && sight
+            .pod
+            .own()
+            .is_some_and(|pod| pod.metadata.deletion_timestamp.is_some());
     for (type_, condition) in all {
         // Whether it slept says whether its memory went with the pod.
         if type_ == DORMANT && (is_going || *sight.stand == Stand::Silent) {

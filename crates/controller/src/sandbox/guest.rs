@@ -8,13 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_api::agents::{Fallback, OperatingMode, Sandbox, SnapshotRef, SuspensionType};
-use dormouse_api::conditions::{SUSPENDED, suspended};
+use dormouse_api::conditions::suspended;
 use dormouse_core::{ANNOTATION_RESTORE_FROM, Rung};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Affinity, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodReadinessGate,
     PodSchedulingGate, PodSpec, Toleration,
 };
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde_json::json;
 
 use super::policy::{fallback, generation, holds_memory, policy, strategy};
@@ -120,11 +121,19 @@ pub(super) fn in_place(observed: &Observed, pod: &Pod) -> Result<GuestNext, Trou
         });
     }
     let set_policy = policy_step(sandbox, pod, guest)?;
-    Ok(if is_to_sleep {
+    let mut next = if is_to_sleep {
         suspend(pod, guest, set_policy)
     } else {
         run(sandbox, pod, guest, set_policy)
-    })
+    };
+    let is_new = saved_in(guest).is_some_and(|snapshot| !is_written_down(sandbox, snapshot));
+    if is_new && holds_memory(sandbox) {
+        // It goes with what is written of its sleep anyway.
+        let (pin, snapshot) = written_down(guest).unzip();
+        next.later.extend(pin);
+        next.write_down = snapshot;
+    }
+    Ok(next)
 }
 
 fn is_to_sleep(sandbox: &Sandbox) -> bool {
@@ -139,7 +148,9 @@ pub(super) fn unheard(observed: &Observed, pod: &Pod) -> Stand {
     match (is_to_sleep(sandbox), was_put_to_sleep(sandbox)) {
         (true, _) => Stand::FallingAsleep(what),
         (false, true) => Stand::WakingUp(what),
-        (false, false) if !lost::slept(sandbox) && !is_saved_in_place(sandbox, pod) => Stand::Awake,
+        (false, false) if !lost::slept(conditions(sandbox)) && !is_saved_in_place(sandbox, pod) => {
+            Stand::Awake
+        }
         (false, false) if !observed.node.is_lost() => Stand::Silent,
         (false, false) => {
             let snapshot = sandbox
@@ -241,13 +252,6 @@ fn run(sandbox: &Sandbox, pod: &Pod, guest: &Guest, set_policy: Option<Step>) ->
     let mut next = GuestNext::default();
     // Nobody waits for that; a wake does not either.
     next.later.extend(set_policy);
-    let is_new = saved_in(guest).is_some_and(|snapshot| !is_written_down(sandbox, snapshot));
-    if is_new && holds_memory(sandbox) {
-        // It goes with what is written of its sleep anyway.
-        let (pin, snapshot) = written_down(guest).unzip();
-        next.later.extend(pin);
-        next.write_down = snapshot;
-    }
     next.stand = match (guest.sleeps(), was_put_to_sleep(sandbox)) {
         (false, _) => Stand::Awake,
         (true, false) => Stand::Dormant(guest.rung),
@@ -262,10 +266,14 @@ fn run(sandbox: &Sandbox, pod: &Pod, guest: &Guest, set_policy: Option<Step>) ->
 
 /// Whether it sleeps, or is about to, because somebody said so: what was last written of it.
 fn was_put_to_sleep(sandbox: &Sandbox) -> bool {
-    let conditions = sandbox.status.as_ref().map(|status| status.conditions.as_slice());
-    objects::condition(conditions.unwrap_or_default(), SUSPENDED).is_some_and(|condition| {
-        condition.reason == suspended::GUEST_ASLEEP || condition.reason == suspended::GUEST_FALLING_ASLEEP
-    })
+    lost::was_put_to_sleep(conditions(sandbox))
+}
+
+fn conditions(sandbox: &Sandbox) -> &[Condition] {
+    let status = sandbox.status.as_ref();
+    status
+        .map(|status| status.conditions.as_slice())
+        .unwrap_or_default()
 }
 
 /// What is to be done about a pod whose guest is to become a snapshot before the pod goes.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_api::agents::{Fallback, OperatingMode, Sandbox, SandboxStatus, SnapshotRef, SuspensionType};
-use dormouse_api::conditions::{POD_SCHEDULED, READY, SUSPENDED, restored, suspended};
+use dormouse_api::conditions::{POD_SCHEDULED, READY, restored};
 use dormouse_api::names::{labels, name_hash};
 use dormouse_core::ANNOTATION_RESTORE_FROM;
 use jiff::Timestamp;
@@ -146,10 +146,8 @@ pub fn next(observed: &Observed, settings: &Settings, now: Timestamp) -> Next {
     if let Some(pod) = next.pod.own() {
         let open = sandbox.spec.operating_mode == OperatingMode::Running
             && !matches!(next.stand, Stand::WakingUp(_) | Stand::Leaving(_));
-        // First what it asks for: as long as that is too little, it is the first to be evicted when memory runs short.
-        let resize = capacity::resize(sandbox, pod, &next.stand);
-        next.later.splice(0..0, resize);
         next.later.extend(guest::readiness(pod, open, now));
+        next.later.extend(capacity::resize(sandbox, pod, &next.stand));
     }
     // Nobody says when a stranger goes.
     let stranger = (next.pod == PodSight::Foreign).then_some(STRANGER);
@@ -289,10 +287,8 @@ fn remember_memory(status: &mut SandboxStatus, sandbox: &Sandbox, next: &Next, n
         }
         return;
     }
-    // A pod that went with its guest asleep in it: its node is lost, or somebody deleted it.
-    let slept = objects::condition(all, SUSPENDED)
-        .is_some_and(|condition| condition.reason == suspended::GUEST_ASLEEP);
-    if slept && next.pod == PodSight::Absent && status.snapshot.is_none() {
+    // A pod that went with its guest in it: its node is lost, or somebody deleted it.
+    if lost::was_put_to_sleep(all) && next.pod == PodSight::Absent && status.snapshot.is_none() {
         conditions::restored(
             all,
             sandbox,

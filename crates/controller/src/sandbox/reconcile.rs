@@ -5,9 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use dormouse_api::agents::{OperatingMode, Sandbox};
-use dormouse_api::conditions::{DRAINING, READY, SUSPENDED, draining, ready, suspended};
+use dormouse_api::conditions::{
+    DORMANT, DRAINING, READY, RESTORED, SUSPENDED, dormant, draining, ready, restored, suspended,
+};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Service};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{Api, Patch};
 use kube::runtime::controller::Action;
 use kube::runtime::events::{Event, EventType, Recorder};
@@ -508,7 +511,16 @@ impl SandboxContext {
         if let Some(ended) = ended {
             self.metrics.moved(&ended);
         }
-        self.tell_of_drain(sandbox, &planned).await;
+        for news in news(&old.conditions, &planned.status.conditions) {
+            self.metrics.drained(&news.reason);
+            let type_ = if [draining::SAVING, draining::SAVED].contains(&news.reason.as_str()) {
+                EventType::Normal
+            } else {
+                EventType::Warning
+            };
+            self.tell(sandbox, type_, &news.reason, news.message.clone())
+                .await;
+        }
         for step in &planned.later {
             if let Step::Order { node, order } = step {
                 // It may take long, and a resume must not wait for it.
@@ -561,27 +573,6 @@ impl SandboxContext {
         may
     }
 
-    /// Tells of a drain that has come further.
-    async fn tell_of_drain(&self, sandbox: &Sandbox, planned: &Next) {
-        let old = sandbox
-            .status
-            .as_ref()
-            .and_then(|status| objects::condition(&status.conditions, DRAINING));
-        let Some(new) = objects::condition(&planned.status.conditions, DRAINING) else {
-            return;
-        };
-        if old.is_some_and(|old| old.reason == new.reason) {
-            return;
-        }
-        self.metrics.drained(&new.reason);
-        let type_ = if [draining::SAVING, draining::SAVED].contains(&new.reason.as_str()) {
-            EventType::Normal
-        } else {
-            EventType::Warning
-        };
-        self.tell(sandbox, type_, &new.reason, new.message.clone()).await;
-    }
-
     async fn warn(&self, sandbox: &Sandbox, reason: &str, note: String) {
         self.tell(sandbox, EventType::Warning, reason, note).await;
     }
@@ -598,6 +589,24 @@ impl SandboxContext {
             debug!(%error, "an event was lost");
         }
     }
+}
+
+/// What is worth an event of what has become of a sandbox: a drain that has come further, and memory that is in danger,
+/// or lost.
+fn news<'a>(old: &[Condition], new: &'a [Condition]) -> Vec<&'a Condition> {
+    let worth = |condition: &&Condition| match condition.type_.as_str() {
+        DRAINING => true,
+        DORMANT => [dormant::NODE_LOST, dormant::MEMORY_LOST].contains(&condition.reason.as_str()),
+        RESTORED => condition.reason == restored::POD_GONE,
+        _ => false,
+    };
+    let is_known = |condition: &Condition| {
+        objects::condition(old, &condition.type_).is_some_and(|old| old.reason == condition.reason)
+    };
+    new.iter()
+        .filter(worth)
+        .filter(|condition| !is_known(condition))
+        .collect()
 }
 
 /// Whether the API server answered, and said that it will not be.

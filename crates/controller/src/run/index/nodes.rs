@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::runtime::watcher;
 use kube::{Api, Client};
+use tracing::debug;
 
 use super::{Index, push_owner};
 use crate::agents::{Agents, Order};
@@ -117,7 +118,7 @@ impl Departed {
             };
             tokio::spawn(async move {
                 if let Err(error) = agents.order(&node, order).await {
-                    tracing::info!(node, %error, "the snapshot of a sandbox that is gone stays pinned");
+                    debug!(node, %error, "the snapshot of a sandbox that is gone stays pinned");
                 }
             });
         }
