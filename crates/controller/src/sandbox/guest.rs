@@ -4,36 +4,26 @@
 //! the answer. Suspended with `Hibernate` the guest becomes a snapshot on its node, this is written down, and only then
 //! the pod goes; the pod that takes its place waits with a scheduling gate until its node's agent has leave to fill it.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_api::agents::{Fallback, OperatingMode, Sandbox, SnapshotRef, SuspensionType};
 use dormouse_api::conditions::suspended;
 use dormouse_core::{ANNOTATION_RESTORE_FROM, Rung};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{
-    Affinity, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodReadinessGate,
-    PodSchedulingGate, PodSpec, Toleration,
-};
+use k8s_openapi::api::core::v1::{Pod, PodReadinessGate, PodSpec, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde_json::json;
 
 use super::policy::{fallback, generation, holds_memory, policy, strategy};
-use super::{Observed, Settings, Step, Trouble, lost};
+use super::{Observed, Step, Trouble, lost};
 use crate::agents::{Guest, Order, Sight};
 use crate::objects;
 
 /// Condition of pods whose sandbox is suspended with them in place: they are not ready then.
 pub const READINESS_GATE: &str = "dormouse.dev/ready";
 
-/// Gate of pods that are to be filled from a snapshot.
-pub const RESTORE_GATE: &str = "dormouse.dev/restore";
-
 /// How often an agent that cannot be reached is looked for, beside the news of it.
 pub(super) const LOOK: Duration = Duration::from_secs(5);
-
-/// How long a node that has the snapshot is waited for before a fallback is taken.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How the guest of a sandbox stands, where that is of interest.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -334,44 +324,6 @@ pub(super) fn hibernate(observed: &Observed, pod: &Pod) -> Hibernation {
     }
 }
 
-/// Makes a pod one that is filled from a snapshot: it asks for it, goes where the snapshot is, and waits for leave.
-pub(super) fn fill(pod: &mut Pod, snapshot: &SnapshotRef) {
-    let annotations = pod.metadata.annotations.get_or_insert_default();
-    annotations.insert(ANNOTATION_RESTORE_FROM.to_owned(), snapshot.name.clone());
-    let Some(spec) = &mut pod.spec else {
-        return;
-    };
-    spec.scheduling_gates
-        .get_or_insert_default()
-        .push(PodSchedulingGate {
-            name: RESTORE_GATE.to_owned(),
-        });
-    if let Some(node) = &snapshot.node_name {
-        bind(spec, node);
-    }
-}
-
-/// Has the pod go to one node, whatever else it wants.
-fn bind(spec: &mut PodSpec, node: &str) {
-    let here = NodeSelectorRequirement {
-        key: "metadata.name".to_owned(),
-        operator: "In".to_owned(),
-        values: Some(vec![node.to_owned()]),
-    };
-    let affinity: &mut Affinity = spec.affinity.get_or_insert_default();
-    let affinity: &mut NodeAffinity = affinity.node_affinity.get_or_insert_default();
-    let selector: &mut NodeSelector = affinity
-        .required_during_scheduling_ignored_during_execution
-        .get_or_insert_default();
-    if selector.node_selector_terms.is_empty() {
-        selector.node_selector_terms.push(NodeSelectorTerm::default());
-    }
-    // Terms are alternatives: each has to say it.
-    for term in &mut selector.node_selector_terms {
-        term.match_fields.get_or_insert_default().push(here.clone());
-    }
-}
-
 /// Has the pod stay on a node that is lost, if the sandbox does not start without its memory: the node may come back, and
 /// the pod with it. What the template says of it counts for more.
 pub(super) fn stay(sandbox: &Sandbox, spec: &mut PodSpec) {
@@ -439,95 +391,6 @@ pub(super) fn readiness(pod: &Pod, open: bool, now: Timestamp) -> Option<Step> {
             "lastTransitionTime": now,
         }]}}),
     })
-}
-
-/// What is to be done about a pod that waits for leave to be filled; `None` if it does not wait.
-pub(super) fn restore(
-    observed: &Observed,
-    pod: &Arc<Pod>,
-    settings: &Settings,
-    now: Timestamp,
-) -> Option<Restore> {
-    let gates = pod
-        .spec
-        .as_ref()
-        .and_then(|spec| spec.scheduling_gates.as_deref());
-    let waits = gates
-        .unwrap_or_default()
-        .iter()
-        .any(|gate| gate.name == RESTORE_GATE);
-    if !waits {
-        return None;
-    }
-    let sandbox = &*observed.sandbox;
-    let snapshot = sandbox.status.as_ref().and_then(|status| status.snapshot.clone());
-    let (Some(snapshot), Some(wanted)) = (
-        snapshot,
-        objects::annotation(&pod.metadata, ANNOTATION_RESTORE_FROM),
-    ) else {
-        return Some(Restore::GiveUp(
-            "what it was to be filled from is not known any more".to_owned(),
-        ));
-    };
-    let node = snapshot.node_name.unwrap_or_default();
-    if let Some(refusal) = &observed.refusal {
-        return Some(match fallback(&sandbox.spec) {
-            Fallback::ColdStart => Restore::GiveUp(refusal.message.clone()),
-            Fallback::Hold | Fallback::Fail => Restore::Wait(refusal.message.clone()),
-        });
-    }
-    let stands = observed.restore_node;
-    if observed.restore_node_linked && !stands.is_lost() && !stands.draining {
-        let grant = Order::Grant {
-            pod: objects::uid(&pod.metadata).to_owned(),
-            namespace: objects::namespace(&pod.metadata).to_owned(),
-            snapshot: wanted.to_owned(),
-        };
-        let open = Step::PatchPod {
-            name: objects::name(&pod.metadata).to_owned(),
-            patch: json!({"spec": {"schedulingGates": null}}),
-        };
-        return Some(Restore::Grant(vec![Step::Order { node, order: grant }, open]));
-    }
-    let age = pod
-        .metadata
-        .creation_timestamp
-        .as_ref()
-        .map(|made| now.duration_since(made.0));
-    let age = age
-        .and_then(|age| Duration::try_from(age).ok())
-        .unwrap_or_default();
-    let (how, patience) = if !stands.exists {
-        ("is not in the cluster any more", PATIENCE)
-    } else if stands.draining {
-        // It comes back when its kernel has been exchanged, or goes.
-        ("is being drained", settings.drain_timeout.max(PATIENCE))
-    } else if !stands.ready {
-        ("is not ready", PATIENCE)
-    } else {
-        ("cannot be reached", PATIENCE)
-    };
-    let what = format!("node {node}, which has snapshot {wanted}, {how}");
-    Some(match fallback(&sandbox.spec) {
-        Fallback::ColdStart if age >= patience => Restore::GiveUp(what),
-        _ => Restore::Wait(what),
-    })
-}
-
-/// What is to be done about a pod that waits for leave to be filled.
-#[derive(Debug, PartialEq)]
-pub(super) enum Restore {
-    /// It gets it, and may go to its node.
-    Grant(Vec<Step>),
-    /// It waits; for what.
-    Wait(String),
-    /// It is given up for one without memory; why.
-    GiveUp(String),
-}
-
-/// When to look again at one that waits.
-pub(super) const fn patience() -> Duration {
-    LOOK
 }
 
 pub(super) fn order(pod: &Pod, order: Order) -> Step {

@@ -270,6 +270,14 @@ fn remember_memory(status: &mut SandboxStatus, sandbox: &Sandbox, next: &Next, n
         conditions::restored(all, sandbox, false, restored::POD_GONE, message, now);
         return;
     }
+    let is_stopped = sandbox.spec.operating_mode == OperatingMode::Suspended
+        && policy::strategy(&sandbox.spec) == SuspensionType::Stop
+        && next.pod.own().is_some();
+    if is_stopped {
+        // It had hibernated because it was idle, and is now to be started anew.
+        status.snapshot = None;
+        return;
+    }
     let awake = next.pod.own().filter(|pod| {
         let is_to_run = sandbox.spec.operating_mode == OperatingMode::Running;
         let is_awake = matches!(next.stand, Stand::None | Stand::Awake);

@@ -10,9 +10,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Value, json};
 
 use super::drain::{self, Drain};
-use super::guest::{self, GuestNext, Hibernation, Restore, Stand};
+use super::guest::{self, GuestNext, Hibernation, Stand};
 use super::metadata::{PodMetadata, owners_with};
 use super::policy::fallback;
+use super::restore::{self, Restore};
 use super::{Observed, Settings, Step, Trouble, lost, volumes};
 use crate::objects::{self, Ownership, owner_reference, ownership};
 
@@ -115,12 +116,12 @@ pub(super) fn run(
         ..PodNext::default()
     };
     keep_metadata(sandbox, &pod, &next.drain, settings, steps);
-    match guest::restore(observed, &pod, settings, now) {
+    match restore::restore(observed, &pod, settings, now) {
         None => next.guest = stay(observed, &pod, &next.drain)?,
         Some(Restore::Grant(granting)) => next.guest.steps = granting,
         Some(Restore::Wait(what)) => {
             next.guest.stand = Stand::WakingUp(what);
-            next.guest.requeue = Some(guest::patience());
+            next.guest.requeue = Some(guest::LOOK);
         }
         Some(Restore::GiveUp(why)) => {
             next.guest.stand = Stand::WakingUp(why.clone());
@@ -354,7 +355,7 @@ pub(super) fn build(sandbox: &Sandbox, settings: &Settings) -> Pod {
         .as_ref()
         .and_then(|status| status.snapshot.as_ref());
     if let Some(snapshot) = snapshot {
-        guest::fill(&mut pod, snapshot);
+        restore::fill(&mut pod, snapshot);
     }
     pod
 }

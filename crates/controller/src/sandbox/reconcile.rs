@@ -8,6 +8,7 @@ use dormouse_api::agents::{OperatingMode, Sandbox};
 use dormouse_api::conditions::{
     DORMANT, DRAINING, READY, RESTORED, SUSPENDED, dormant, draining, ready, restored, suspended,
 };
+use dormouse_core::Reason;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -16,6 +17,7 @@ use kube::runtime::controller::Action;
 use kube::runtime::events::{Event, EventType, Recorder};
 use kube::{Client, Resource};
 use thiserror::Error;
+use tokio::sync::Semaphore;
 use tracing::{debug, info};
 
 use super::next::can_wait;
@@ -37,6 +39,9 @@ use dormouse_api::names::name_hash;
 /// How often a look is taken again in one go: an object that was to be made was there already, or a guest has moved.
 const LOOKS: usize = 8;
 
+/// How many sandboxes are saved at a time because their node is drained: others must not wait for a worker meanwhile.
+const DRAINS: usize = 32;
+
 /// What sandboxes are reconciled with.
 #[allow(missing_debug_implementations, reason = "the API server's client has none")]
 pub struct SandboxContext {
@@ -53,6 +58,8 @@ pub struct SandboxContext {
     max_overcommit: Overcommit,
     failures: Failures,
     transitions: Transitions,
+    /// Places for sandboxes that are saved because their node is drained.
+    drains: Semaphore,
     metrics: Arc<Metrics>,
 }
 
@@ -214,6 +221,7 @@ impl SandboxContext {
             max_overcommit,
             failures: Failures::default(),
             transitions: Transitions::default(),
+            drains: Semaphore::new(DRAINS),
             metrics,
         }
     }
@@ -381,6 +389,15 @@ impl SandboxContext {
 
     async fn order(&self, node: &str, order: Order, observed: &mut Observed) -> Outcome {
         let moves = order.moves_guest();
+        let drains = observed.node.draining && matches!(order, Order::Hibernate { .. });
+        let place = drains.then(|| self.drains.try_acquire());
+        if let Some(Err(_)) = place {
+            observed.refusal = Some(Refusal {
+                reason: Reason::NodeBusy.as_str().to_owned(),
+                message: format!("{DRAINS} others are being saved at the moment"),
+            });
+            return Outcome::Refused;
+        }
         match self.agents.order(node, order).await {
             Ok(ordered) => {
                 debug!(node, took = ?ordered.took, "ordered");

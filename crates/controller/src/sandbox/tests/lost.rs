@@ -151,6 +151,18 @@ fn a_sleeper_that_is_a_snapshot_comes_back_from_it() {
 }
 
 #[test]
+fn one_that_is_stopped_does_not_come_back_from_where_it_slept() {
+    let mut sandbox = asleep(None, Rung::Hibernated);
+    sandbox.spec.operating_mode = OperatingMode::Suspended;
+    let next = decide(&seen(&sandbox, guest(Rung::Hibernated, 3)));
+    assert_eq!(what(&next), ["delete pod"]);
+    assert_eq!(
+        (next.status.snapshot.clone(), later(&next)),
+        (None, vec!["unpin the snapshot"])
+    );
+}
+
+#[test]
 fn a_node_with_a_snapshot_that_is_drained_is_waited_for_longer_than_one_that_is_gone() {
     let patience = |node: NodeSight, fallback, age| {
         let (sandbox, mut pod) = resumed(fallback);
