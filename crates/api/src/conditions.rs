@@ -40,6 +40,8 @@ pub mod draining {
     pub const CANNOT_BE_SAVED: &str = "CannotBeSaved";
     /// Evictions were held up for as long as they may be; its pod may be evicted.
     pub const HOLD_ENDED: &str = "HoldEnded";
+    /// It is not drained any more, and the sandbox's agent has not been told yet.
+    pub const DRAIN_ENDED: &str = "DrainEnded";
 }
 
 /// Reasons of [`DORMANT`] beside the names of rungs.

@@ -28,7 +28,7 @@ pub(super) struct Sight<'a> {
     pub(super) troubles: &'a [Trouble],
     pub(super) drain: &'a Drain,
     /// Whether nothing is left to be put back after a drain.
-    pub(super) is_drained: bool,
+    pub(super) is_over: bool,
     /// How long evictions are held up.
     pub(super) bound: Duration,
 }
@@ -67,14 +67,20 @@ fn drain(conditions: &mut Vec<Condition>, sight: &Sight<'_>, now: Timestamp) {
         .own()
         .and_then(|pod| pod.spec.as_ref()?.node_name.as_deref());
     match sight.drain.words(node.unwrap_or_default(), sight.bound) {
-        // How long it has been drained is counted from when this was first said.
-        Some((reason, message)) => set(
-            conditions,
-            new(sight.sandbox, DRAINING, "True", reason, message),
-            now,
-        ),
-        None if sight.is_drained => remove(conditions, DRAINING),
-        None => {}
+        Some((reason, message)) if !sight.is_over => {
+            let status = if *sight.drain == Drain::Over {
+                "False"
+            } else {
+                "True"
+            };
+            // How long it has been drained is counted from when this was first true.
+            set(
+                conditions,
+                new(sight.sandbox, DRAINING, status, reason, message),
+                now,
+            );
+        }
+        _ => remove(conditions, DRAINING),
     }
 }
 

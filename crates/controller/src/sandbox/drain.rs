@@ -43,11 +43,15 @@ pub(super) enum Drain {
 }
 
 impl Drain {
-    /// Reason and message of the sandbox's condition; `None`: what stands there stays.
+    /// Reason and message of the sandbox's condition; `None`: there is none.
     pub(super) fn words(&self, node: &str, bound: Duration) -> Option<(&'static str, String)> {
         let drained = format!("node {node} is being drained");
         Some(match self {
-            Self::No | Self::Over => return None,
+            Self::No => return None,
+            Self::Over => (
+                draining::DRAIN_ENDED,
+                format!("node {node} is not drained any more, and its agent has not been told of it yet"),
+            ),
             Self::Saving(None) => (
                 draining::SAVING,
                 format!("{drained}; the pod is not evicted until its memory is saved"),
@@ -91,6 +95,7 @@ pub(super) fn stand(observed: &Observed, pod: &Pod, settings: &Settings, now: Ti
     if !observed.node.draining || !held {
         return if said.is_some() { Drain::Over } else { Drain::No };
     }
+    let said = said.filter(|said| said.status == "True");
     let since = said.map_or(now, |said| said.last_transition_time.0);
     let took = Duration::try_from(now.duration_since(since)).unwrap_or_default();
     let is_over = took >= settings.drain_timeout;
@@ -201,7 +206,7 @@ pub(super) fn guest(observed: &Observed, pod: &Pod, drain: &Drain) -> Option<Gue
         Drain::Saving(waits_for) => Some(save(sandbox, pod, guest, waits_for.as_deref())),
         Drain::Securing(_) => Some(secure(sandbox, pod, guest)),
         Drain::CannotBeSaved(_) | Drain::HoldEnded | Drain::Over if is_to_run => {
-            put_back(sandbox, pod, guest)
+            put_back(observed, pod, guest)
         }
         Drain::Saved(_) | Drain::CannotBeSaved(_) | Drain::HoldEnded | Drain::Over => None,
     }
@@ -253,22 +258,34 @@ fn secure(sandbox: &Sandbox, pod: &Pod, guest: &Guest) -> GuestNext {
 }
 
 /// It may be woken as ever again, and is woken if it never falls asleep by itself.
-fn put_back(sandbox: &Sandbox, pod: &Pod, guest: &Guest) -> Option<GuestNext> {
+fn put_back(observed: &Observed, pod: &Pod, guest: &Guest) -> Option<GuestNext> {
+    let step = left(&observed.sandbox, pod, guest)?;
+    let refusal = observed.refusal.as_ref();
+    let waits_for = refusal.map_or_else(
+        || "its node is not drained any more".to_owned(),
+        |refusal| refusal.message.clone(),
+    );
+    Some(GuestNext {
+        stand: if guest.sleeps() {
+            Stand::WakingUp(waits_for)
+        } else {
+            Stand::Awake
+        },
+        requeue: refusal.map(|_| LOOK),
+        steps: refusal.map_or_else(|| vec![step], |_| vec![]),
+        ..GuestNext::default()
+    })
+}
+
+/// What is left to be put back; `None` if nothing is.
+fn left(sandbox: &Sandbox, pod: &Pod, guest: &Guest) -> Option<Step> {
+    let is_to_run = sandbox.spec.operating_mode == OperatingMode::Running;
+    let never_sleeps = is_to_run && sandbox.spec.idle_timeout.is_none();
     let wake = || {
         let pod_uid = objects::uid(&pod.metadata).to_owned();
         guest::order(pod, Order::Wake { pod: pod_uid })
     };
-    let step = tell(sandbox, pod, guest, false)
-        .or_else(|| (guest.sleeps() && sandbox.spec.idle_timeout.is_none()).then(wake))?;
-    Some(GuestNext {
-        stand: if guest.sleeps() {
-            Stand::WakingUp("its node is not drained any more".to_owned())
-        } else {
-            Stand::Awake
-        },
-        steps: vec![step],
-        ..GuestNext::default()
-    })
+    tell(sandbox, pod, guest, false).or_else(|| (guest.sleeps() && never_sleeps).then(wake))
 }
 
 /// Tells the agent whether only an order wakes the guest, beyond what the sandbox says; `None` if it is so.
@@ -292,14 +309,10 @@ fn tell(sandbox: &Sandbox, pod: &Pod, guest: &Guest, only_by_order: bool) -> Opt
 }
 
 /// Whether the sandbox's condition may go: nothing is left to be put back.
-pub(super) fn is_over(drain: &Drain, observed: &Observed) -> bool {
-    let sandbox = &*observed.sandbox;
-    match (drain, &observed.guest) {
-        (Drain::No, _) => true,
-        (Drain::Over, Sight::Seen(guest)) => {
-            let wanted = policy(&sandbox.spec).map(|policy| policy.resume_policy == ResumePolicy::Manual);
-            wanted.map_or(true, |wanted| guest.only_by_order() == wanted)
-        }
+pub(super) fn is_over(drain: &Drain, observed: &Observed, pod: Option<&Pod>) -> bool {
+    match (drain, &observed.guest, pod) {
+        (Drain::No, ..) => true,
+        (Drain::Over, Sight::Seen(guest), Some(pod)) => left(&observed.sandbox, pod, guest).is_none(),
         _ => false,
     }
 }

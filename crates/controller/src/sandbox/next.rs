@@ -241,7 +241,7 @@ fn status(
         stand: &next.stand,
         troubles: &next.troubles,
         drain: &next.drain,
-        is_drained: drain::is_over(&next.drain, observed),
+        is_over: drain::is_over(&next.drain, observed, next.pod.own()),
         bound: settings.drain_timeout,
     };
     conditions::update(&mut status.conditions, &sight, now);

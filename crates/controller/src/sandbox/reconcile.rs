@@ -612,7 +612,7 @@ impl SandboxContext {
 /// or lost.
 fn news<'a>(old: &[Condition], new: &'a [Condition]) -> Vec<&'a Condition> {
     let worth = |condition: &&Condition| match condition.type_.as_str() {
-        DRAINING => true,
+        DRAINING => condition.status == "True",
         DORMANT => [dormant::NODE_LOST, dormant::MEMORY_LOST].contains(&condition.reason.as_str()),
         RESTORED => condition.reason == restored::POD_GONE,
         _ => false,

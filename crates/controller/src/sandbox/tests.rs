@@ -2,6 +2,7 @@
 
 mod capacity;
 mod drain;
+mod drain_model;
 mod lost;
 mod memory;
 
