@@ -7,6 +7,7 @@
 )]
 
 mod access;
+mod drain;
 mod faults;
 mod install;
 mod installed;

@@ -27,10 +27,31 @@ pub mod restored {
     pub const POD_GONE: &str = "PodGone";
 }
 
+/// Ours: the sandbox's node is being drained; only there then, on sandboxes that keep their memory.
+pub const DRAINING: &str = "Draining";
+
+/// Reasons of [`DRAINING`].
+pub mod draining {
+    /// Its memory is being saved; until then its pod is not evicted.
+    pub const SAVING: &str = "Saving";
+    /// Its memory is in a snapshot; its pod may be evicted.
+    pub const SAVED: &str = "Saved";
+    /// Its memory cannot be saved; its pod may be evicted.
+    pub const CANNOT_BE_SAVED: &str = "CannotBeSaved";
+    /// Evictions were held up for as long as they may be; its pod may be evicted.
+    pub const HOLD_ENDED: &str = "HoldEnded";
+    /// It is not drained any more, and the sandbox's agent has not been told yet.
+    pub const DRAIN_ENDED: &str = "DrainEnded";
+}
+
 /// Reasons of [`DORMANT`] beside the names of rungs.
 pub mod dormant {
     /// It does not sleep.
     pub const AWAKE: &str = "Awake";
+    /// It slept when its node was last heard of, which does not answer.
+    pub const NODE_LOST: &str = "NodeLost";
+    /// Its pod went while its guest slept in it, and it does not start without its memory.
+    pub const MEMORY_LOST: &str = "MemoryLost";
 }
 
 /// Reasons of [`READY`] on a Sandbox.

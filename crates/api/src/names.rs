@@ -20,6 +20,13 @@ pub mod labels {
     pub const CLAIM_UID: &str = "agents.x-k8s.io/claim-uid";
     /// `"true"`: a Sandbox may make the object its own although it did not make it.
     pub const ADOPTABLE: &str = "agents.x-k8s.io/adoptable";
+    /// Ours, on a Pod, `"true"`: its memory must not be lost by an eviction; what the namespace's PodDisruptionBudget
+    /// selects.
+    pub const HOLDS_MEMORY: &str = "dormouse.dev/holds-memory";
+    /// Ours, on a Node: how many times its memory sandboxes may ask for, as in `1.5`.
+    pub const MAX_OVERCOMMIT: &str = "dormouse.dev/max-overcommit";
+    /// On objects that were made by the controller for a whole namespace.
+    pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 }
 
 /// Annotations.
@@ -48,6 +55,8 @@ pub mod annotations {
     pub const TRACE_CONTEXT: &str = "opentelemetry.io/trace-context";
     /// Whether the cluster autoscaler may evict the pod.
     pub const SAFE_TO_EVICT: &str = "cluster-autoscaler.kubernetes.io/safe-to-evict";
+    /// Ours, on a Node, `"false"`: that it is cordoned does not mean that it is drained.
+    pub const DRAIN: &str = "dormouse.dev/drain";
 }
 
 /// What labels and annotations begin with that users may not give.

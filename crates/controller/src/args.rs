@@ -51,6 +51,26 @@ pub struct Args {
     #[arg(long, default_value_t = 10, value_name = "NUMBER")]
     pub kube_api_burst: u32,
 
+    /// How long the eviction of a sandbox is held up while its memory is being saved, from when its node was cordoned; `0`:
+    /// not at all.
+    #[arg(long, default_value = "10m", value_name = "DURATION", value_parser = duration)]
+    pub drain_timeout: std::time::Duration,
+
+    /// Keys of taints that say that a node is being drained, beside the one that `kubectl cordon` sets; separated by
+    /// commas.
+    #[arg(
+        long,
+        default_value = "ToBeDeletedByClusterAutoscaler,karpenter.sh/disrupted",
+        value_name = "KEYS",
+        value_delimiter = ','
+    )]
+    pub drain_taints: Vec<String>,
+
+    /// How many times a node's memory its sandboxes may ask for when all are awake; `1`: sleepers give nothing away. The
+    /// label `dormouse.dev/max-overcommit` of a node counts for more.
+    #[arg(long, default_value = "2.0", value_name = "NUMBER")]
+    pub max_overcommit: crate::overcommit::Overcommit,
+
     /// Sandboxes that are worked on at a time.
     #[arg(long, default_value_t = 100, value_name = "NUMBER")]
     pub sandbox_concurrent_workers: u16,

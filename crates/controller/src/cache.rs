@@ -142,7 +142,13 @@ fn names<K: Resource<DynamicType = ()>>(object: &K) -> (String, String) {
 }
 
 fn reference<K: Resource<DynamicType = ()>>(namespace: &str, name: &str) -> ObjectRef<K> {
-    ObjectRef::new(name).within(namespace)
+    let object = ObjectRef::new(name);
+    // Objects of the whole cluster are in no namespace, which is not one without a name.
+    if namespace.is_empty() {
+        object
+    } else {
+        object.within(namespace)
+    }
 }
 
 fn reference_of<K: Resource<DynamicType = ()>>(object: &K) -> ObjectRef<K> {

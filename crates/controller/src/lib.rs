@@ -8,6 +8,7 @@
 pub mod agents;
 pub mod args;
 mod backoff;
+mod budget;
 pub mod cache;
 pub mod claim;
 pub mod client;
@@ -16,7 +17,9 @@ pub mod identity;
 mod leader;
 pub mod log;
 pub mod metrics;
+pub mod nodes;
 pub mod objects;
+pub mod overcommit;
 pub mod patch;
 pub mod pool;
 pub mod quantity;

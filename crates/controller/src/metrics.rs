@@ -6,6 +6,7 @@ mod sandboxes;
 use std::time::Duration;
 
 use dormouse_api::agents::Sandbox;
+use dormouse_api::conditions::draining;
 use kube::runtime::reflector::Store;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
@@ -28,8 +29,16 @@ pub struct Metrics {
     requests: Family<RequestLabels, Counter>,
     leader: Gauge,
     transitions: Family<TransitionLabels, Histogram, fn() -> Histogram>,
+    drains: Family<DrainLabels, Counter>,
+    given_away: Gauge,
+    kept_requests: Counter,
     claims: ClaimMetrics,
     sandboxes: SandboxCounts,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DrainLabels {
+    outcome: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -80,6 +89,25 @@ impl Default for Metrics {
             Unit::Seconds,
             transitions.clone(),
         );
+        let drains = Family::<DrainLabels, Counter>::default();
+        registry.register(
+            "dormouse_sandbox_drains",
+            "Sandboxes on drained nodes, by how it came that they may be evicted",
+            drains.clone(),
+        );
+        let given_away = Gauge::default();
+        registry.register_with_unit(
+            "dormouse_sandbox_memory_given_away",
+            "Memory that sleepers would ask for awake and do not ask for",
+            Unit::Bytes,
+            given_away.clone(),
+        );
+        let kept_requests = Counter::default();
+        registry.register(
+            "dormouse_sandbox_requests_kept",
+            "Sleepers that kept their requests because others of their node had given enough away",
+            kept_requests.clone(),
+        );
         let leader = Gauge::default();
         registry.register(
             "dormouse_controller_leader",
@@ -97,6 +125,9 @@ impl Default for Metrics {
             requests,
             leader,
             transitions,
+            drains,
+            given_away,
+            kept_requests,
             claims,
             sandboxes,
         }
@@ -122,6 +153,27 @@ impl Metrics {
         self.transitions
             .get_or_create(&labels)
             .observe(transition.took.as_secs_f64());
+    }
+
+    /// The drain of a sandbox's node has come to what this reason says.
+    pub fn drained(&self, reason: &str) {
+        let outcome = match reason {
+            draining::SAVED => "saved",
+            draining::CANNOT_BE_SAVED => "cannot-be-saved",
+            draining::HOLD_ENDED => "hold-ended",
+            _ => return,
+        };
+        self.drains.get_or_create(&DrainLabels { outcome }).inc();
+    }
+
+    /// Memory that sleepers have given away, in bytes.
+    pub fn given_away(&self, bytes: u64) {
+        self.given_away.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    /// A sleeper kept its requests.
+    pub fn kept_requests(&self) {
+        self.kept_requests.inc();
     }
 
     /// A request was answered; 0 stands for one that was not.

@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 use tracing::info;
 
 use crate::args::{Args, address};
+use crate::budget;
 use crate::client::{Rate, client};
 use crate::http_server::{self, Ready};
 use crate::identity::{self, Keeper};
@@ -107,7 +108,12 @@ pub async fn run(args: Args) -> Result<(), RunError> {
     let rate = Rate::new(args.kube_api_qps, args.kube_api_burst);
     let client = client(config, rate, Arc::clone(&metrics)).map_err(RunError::Client)?;
 
-    let index = Index::start(&client, &args.leader_election_namespace, args.extensions);
+    let index = Index::start(
+        &client,
+        &args.leader_election_namespace,
+        args.extensions,
+        args.drain_taints.clone(),
+    );
     metrics.count_sandboxes(index.sandboxes.store().clone());
     tokio::select! {
         () = index.filled() => ready.set(),
@@ -190,12 +196,29 @@ fn begin(
         services: Arc::clone(&index.services),
         volume_claims: Arc::clone(&index.volume_claims),
         agents: index.agents.clone(),
+        nodes: index.nodes.clone(),
+        ledger: Arc::clone(&index.ledger),
     };
+    index.count_given_away();
+    tracker.spawn(budget::keep(
+        index.budgets.clone(),
+        client.clone(),
+        !args.drain_timeout.is_zero(),
+        stop.clone(),
+    ));
     let settings = Settings {
         cluster_domain: args.cluster_domain.clone(),
+        drain_timeout: args.drain_timeout,
     };
     let recorder = Recorder::new(client.clone(), reporter);
-    let context = SandboxContext::new(client.clone(), recorder, settings, known, Arc::clone(metrics));
+    let context = SandboxContext::new(
+        client.clone(),
+        recorder,
+        settings,
+        args.max_overcommit,
+        known,
+        Arc::clone(metrics),
+    );
     tracker.spawn(work(
         index.sandbox_queue.clone(),
         index.sandboxes.store().clone(),

@@ -4,13 +4,16 @@
 
 mod capacity;
 mod conditions;
+mod drain;
 mod expiry;
 mod guest;
+mod lost;
 mod metadata;
 mod next;
 mod pod;
 mod policy;
 mod reconcile;
+mod restore;
 mod service;
 mod step;
 mod transitions;
@@ -20,10 +23,13 @@ mod volumes;
 #[cfg(test)]
 mod tests;
 
-pub use guest::{READINESS_GATE, RESTORE_GATE};
+pub(crate) use capacity::given_away;
+pub use guest::READINESS_GATE;
 pub(crate) use metadata::known_creator;
 pub use next::{Next, Observed, Refusal, Settings, next};
+pub(crate) use policy::holds_memory;
 pub use reconcile::{Known, SandboxContext, SandboxError, on_error, reconcile};
+pub use restore::RESTORE_GATE;
 pub use step::Step;
 pub use transitions::{Direction, Transition, Transitions};
 pub use trouble::Trouble;

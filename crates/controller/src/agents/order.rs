@@ -48,6 +48,13 @@ pub enum Order {
         /// UID of the pod.
         pod: String,
     },
+    /// Keeps a snapshot from being removed for want of room, or not any more.
+    Pin {
+        /// The snapshot.
+        snapshot: String,
+        /// Whether it is kept.
+        pinned: bool,
+    },
     /// Allows a pod to be filled from a snapshot.
     Grant {
         /// UID of the pod.
@@ -108,8 +115,16 @@ impl Order {
             Self::Wake { .. } => "wake the guest",
             Self::Hibernate { .. } => "hibernate the guest",
             Self::Snapshot { .. } => "take a snapshot",
+            Self::Pin { pinned: true, .. } => "pin the snapshot",
+            Self::Pin { pinned: false, .. } => "unpin the snapshot",
             Self::Grant { .. } => "grant the restore",
         }
+    }
+
+    /// Whether a guest stands otherwise after it.
+    #[must_use]
+    pub const fn moves_guest(&self) -> bool {
+        !matches!(self, Self::Pin { .. })
     }
 }
 
@@ -208,6 +223,14 @@ pub(super) async fn give(mut client: NodeClient, node: &str, order: Order) -> Re
                 snapshot: done.snapshot,
                 ..ordered(done.pod, done.outcome)
             }
+        }
+        Order::Pin { snapshot: id, pinned } => {
+            if pinned {
+                call!(pin_snapshot, v1::PinSnapshotRequest { id });
+            } else {
+                call!(unpin_snapshot, v1::UnpinSnapshotRequest { id });
+            }
+            Ordered::default()
         }
         Order::Grant {
             pod,

@@ -1,28 +1,39 @@
 //! What is watched, and who is concerned of what.
 
 mod extensions;
+mod nodes;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use dormouse_api::agents::Sandbox;
 use dormouse_api::extensions::SandboxTemplate;
 use dormouse_api::names::labels;
-use k8s_openapi::api::core::v1::{Container, PersistentVolumeClaim, Pod, PodSpec, Service};
+use k8s_openapi::api::core::v1::{Container, Node, PersistentVolumeClaim, Pod, PodSpec, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
+use tokio::time::timeout;
+use tracing::warn;
 
 use crate::agents::Agents;
+use crate::budget::Budgets;
 use crate::cache::{Cache, Feed, feed, watch};
+use crate::nodes::Nodes;
 use crate::objects::{self, controller_of, label};
+use crate::overcommit::Ledger;
 use crate::queue::Queue;
 pub(super) use extensions::Extensions;
 
 /// The agents' pods, and where they listen.
 const AGENT_PODS: &str = "app.kubernetes.io/name=dormouse,app.kubernetes.io/component=agent";
 const AGENT_PORT: u16 = 9466;
+
+/// How long the nodes are waited for.
+const NODES: Duration = Duration::from_secs(10);
 
 /// What is watched.
 #[derive(Debug)]
@@ -32,6 +43,10 @@ pub(super) struct Index {
     pub(super) services: Arc<Cache<Service>>,
     pub(super) volume_claims: Arc<Cache<PersistentVolumeClaim>>,
     pub(super) agents: Agents,
+    pub(super) nodes: Nodes,
+    pub(super) budgets: Budgets,
+    pub(super) ledger: Arc<Ledger>,
+    node_cache: Arc<Cache<Node>>,
     pub(super) templates: Option<Arc<Cache<SandboxTemplate>>>,
     network_policies: Option<Arc<Cache<NetworkPolicy>>>,
     pub(super) sandbox_queue: Queue<Sandbox>,
@@ -40,8 +55,8 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// Begins to watch.
-    pub(super) fn start(client: &Client, namespace: &str, extensions: bool) -> Self {
+    /// Begins to watch. `taints`: keys of those that say that a node is being drained.
+    pub(super) fn start(client: &Client, namespace: &str, extensions: bool, taints: Vec<String>) -> Self {
         let sandbox_queue = Queue::default();
         let template_queue = Queue::default();
 
@@ -57,8 +72,14 @@ impl Index {
                 }
             })
         };
+        let nodes = feed::<Node>(|_| None);
+        let budgets = feed::<PodDisruptionBudget>(|_| None);
         let mut index = Self {
             agents: agents.clone(),
+            nodes: Nodes::new(Arc::clone(&nodes.cache), taints),
+            budgets: Budgets::new(Arc::clone(&budgets.cache)),
+            ledger: Arc::default(),
+            node_cache: Arc::clone(&nodes.cache),
             sandboxes: Arc::clone(&sandboxes.cache),
             pods: Arc::clone(&pods.cache),
             services: Arc::clone(&services.cache),
@@ -79,6 +100,8 @@ impl Index {
         let ours = watcher::Config::default().labels(labels::SANDBOX_NAME_HASH);
         let queue = sandbox_queue.clone();
         let concerned = index.extensions.clone();
+        index.watch_nodes(client, nodes, budgets);
+        let departed = index.departed();
         tokio::spawn(watch(
             Api::all(client.clone()),
             watcher::Config::default(),
@@ -89,12 +112,14 @@ impl Index {
                     objects::namespace(&sandbox.metadata),
                     objects::name(&sandbox.metadata),
                 );
+                departed.saw_sandbox(sandbox);
                 if let Some(concerned) = &concerned {
                     concerned.saw_sandbox(sandbox);
                 }
             },
         ));
         let queue = sandbox_queue.clone();
+        let departed = index.departed();
         tokio::spawn(watch(
             Api::all(client.clone()),
             ours.clone(),
@@ -102,6 +127,7 @@ impl Index {
             trim_pod,
             move |pod: &Pod| {
                 push_owner(&queue, &pod.metadata);
+                departed.saw_pod(pod);
             },
         ));
         let queue = sandbox_queue.clone();
@@ -176,6 +202,12 @@ impl Index {
         filled(&self.pods).await;
         filled(&self.services).await;
         filled(&self.volume_claims).await;
+        // Sandboxes are served all the same by a controller that may not watch nodes.
+        if timeout(NODES, filled(&self.node_cache)).await.is_err() {
+            warn!(
+                "nodes cannot be watched: no drain is seen, no node that is lost, and sleepers keep their requests"
+            );
+        }
         if let Some(templates) = &self.templates {
             filled(templates).await;
         }

@@ -1,15 +1,19 @@
 //! Conditions of a sandbox. Clients compare reasons and messages literally, so they are agent-sandbox's.
 
+use std::time::Duration;
+
 use dormouse_api::agents::{OperatingMode, Sandbox};
 use dormouse_api::conditions::{
-    DORMANT, FINISHED, POD_SCHEDULED, READY, RESTORED, SUSPENDED, dormant, finished, messages, pod_scheduled,
-    ready, suspended,
+    DORMANT, DRAINING, FINISHED, POD_SCHEDULED, READY, RESTORED, SUSPENDED, dormant, finished, messages,
+    pod_scheduled, ready, suspended,
 };
+use dormouse_core::Rung;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::Trouble;
+use super::drain::Drain;
 use super::guest::{Stand, has_readiness_gate};
 use super::pod::PodSight;
 use crate::objects::{remove, set};
@@ -22,6 +26,11 @@ pub(super) struct Sight<'a> {
     pub(super) service: bool,
     pub(super) stand: &'a Stand,
     pub(super) troubles: &'a [Trouble],
+    pub(super) drain: &'a Drain,
+    /// Whether nothing is left to be put back after a drain.
+    pub(super) is_over: bool,
+    /// How long evictions are held up.
+    pub(super) bound: Duration,
 }
 
 /// Brings the conditions up to date. [`FINISHED`] and [`POD_SCHEDULED`] are only there while they mean something.
@@ -33,11 +42,45 @@ pub(super) fn update(conditions: &mut Vec<Condition>, sight: &Sight<'_>, now: Ti
         (READY, Some(ready_condition(sight))),
         (DORMANT, dormant_condition(sight)),
     ];
+    drain(conditions, sight, now);
+    let is_going = sight.sandbox.spec.operating_mode == OperatingMode::Running
+        && sight
+            .pod
+            .own()
+            .is_some_and(|pod| pod.metadata.deletion_timestamp.is_some());
     for (type_, condition) in all {
+        // Whether it slept says whether its memory went with the pod.
+        if type_ == DORMANT && (is_going || *sight.stand == Stand::Silent) {
+            continue;
+        }
         match condition {
             Some(condition) => set(conditions, condition, now),
             None => remove(conditions, type_),
         }
+    }
+}
+
+/// Says how it stands with the sandbox's eviction, as long as its node is drained.
+fn drain(conditions: &mut Vec<Condition>, sight: &Sight<'_>, now: Timestamp) {
+    let node = sight
+        .pod
+        .own()
+        .and_then(|pod| pod.spec.as_ref()?.node_name.as_deref());
+    match sight.drain.words(node.unwrap_or_default(), sight.bound) {
+        Some((reason, message)) if !sight.is_over => {
+            let status = if *sight.drain == Drain::Over {
+                "False"
+            } else {
+                "True"
+            };
+            // How long it has been drained is counted from when this was first true.
+            set(
+                conditions,
+                new(sight.sandbox, DRAINING, status, reason, message),
+                now,
+            );
+        }
+        _ => remove(conditions, DRAINING),
     }
 }
 
@@ -97,7 +140,7 @@ fn ready_condition(sight: &Sight<'_>) -> Condition {
         return no(reason, message.to_owned());
     }
     let (pod_ready, mut message) = pod.map_or_else(
-        || (false, messages::POD_DOES_NOT_EXIST.to_owned()),
+        || (false, no_pod(sight.stand)),
         |pod| pod_stands(pod, sight.stand),
     );
     let required = sight.sandbox.spec.service.unwrap_or(sight.service);
@@ -115,8 +158,22 @@ fn ready_condition(sight: &Sight<'_>) -> Condition {
     }
 }
 
+/// That there is no pod, and why not if there is something to say about it.
+fn no_pod(stand: &Stand) -> String {
+    match stand {
+        Stand::Lost(why) => format!("{}: {why}", messages::POD_DOES_NOT_EXIST),
+        _ => messages::POD_DOES_NOT_EXIST.to_owned(),
+    }
+}
+
 /// Whether the pod is ready, and how it stands, in words.
 fn pod_stands(pod: &Pod, stand: &Stand) -> (bool, String) {
+    if let Stand::Leaving(where_) = stand {
+        return (
+            false,
+            format!("Pod is asleep until its node is not drained any more: {where_}"),
+        );
+    }
     if let Stand::WakingUp(what) = stand {
         return (false, format!("Pod is asleep: {what}"));
     }
@@ -159,6 +216,9 @@ pub(super) fn restored(
 /// Whether the sandbox sleeps because it was idle; only there where it may.
 fn dormant_condition(sight: &Sight<'_>) -> Option<Condition> {
     let spec = &sight.sandbox.spec;
+    if let Stand::Lost(why) = sight.stand {
+        return Some(new(sight.sandbox, DORMANT, "False", dormant::MEMORY_LOST, why));
+    }
     if spec.idle_timeout.is_none() || spec.operating_mode == OperatingMode::Suspended {
         return None;
     }
@@ -167,6 +227,14 @@ fn dormant_condition(sight: &Sight<'_>) -> Option<Condition> {
             let message = "Sandbox sleeps because it was idle; a request wakes it";
             Some(new(sight.sandbox, DORMANT, "True", rung.as_str(), message))
         }
+        Stand::Unheard(what) => Some(new(sight.sandbox, DORMANT, "Unknown", dormant::NODE_LOST, what)),
+        Stand::Leaving(_) => Some(new(
+            sight.sandbox,
+            DORMANT,
+            "True",
+            Rung::Hibernated.as_str(),
+            "Sandbox sleeps because its node is being drained",
+        )),
         Stand::Awake => Some(new(
             sight.sandbox,
             DORMANT,
@@ -174,7 +242,12 @@ fn dormant_condition(sight: &Sight<'_>) -> Option<Condition> {
             dormant::AWAKE,
             "Sandbox is awake",
         )),
-        Stand::None | Stand::Asleep(_) | Stand::FallingAsleep(_) | Stand::WakingUp(_) => None,
+        Stand::None
+        | Stand::Asleep(_)
+        | Stand::FallingAsleep(_)
+        | Stand::WakingUp(_)
+        | Stand::Silent
+        | Stand::Lost(_) => None,
     }
 }
 

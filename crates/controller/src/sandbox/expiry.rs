@@ -6,7 +6,7 @@ use dormouse_api::agents::{Sandbox, SandboxStatus, ShutdownPolicy};
 use dormouse_api::conditions::{READY, ready};
 use jiff::Timestamp;
 
-use super::{Next, Observed, Step, conditions, pod, service};
+use super::{Next, Observed, Step, conditions, guest, pod, service};
 use crate::objects;
 
 /// The least time between two looks at a clock that has not come far enough.
@@ -44,8 +44,11 @@ pub(super) fn next(observed: &Observed, now: Timestamp) -> Next {
         let uid = objects::uid(&sandbox.metadata).to_owned();
         steps.push(Step::DeleteSandbox { uid });
     }
+    let snapshot = status.snapshot.as_ref();
+    let later = snapshot.and_then(|snapshot| guest::pin(snapshot, false));
     Next {
         steps,
+        later: later.into_iter().collect(),
         status: SandboxStatus {
             conditions: status.conditions,
             ..SandboxStatus::default()

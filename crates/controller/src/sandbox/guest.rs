@@ -4,36 +4,26 @@
 //! the answer. Suspended with `Hibernate` the guest becomes a snapshot on its node, this is written down, and only then
 //! the pod goes; the pod that takes its place waits with a scheduling gate until its node's agent has leave to fill it.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_api::agents::{Fallback, OperatingMode, Sandbox, SnapshotRef, SuspensionType};
-use dormouse_api::conditions::{SUSPENDED, suspended};
+use dormouse_api::conditions::suspended;
 use dormouse_core::{ANNOTATION_RESTORE_FROM, Rung};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{
-    Affinity, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodReadinessGate,
-    PodSchedulingGate, PodSpec,
-};
+use k8s_openapi::api::core::v1::{Pod, PodReadinessGate, PodSpec, Toleration};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde_json::json;
 
-use super::policy::{fallback, generation, policy, strategy};
-use super::{Observed, Step, Trouble};
+use super::policy::{fallback, generation, holds_memory, policy, strategy};
+use super::{Observed, Step, Trouble, lost};
 use crate::agents::{Guest, Order, Sight};
 use crate::objects;
 
 /// Condition of pods whose sandbox is suspended with them in place: they are not ready then.
 pub const READINESS_GATE: &str = "dormouse.dev/ready";
 
-/// Gate of pods that are to be filled from a snapshot.
-pub const RESTORE_GATE: &str = "dormouse.dev/restore";
-
 /// How often an agent that cannot be reached is looked for, beside the news of it.
-const LOOK: Duration = Duration::from_secs(5);
-
-/// How long a node that has the snapshot is waited for before a fallback is taken: an agent that is replaced, or whose node starts
-/// again, is back by then. A memory that is given up does not come back.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(super) const LOOK: Duration = Duration::from_secs(5);
 
 /// How the guest of a sandbox stands, where that is of interest.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -51,6 +41,14 @@ pub(super) enum Stand {
     FallingAsleep(String),
     /// It is to run; what it waits for.
     WakingUp(String),
+    /// It sleeps because its node is being drained; where its memory is.
+    Leaving(String),
+    /// It slept when it was last heard of, and its node is lost; what that means.
+    Unheard(String),
+    /// It slept when it was last heard of, and its agent does not answer.
+    Silent,
+    /// Its memory is lost, and it does not start without; why.
+    Lost(String),
 }
 
 /// What is to be done about a guest.
@@ -63,6 +61,8 @@ pub(super) struct GuestNext {
     pub(super) later: Vec<Step>,
     /// When to look again.
     pub(super) requeue: Option<Duration>,
+    /// A snapshot that has to be written down.
+    pub(super) write_down: Option<SnapshotRef>,
 }
 
 /// The node of a pod; empty if it has none yet.
@@ -73,7 +73,7 @@ pub(super) fn node_of(pod: &Pod) -> &str {
         .unwrap_or_default()
 }
 
-fn is_running(pod: &Pod) -> bool {
+pub(super) fn is_running(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     phase == Some("Running") && pod.metadata.deletion_timestamp.is_none()
 }
@@ -84,17 +84,13 @@ pub(super) fn in_place(observed: &Observed, pod: &Pod) -> Result<GuestNext, Trou
     if !sandbox.spec.sleeps() || !is_running(pod) {
         return Ok(GuestNext::default());
     }
-    let is_to_sleep = sandbox.spec.operating_mode == OperatingMode::Suspended;
+    let is_to_sleep = is_to_sleep(sandbox);
     let guest = match &observed.guest {
         Sight::Seen(guest) => guest,
         Sight::Unreachable | Sight::Unknown => {
-            let what = format!("the agent of node {} does not answer for the pod", node_of(pod));
-            let stand = match (is_to_sleep, was_put_to_sleep(sandbox)) {
-                (true, _) => Stand::FallingAsleep(what),
-                (false, true) => Stand::WakingUp(what),
-                (false, false) => Stand::Awake,
-            };
-            let requeue = (stand != Stand::Awake).then_some(LOOK);
+            let stand = unheard(observed, pod);
+            let waits = matches!(stand, Stand::FallingAsleep(_) | Stand::WakingUp(_));
+            let requeue = waits.then_some(LOOK);
             return Ok(GuestNext {
                 stand,
                 requeue,
@@ -116,10 +112,94 @@ pub(super) fn in_place(observed: &Observed, pod: &Pod) -> Result<GuestNext, Trou
         });
     }
     let set_policy = policy_step(sandbox, pod, guest)?;
-    Ok(if is_to_sleep {
+    let mut next = if is_to_sleep {
         suspend(pod, guest, set_policy)
     } else {
         run(sandbox, pod, guest, set_policy)
+    };
+    let is_new = saved_in(guest).is_some_and(|snapshot| !is_written_down(sandbox, snapshot));
+    if is_new && holds_memory(sandbox) {
+        // It goes with what is written of its sleep anyway.
+        let (pin, snapshot) = written_down(guest).unzip();
+        next.later.extend(pin);
+        next.write_down = snapshot;
+    }
+    Ok(next)
+}
+
+fn is_to_sleep(sandbox: &Sandbox) -> bool {
+    sandbox.spec.operating_mode == OperatingMode::Suspended
+}
+
+/// How a guest stands whose agent says nothing of it: nothing is concluded from what was last heard.
+pub(super) fn unheard(observed: &Observed, pod: &Pod) -> Stand {
+    let sandbox = &*observed.sandbox;
+    let node = node_of(pod);
+    let what = format!("the agent of node {node} does not answer for the pod");
+    match (is_to_sleep(sandbox), was_put_to_sleep(sandbox)) {
+        (true, _) => Stand::FallingAsleep(what),
+        (false, true) => Stand::WakingUp(what),
+        (false, false) if !lost::slept(conditions(sandbox)) && !is_saved_in_place(sandbox, pod) => {
+            Stand::Awake
+        }
+        (false, false) if !observed.node.is_lost() => Stand::Silent,
+        (false, false) => {
+            let snapshot = sandbox
+                .status
+                .as_ref()
+                .and_then(|status| status.snapshot.as_ref());
+            Stand::Unheard(snapshot.map_or_else(
+                || format!("node {node} is lost, and what the guest has in its memory and swap with it, unless it comes back as it was"),
+                |snapshot| format!("node {node} is lost; snapshot {} is on its disk", snapshot.name),
+            ))
+        }
+    }
+}
+
+/// Whether the sandbox's memory was last known to be in a snapshot, and not for another pod to be filled from.
+fn is_saved_in_place(sandbox: &Sandbox, pod: &Pod) -> bool {
+    let status = sandbox.status.as_ref();
+    let snapshot = status.and_then(|status| status.snapshot.as_ref());
+    snapshot.is_some_and(|snapshot| {
+        objects::annotation(&pod.metadata, ANNOTATION_RESTORE_FROM) != Some(&snapshot.name)
+    })
+}
+
+/// The snapshot that a guest has become.
+pub(super) fn saved_in(guest: &Guest) -> Option<&str> {
+    guest
+        .snapshot
+        .as_deref()
+        .filter(|_| guest.rung == Rung::Hibernated)
+}
+
+/// Whether it stands in the sandbox's status that this is where its memory is.
+pub(super) fn is_written_down(sandbox: &Sandbox, snapshot: &str) -> bool {
+    sandbox
+        .status
+        .as_ref()
+        .and_then(|status| status.snapshot.as_ref())
+        .is_some_and(|known| known.name == snapshot)
+}
+
+/// The snapshot that a guest has become, to be written down, and what has its node keep it beyond the pod.
+pub(super) fn written_down(guest: &Guest) -> Option<(Step, SnapshotRef)> {
+    let snapshot = SnapshotRef {
+        name: saved_in(guest)?.to_owned(),
+        size_bytes: None,
+        node_name: Some(guest.node.clone()),
+    };
+    Some((pin(&snapshot, true)?, snapshot))
+}
+
+/// Has a node keep a snapshot, or not any more.
+pub(super) fn pin(snapshot: &SnapshotRef, pinned: bool) -> Option<Step> {
+    Some(Step::Order {
+        node: snapshot.node_name.clone()?,
+        order: Order::Pin {
+            snapshot: snapshot.name.clone(),
+            pinned,
+        },
     })
 }
 
@@ -177,10 +257,14 @@ fn run(sandbox: &Sandbox, pod: &Pod, guest: &Guest, set_policy: Option<Step>) ->
 
 /// Whether it sleeps, or is about to, because somebody said so: what was last written of it.
 fn was_put_to_sleep(sandbox: &Sandbox) -> bool {
-    let conditions = sandbox.status.as_ref().map(|status| status.conditions.as_slice());
-    objects::condition(conditions.unwrap_or_default(), SUSPENDED).is_some_and(|condition| {
-        condition.reason == suspended::GUEST_ASLEEP || condition.reason == suspended::GUEST_FALLING_ASLEEP
-    })
+    lost::was_put_to_sleep(conditions(sandbox))
+}
+
+fn conditions(sandbox: &Sandbox) -> &[Condition] {
+    let status = sandbox.status.as_ref();
+    status
+        .map(|status| status.conditions.as_slice())
+        .unwrap_or_default()
 }
 
 /// What is to be done about a pod whose guest is to become a snapshot before the pod goes.
@@ -188,8 +272,6 @@ fn was_put_to_sleep(sandbox: &Sandbox) -> bool {
 pub(super) enum Hibernation {
     /// It is under way, or waits; the steps lead on.
     UnderWay(GuestNext),
-    /// The snapshot is there; it has to be written down.
-    WriteDown(SnapshotRef),
     /// It has been written down, or there is nothing to save: the pod may go.
     Done,
 }
@@ -216,22 +298,21 @@ pub(super) fn hibernate(observed: &Observed, pod: &Pod) -> Hibernation {
     if let Some(refusal) = &observed.refusal {
         return waits(refusal.message.clone());
     }
-    match &guest.snapshot {
-        Some(snapshot) if guest.rung == Rung::Hibernated => {
-            let known = sandbox
-                .status
-                .as_ref()
-                .and_then(|status| status.snapshot.as_ref());
-            if known.is_some_and(|known| known.name == *snapshot) {
-                return Hibernation::Done;
-            }
-            Hibernation::WriteDown(SnapshotRef {
-                name: snapshot.clone(),
-                size_bytes: None,
-                node_name: Some(guest.node.clone()),
-            })
+    match saved_in(guest) {
+        Some(snapshot) if is_written_down(sandbox, snapshot) => Hibernation::Done,
+        Some(_) => {
+            // It must not be forgotten where the memory is before the pod goes.
+            let mut next = GuestNext {
+                stand: Stand::FallingAsleep("the snapshot is there".to_owned()),
+                requeue: Some(Duration::ZERO),
+                ..GuestNext::default()
+            };
+            let (pin, snapshot) = written_down(guest).unzip();
+            next.steps.extend(pin);
+            next.write_down = snapshot;
+            Hibernation::UnderWay(next)
         }
-        _ => Hibernation::UnderWay(GuestNext {
+        None => Hibernation::UnderWay(GuestNext {
             stand: Stand::FallingAsleep("the guest is being saved".to_owned()),
             steps: vec![order(
                 pod,
@@ -244,41 +325,22 @@ pub(super) fn hibernate(observed: &Observed, pod: &Pod) -> Hibernation {
     }
 }
 
-/// Makes a pod one that is filled from a snapshot: it asks for it, goes where the snapshot is, and waits for leave.
-pub(super) fn fill(pod: &mut Pod, snapshot: &SnapshotRef) {
-    let annotations = pod.metadata.annotations.get_or_insert_default();
-    annotations.insert(ANNOTATION_RESTORE_FROM.to_owned(), snapshot.name.clone());
-    let Some(spec) = &mut pod.spec else {
+/// Has the pod stay on a node that is lost, if the sandbox does not start without its memory: the node may come back, and
+/// the pod with it. What the template says of it counts for more.
+pub(super) fn stay(sandbox: &Sandbox, spec: &mut PodSpec) {
+    if !holds_memory(sandbox) || fallback(&sandbox.spec) == Fallback::ColdStart {
         return;
-    };
-    spec.scheduling_gates
-        .get_or_insert_default()
-        .push(PodSchedulingGate {
-            name: RESTORE_GATE.to_owned(),
-        });
-    if let Some(node) = &snapshot.node_name {
-        pin(spec, node);
     }
-}
-
-/// Has the pod go to one node, whatever else it wants.
-fn pin(spec: &mut PodSpec, node: &str) {
-    let here = NodeSelectorRequirement {
-        key: "metadata.name".to_owned(),
-        operator: "In".to_owned(),
-        values: Some(vec![node.to_owned()]),
-    };
-    let affinity: &mut Affinity = spec.affinity.get_or_insert_default();
-    let affinity: &mut NodeAffinity = affinity.node_affinity.get_or_insert_default();
-    let selector: &mut NodeSelector = affinity
-        .required_during_scheduling_ignored_during_execution
-        .get_or_insert_default();
-    if selector.node_selector_terms.is_empty() {
-        selector.node_selector_terms.push(NodeSelectorTerm::default());
-    }
-    // Terms are alternatives: each has to say it.
-    for term in &mut selector.node_selector_terms {
-        term.match_fields.get_or_insert_default().push(here.clone());
+    let tolerations = spec.tolerations.get_or_insert_default();
+    for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
+        if tolerations.iter().all(|there| there.key.as_deref() != Some(key)) {
+            tolerations.push(Toleration {
+                key: Some(key.to_owned()),
+                operator: Some("Exists".to_owned()),
+                effect: Some("NoExecute".to_owned()),
+                ..Toleration::default()
+            });
+        }
     }
 }
 
@@ -332,84 +394,7 @@ pub(super) fn readiness(pod: &Pod, open: bool, now: Timestamp) -> Option<Step> {
     })
 }
 
-/// What is to be done about a pod that waits for leave to be filled; `None` if it does not wait.
-pub(super) fn restore(observed: &Observed, pod: &Arc<Pod>, now: Timestamp) -> Option<Restore> {
-    let gates = pod
-        .spec
-        .as_ref()
-        .and_then(|spec| spec.scheduling_gates.as_deref());
-    let waits = gates
-        .unwrap_or_default()
-        .iter()
-        .any(|gate| gate.name == RESTORE_GATE);
-    if !waits {
-        return None;
-    }
-    let sandbox = &*observed.sandbox;
-    let snapshot = sandbox.status.as_ref().and_then(|status| status.snapshot.clone());
-    let (Some(snapshot), Some(wanted)) = (
-        snapshot,
-        objects::annotation(&pod.metadata, ANNOTATION_RESTORE_FROM),
-    ) else {
-        return Some(Restore::GiveUp(
-            "what it was to be filled from is not known any more".to_owned(),
-        ));
-    };
-    let node = snapshot.node_name.unwrap_or_default();
-    let what = match &observed.refusal {
-        Some(refusal) if !refusal.may_pass => {
-            let what = refusal.message.clone();
-            return Some(match fallback(&sandbox.spec) {
-                Fallback::ColdStart => Restore::GiveUp(what),
-                Fallback::Hold | Fallback::Fail => Restore::Wait(what),
-            });
-        }
-        Some(refusal) => refusal.message.clone(),
-        None => format!("node {node}, which has snapshot {wanted}, cannot be reached"),
-    };
-    if observed.restore_node_linked && observed.refusal.is_none() {
-        let grant = Order::Grant {
-            pod: objects::uid(&pod.metadata).to_owned(),
-            namespace: objects::namespace(&pod.metadata).to_owned(),
-            snapshot: wanted.to_owned(),
-        };
-        let open = Step::PatchPod {
-            name: objects::name(&pod.metadata).to_owned(),
-            patch: json!({"spec": {"schedulingGates": null}}),
-        };
-        return Some(Restore::Grant(vec![Step::Order { node, order: grant }, open]));
-    }
-    let age = pod
-        .metadata
-        .creation_timestamp
-        .as_ref()
-        .map(|made| now.duration_since(made.0));
-    let age = age
-        .and_then(|age| Duration::try_from(age).ok())
-        .unwrap_or_default();
-    Some(match fallback(&sandbox.spec) {
-        Fallback::ColdStart if age >= PATIENCE => Restore::GiveUp(what),
-        _ => Restore::Wait(what),
-    })
-}
-
-/// What is to be done about a pod that waits for leave to be filled.
-#[derive(Debug, PartialEq)]
-pub(super) enum Restore {
-    /// It gets it, and may go to its node.
-    Grant(Vec<Step>),
-    /// It waits; for what.
-    Wait(String),
-    /// It is given up for one without memory; why.
-    GiveUp(String),
-}
-
-/// When to look again at one that waits.
-pub(super) const fn patience() -> Duration {
-    LOOK
-}
-
-fn order(pod: &Pod, order: Order) -> Step {
+pub(super) fn order(pod: &Pod, order: Order) -> Step {
     Step::Order {
         node: node_of(pod).to_owned(),
         order,

@@ -29,16 +29,21 @@ pub(super) struct PodMetadata {
 }
 
 impl PodMetadata {
-    pub(super) fn of(sandbox: &Sandbox) -> Self {
+    /// `held`: whether its eviction is to be refused.
+    pub(super) fn of(sandbox: &Sandbox, held: bool) -> Self {
         let template = sandbox.spec.pod_template.metadata.clone().unwrap_or_default();
         let mut given_labels = template.labels.unwrap_or_default();
-        given_labels.retain(|key, _| !is_reserved(key));
+        given_labels.retain(|key, _| !is_reserved(key) && key != labels::HOLDS_MEMORY);
         let mut given_annotations = super::policy::annotations(&sandbox.spec);
         given_annotations.extend(template.annotations.unwrap_or_default());
         given_annotations.retain(|key, _| !is_system_annotation(key));
+        let mut own_labels = own_labels(sandbox);
+        if held {
+            own_labels.insert(labels::HOLDS_MEMORY.to_owned(), "true".to_owned());
+        }
         Self {
             given_labels,
-            own_labels: own_labels(sandbox),
+            own_labels,
             given_annotations,
         }
     }
@@ -88,7 +93,12 @@ impl PodMetadata {
             }
         }
         let once_given = split(objects::annotation(pod, annotations::PROPAGATED_LABELS));
-        let of_ours = [labels::WARM_POOL, labels::TEMPLATE_REF_HASH, labels::CREATED_BY];
+        let of_ours = [
+            labels::WARM_POOL,
+            labels::TEMPLATE_REF_HASH,
+            labels::CREATED_BY,
+            labels::HOLDS_MEMORY,
+        ];
         for key in once_given.chain(of_ours) {
             let wanted = self.given_labels.contains_key(key) || self.own_labels.contains_key(key);
             if !wanted && objects::label(pod, key).is_some() {

@@ -3,19 +3,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dormouse_api::agents::{OperatingMode, Sandbox, SandboxStatus, SnapshotRef, SuspensionType};
-use dormouse_api::conditions::{POD_SCHEDULED, READY, SUSPENDED, restored, suspended};
+use dormouse_api::agents::{Fallback, OperatingMode, Sandbox, SandboxStatus, SnapshotRef, SuspensionType};
+use dormouse_api::conditions::{POD_SCHEDULED, READY, restored};
 use dormouse_api::names::{labels, name_hash};
 use dormouse_core::ANNOTATION_RESTORE_FROM;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Service};
 
 use super::conditions::{self, ips};
+use super::drain::Drain;
 use super::guest::{self, Stand};
 use super::pod::{PodNext, PodSight};
 use super::policy::strategy;
-use super::{Step, Trouble, capacity, expiry, pod, service, volumes};
+use super::{Step, Trouble, capacity, drain, expiry, lost, pod, policy, service, volumes};
 use crate::agents::Sight;
+use crate::nodes::NodeSight;
 use crate::objects::{self, is_true};
 
 /// How old a pod is when it is said how it gets on, although that could wait.
@@ -39,16 +41,23 @@ pub struct Observed {
     pub guest: Sight,
     /// Whether the agent of the node that has its snapshot can be reached.
     pub restore_node_linked: bool,
+    /// How its pod's node stands.
+    pub node: NodeSight,
+    /// How the node stands that has its snapshot.
+    pub restore_node: NodeSight,
     /// Why an agent refused what it was ordered, in this look.
     pub refusal: Option<Refusal>,
 }
 
-/// An agent's refusal.
+/// Why an agent refused what it was ordered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
-    /// In words.
+    /// A reason code.
+    pub reason: String,
+    /// In words, with node and order.
     pub message: String,
-    /// Whether another try may go better although nothing changes: an agent that has just started knows less than one that runs.
+    /// Whether another try may go better although nothing changes: an agent that has just started knows less than one that
+    /// runs.
     pub may_pass: bool,
 }
 
@@ -57,6 +66,8 @@ pub struct Refusal {
 pub struct Settings {
     /// Domain of the cluster's DNS.
     pub cluster_domain: String,
+    /// How long the eviction of a pod whose memory is not saved is held up; zero: not at all.
+    pub drain_timeout: Duration,
 }
 
 /// What is to be done for a sandbox.
@@ -74,6 +85,8 @@ pub struct Next {
     pub later: Vec<Step>,
     pub(super) stand: Stand,
     pub(super) memory_lost: Option<String>,
+    pub(super) memory_gone: Option<String>,
+    pub(super) drain: Drain,
     pub(super) write_down: Option<SnapshotRef>,
     pub(super) pod: PodSight,
     pub(super) service: bool,
@@ -104,10 +117,14 @@ pub fn next(observed: &Observed, settings: &Settings, now: Timestamp) -> Next {
     // A pod without its volumes, or with somebody else's, must not start.
     let may_create = next.troubles.is_empty();
     let found = match (sandbox.spec.operating_mode, strategy(&sandbox.spec)) {
-        (OperatingMode::Running, _) => pod::run(observed, may_create, now, &mut next.steps),
+        (OperatingMode::Running, _) => pod::run(observed, may_create, settings, now, &mut next.steps),
         (OperatingMode::Suspended, SuspensionType::Stop) => pod::stop(observed, &mut next.steps),
-        (OperatingMode::Suspended, SuspensionType::Freeze) => pod::freeze(observed, &mut next.steps),
-        (OperatingMode::Suspended, SuspensionType::Hibernate) => pod::hibernate(observed, &mut next.steps),
+        (OperatingMode::Suspended, SuspensionType::Freeze) => {
+            pod::freeze(observed, settings, now, &mut next.steps)
+        }
+        (OperatingMode::Suspended, SuspensionType::Hibernate) => {
+            pod::hibernate(observed, settings, now, &mut next.steps)
+        }
     };
     let found = found.unwrap_or_else(|trouble| {
         let sight = if trouble.hides_pod() {
@@ -124,11 +141,14 @@ pub fn next(observed: &Observed, settings: &Settings, now: Timestamp) -> Next {
     next.pod = found.sight;
     next.stand = found.guest.stand;
     next.memory_lost = found.memory_lost;
+    next.memory_gone = found.memory_gone;
+    next.drain = found.drain;
+    next.write_down = found.guest.write_down;
     next.steps.extend(found.guest.steps);
     next.later.extend(found.guest.later);
     if let Some(pod) = next.pod.own() {
         let open = sandbox.spec.operating_mode == OperatingMode::Running
-            && !matches!(next.stand, Stand::WakingUp(_));
+            && !matches!(next.stand, Stand::WakingUp(_) | Stand::Leaving(_));
         next.later.extend(guest::readiness(pod, open, now));
         next.later.extend(capacity::resize(sandbox, pod, &next.stand));
     }
@@ -138,12 +158,6 @@ pub fn next(observed: &Observed, settings: &Settings, now: Timestamp) -> Next {
         .into_iter()
         .flatten()
         .min();
-    if found.write_down.is_some() {
-        // It must not be forgotten where the memory is before the pod goes.
-        next.requeue = Some(Duration::ZERO);
-        next.stand = Stand::FallingAsleep("the snapshot is there".to_owned());
-    }
-    next.write_down = found.write_down;
     // Which pod a Service would lead to is not known then; one that is there is left for somebody to look at.
     let ambiguous = next
         .troubles
@@ -156,7 +170,15 @@ pub fn next(observed: &Observed, settings: &Settings, now: Timestamp) -> Next {
         }
     }
     next.status = status(observed, &next, ambiguous, settings, now);
+    next.later.extend(let_go(sandbox, &next.status));
     next
+}
+
+/// Lets a node remove the snapshot that the sandbox needs no more.
+fn let_go(sandbox: &Sandbox, status: &SandboxStatus) -> Option<Step> {
+    let old = sandbox.status.as_ref()?.snapshot.as_ref()?;
+    let is_needed = status.snapshot.as_ref().is_some_and(|new| new.name == old.name);
+    (!is_needed).then(|| guest::pin(old, false)).flatten()
 }
 
 impl Next {
@@ -221,6 +243,9 @@ fn status(
         service: next.service,
         stand: &next.stand,
         troubles: &next.troubles,
+        drain: &next.drain,
+        is_over: drain::is_over(&next.drain, observed, next.pod.own()),
+        bound: settings.drain_timeout,
     };
     conditions::update(&mut status.conditions, &sight, now);
     status
@@ -238,29 +263,51 @@ fn remember_memory(status: &mut SandboxStatus, sandbox: &Sandbox, next: &Next, n
         status.snapshot = None;
         return;
     }
-    // Not the pod that went to sleep, which may still be there and looks ready until it is gone.
-    let up = next.pod.own().filter(|pod| {
-        sandbox.spec.operating_mode == OperatingMode::Running
-            && pod.metadata.deletion_timestamp.is_none()
-            && conditions::is_ready(pod, &next.stand)
+    if let Some(why) = &next.memory_gone {
+        let fallback = policy::fallback(&sandbox.spec);
+        let message = if fallback == Fallback::ColdStart {
+            format!("{why}; it starts without")
+        } else {
+            format!("{why}, and suspensionStrategy.fallback is {}", fallback.as_str())
+        };
+        conditions::restored(all, sandbox, false, restored::POD_GONE, message, now);
+        return;
+    }
+    let is_stopped = sandbox.spec.operating_mode == OperatingMode::Suspended
+        && policy::strategy(&sandbox.spec) == SuspensionType::Stop
+        && next.pod.own().is_some();
+    if is_stopped {
+        // It had hibernated because it was idle, and is now to be started anew.
+        status.snapshot = None;
+        return;
+    }
+    let awake = next.pod.own().filter(|pod| {
+        let is_to_run = sandbox.spec.operating_mode == OperatingMode::Running;
+        let is_awake = matches!(next.stand, Stand::None | Stand::Awake);
+        let stays = pod.metadata.deletion_timestamp.is_none();
+        is_to_run && is_awake && stays && conditions::is_ready(pod, &next.stand)
     });
-    if let Some(pod) = up
+    // What it does from now on is not in the snapshot.
+    if let Some(pod) = awake
         && let Some(snapshot) = status.snapshot.take()
     {
-        let from = objects::annotation(&pod.metadata, ANNOTATION_RESTORE_FROM);
-        // Otherwise it was woken before its pod was deleted, and has gone on from there.
-        if from == Some(&*snapshot.name) {
+        // One that was woken where it slept did not have to come back.
+        if objects::annotation(&pod.metadata, ANNOTATION_RESTORE_FROM) == Some(&snapshot.name) {
             let message = format!("restored from snapshot {}", snapshot.name);
             conditions::restored(all, sandbox, true, restored::SNAPSHOT_RESTORED, message, now);
         }
         return;
     }
-    // A pod that went with its guest asleep in it: its node is lost, or somebody deleted it.
-    let slept = objects::condition(all, SUSPENDED)
-        .is_some_and(|condition| condition.reason == suspended::GUEST_ASLEEP);
-    if slept && next.pod == PodSight::Absent {
-        let message = "the pod went while its guest slept in it; its memory is lost".to_owned();
-        conditions::restored(all, sandbox, false, restored::POD_GONE, message, now);
+    // A pod that went with its guest in it: its node is lost, or somebody deleted it.
+    if lost::was_put_to_sleep(all) && next.pod == PodSight::Absent && status.snapshot.is_none() {
+        conditions::restored(
+            all,
+            sandbox,
+            false,
+            restored::POD_GONE,
+            lost::message(sandbox),
+            now,
+        );
     }
 }
 

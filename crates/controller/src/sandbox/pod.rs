@@ -2,16 +2,19 @@
 
 use std::sync::Arc;
 
-use dormouse_api::agents::{Sandbox, SnapshotRef};
+use dormouse_api::agents::{Fallback, Sandbox};
 use dormouse_api::names::{annotations, labels, name_hash};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Value, json};
 
-use super::guest::{self, GuestNext, Hibernation, Restore, Stand};
+use super::drain::{self, Drain};
+use super::guest::{self, GuestNext, Hibernation, Stand};
 use super::metadata::{PodMetadata, owners_with};
-use super::{Observed, Step, Trouble, volumes};
+use super::policy::fallback;
+use super::restore::{self, Restore};
+use super::{Observed, Settings, Step, Trouble, lost, volumes};
 use crate::objects::{self, Ownership, owner_reference, ownership};
 
 /// What there is of the pod once the steps are done.
@@ -77,10 +80,11 @@ fn tracked_pod(observed: &Observed) -> Option<&Arc<Pod>> {
 pub(super) struct PodNext {
     pub(super) sight: PodSight,
     pub(super) guest: GuestNext,
-    /// A snapshot that has to be written down before anything else is done.
-    pub(super) write_down: Option<SnapshotRef>,
     /// Why the sandbox starts without its memory.
     pub(super) memory_lost: Option<String>,
+    /// That the memory went with the pod, and how.
+    pub(super) memory_gone: Option<String>,
+    pub(super) drain: Drain,
 }
 
 impl PodNext {
@@ -96,30 +100,28 @@ impl PodNext {
 pub(super) fn run(
     observed: &Observed,
     may_create: bool,
+    settings: &Settings,
     now: Timestamp,
     steps: &mut Vec<Step>,
 ) -> Result<PodNext, Trouble> {
     let sandbox = &*observed.sandbox;
     let pod = match choose(observed)? {
         PodSight::Own(pod) => pod,
-        PodSight::Foreign => return adopt(observed, steps).map(PodNext::of),
+        PodSight::Foreign => return adopt(observed, settings, steps).map(PodNext::of),
         PodSight::Absent | PodSight::Unknown if !may_create => return Ok(PodNext::default()),
-        PodSight::Absent | PodSight::Unknown => {
-            let pod = build(sandbox);
-            track(sandbox, objects::name(&pod.metadata), steps, |steps| {
-                steps.push(Step::CreatePod(Box::new(pod.clone())));
-            });
-            return Ok(PodNext::of(PodSight::Own(Arc::new(as_created(pod)))));
-        }
+        PodSight::Absent | PodSight::Unknown => return Ok(anew(sandbox, settings, steps)),
     };
-    keep_metadata(sandbox, &pod, steps);
-    let mut next = PodNext::default();
-    match guest::restore(observed, &pod, now) {
-        None => next.guest = guest::in_place(observed, &pod)?,
+    let mut next = PodNext {
+        drain: drain::stand(observed, &pod, settings, now),
+        ..PodNext::default()
+    };
+    keep_metadata(sandbox, &pod, &next.drain, settings, steps);
+    match restore::restore(observed, &pod, settings, now) {
+        None => next.guest = stay(observed, &pod, &next.drain)?,
         Some(Restore::Grant(granting)) => next.guest.steps = granting,
         Some(Restore::Wait(what)) => {
             next.guest.stand = Stand::WakingUp(what);
-            next.guest.requeue = Some(guest::patience());
+            next.guest.requeue = Some(guest::LOOK);
         }
         Some(Restore::GiveUp(why)) => {
             next.guest.stand = Stand::WakingUp(why.clone());
@@ -133,14 +135,53 @@ pub(super) fn run(
     Ok(next)
 }
 
+/// A pod where there is none; none if the memory is lost that the sandbox does not start without.
+fn anew(sandbox: &Sandbox, settings: &Settings, steps: &mut Vec<Step>) -> PodNext {
+    let gone = lost::with_pod(sandbox);
+    let fallback = fallback(&sandbox.spec);
+    if let Some(why) = &gone
+        && fallback != Fallback::ColdStart
+    {
+        forget(sandbox, steps);
+        let stand = Stand::Lost(why.clone());
+        return PodNext {
+            guest: GuestNext {
+                stand,
+                ..GuestNext::default()
+            },
+            memory_gone: gone,
+            ..PodNext::default()
+        };
+    }
+    let pod = build(sandbox, settings);
+    track(sandbox, objects::name(&pod.metadata), steps, |steps| {
+        steps.push(Step::CreatePod(Box::new(pod.clone())));
+    });
+    PodNext {
+        memory_gone: gone,
+        ..PodNext::of(PodSight::Own(Arc::new(as_created(pod))))
+    }
+}
+
+/// What is to be done about a guest whose pod stays, or is about to be evicted.
+fn stay(observed: &Observed, pod: &Pod, drain: &Drain) -> Result<GuestNext, Trouble> {
+    drain::guest(observed, pod, drain).map_or_else(|| guest::in_place(observed, pod), Ok)
+}
+
 /// What is to be done for a sandbox that is not to run and stays where it is, with its memory.
-pub(super) fn freeze(observed: &Observed, steps: &mut Vec<Step>) -> Result<PodNext, Trouble> {
+pub(super) fn freeze(
+    observed: &Observed,
+    settings: &Settings,
+    now: Timestamp,
+    steps: &mut Vec<Step>,
+) -> Result<PodNext, Trouble> {
     let sight = choose(observed)?;
     let mut next = PodNext::default();
     match &sight {
         PodSight::Own(pod) => {
-            keep_metadata(&observed.sandbox, pod, steps);
-            next.guest = guest::in_place(observed, pod)?;
+            next.drain = drain::stand(observed, pod, settings, now);
+            keep_metadata(&observed.sandbox, pod, &next.drain, settings, steps);
+            next.guest = stay(observed, pod, &next.drain)?;
         }
         PodSight::Absent | PodSight::Foreign | PodSight::Unknown => forget(&observed.sandbox, steps),
     }
@@ -149,16 +190,24 @@ pub(super) fn freeze(observed: &Observed, steps: &mut Vec<Step>) -> Result<PodNe
 }
 
 /// What is to be done for a sandbox that is not to run, whose memory is to be a snapshot.
-pub(super) fn hibernate(observed: &Observed, steps: &mut Vec<Step>) -> Result<PodNext, Trouble> {
+pub(super) fn hibernate(
+    observed: &Observed,
+    settings: &Settings,
+    now: Timestamp,
+    steps: &mut Vec<Step>,
+) -> Result<PodNext, Trouble> {
     let sight = choose(observed)?;
     let PodSight::Own(pod) = &sight else {
         forget(&observed.sandbox, steps);
         return Ok(PodNext::of(sight));
     };
-    let mut next = PodNext::default();
+    let mut next = PodNext {
+        drain: drain::stand(observed, pod, settings, now),
+        ..PodNext::default()
+    };
+    keep_metadata(&observed.sandbox, pod, &next.drain, settings, steps);
     match guest::hibernate(observed, pod) {
         Hibernation::UnderWay(guest) => next.guest = guest,
-        Hibernation::WriteDown(snapshot) => next.write_down = Some(snapshot),
         Hibernation::Done if pod.metadata.deletion_timestamp.is_none() => steps.push(delete(pod)),
         Hibernation::Done => {}
     }
@@ -180,10 +229,11 @@ pub(super) fn stop(observed: &Observed, steps: &mut Vec<Step>) -> Result<PodNext
     Ok(PodNext::of(sight))
 }
 
-fn keep_metadata(sandbox: &Sandbox, pod: &Pod, steps: &mut Vec<Step>) {
+fn keep_metadata(sandbox: &Sandbox, pod: &Pod, drain: &Drain, settings: &Settings, steps: &mut Vec<Step>) {
     let name = objects::name(&pod.metadata);
+    let held = drain::holds_pod(sandbox, Some(pod), drain, settings);
     track(sandbox, name, steps, |steps| {
-        if let Some(patch) = PodMetadata::of(sandbox).patch(&pod.metadata) {
+        if let Some(patch) = PodMetadata::of(sandbox, held).patch(&pod.metadata) {
             steps.push(Step::PatchPod {
                 name: name.to_owned(),
                 patch,
@@ -211,7 +261,7 @@ fn delete(pod: &Pod) -> Step {
 }
 
 /// Takes a pod that is nobody's.
-fn adopt(observed: &Observed, steps: &mut Vec<Step>) -> Result<PodSight, Trouble> {
+fn adopt(observed: &Observed, settings: &Settings, steps: &mut Vec<Step>) -> Result<PodSight, Trouble> {
     let sandbox = &*observed.sandbox;
     let Some(pod) = tracked_pod(observed) else {
         return Ok(PodSight::Absent);
@@ -231,7 +281,8 @@ fn adopt(observed: &Observed, steps: &mut Vec<Step>) -> Result<PodSight, Trouble
             Err(Trouble::NotAdoptable { what: "pod", name })
         }
         Ownership::Own | Ownership::Nobodys => {
-            let mut patch = PodMetadata::of(sandbox)
+            let held = drain::holds_pod(sandbox, Some(pod), &Drain::No, settings);
+            let mut patch = PodMetadata::of(sandbox, held)
                 .patch(&pod.metadata)
                 .unwrap_or_else(|| json!({"metadata": {}}));
             if let Some(metadata) = patch.get_mut("metadata").and_then(Value::as_object_mut) {
@@ -280,11 +331,13 @@ fn forget(sandbox: &Sandbox, steps: &mut Vec<Step>) {
 }
 
 /// The pod that a sandbox describes.
-pub(super) fn build(sandbox: &Sandbox) -> Pod {
-    let (pod_labels, pod_annotations) = PodMetadata::of(sandbox).into_maps();
+pub(super) fn build(sandbox: &Sandbox, settings: &Settings) -> Pod {
+    let held = drain::holds_pod(sandbox, None, &Drain::No, settings);
+    let (pod_labels, pod_annotations) = PodMetadata::of(sandbox, held).into_maps();
     let mut spec = sandbox.spec.pod_template.spec.clone();
     volumes::mount(&mut spec, sandbox);
     guest::gate(sandbox, &mut spec);
+    guest::stay(sandbox, &mut spec);
     let mut pod = Pod {
         metadata: ObjectMeta {
             name: sandbox.metadata.name.clone(),
@@ -302,7 +355,7 @@ pub(super) fn build(sandbox: &Sandbox) -> Pod {
         .as_ref()
         .and_then(|status| status.snapshot.as_ref());
     if let Some(snapshot) = snapshot {
-        guest::fill(&mut pod, snapshot);
+        restore::fill(&mut pod, snapshot);
     }
     pod
 }

@@ -4,8 +4,11 @@ use std::collections::BTreeMap;
 
 use dormouse_api::agents as api;
 use dormouse_api::agents::{OperatingMode, SandboxSpec, SuspensionType};
+use dormouse_api::extensions::SandboxWarmPool;
 use dormouse_core as core;
 use dormouse_core::{Policy, PolicyError};
+
+use crate::objects::controller_of_kind;
 
 /// What `operatingMode: Suspended` keeps.
 pub(super) fn strategy(spec: &SandboxSpec) -> SuspensionType {
@@ -39,14 +42,32 @@ pub(super) fn policy(spec: &SandboxSpec) -> Result<Policy, PolicyError> {
     Ok(policy)
 }
 
+/// How many policies the agent may be given between two of the specification: those of a drain, for instance.
+const BETWEEN: u64 = 1 << 20;
+
 /// Which of its policies that is, for the agent: one that comes later counts for more. Each change of the
-/// specification has a number of its own.
+/// specification has a number of its own, with room for what comes before the next.
 pub(super) fn generation(sandbox: &api::Sandbox) -> u64 {
     sandbox
         .metadata
         .generation
         .and_then(|generation| u64::try_from(generation).ok())
         .unwrap_or_default()
+        .saturating_mul(BETWEEN)
+}
+
+/// Whether the sandbox says that it keeps its memory, beyond a nap on its node: then it must not be lost by an eviction.
+/// A standby has none yet that anybody would miss.
+pub(crate) fn holds_memory(sandbox: &api::Sandbox) -> bool {
+    let spec = &sandbox.spec;
+    let hibernates = spec.idle_timeout.is_some()
+        && spec
+            .sleep
+            .as_ref()
+            .is_some_and(|after| after.hibernate_after.is_some());
+    (hibernates || strategy(spec) != SuspensionType::Stop)
+        && sandbox.metadata.deletion_timestamp.is_none()
+        && controller_of_kind::<SandboxWarmPool>(&sandbox.metadata).is_none()
 }
 
 /// The annotations that a pod is born with: its first policy, which the agent knows before anybody can give an order.

@@ -5,31 +5,42 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use dormouse_api::agents::{OperatingMode, Sandbox};
-use dormouse_api::conditions::{READY, SUSPENDED, ready, suspended};
+use dormouse_api::conditions::{
+    DORMANT, DRAINING, READY, RESTORED, SUSPENDED, dormant, draining, ready, restored, suspended,
+};
+use dormouse_core::Reason;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Service};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{Api, Patch};
 use kube::runtime::controller::Action;
 use kube::runtime::events::{Event, EventType, Recorder};
 use kube::{Client, Resource};
 use thiserror::Error;
+use tokio::sync::Semaphore;
 use tracing::{debug, info};
 
 use super::next::can_wait;
 use super::{
-    FIELD_MANAGER, Next, Observed, Refusal, Settings, Step, Transitions, Trouble, guest, next, pod, volumes,
+    FIELD_MANAGER, Next, Observed, Refusal, Settings, Step, Transitions, Trouble, capacity, guest, next, pod,
+    volumes,
 };
 use crate::agents::{Agents, Order, OrderError, Sight};
 use crate::backoff;
 use crate::cache::Cache;
 use crate::metrics::Metrics;
+use crate::nodes::Nodes;
 use crate::objects;
+use crate::overcommit::{Ledger, Overcommit};
 use crate::patch::status_patch;
 use crate::write::{Object, Which, Writer, is_already_there, is_not_found};
 use dormouse_api::names::name_hash;
 
 /// How often a look is taken again in one go: an object that was to be made was there already, or a guest has moved.
 const LOOKS: usize = 8;
+
+/// How many sandboxes are saved at a time because their node is drained: others must not wait for a worker meanwhile.
+const DRAINS: usize = 32;
 
 /// What sandboxes are reconciled with.
 #[allow(missing_debug_implementations, reason = "the API server's client has none")]
@@ -42,8 +53,13 @@ pub struct SandboxContext {
     services: Arc<Cache<Service>>,
     volume_claims: Arc<Cache<PersistentVolumeClaim>>,
     agents: Agents,
+    nodes: Nodes,
+    ledger: Arc<Ledger>,
+    max_overcommit: Overcommit,
     failures: Failures,
     transitions: Transitions,
+    /// Places for sandboxes that are saved because their node is drained.
+    drains: Semaphore,
     metrics: Arc<Metrics>,
 }
 
@@ -60,6 +76,10 @@ pub struct Known {
     pub volume_claims: Arc<Cache<PersistentVolumeClaim>>,
     /// The agents of the nodes.
     pub agents: Agents,
+    /// The nodes.
+    pub nodes: Nodes,
+    /// What the sleepers of each node have given away.
+    pub ledger: Arc<Ledger>,
 }
 
 /// Failures in a row, by sandbox.
@@ -183,6 +203,7 @@ impl SandboxContext {
         client: Client,
         recorder: Recorder,
         settings: Settings,
+        max_overcommit: Overcommit,
         known: Known,
         metrics: Arc<Metrics>,
     ) -> Self {
@@ -195,8 +216,12 @@ impl SandboxContext {
             services: known.services,
             volume_claims: known.volume_claims,
             agents: known.agents,
+            nodes: known.nodes,
+            ledger: known.ledger,
+            max_overcommit,
             failures: Failures::default(),
             transitions: Transitions::default(),
+            drains: Semaphore::new(DRAINS),
             metrics,
         }
     }
@@ -226,6 +251,12 @@ impl SandboxContext {
             self.agents
                 .sight(guest::node_of(pod), objects::uid(&pod.metadata))
         });
+        let node = own.map_or("", |pod| guest::node_of(pod));
+        if let Some(pod) = own {
+            let given = capacity::given_away(&sandbox, pod);
+            self.ledger.note(node, objects::uid(&pod.metadata), given);
+        }
+        let node = self.nodes.sight(node);
         let snapshot_node = sandbox
             .status
             .as_ref()
@@ -234,6 +265,8 @@ impl SandboxContext {
             guest,
             restore_node_linked: snapshot_node
                 .is_some_and(|node| self.agents.sight(node, "") != Sight::Unreachable),
+            restore_node: self.nodes.sight(snapshot_node.unwrap_or_default()),
+            node,
             refusal: None,
             pods,
             service: self.services.get(namespace, name),
@@ -323,7 +356,7 @@ impl SandboxContext {
                 self.pods.wrote(pod);
                 Ok(Outcome::Done)
             }
-            Step::ResizePod { name, patch } => {
+            Step::ResizePod { name, patch, .. } => {
                 let pods: Api<Pod> = self.writer.api(namespace);
                 let params = self.writer.patch_params();
                 let pod = pods
@@ -355,30 +388,38 @@ impl SandboxContext {
     }
 
     async fn order(&self, node: &str, order: Order, observed: &mut Observed) -> Outcome {
+        let moves = order.moves_guest();
+        let drains = observed.node.draining && matches!(order, Order::Hibernate { .. });
+        let place = drains.then(|| self.drains.try_acquire());
+        if let Some(Err(_)) = place {
+            observed.refusal = Some(Refusal {
+                reason: Reason::NodeBusy.as_str().to_owned(),
+                message: format!("{DRAINS} others are being saved at the moment"),
+                may_pass: true,
+            });
+            return Outcome::Refused;
+        }
         match self.agents.order(node, order).await {
             Ok(ordered) => {
                 debug!(node, took = ?ordered.took, "ordered");
-                Outcome::Ordered
+                if moves { Outcome::Ordered } else { Outcome::Done }
             }
             Err(OrderError::Unreachable { .. }) => {
                 observed.guest = Sight::Unreachable;
                 Outcome::Refused
             }
-            Err(OrderError::Refused {
-                reason,
-                message,
-                what,
-                may_pass,
-                ..
-            }) => {
-                let message = format!("the agent of node {node} could not {what}: {message} ({reason})");
-                info!(
-                    namespace = objects::namespace(&observed.sandbox.metadata),
-                    name = objects::name(&observed.sandbox.metadata),
-                    message,
-                    "an order was refused"
-                );
-                observed.refusal = Some(Refusal { message, may_pass });
+            Err(
+                ref error @ OrderError::Refused {
+                    ref reason, may_pass, ..
+                },
+            ) => {
+                info!(namespace = objects::namespace(&observed.sandbox.metadata),
+                      name = objects::name(&observed.sandbox.metadata), %error, "an order was refused");
+                observed.refusal = Some(Refusal {
+                    reason: reason.clone(),
+                    message: error.to_string(),
+                    may_pass,
+                });
                 Outcome::Refused
             }
         }
@@ -493,6 +534,16 @@ impl SandboxContext {
         if let Some(ended) = ended {
             self.metrics.moved(&ended);
         }
+        for news in news(&old.conditions, &planned.status.conditions) {
+            self.metrics.drained(&news.reason);
+            let type_ = if [draining::SAVING, draining::SAVED].contains(&news.reason.as_str()) {
+                EventType::Normal
+            } else {
+                EventType::Warning
+            };
+            self.tell(sandbox, type_, &news.reason, news.message.clone())
+                .await;
+        }
         for step in &planned.later {
             if let Step::Order { node, order } = step {
                 // It may take long, and a resume must not wait for it.
@@ -504,9 +555,21 @@ impl SandboxContext {
                 });
                 continue;
             }
+            if let Step::ResizePod { node, uid, gives, .. } = step
+                && !self.may_give(node, uid, *gives)
+            {
+                self.metrics.kept_requests();
+                debug!(
+                    namespace = key.0,
+                    name = key.1,
+                    node,
+                    "the sleepers of the node have given enough away"
+                );
+                continue;
+            }
             let mut aside = observed.clone();
             if let Err(error) = self.perform_one(step, &mut aside, &key.0).await {
-                if matches!(step, Step::ResizePod { .. }) {
+                if matches!(step, Step::ResizePod { .. }) && is_refused(&error) {
                     // A kubelet that does not take it will not take it the next time.
                     debug!(namespace = key.0, name = key.1, %error, "the requests stay as they are");
                     continue;
@@ -523,9 +586,23 @@ impl SandboxContext {
         Ok(requeue.map_or_else(Action::await_change, Action::requeue))
     }
 
+    /// Whether a pod may give away so much of its node's memory.
+    fn may_give(&self, node: &str, uid: &str, bytes: u64) -> bool {
+        // Of a node that says nothing of its memory none is given away.
+        let (allocatable, said) = self.nodes.memory(node).unwrap_or_default();
+        let room = said.unwrap_or(self.max_overcommit).room(allocatable);
+        let may = self.ledger.reserve(node, uid, bytes, room);
+        self.metrics.given_away(self.ledger.total());
+        may
+    }
+
     async fn warn(&self, sandbox: &Sandbox, reason: &str, note: String) {
+        self.tell(sandbox, EventType::Warning, reason, note).await;
+    }
+
+    async fn tell(&self, sandbox: &Sandbox, type_: EventType, reason: &str, note: String) {
         let event = Event {
-            type_: EventType::Warning,
+            type_,
             reason: reason.to_owned(),
             note: Some(note),
             action: "Reconciling".to_owned(),
@@ -535,6 +612,29 @@ impl SandboxContext {
             debug!(%error, "an event was lost");
         }
     }
+}
+
+/// What is worth an event of what has become of a sandbox: a drain that has come further, and memory that is in danger,
+/// or lost.
+fn news<'a>(old: &[Condition], new: &'a [Condition]) -> Vec<&'a Condition> {
+    let worth = |condition: &&Condition| match condition.type_.as_str() {
+        DRAINING => condition.status == "True",
+        DORMANT => [dormant::NODE_LOST, dormant::MEMORY_LOST].contains(&condition.reason.as_str()),
+        RESTORED => condition.reason == restored::POD_GONE,
+        _ => false,
+    };
+    let is_known = |condition: &Condition| {
+        objects::condition(old, &condition.type_).is_some_and(|old| old.reason == condition.reason)
+    };
+    new.iter()
+        .filter(worth)
+        .filter(|condition| !is_known(condition))
+        .collect()
+}
+
+/// Whether the API server answered, and said that it will not be.
+fn is_refused(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if (400..500).contains(&status.code) && ![409, 429].contains(&status.code))
 }
 
 fn trouble(step: &Step, error: &kube::Error) -> Trouble {

@@ -37,6 +37,12 @@ pub enum Step {
     ResizePod {
         /// Its name.
         name: String,
+        /// Its node.
+        node: String,
+        /// Its UID.
+        uid: String,
+        /// Memory that it gives away then, in bytes.
+        gives: u64,
         /// JSON strategic merge patch.
         patch: Value,
     },

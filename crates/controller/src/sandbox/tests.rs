@@ -1,6 +1,9 @@
 //! What is decided for sandboxes, case by case.
 
 mod capacity;
+mod drain;
+mod drain_model;
+mod lost;
 mod memory;
 
 use std::collections::BTreeMap;
@@ -18,6 +21,7 @@ use serde_json::{Value, json};
 
 use super::{Next, Observed, Refusal, Settings, Step, Trouble, next};
 use crate::agents::Sight;
+use crate::nodes::NodeSight;
 use crate::objects::{condition, owner_reference};
 
 fn now() -> Timestamp {
@@ -56,15 +60,21 @@ fn with(sandbox: Sandbox) -> Observed {
         volume_claims: vec![],
         guest: Sight::Unknown,
         restore_node_linked: false,
+        node: NodeSight::default(),
+        restore_node: NodeSight::default(),
         refusal: None,
     }
 }
 
-fn decide(observed: &Observed) -> Next {
-    let settings = Settings {
+fn settings() -> Settings {
+    Settings {
         cluster_domain: "cluster.local".to_owned(),
-    };
-    next(observed, &settings, now())
+        drain_timeout: Duration::from_secs(600),
+    }
+}
+
+fn decide(observed: &Observed) -> Next {
+    next(observed, &settings(), now())
 }
 
 /// A pod of the sandbox's name, with what the controller puts on it.
@@ -222,9 +232,7 @@ fn a_service_that_is_wanted_is_part_of_being_ready() {
             message: "no".to_owned(),
         },
     )];
-    let settings = Settings {
-        cluster_domain: "cluster.local".to_owned(),
-    };
+    let settings = settings();
     let next = next.after(failed, &observed, &settings, now());
     assert_eq!(
         said(&next, "Ready"),
@@ -471,7 +479,7 @@ fn labels_and_annotations_come_and_go_with_the_template() {
         labels: map(&[("team", "b"), (labels::SANDBOX_NAME_HASH, "evil")]),
         annotations: map(&[("note", "1"), ("agents.x-k8s.io/anything", "evil")]),
     });
-    let built = super::pod::build(&sandbox).metadata;
+    let built = super::pod::build(&sandbox, &settings()).metadata;
     let hash = name_hash("box");
     assert_eq!(
         built.labels,

@@ -23,7 +23,9 @@ fn sleeper(rung: Rung, cpu: &str, memory: &str) -> Observed {
     sandbox.spec.idle_timeout = Some("1m".to_owned());
     sandbox.spec.pod_template.spec.containers[0].resources = asking("500m", "256Mi");
     let mut pod = ready(own_pod(&sandbox));
-    pod.metadata.annotations = crate::sandbox::pod::build(&sandbox).metadata.annotations;
+    pod.metadata.annotations = crate::sandbox::pod::build(&sandbox, &settings())
+        .metadata
+        .annotations;
     pod.spec.as_mut().unwrap().containers = vec![Container {
         name: "main".to_owned(),
         resources: asking(cpu, memory),
@@ -41,7 +43,7 @@ fn sleeper(rung: Rung, cpu: &str, memory: &str) -> Observed {
         rung,
         moving_to: None,
         policy: Policy::default(),
-        generation: 3,
+        generation: 3 << 20,
         snapshot: None,
         reason: String::new(),
         message: String::new(),
@@ -102,4 +104,26 @@ fn pods_that_would_be_another_class_or_restart_are_left_alone() {
         }),
         None
     );
+}
+
+#[test]
+fn it_is_known_what_a_sleeper_gives_and_has_given_away() {
+    let mib = |mib: u64| mib << 20;
+    let of = |observed: &Observed| {
+        let next = decide(observed);
+        next.later.into_iter().find_map(|step| match step {
+            Step::ResizePod { node, uid, gives, .. } => Some((node, uid, gives)),
+            _ => None,
+        })
+    };
+    let place = |gives| Some(("node-1".to_owned(), "pod-1".to_owned(), gives));
+    assert_eq!(of(&sleeper(Rung::Dozing, "500m", "256Mi")), place(mib(240)));
+    assert_eq!(of(&sleeper(Rung::Running, "10m", "16Mi")), place(0));
+    for (memory, given) in [("256Mi", 0), ("16Mi", mib(240)), ("512Mi", 0)] {
+        let observed = sleeper(Rung::Dozing, "10m", memory);
+        assert_eq!(
+            crate::sandbox::given_away(&observed.sandbox, &observed.pods[0]),
+            given
+        );
+    }
 }

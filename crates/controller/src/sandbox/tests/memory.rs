@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::PodSchedulingGate;
 use super::*;
 use crate::agents::{Guest, Order};
 
-fn with_strategy(type_: SuspensionType) -> Sandbox {
+pub(super) fn with_strategy(type_: SuspensionType) -> Sandbox {
     let mut sandbox = annotated(sandbox(), annotations::POD_NAME, "box");
     sandbox.spec.suspension_strategy = Some(SuspensionStrategy {
         type_,
@@ -16,7 +16,8 @@ fn with_strategy(type_: SuspensionType) -> Sandbox {
     sandbox
 }
 
-fn guest(rung: Rung, generation: u64) -> Sight {
+/// A guest that has been told of this generation of the sandbox.
+pub(super) fn guest(rung: Rung, generation: u64) -> Sight {
     Sight::Seen(Box::new(Guest {
         uid: "pod-1".to_owned(),
         namespace: "ns".to_owned(),
@@ -26,7 +27,7 @@ fn guest(rung: Rung, generation: u64) -> Sight {
         rung,
         moving_to: None,
         policy: Policy::default(),
-        generation,
+        generation: generation << 20,
         snapshot: (rung == Rung::Hibernated).then(|| "snap-1".to_owned()),
         reason: String::new(),
         message: String::new(),
@@ -34,9 +35,12 @@ fn guest(rung: Rung, generation: u64) -> Sight {
 }
 
 /// A pod that has what the sandbox's own would have.
-fn pod_of(sandbox: &Sandbox) -> Pod {
+pub(super) fn pod_of(sandbox: &Sandbox) -> Pod {
     let mut pod = ready(own_pod(sandbox));
-    let built = crate::sandbox::pod::build(sandbox);
+    // It was not filled from what the sandbox has become since.
+    let mut born = sandbox.clone();
+    born.status = None;
+    let built = crate::sandbox::pod::build(&born, &settings());
     pod.metadata.labels = built.metadata.labels;
     pod.metadata.annotations = built.metadata.annotations;
     let spec = built.spec.unwrap();
@@ -57,14 +61,14 @@ fn pod_of(sandbox: &Sandbox) -> Pod {
     pod
 }
 
-fn seen(sandbox: &Sandbox, guest: Sight) -> Observed {
+pub(super) fn seen(sandbox: &Sandbox, guest: Sight) -> Observed {
     let mut observed = with(sandbox.clone());
     observed.pods = vec![Arc::new(pod_of(sandbox))];
     observed.guest = guest;
     observed
 }
 
-fn later(next: &Next) -> Vec<&'static str> {
+pub(super) fn later(next: &Next) -> Vec<&'static str> {
     next.later.iter().map(Step::what).collect()
 }
 
@@ -72,14 +76,14 @@ fn later(next: &Next) -> Vec<&'static str> {
 fn the_pod_of_a_sandbox_that_sleeps_is_born_with_its_policy_and_a_gate() {
     let mut sandbox = with_strategy(SuspensionType::Freeze);
     sandbox.spec.idle_timeout = Some("5m".to_owned());
-    let pod = crate::sandbox::pod::build(&sandbox);
+    let pod = crate::sandbox::pod::build(&sandbox, &settings());
     let annotations = pod.metadata.annotations.unwrap();
     assert_eq!(annotations["dormouse.dev/managed"], "true");
     assert_eq!(annotations["dormouse.dev/idle-timeout"], "5m");
     let gates = pod.spec.unwrap().readiness_gates.unwrap();
     assert_eq!(gates[0].condition_type, crate::sandbox::READINESS_GATE);
     // One that does not sleep is as it would be anywhere.
-    let plain = crate::sandbox::pod::build(&self::sandbox());
+    let plain = crate::sandbox::pod::build(&self::sandbox(), &settings());
     assert_eq!(plain.metadata.annotations, None);
     assert_eq!(plain.spec.unwrap().readiness_gates, None);
 }
@@ -99,7 +103,7 @@ fn frozen_in_place_it_is_suspended_with_its_pod() {
     else {
         panic!()
     };
-    assert_eq!((node.as_str(), *generation), ("node-1", 3));
+    assert_eq!((node.as_str(), *generation), ("node-1", 3 << 20));
     assert_eq!(policy.resume_policy, dormouse_core::ResumePolicy::Manual);
     assert!(
         said(&next, "Suspended")
@@ -189,7 +193,11 @@ fn hibernated_the_snapshot_is_written_down_before_the_pod_goes() {
     let next = decide(&seen(&sandbox, guest(Rung::Running, 0)));
     assert_eq!(what(&next), ["hibernate the guest"]);
     let next = decide(&seen(&sandbox, guest(Rung::Hibernated, 0)));
-    assert_eq!((what(&next), next.requeue), (vec![], Some(Duration::ZERO)));
+    // It outlives the pod.
+    assert_eq!(
+        (what(&next), next.requeue),
+        (vec!["pin the snapshot"], Some(Duration::ZERO))
+    );
     let snapshot = next.status.snapshot.clone().unwrap();
     assert_eq!(
         (snapshot.name.as_str(), snapshot.node_name.as_deref()),
@@ -207,7 +215,7 @@ fn hibernated_the_snapshot_is_written_down_before_the_pod_goes() {
     assert_eq!(next.status.snapshot, Some(snapshot));
 }
 
-fn resumed(fallback: Option<Fallback>) -> (Sandbox, Pod) {
+pub(super) fn resumed(fallback: Option<Fallback>) -> (Sandbox, Pod) {
     let mut sandbox = with_strategy(SuspensionType::Hibernate);
     sandbox.spec.suspension_strategy.as_mut().unwrap().fallback = fallback;
     sandbox.status.get_or_insert_default().snapshot = Some(SnapshotRef {
@@ -313,6 +321,7 @@ fn what_cannot_be_restored_takes_its_fallback() {
         observed.pods = vec![Arc::new(pod)];
         observed.restore_node_linked = true;
         observed.refusal = Some(Refusal {
+            reason: "SnapshotDamaged".to_owned(),
             message: "it is damaged".to_owned(),
             may_pass: false,
         });
@@ -340,6 +349,7 @@ fn a_node_that_has_gone_is_waited_for_before_the_memory_is_given_up() {
     // One that has just come back may not know everything yet.
     observed.restore_node_linked = true;
     observed.refusal = Some(Refusal {
+        reason: "NotReady".to_owned(),
         message: "it has just started".to_owned(),
         may_pass: true,
     });

@@ -1,0 +1,155 @@
+//! Pods that are filled from a snapshot: they go where it is, and wait with a scheduling gate until the agent of that node
+//! has leave to fill them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dormouse_api::agents::{Fallback, SnapshotRef};
+use dormouse_core::ANNOTATION_RESTORE_FROM;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{
+    Affinity, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSchedulingGate,
+    PodSpec,
+};
+use serde_json::json;
+
+use super::policy::fallback;
+use super::{Observed, Settings, Step};
+use crate::agents::Order;
+use crate::objects;
+
+/// Gate of pods that are to be filled from a snapshot.
+pub const RESTORE_GATE: &str = "dormouse.dev/restore";
+
+/// How long a node that has the snapshot is waited for before a fallback is taken.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The same where the node is there and its agent is not, or refuses for now: one that is replaced is back by then. A memory that is
+/// given up does not come back.
+const AGENT_PATIENCE: Duration = Duration::from_secs(120);
+
+/// Makes a pod one that is filled from a snapshot: it asks for it, goes where the snapshot is, and waits for leave.
+pub(super) fn fill(pod: &mut Pod, snapshot: &SnapshotRef) {
+    let annotations = pod.metadata.annotations.get_or_insert_default();
+    annotations.insert(ANNOTATION_RESTORE_FROM.to_owned(), snapshot.name.clone());
+    let Some(spec) = &mut pod.spec else {
+        return;
+    };
+    spec.scheduling_gates
+        .get_or_insert_default()
+        .push(PodSchedulingGate {
+            name: RESTORE_GATE.to_owned(),
+        });
+    if let Some(node) = &snapshot.node_name {
+        bind(spec, node);
+    }
+}
+
+/// Has the pod go to one node, whatever else it wants.
+fn bind(spec: &mut PodSpec, node: &str) {
+    let here = NodeSelectorRequirement {
+        key: "metadata.name".to_owned(),
+        operator: "In".to_owned(),
+        values: Some(vec![node.to_owned()]),
+    };
+    let affinity: &mut Affinity = spec.affinity.get_or_insert_default();
+    let affinity: &mut NodeAffinity = affinity.node_affinity.get_or_insert_default();
+    let selector: &mut NodeSelector = affinity
+        .required_during_scheduling_ignored_during_execution
+        .get_or_insert_default();
+    if selector.node_selector_terms.is_empty() {
+        selector.node_selector_terms.push(NodeSelectorTerm::default());
+    }
+    // Terms are alternatives: each has to say it.
+    for term in &mut selector.node_selector_terms {
+        term.match_fields.get_or_insert_default().push(here.clone());
+    }
+}
+
+/// What is to be done about a pod that waits for leave to be filled; `None` if it does not wait.
+pub(super) fn restore(
+    observed: &Observed,
+    pod: &Arc<Pod>,
+    settings: &Settings,
+    now: Timestamp,
+) -> Option<Restore> {
+    let gates = pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.scheduling_gates.as_deref());
+    let waits = gates
+        .unwrap_or_default()
+        .iter()
+        .any(|gate| gate.name == RESTORE_GATE);
+    if !waits {
+        return None;
+    }
+    let sandbox = &*observed.sandbox;
+    let snapshot = sandbox.status.as_ref().and_then(|status| status.snapshot.clone());
+    let (Some(snapshot), Some(wanted)) = (
+        snapshot,
+        objects::annotation(&pod.metadata, ANNOTATION_RESTORE_FROM),
+    ) else {
+        return Some(Restore::GiveUp(
+            "what it was to be filled from is not known any more".to_owned(),
+        ));
+    };
+    let node = snapshot.node_name.unwrap_or_default();
+    let refusal = observed.refusal.as_ref();
+    if let Some(refusal) = refusal.filter(|refusal| !refusal.may_pass) {
+        return Some(match fallback(&sandbox.spec) {
+            Fallback::ColdStart => Restore::GiveUp(refusal.message.clone()),
+            Fallback::Hold | Fallback::Fail => Restore::Wait(refusal.message.clone()),
+        });
+    }
+    let stands = observed.restore_node;
+    if refusal.is_none() && observed.restore_node_linked && !stands.is_lost() && !stands.draining {
+        let grant = Order::Grant {
+            pod: objects::uid(&pod.metadata).to_owned(),
+            namespace: objects::namespace(&pod.metadata).to_owned(),
+            snapshot: wanted.to_owned(),
+        };
+        let open = Step::PatchPod {
+            name: objects::name(&pod.metadata).to_owned(),
+            patch: json!({"spec": {"schedulingGates": null}}),
+        };
+        return Some(Restore::Grant(vec![Step::Order { node, order: grant }, open]));
+    }
+    let age = pod
+        .metadata
+        .creation_timestamp
+        .as_ref()
+        .map(|made| now.duration_since(made.0));
+    let age = age
+        .and_then(|age| Duration::try_from(age).ok())
+        .unwrap_or_default();
+    let (how, patience) = if !stands.exists {
+        ("is not in the cluster any more", PATIENCE)
+    } else if stands.draining {
+        // It comes back when its kernel has been exchanged, or goes.
+        ("is being drained", settings.drain_timeout.max(PATIENCE))
+    } else if !stands.ready {
+        ("is not ready", PATIENCE)
+    } else {
+        ("cannot be reached", AGENT_PATIENCE)
+    };
+    let what = refusal.map_or_else(
+        || format!("node {node}, which has snapshot {wanted}, {how}"),
+        |refusal| refusal.message.clone(),
+    );
+    Some(match fallback(&sandbox.spec) {
+        Fallback::ColdStart if age >= patience => Restore::GiveUp(what),
+        _ => Restore::Wait(what),
+    })
+}
+
+/// What is to be done about a pod that waits for leave to be filled.
+#[derive(Debug, PartialEq)]
+pub(super) enum Restore {
+    /// It gets it, and may go to its node.
+    Grant(Vec<Step>),
+    /// It waits; for what.
+    Wait(String),
+    /// It is given up for one without memory; why.
+    GiveUp(String),
+}
