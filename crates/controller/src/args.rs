@@ -67,6 +67,10 @@ pub struct Args {
     #[arg(long, default_value_t = 1, value_name = "NUMBER")]
     pub sandbox_template_concurrent_workers: u16,
 
+    /// Snapshots that are worked on at a time: as many are taken at once.
+    #[arg(long, default_value_t = 10, value_name = "NUMBER")]
+    pub sandbox_snapshot_concurrent_workers: u16,
+
     /// Most sandboxes that a pool makes or deletes in one go.
     #[arg(long, default_value_t = 300, value_name = "NUMBER")]
     pub sandbox_warm_pool_max_batch_size: usize,

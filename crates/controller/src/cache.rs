@@ -141,8 +141,14 @@ fn names<K: Resource<DynamicType = ()>>(object: &K) -> (String, String) {
     (object.namespace().unwrap_or_default(), object.name_any())
 }
 
-fn reference<K: Resource<DynamicType = ()>>(namespace: &str, name: &str) -> ObjectRef<K> {
-    ObjectRef::new(name).within(namespace)
+pub(crate) fn reference<K: Resource<DynamicType = ()>>(namespace: &str, name: &str) -> ObjectRef<K> {
+    let object = ObjectRef::new(name);
+    // Objects of the whole cluster are in no namespace, which is not one without a name.
+    if namespace.is_empty() {
+        object
+    } else {
+        object.within(namespace)
+    }
 }
 
 fn reference_of<K: Resource<DynamicType = ()>>(object: &K) -> ObjectRef<K> {

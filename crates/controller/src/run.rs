@@ -2,6 +2,7 @@
 
 mod extensions;
 mod index;
+mod snapshots;
 
 use std::sync::Arc;
 
@@ -107,8 +108,11 @@ pub async fn run(args: Args) -> Result<(), RunError> {
     let rate = Rate::new(args.kube_api_qps, args.kube_api_burst);
     let client = client(config, rate, Arc::clone(&metrics)).map_err(RunError::Client)?;
 
-    let index = Index::start(&client, &args.leader_election_namespace, args.extensions);
+    let index = Index::start(&client, &args.leader_election_namespace, args.extensions).await;
     metrics.count_sandboxes(index.sandboxes.store().clone());
+    if let Some(known) = &index.snapshots {
+        metrics.snapshots().count(known.snapshots.store().clone());
+    }
     tokio::select! {
         () = index.filled() => ready.set(),
         () = stop.cancelled() => return Ok(()),
@@ -190,6 +194,7 @@ fn begin(
         services: Arc::clone(&index.services),
         volume_claims: Arc::clone(&index.volume_claims),
         agents: index.agents.clone(),
+        snapshots: index.snapshots.as_ref().map(|known| Arc::clone(&known.snapshots)),
     };
     let settings = Settings {
         cluster_domain: args.cluster_domain.clone(),
@@ -222,6 +227,7 @@ fn begin(
             stop.clone(),
         ));
     }
+    snapshots::begin(args, client, index, metrics, stop, &tracker);
     if let Some(known) = &index.extensions {
         extensions::begin(args, client, known, metrics, stop, &tracker);
     }

@@ -1,6 +1,7 @@
 //! What is watched, and who is concerned of what.
 
 mod extensions;
+mod snapshots;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,9 +17,10 @@ use kube::{Api, Client, Resource};
 
 use crate::agents::Agents;
 use crate::cache::{Cache, Feed, feed, watch};
-use crate::objects::{self, controller_of, label};
+use crate::objects::{self, controller_of, controller_of_kind, label};
 use crate::queue::Queue;
 pub(super) use extensions::Extensions;
+pub(super) use snapshots::Snapshots;
 
 /// The agents' pods, and where they listen.
 const AGENT_PODS: &str = "app.kubernetes.io/name=dormouse,app.kubernetes.io/component=agent";
@@ -37,11 +39,15 @@ pub(super) struct Index {
     pub(super) sandbox_queue: Queue<Sandbox>,
     pub(super) template_queue: Queue<SandboxTemplate>,
     pub(super) extensions: Option<Arc<Extensions>>,
+    pub(super) snapshots: Option<Arc<Snapshots>>,
 }
 
 impl Index {
     /// Begins to watch.
-    pub(super) fn start(client: &Client, namespace: &str, extensions: bool) -> Self {
+    pub(super) async fn start(client: &Client, namespace: &str, extensions: bool) -> Self {
+        let snapshots = snapshots::are_served(client)
+            .await
+            .then(|| Arc::new(Snapshots::new()));
         let sandbox_queue = Queue::default();
         let template_queue = Queue::default();
 
@@ -51,9 +57,16 @@ impl Index {
         let volume_claims = feed::<PersistentVolumeClaim>(|_| None);
         let agents = {
             let (queue, pods) = (sandbox_queue.clone(), Arc::clone(&pods.cache));
-            Agents::new(move |namespace, name| {
+            let (known, of_node) = (snapshots.clone(), snapshots.clone());
+            let changed = move |namespace: &str, name: &str| {
                 if let Some(pod) = pods.get(namespace, name) {
                     push_owner(&queue, &pod.metadata);
+                    saw_pod(known.as_deref(), &pod);
+                }
+            };
+            Agents::new(changed, move |node| {
+                if let Some(known) = &of_node {
+                    known.saw_node(node);
                 }
             })
         };
@@ -68,6 +81,7 @@ impl Index {
             sandbox_queue: sandbox_queue.clone(),
             template_queue: template_queue.clone(),
             extensions: None,
+            snapshots: snapshots.clone(),
         };
         let extended = extensions.then(|| {
             let templates = feed::<SandboxTemplate>(|_| None);
@@ -79,6 +93,7 @@ impl Index {
         let ours = watcher::Config::default().labels(labels::SANDBOX_NAME_HASH);
         let queue = sandbox_queue.clone();
         let concerned = index.extensions.clone();
+        let known = snapshots.clone();
         tokio::spawn(watch(
             Api::all(client.clone()),
             watcher::Config::default(),
@@ -89,12 +104,19 @@ impl Index {
                     objects::namespace(&sandbox.metadata),
                     objects::name(&sandbox.metadata),
                 );
+                if let Some(known) = &known {
+                    known.saw_sandbox(
+                        objects::namespace(&sandbox.metadata),
+                        objects::name(&sandbox.metadata),
+                    );
+                }
                 if let Some(concerned) = &concerned {
                     concerned.saw_sandbox(sandbox);
                 }
             },
         ));
         let queue = sandbox_queue.clone();
+        let known = snapshots.clone();
         tokio::spawn(watch(
             Api::all(client.clone()),
             ours.clone(),
@@ -102,6 +124,7 @@ impl Index {
             trim_pod,
             move |pod: &Pod| {
                 push_owner(&queue, &pod.metadata);
+                saw_pod(known.as_deref(), pod);
             },
         ));
         let queue = sandbox_queue.clone();
@@ -114,6 +137,9 @@ impl Index {
                 push_owner(&queue, &service.metadata);
             },
         ));
+        if let Some(known) = &snapshots {
+            known.start(client, &index.sandboxes, &sandbox_queue, |_| {});
+        }
         let queue = sandbox_queue;
         tokio::spawn(watch(
             Api::all(client.clone()),
@@ -182,6 +208,11 @@ impl Index {
         if let Some(network_policies) = &self.network_policies {
             filled(network_policies).await;
         }
+        if let Some(known) = &self.snapshots {
+            filled(&known.snapshots).await;
+            filled(&known.nodes).await;
+            filled(&known.stores).await;
+        }
         if let Some(extensions) = &self.extensions {
             filled(&extensions.claims).await;
             filled(&extensions.pools).await;
@@ -226,6 +257,14 @@ fn push_owner<K: Resource<DynamicType = ()>>(queue: &Queue<K>, meta: &ObjectMeta
         Some(owner) => queue.push(objects::namespace(meta), &owner.name),
         // It may be in the way of the one of its name, or about to become its own.
         None => queue.push(objects::namespace(meta), objects::name(meta)),
+    }
+}
+
+/// Has the snapshots of a pod's Sandbox looked at.
+fn saw_pod(snapshots: Option<&Snapshots>, pod: &Pod) {
+    let owner = controller_of_kind::<Sandbox>(&pod.metadata);
+    if let (Some(snapshots), Some(owner)) = (snapshots, owner) {
+        snapshots.saw_sandbox(objects::namespace(&pod.metadata), &owner.name);
     }
 }
 

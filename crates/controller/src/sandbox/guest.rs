@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_api::agents::{Fallback, OperatingMode, Sandbox, SnapshotRef, SuspensionType};
-use dormouse_api::conditions::{SUSPENDED, suspended};
+use dormouse_api::conditions::{SUSPENDED, restored, suspended};
+use dormouse_api::gke::POD_RESTORED;
 use dormouse_core::{ANNOTATION_RESTORE_FROM, Rung};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
@@ -17,7 +18,8 @@ use k8s_openapi::api::core::v1::{
 };
 use serde_json::json;
 
-use super::policy::{fallback, generation, policy, strategy};
+use super::policy::{generation, policy, strategy};
+use super::source::{Filling, Source};
 use super::{Observed, Step, Trouble};
 use crate::agents::{Guest, Order, Sight};
 use crate::objects;
@@ -33,6 +35,9 @@ const LOOK: Duration = Duration::from_secs(5);
 
 /// How long a node that has the snapshot is waited for before a fallback is taken.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// On a pod that is filled from a snapshot: what that is called to people.
+const ANNOTATION_RESTORED_FROM: &str = "dormouse.dev/restored-from";
 
 /// How the guest of a sandbox stands, where that is of interest.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -243,12 +248,22 @@ pub(super) fn hibernate(observed: &Observed, pod: &Pod) -> Hibernation {
 }
 
 /// Makes a pod one that is filled from a snapshot: it asks for it, goes where the snapshot is, and waits for leave.
-pub(super) fn fill(pod: &mut Pod, snapshot: &SnapshotRef) {
+pub(super) fn fill(pod: &mut Pod, filling: &Filling) {
+    let snapshot = &filling.at;
     let annotations = pod.metadata.annotations.get_or_insert_default();
     annotations.insert(ANNOTATION_RESTORE_FROM.to_owned(), snapshot.name.clone());
+    annotations.insert(ANNOTATION_RESTORED_FROM.to_owned(), filling.name.clone());
     let Some(spec) = &mut pod.spec else {
         return;
     };
+    if filling.says_so {
+        // Clients look once, when the pod is ready: it must not be before it says so.
+        spec.readiness_gates
+            .get_or_insert_default()
+            .push(PodReadinessGate {
+                condition_type: POD_RESTORED.to_owned(),
+            });
+    }
     spec.scheduling_gates
         .get_or_insert_default()
         .push(PodSchedulingGate {
@@ -293,11 +308,55 @@ pub(super) fn gate(sandbox: &Sandbox, spec: &mut PodSpec) {
 
 /// Whether the pod has our readiness gate.
 pub(super) fn has_readiness_gate(pod: &Pod) -> bool {
+    has_gate(pod, READINESS_GATE)
+}
+
+/// Whether the pod is not ready before we say so.
+pub(super) fn waits_for_us(pod: &Pod) -> bool {
+    has_gate(pod, READINESS_GATE) || has_gate(pod, POD_RESTORED)
+}
+
+fn has_gate(pod: &Pod, type_: &str) -> bool {
     let gates = pod.spec.as_ref().and_then(|spec| spec.readiness_gates.as_deref());
     gates
         .unwrap_or_default()
         .iter()
-        .any(|gate| gate.condition_type == READINESS_GATE)
+        .any(|gate| gate.condition_type == type_)
+}
+
+fn stands<'a>(pod: &'a Pod, type_: &str) -> Option<&'a str> {
+    let conditions = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_deref());
+    conditions
+        .unwrap_or_default()
+        .iter()
+        .find(|condition| condition.type_ == type_)
+        .map(|condition| condition.status.as_str())
+}
+
+/// What the pod was filled from, as people call it.
+pub(super) fn filled_from(pod: &Pod) -> Option<&str> {
+    objects::annotation(&pod.metadata, ANNOTATION_RESTORED_FROM)
+}
+
+/// Says on the pod, once its containers run, what they were restored from, if it waits for that.
+pub(super) fn restored(pod: &Pod, now: Timestamp) -> Option<Step> {
+    let from = filled_from(pod).filter(|_| has_gate(pod, POD_RESTORED))?;
+    if stands(pod, "ContainersReady") != Some("True") || stands(pod, POD_RESTORED) == Some("True") {
+        return None;
+    }
+    Some(Step::PatchPodStatus {
+        name: objects::name(&pod.metadata).to_owned(),
+        patch: json!({"status": {"conditions": [{
+            "type": POD_RESTORED,
+            "status": "True",
+            "reason": restored::SNAPSHOT_RESTORED,
+            "message": format!("restored from snapshot {from}"),
+            "lastTransitionTime": now,
+        }]}}),
+    })
 }
 
 /// Opens or shuts the pod's readiness gate, if it has one that stands otherwise.
@@ -306,15 +365,7 @@ pub(super) fn readiness(pod: &Pod, open: bool, now: Timestamp) -> Option<Step> {
         return None;
     }
     let status = if open { "True" } else { "False" };
-    let conditions = pod
-        .status
-        .as_ref()
-        .and_then(|status| status.conditions.as_deref());
-    let stands = conditions
-        .unwrap_or_default()
-        .iter()
-        .find(|condition| condition.type_ == READINESS_GATE)
-        .map(|condition| condition.status.as_str());
+    let stands = stands(pod, READINESS_GATE);
     // Without the condition a gate counts as shut.
     if stands == Some(status) || (stands.is_none() && !open) {
         return None;
@@ -343,28 +394,36 @@ pub(super) fn restore(observed: &Observed, pod: &Arc<Pod>, now: Timestamp) -> Op
     if !waits {
         return None;
     }
-    let sandbox = &*observed.sandbox;
-    let snapshot = sandbox.status.as_ref().and_then(|status| status.snapshot.clone());
-    let (Some(snapshot), Some(wanted)) = (
-        snapshot,
-        objects::annotation(&pod.metadata, ANNOTATION_RESTORE_FROM),
-    ) else {
-        return Some(Restore::GiveUp(
-            "what it was to be filled from is not known any more".to_owned(),
-        ));
+    let wanted = objects::annotation(&pod.metadata, ANNOTATION_RESTORE_FROM);
+    let filling = match (&observed.source, wanted) {
+        (Source::Missing(why), Some(_)) => return Some(Restore::Wait(why.clone())),
+        (Source::Snapshot(filling), Some(wanted)) if filling.at.name == wanted => filling,
+        (Source::Snapshot(_), Some(_)) => return Some(Restore::Anew),
+        (Source::Nothing, _) | (_, None) => {
+            return Some(Restore::GiveUp(
+                "what it was to be filled from is not known any more".to_owned(),
+            ));
+        }
     };
-    let node = snapshot.node_name.unwrap_or_default();
+    let node = filling.at.node_name.clone().unwrap_or_default();
+    // What was asked for by name cannot be had: that is no reason to give up the memory of the last suspend.
+    let held = observed.sandbox.status.as_ref();
+    let is_other = held
+        .and_then(|status| status.snapshot.as_ref())
+        .is_some_and(|held| held.name != filling.at.name);
+    let may_start_anew = filling.fallback == Fallback::ColdStart && !is_other;
     if let Some(refusal) = &observed.refusal {
-        return Some(match fallback(&sandbox.spec) {
-            Fallback::ColdStart => Restore::GiveUp(refusal.clone()),
-            Fallback::Hold | Fallback::Fail => Restore::Wait(refusal.clone()),
+        return Some(if may_start_anew {
+            Restore::GiveUp(refusal.clone())
+        } else {
+            Restore::Wait(refusal.clone())
         });
     }
     if observed.restore_node_linked {
         let grant = Order::Grant {
             pod: objects::uid(&pod.metadata).to_owned(),
             namespace: objects::namespace(&pod.metadata).to_owned(),
-            snapshot: wanted.to_owned(),
+            snapshot: filling.at.name.clone(),
         };
         let open = Step::PatchPod {
             name: objects::name(&pod.metadata).to_owned(),
@@ -380,10 +439,14 @@ pub(super) fn restore(observed: &Observed, pod: &Arc<Pod>, now: Timestamp) -> Op
     let age = age
         .and_then(|age| Duration::try_from(age).ok())
         .unwrap_or_default();
-    let what = format!("node {node}, which has snapshot {wanted}, cannot be reached");
-    Some(match fallback(&sandbox.spec) {
-        Fallback::ColdStart if age >= PATIENCE => Restore::GiveUp(what),
-        _ => Restore::Wait(what),
+    let what = format!(
+        "node {node}, which has snapshot {}, cannot be reached",
+        filling.name
+    );
+    Some(if may_start_anew && age >= PATIENCE {
+        Restore::GiveUp(what)
+    } else {
+        Restore::Wait(what)
     })
 }
 
@@ -394,6 +457,8 @@ pub(super) enum Restore {
     Grant(Vec<Step>),
     /// It waits; for what.
     Wait(String),
+    /// It is given up for one that is filled from another snapshot.
+    Anew,
     /// It is given up for one without memory; why.
     GiveUp(String),
 }

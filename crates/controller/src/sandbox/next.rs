@@ -13,6 +13,8 @@ use super::conditions::{self, ips};
 use super::guest::{self, Stand};
 use super::pod::{PodNext, PodSight};
 use super::policy::strategy;
+use super::shown::show;
+use super::source::Source;
 use super::{Step, Trouble, capacity, expiry, pod, service, volumes};
 use crate::agents::Sight;
 use crate::objects::{self, is_true};
@@ -36,10 +38,28 @@ pub struct Observed {
     pub volume_claims: Vec<Arc<PersistentVolumeClaim>>,
     /// What the agent of its pod's node says of its guest.
     pub guest: Sight,
+    /// What its next pod is filled from.
+    pub source: Source,
+    /// Whether there are SandboxSnapshots in this cluster, and one shows the snapshot that it is held in.
+    pub shown: Shown,
+    /// Whether whoever suspends it waits for its pod to go, as clients of `podsnapshot.gke.io` do.
+    pub pod_goes: bool,
     /// Whether the agent of the node that has its snapshot can be reached.
     pub restore_node_linked: bool,
     /// Why an agent refused what it was ordered, in this look.
     pub refusal: Option<String>,
+}
+
+/// Whether a SandboxSnapshot shows the snapshot that a sandbox is held in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Shown {
+    /// There are no SandboxSnapshots in this cluster.
+    #[default]
+    Never,
+    /// None does.
+    NotYet,
+    /// One does.
+    Yes,
 }
 
 /// What is the same for all sandboxes.
@@ -96,8 +116,12 @@ pub fn next(observed: &Observed, settings: &Settings, now: Timestamp) -> Next {
     let found = match (sandbox.spec.operating_mode, strategy(&sandbox.spec)) {
         (OperatingMode::Running, _) => pod::run(observed, may_create, now, &mut next.steps),
         (OperatingMode::Suspended, SuspensionType::Stop) => pod::stop(observed, &mut next.steps),
-        (OperatingMode::Suspended, SuspensionType::Freeze) => pod::freeze(observed, &mut next.steps),
-        (OperatingMode::Suspended, SuspensionType::Hibernate) => pod::hibernate(observed, &mut next.steps),
+        (OperatingMode::Suspended, SuspensionType::Freeze) if !observed.pod_goes => {
+            pod::freeze(observed, &mut next.steps)
+        }
+        (OperatingMode::Suspended, SuspensionType::Freeze | SuspensionType::Hibernate) => {
+            pod::hibernate(observed, &mut next.steps)
+        }
     };
     let found = found.unwrap_or_else(|trouble| {
         let sight = if trouble.hides_pod() {
@@ -120,7 +144,17 @@ pub fn next(observed: &Observed, settings: &Settings, now: Timestamp) -> Next {
         let open = sandbox.spec.operating_mode == OperatingMode::Running
             && !matches!(next.stand, Stand::WakingUp(_));
         next.later.extend(guest::readiness(pod, open, now));
+        next.later.extend(guest::restored(pod, now));
         next.later.extend(capacity::resize(sandbox, pod, &next.stand));
+    }
+    if observed.shown == Shown::NotYet
+        && sandbox.spec.operating_mode == OperatingMode::Suspended
+        && next.pod == PodSight::Absent
+    {
+        match show(sandbox, now) {
+            Ok(step) => next.later.push(step),
+            Err(wait) => next.requeue = [next.requeue, wait].into_iter().flatten().min(),
+        }
     }
     // Nobody says when a stranger goes.
     let stranger = (next.pod == PodSight::Foreign).then_some(STRANGER);
@@ -233,9 +267,13 @@ fn remember_memory(status: &mut SandboxStatus, sandbox: &Sandbox, next: &Next, n
             .pod
             .own()
             .is_some_and(|pod| conditions::is_ready(pod, &next.stand));
-    if is_up && let Some(snapshot) = status.snapshot.take() {
-        let message = format!("restored from snapshot {}", snapshot.name);
-        conditions::restored(all, sandbox, true, restored::SNAPSHOT_RESTORED, message, now);
+    if is_up {
+        let held = status.snapshot.take().map(|snapshot| snapshot.name);
+        let filled = next.pod.own().and_then(guest::filled_from).map(str::to_owned);
+        if let Some(snapshot) = filled.or(held) {
+            let message = format!("restored from snapshot {snapshot}");
+            conditions::restored(all, sandbox, true, restored::SNAPSHOT_RESTORED, message, now);
+        }
         return;
     }
     // A pod that went with its guest asleep in it: its node is lost, or somebody deleted it.

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::guest::{self, GuestNext, Hibernation, Restore, Stand};
 use super::metadata::{PodMetadata, owners_with};
+use super::source::Source;
 use super::{Observed, Step, Trouble, volumes};
 use crate::objects::{self, Ownership, owner_reference, ownership};
 
@@ -105,7 +106,10 @@ pub(super) fn run(
         PodSight::Foreign => return adopt(observed, steps).map(PodNext::of),
         PodSight::Absent | PodSight::Unknown if !may_create => return Ok(PodNext::default()),
         PodSight::Absent | PodSight::Unknown => {
-            let pod = build(sandbox);
+            if let Source::Missing(why) = &observed.source {
+                return Err(Trouble::Source(why.clone()));
+            }
+            let pod = build(sandbox, &observed.source);
             track(sandbox, objects::name(&pod.metadata), steps, |steps| {
                 steps.push(Step::CreatePod(Box::new(pod.clone())));
             });
@@ -120,6 +124,12 @@ pub(super) fn run(
         Some(Restore::Wait(what)) => {
             next.guest.stand = Stand::WakingUp(what);
             next.guest.requeue = Some(guest::patience());
+        }
+        Some(Restore::Anew) => {
+            next.guest.stand = Stand::WakingUp("it is to be filled from another snapshot".to_owned());
+            if pod.metadata.deletion_timestamp.is_none() {
+                steps.push(delete(&pod));
+            }
         }
         Some(Restore::GiveUp(why)) => {
             next.guest.stand = Stand::WakingUp(why.clone());
@@ -280,7 +290,7 @@ fn forget(sandbox: &Sandbox, steps: &mut Vec<Step>) {
 }
 
 /// The pod that a sandbox describes.
-pub(super) fn build(sandbox: &Sandbox) -> Pod {
+pub(super) fn build(sandbox: &Sandbox, source: &Source) -> Pod {
     let (pod_labels, pod_annotations) = PodMetadata::of(sandbox).into_maps();
     let mut spec = sandbox.spec.pod_template.spec.clone();
     volumes::mount(&mut spec, sandbox);
@@ -297,12 +307,8 @@ pub(super) fn build(sandbox: &Sandbox) -> Pod {
         spec: Some(spec),
         status: None,
     };
-    let snapshot = sandbox
-        .status
-        .as_ref()
-        .and_then(|status| status.snapshot.as_ref());
-    if let Some(snapshot) = snapshot {
-        guest::fill(&mut pod, snapshot);
+    if let Source::Snapshot(filling) = source {
+        guest::fill(&mut pod, filling);
     }
     pod
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use dormouse_api::agents::{OperatingMode, Sandbox};
 use dormouse_api::conditions::{READY, SUSPENDED, ready, suspended};
+use dormouse_api::dormouse::SandboxSnapshot;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Service};
 use kube::api::{Api, Patch};
@@ -16,7 +17,11 @@ use thiserror::Error;
 use tracing::{debug, info};
 
 use super::next::can_wait;
-use super::{FIELD_MANAGER, Next, Observed, Settings, Step, Transitions, Trouble, guest, next, pod, volumes};
+use super::source::source;
+use super::{
+    FIELD_MANAGER, Next, Observed, Settings, Shown, Source, Step, Transitions, Trouble, guest, next, pod,
+    volumes,
+};
 use crate::agents::{Agents, Order, OrderError, Sight};
 use crate::backoff;
 use crate::cache::Cache;
@@ -40,6 +45,7 @@ pub struct SandboxContext {
     services: Arc<Cache<Service>>,
     volume_claims: Arc<Cache<PersistentVolumeClaim>>,
     agents: Agents,
+    snapshots: Option<Arc<Cache<SandboxSnapshot>>>,
     failures: Failures,
     transitions: Transitions,
     metrics: Arc<Metrics>,
@@ -58,6 +64,8 @@ pub struct Known {
     pub volume_claims: Arc<Cache<PersistentVolumeClaim>>,
     /// The agents of the nodes.
     pub agents: Agents,
+    /// All SandboxSnapshots, in groups by the name of their Sandbox, where the cluster has such.
+    pub snapshots: Option<Arc<Cache<SandboxSnapshot>>>,
 }
 
 /// Failures in a row, by sandbox.
@@ -193,6 +201,7 @@ impl SandboxContext {
             services: known.services,
             volume_claims: known.volume_claims,
             agents: known.agents,
+            snapshots: known.snapshots,
             failures: Failures::default(),
             transitions: Transitions::default(),
             metrics,
@@ -224,19 +233,39 @@ impl SandboxContext {
             self.agents
                 .sight(guest::node_of(pod), objects::uid(&pod.metadata))
         });
-        let snapshot_node = sandbox
-            .status
-            .as_ref()
-            .and_then(|status| status.snapshot.as_ref()?.node_name.as_deref());
+        let find = |name: &str| self.snapshots.as_ref()?.get(namespace, name);
+        let source = source(&sandbox, find, None);
+        let place = match &source {
+            Source::Snapshot(filling) => filling.at.node_name.as_deref(),
+            Source::Nothing | Source::Missing(_) => None,
+        };
         Observed {
             guest,
-            restore_node_linked: snapshot_node
-                .is_some_and(|node| self.agents.sight(node, "") != Sight::Unreachable),
+            restore_node_linked: place.is_some_and(|node| self.agents.reaches(node)),
+            shown: self.shown(&sandbox),
+            pod_goes: false,
+            source,
             refusal: None,
             pods,
             service: self.services.get(namespace, name),
             volume_claims,
             sandbox,
+        }
+    }
+
+    /// Whether a SandboxSnapshot shows the snapshot that the sandbox is held in.
+    fn shown(&self, sandbox: &Sandbox) -> Shown {
+        let Some(snapshots) = &self.snapshots else {
+            return Shown::Never;
+        };
+        let held = sandbox
+            .status
+            .as_ref()
+            .and_then(|status| status.snapshot.as_ref());
+        let namespace = objects::namespace(&sandbox.metadata);
+        match held.and_then(|held| snapshots.get(namespace, &held.name)) {
+            Some(_) => Shown::Yes,
+            None => Shown::NotYet,
         }
     }
 
@@ -309,6 +338,10 @@ impl SandboxContext {
             Step::CreateVolumeClaim(claim) => self.create(&self.volume_claims, &**claim, namespace).await,
             Step::CreatePod(pod) => self.create(&self.pods, &**pod, namespace).await,
             Step::CreateService(service) => self.create(&self.services, &**service, namespace).await,
+            Step::CreateSnapshot(snapshot) => match &self.snapshots {
+                Some(snapshots) => self.create(snapshots, &**snapshot, namespace).await,
+                None => Ok(Outcome::Done),
+            },
             Step::PatchVolumeClaim { name, patch } => {
                 self.patch(&self.volume_claims, name, patch, namespace).await
             }

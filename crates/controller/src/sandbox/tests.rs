@@ -2,6 +2,7 @@
 
 mod capacity;
 mod memory;
+mod source;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use serde_json::{Value, json};
 
-use super::{Next, Observed, Settings, Step, Trouble, next};
+use super::{Next, Observed, Settings, Shown, Step, Trouble, next};
 use crate::agents::Sight;
 use crate::objects::{condition, owner_reference};
 
@@ -50,14 +51,22 @@ fn annotated(mut sandbox: Sandbox, key: &str, value: &str) -> Sandbox {
 
 fn with(sandbox: Sandbox) -> Observed {
     Observed {
-        sandbox: Arc::new(sandbox),
         pods: vec![],
         service: None,
         volume_claims: vec![],
         guest: Sight::Unknown,
+        source: crate::sandbox::source::source(&sandbox, |_| None, None),
+        shown: Shown::Never,
+        pod_goes: false,
         restore_node_linked: false,
         refusal: None,
+        sandbox: Arc::new(sandbox),
     }
+}
+
+/// The pod that a sandbox describes, filled from what there is.
+fn built(sandbox: &Sandbox) -> Pod {
+    super::pod::build(sandbox, &crate::sandbox::source::source(sandbox, |_| None, None))
 }
 
 fn decide(observed: &Observed) -> Next {
@@ -471,7 +480,7 @@ fn labels_and_annotations_come_and_go_with_the_template() {
         labels: map(&[("team", "b"), (labels::SANDBOX_NAME_HASH, "evil")]),
         annotations: map(&[("note", "1"), ("agents.x-k8s.io/anything", "evil")]),
     });
-    let built = super::pod::build(&sandbox).metadata;
+    let built = crate::sandbox::tests::built(&sandbox).metadata;
     let hash = name_hash("box");
     assert_eq!(
         built.labels,

@@ -16,7 +16,7 @@ fn with_strategy(type_: SuspensionType) -> Sandbox {
     sandbox
 }
 
-fn guest(rung: Rung, generation: u64) -> Sight {
+pub(super) fn guest(rung: Rung, generation: u64) -> Sight {
     Sight::Seen(Box::new(Guest {
         uid: "pod-1".to_owned(),
         namespace: "ns".to_owned(),
@@ -36,7 +36,7 @@ fn guest(rung: Rung, generation: u64) -> Sight {
 /// A pod that has what the sandbox's own would have.
 fn pod_of(sandbox: &Sandbox) -> Pod {
     let mut pod = ready(own_pod(sandbox));
-    let built = crate::sandbox::pod::build(sandbox);
+    let built = crate::sandbox::tests::built(sandbox);
     pod.metadata.labels = built.metadata.labels;
     pod.metadata.annotations = built.metadata.annotations;
     let spec = built.spec.unwrap();
@@ -72,14 +72,14 @@ fn later(next: &Next) -> Vec<&'static str> {
 fn the_pod_of_a_sandbox_that_sleeps_is_born_with_its_policy_and_a_gate() {
     let mut sandbox = with_strategy(SuspensionType::Freeze);
     sandbox.spec.idle_timeout = Some("5m".to_owned());
-    let pod = crate::sandbox::pod::build(&sandbox);
+    let pod = crate::sandbox::tests::built(&sandbox);
     let annotations = pod.metadata.annotations.unwrap();
     assert_eq!(annotations["dormouse.dev/managed"], "true");
     assert_eq!(annotations["dormouse.dev/idle-timeout"], "5m");
     let gates = pod.spec.unwrap().readiness_gates.unwrap();
     assert_eq!(gates[0].condition_type, crate::sandbox::READINESS_GATE);
     // One that does not sleep is as it would be anywhere.
-    let plain = crate::sandbox::pod::build(&self::sandbox());
+    let plain = crate::sandbox::tests::built(&self::sandbox());
     assert_eq!(plain.metadata.annotations, None);
     assert_eq!(plain.spec.unwrap().readiness_gates, None);
 }

@@ -1,0 +1,75 @@
+//! Working on snapshots.
+
+use std::sync::Arc;
+
+use kube::Client;
+use kube::runtime::events::{Recorder, Reporter};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::identity;
+use super::index::Index;
+use crate::args::Args;
+use crate::metrics::Metrics;
+use crate::snapshot::{
+    self, FIELD_MANAGER, KnownStores, SnapshotContext, StoreContext, on_store_error, reconcile_store,
+};
+use crate::worker::work;
+
+/// Begins to work on snapshots and their stores, until `stop`; on a cluster that has none there is nothing to do.
+pub(super) fn begin(
+    args: &Args,
+    client: &Client,
+    index: &Index,
+    metrics: &Arc<Metrics>,
+    stop: &CancellationToken,
+    tracker: &TaskTracker,
+) {
+    let Some(known) = &index.snapshots else {
+        return;
+    };
+    let reporter = Reporter {
+        controller: FIELD_MANAGER.to_owned(),
+        instance: Some(identity(args)),
+    };
+    let snapshots = SnapshotContext::new(
+        client.clone(),
+        Recorder::new(client.clone(), reporter),
+        snapshot::Known {
+            snapshots: Arc::clone(&known.snapshots),
+            nodes: Arc::clone(&known.nodes),
+            stores: Arc::clone(&known.stores),
+            sandboxes: Arc::clone(&index.sandboxes),
+            pods: Arc::clone(&index.pods),
+            agents: index.agents.clone(),
+        },
+        Arc::clone(metrics),
+    );
+    tracker.spawn(work(
+        known.queue.clone(),
+        known.snapshots.store().clone(),
+        args.sandbox_snapshot_concurrent_workers,
+        snapshot::reconcile,
+        snapshot::on_error,
+        Arc::new(snapshots),
+        Arc::clone(metrics),
+        stop.clone(),
+    ));
+    let stores = StoreContext::new(
+        client.clone(),
+        KnownStores {
+            stores: Arc::clone(&known.stores),
+            nodes: Arc::clone(&known.nodes),
+        },
+    );
+    tracker.spawn(work(
+        known.store_queue.clone(),
+        known.stores.store().clone(),
+        1,
+        reconcile_store,
+        on_store_error,
+        Arc::new(stores),
+        Arc::clone(metrics),
+        stop.clone(),
+    ));
+}
