@@ -11,6 +11,7 @@ mod backoff;
 pub mod cache;
 pub mod claim;
 pub mod client;
+pub mod gke;
 mod http_server;
 pub mod identity;
 mod leader;

@@ -108,7 +108,7 @@ pub async fn run(args: Args) -> Result<(), RunError> {
     let rate = Rate::new(args.kube_api_qps, args.kube_api_burst);
     let client = client(config, rate, Arc::clone(&metrics)).map_err(RunError::Client)?;
 
-    let index = Index::start(&client, &args.leader_election_namespace, args.extensions).await;
+    let index = Index::start(&client, &args).await;
     metrics.count_sandboxes(index.sandboxes.store().clone());
     if let Some(known) = &index.snapshots {
         metrics.snapshots().count(known.snapshots.store().clone());
@@ -195,6 +195,7 @@ fn begin(
         volume_claims: Arc::clone(&index.volume_claims),
         agents: index.agents.clone(),
         snapshots: index.snapshots.as_ref().map(|known| Arc::clone(&known.snapshots)),
+        pod_snapshots: index.gke.as_ref().map(|known| Arc::clone(&known.pod_snapshots)),
     };
     let settings = Settings {
         cluster_domain: args.cluster_domain.clone(),

@@ -1,6 +1,7 @@
 //! What is watched, and who is concerned of what.
 
 mod extensions;
+mod gke;
 mod snapshots;
 
 use std::net::SocketAddr;
@@ -16,10 +17,12 @@ use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
 
 use crate::agents::Agents;
+use crate::args::Args;
 use crate::cache::{Cache, Feed, feed, watch};
 use crate::objects::{self, controller_of, controller_of_kind, label};
 use crate::queue::Queue;
 pub(super) use extensions::Extensions;
+use gke::Gke;
 pub(super) use snapshots::Snapshots;
 
 /// The agents' pods, and where they listen.
@@ -40,14 +43,20 @@ pub(super) struct Index {
     pub(super) template_queue: Queue<SandboxTemplate>,
     pub(super) extensions: Option<Arc<Extensions>>,
     pub(super) snapshots: Option<Arc<Snapshots>>,
+    pub(super) gke: Option<Arc<Gke>>,
 }
 
 impl Index {
     /// Begins to watch.
-    pub(super) async fn start(client: &Client, namespace: &str, extensions: bool) -> Self {
+    pub(super) async fn start(client: &Client, args: &Args) -> Self {
         let snapshots = snapshots::are_served(client)
             .await
             .then(|| Arc::new(Snapshots::new()));
+        // What they say is said by SandboxSnapshots.
+        let gke = snapshots
+            .as_ref()
+            .filter(|_| args.enable_podsnapshot_gke)
+            .map(|_| Arc::new(Gke::new()));
         let sandbox_queue = Queue::default();
         let template_queue = Queue::default();
 
@@ -82,8 +91,9 @@ impl Index {
             template_queue: template_queue.clone(),
             extensions: None,
             snapshots: snapshots.clone(),
+            gke: gke.clone(),
         };
-        let extended = extensions.then(|| {
+        let extended = args.extensions.then(|| {
             let templates = feed::<SandboxTemplate>(|_| None);
             let known = Extensions::new(&sandboxes.cache, &pods.cache, &templates.cache);
             (Arc::new(known), templates)
@@ -116,7 +126,7 @@ impl Index {
             },
         ));
         let queue = sandbox_queue.clone();
-        let known = snapshots.clone();
+        let (known, vocabulary) = (snapshots.clone(), gke.clone());
         tokio::spawn(watch(
             Api::all(client.clone()),
             ours.clone(),
@@ -125,6 +135,9 @@ impl Index {
             move |pod: &Pod| {
                 push_owner(&queue, &pod.metadata);
                 saw_pod(known.as_deref(), pod);
+                if let Some(vocabulary) = &vocabulary {
+                    vocabulary.saw_pod(objects::namespace(&pod.metadata), objects::name(&pod.metadata));
+                }
             },
         ));
         let queue = sandbox_queue.clone();
@@ -138,7 +151,15 @@ impl Index {
             },
         ));
         if let Some(known) = &snapshots {
-            known.start(client, &index.sandboxes, &sandbox_queue, |_| {});
+            let vocabulary = gke.clone();
+            known.start(client, &index.sandboxes, &sandbox_queue, move |snapshot| {
+                if let Some(vocabulary) = &vocabulary {
+                    vocabulary.saw_snapshot(snapshot);
+                }
+            });
+        }
+        if let Some(gke) = &gke {
+            gke.start(client, &sandbox_queue);
         }
         let queue = sandbox_queue;
         tokio::spawn(watch(
@@ -149,7 +170,7 @@ impl Index {
             move |claim: &PersistentVolumeClaim| push_owner(&queue, &claim.metadata),
         ));
         tokio::spawn(watch(
-            Api::namespaced(client.clone(), namespace),
+            Api::namespaced(client.clone(), &args.leader_election_namespace),
             watcher::Config::default().labels(AGENT_PODS),
             feed::<Pod>(|_| None),
             trim_pod,
@@ -212,6 +233,11 @@ impl Index {
             filled(&known.snapshots).await;
             filled(&known.nodes).await;
             filled(&known.stores).await;
+        }
+        if let Some(gke) = &self.gke {
+            filled(&gke.triggers).await;
+            filled(&gke.pod_snapshots).await;
+            filled(&gke.policies).await;
         }
         if let Some(extensions) = &self.extensions {
             filled(&extensions.claims).await;

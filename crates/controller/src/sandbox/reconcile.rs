@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use dormouse_api::agents::{OperatingMode, Sandbox};
 use dormouse_api::conditions::{READY, SUSPENDED, ready, suspended};
 use dormouse_api::dormouse::SandboxSnapshot;
+use dormouse_api::gke::PodSnapshot;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Service};
 use kube::api::{Api, Patch};
@@ -19,12 +20,13 @@ use tracing::{debug, info};
 use super::next::can_wait;
 use super::source::source;
 use super::{
-    FIELD_MANAGER, Next, Observed, Settings, Shown, Source, Step, Transitions, Trouble, guest, next, pod,
-    volumes,
+    FIELD_MANAGER, Next, Observed, PodSnapshots, Settings, Shown, Source, Step, Transitions, Trouble, guest,
+    next, pod, volumes,
 };
 use crate::agents::{Agents, Order, OrderError, Sight};
 use crate::backoff;
 use crate::cache::Cache;
+use crate::gke::newest_of;
 use crate::metrics::Metrics;
 use crate::objects;
 use crate::patch::status_patch;
@@ -46,6 +48,7 @@ pub struct SandboxContext {
     volume_claims: Arc<Cache<PersistentVolumeClaim>>,
     agents: Agents,
     snapshots: Option<Arc<Cache<SandboxSnapshot>>>,
+    pod_snapshots: Option<Arc<Cache<PodSnapshot>>>,
     failures: Failures,
     transitions: Transitions,
     metrics: Arc<Metrics>,
@@ -66,6 +69,8 @@ pub struct Known {
     pub agents: Agents,
     /// All SandboxSnapshots, in groups by the name of their Sandbox, where the cluster has such.
     pub snapshots: Option<Arc<Cache<SandboxSnapshot>>>,
+    /// All PodSnapshots, in groups by the hash of their Sandbox's name, where that vocabulary is spoken.
+    pub pod_snapshots: Option<Arc<Cache<PodSnapshot>>>,
 }
 
 /// Failures in a row, by sandbox.
@@ -202,6 +207,7 @@ impl SandboxContext {
             volume_claims: known.volume_claims,
             agents: known.agents,
             snapshots: known.snapshots,
+            pod_snapshots: known.pod_snapshots,
             failures: Failures::default(),
             transitions: Transitions::default(),
             metrics,
@@ -234,7 +240,8 @@ impl SandboxContext {
                 .sight(guest::node_of(pod), objects::uid(&pod.metadata))
         });
         let find = |name: &str| self.snapshots.as_ref()?.get(namespace, name);
-        let source = source(&sandbox, find, None);
+        let gke = self.pod_snapshots_of(&sandbox);
+        let source = source(&sandbox, find, gke.as_ref());
         let place = match &source {
             Source::Snapshot(filling) => filling.at.node_name.as_deref(),
             Source::Nothing | Source::Missing(_) => None,
@@ -243,7 +250,7 @@ impl SandboxContext {
             guest,
             restore_node_linked: place.is_some_and(|node| self.agents.reaches(node)),
             shown: self.shown(&sandbox),
-            pod_goes: false,
+            pod_goes: gke.is_some_and(|known| known.newest.is_some()),
             source,
             refusal: None,
             pods,
@@ -267,6 +274,18 @@ impl SandboxContext {
             Some(_) => Shown::Yes,
             None => Shown::NotYet,
         }
+    }
+
+    /// What is known of the sandbox in the vocabulary of `podsnapshot.gke.io`, where that is spoken.
+    fn pod_snapshots_of(&self, sandbox: &Sandbox) -> Option<PodSnapshots> {
+        let (all, snapshots) = (self.pod_snapshots.as_ref()?, self.snapshots.as_ref()?);
+        let meta = &sandbox.metadata;
+        let namespace = objects::namespace(meta);
+        let own = all.group(namespace, &name_hash(objects::name(meta)));
+        let newest = newest_of(sandbox, own);
+        Some(PodSnapshots {
+            newest: newest.and_then(|newest| snapshots.get(namespace, objects::name(&newest.metadata))),
+        })
     }
 
     /// A pod of the sandbox's name that bears no label of ours is not among those that are watched. One that is to run
