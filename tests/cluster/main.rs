@@ -16,5 +16,6 @@ mod nodes;
 mod pods;
 mod restarts;
 mod sandboxes;
+mod snapshots;
 mod support;
 mod tools;

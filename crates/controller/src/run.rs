@@ -108,13 +108,13 @@ pub async fn run(args: Args) -> Result<(), RunError> {
     let rate = Rate::new(args.kube_api_qps, args.kube_api_burst);
     let client = client(config, rate, Arc::clone(&metrics)).map_err(RunError::Client)?;
 
-    let index = Index::start(&client, &args).await;
+    let index = Index::start(&client, &args);
     metrics.count_sandboxes(index.sandboxes.store().clone());
-    if let Some(known) = &index.snapshots {
-        metrics.snapshots().count(known.snapshots.store().clone());
-    }
+    metrics
+        .snapshots()
+        .count(index.snapshots.snapshots.store().clone());
     tokio::select! {
-        () = index.filled() => ready.set(),
+        () = index.filled(&client) => ready.set(),
         () = stop.cancelled() => return Ok(()),
     }
     info!("the caches are filled");
@@ -194,7 +194,7 @@ fn begin(
         services: Arc::clone(&index.services),
         volume_claims: Arc::clone(&index.volume_claims),
         agents: index.agents.clone(),
-        snapshots: index.snapshots.as_ref().map(|known| Arc::clone(&known.snapshots)),
+        snapshots: Arc::clone(&index.snapshots.snapshots),
         pod_snapshots: index.gke.as_ref().map(|known| Arc::clone(&known.pod_snapshots)),
     };
     let settings = Settings {

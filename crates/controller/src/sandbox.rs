@@ -24,7 +24,7 @@ mod tests;
 
 pub use guest::{READINESS_GATE, RESTORE_GATE};
 pub(crate) use metadata::known_creator;
-pub use next::{Next, Observed, Settings, Shown, next};
+pub use next::{Next, Observed, Settings, next};
 pub use reconcile::{Known, SandboxContext, SandboxError, on_error, reconcile};
 pub use source::{Filling, PodSnapshots, Source, names_a_snapshot};
 pub use step::Step;

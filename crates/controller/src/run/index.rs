@@ -42,21 +42,15 @@ pub(super) struct Index {
     pub(super) sandbox_queue: Queue<Sandbox>,
     pub(super) template_queue: Queue<SandboxTemplate>,
     pub(super) extensions: Option<Arc<Extensions>>,
-    pub(super) snapshots: Option<Arc<Snapshots>>,
+    pub(super) snapshots: Arc<Snapshots>,
     pub(super) gke: Option<Arc<Gke>>,
 }
 
 impl Index {
     /// Begins to watch.
-    pub(super) async fn start(client: &Client, args: &Args) -> Self {
-        let snapshots = snapshots::are_served(client)
-            .await
-            .then(|| Arc::new(Snapshots::new()));
-        // What they say is said by SandboxSnapshots.
-        let gke = snapshots
-            .as_ref()
-            .filter(|_| args.enable_podsnapshot_gke)
-            .map(|_| Arc::new(Gke::new()));
+    pub(super) fn start(client: &Client, args: &Args) -> Self {
+        let snapshots = Arc::new(Snapshots::new());
+        let gke = args.enable_podsnapshot_gke.then(|| Arc::new(Gke::new()));
         let sandbox_queue = Queue::default();
         let template_queue = Queue::default();
 
@@ -70,14 +64,10 @@ impl Index {
             let changed = move |namespace: &str, name: &str| {
                 if let Some(pod) = pods.get(namespace, name) {
                     push_owner(&queue, &pod.metadata);
-                    saw_pod(known.as_deref(), &pod);
+                    saw_pod(&known, &pod);
                 }
             };
-            Agents::new(changed, move |node| {
-                if let Some(known) = &of_node {
-                    known.saw_node(node);
-                }
-            })
+            Agents::new(changed, move |node| of_node.saw_node(node))
         };
         let mut index = Self {
             agents: agents.clone(),
@@ -114,12 +104,10 @@ impl Index {
                     objects::namespace(&sandbox.metadata),
                     objects::name(&sandbox.metadata),
                 );
-                if let Some(known) = &known {
-                    known.saw_sandbox(
-                        objects::namespace(&sandbox.metadata),
-                        objects::name(&sandbox.metadata),
-                    );
-                }
+                known.saw_sandbox(
+                    objects::namespace(&sandbox.metadata),
+                    objects::name(&sandbox.metadata),
+                );
                 if let Some(concerned) = &concerned {
                     concerned.saw_sandbox(sandbox);
                 }
@@ -134,7 +122,7 @@ impl Index {
             trim_pod,
             move |pod: &Pod| {
                 push_owner(&queue, &pod.metadata);
-                saw_pod(known.as_deref(), pod);
+                saw_pod(&known, pod);
                 if let Some(vocabulary) = &vocabulary {
                     vocabulary.saw_pod(objects::namespace(&pod.metadata), objects::name(&pod.metadata));
                 }
@@ -150,14 +138,12 @@ impl Index {
                 push_owner(&queue, &service.metadata);
             },
         ));
-        if let Some(known) = &snapshots {
-            let vocabulary = gke.clone();
-            known.start(client, &index.sandboxes, &sandbox_queue, move |snapshot| {
-                if let Some(vocabulary) = &vocabulary {
-                    vocabulary.saw_snapshot(snapshot);
-                }
-            });
-        }
+        let vocabulary = gke.clone();
+        snapshots.start(client, &index.sandboxes, &sandbox_queue, move |snapshot| {
+            if let Some(vocabulary) = &vocabulary {
+                vocabulary.saw_snapshot(snapshot);
+            }
+        });
         if let Some(gke) = &gke {
             gke.start(client, &sandbox_queue);
         }
@@ -218,7 +204,7 @@ impl Index {
     }
 
     /// Waits until everything that there is has been seen.
-    pub(super) async fn filled(&self) {
+    pub(super) async fn filled(&self, client: &Client) {
         filled(&self.sandboxes).await;
         filled(&self.pods).await;
         filled(&self.services).await;
@@ -229,10 +215,10 @@ impl Index {
         if let Some(network_policies) = &self.network_policies {
             filled(network_policies).await;
         }
-        if let Some(known) = &self.snapshots {
-            filled(&known.snapshots).await;
-            filled(&known.nodes).await;
-            filled(&known.stores).await;
+        if snapshots::are_served(client).await {
+            filled(&self.snapshots.snapshots).await;
+            filled(&self.snapshots.nodes).await;
+            filled(&self.snapshots.stores).await;
         }
         if let Some(gke) = &self.gke {
             filled(&gke.triggers).await;
@@ -287,9 +273,8 @@ fn push_owner<K: Resource<DynamicType = ()>>(queue: &Queue<K>, meta: &ObjectMeta
 }
 
 /// Has the snapshots of a pod's Sandbox looked at.
-fn saw_pod(snapshots: Option<&Snapshots>, pod: &Pod) {
-    let owner = controller_of_kind::<Sandbox>(&pod.metadata);
-    if let (Some(snapshots), Some(owner)) = (snapshots, owner) {
+fn saw_pod(snapshots: &Snapshots, pod: &Pod) {
+    if let Some(owner) = controller_of_kind::<Sandbox>(&pod.metadata) {
         snapshots.saw_sandbox(objects::namespace(&pod.metadata), &owner.name);
     }
 }

@@ -22,7 +22,7 @@ use crate::snapshot::{
 };
 use crate::worker::work;
 
-/// Begins to work on snapshots and their stores, until `stop`; on a cluster that has none there is nothing to do.
+/// Begins to work on snapshots and their stores, until `stop`.
 pub(super) fn begin(
     args: &Args,
     client: &Client,
@@ -31,9 +31,7 @@ pub(super) fn begin(
     stop: &CancellationToken,
     tracker: &TaskTracker,
 ) {
-    let Some(known) = &index.snapshots else {
-        return;
-    };
+    let known = &index.snapshots;
     let reporter = Reporter {
         controller: FIELD_MANAGER.to_owned(),
         instance: Some(identity(args)),

@@ -40,26 +40,14 @@ pub struct Observed {
     pub guest: Sight,
     /// What its next pod is filled from.
     pub source: Source,
-    /// Whether there are SandboxSnapshots in this cluster, and one shows the snapshot that it is held in.
-    pub shown: Shown,
+    /// Whether a SandboxSnapshot shows the snapshot that it is held in.
+    pub shown: bool,
     /// Whether whoever suspends it waits for its pod to go, as clients of `podsnapshot.gke.io` do.
     pub pod_goes: bool,
     /// Whether the agent of the node that has its snapshot can be reached.
     pub restore_node_linked: bool,
     /// Why an agent refused what it was ordered, in this look.
     pub refusal: Option<String>,
-}
-
-/// Whether a SandboxSnapshot shows the snapshot that a sandbox is held in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Shown {
-    /// There are no SandboxSnapshots in this cluster.
-    #[default]
-    Never,
-    /// None does.
-    NotYet,
-    /// One does.
-    Yes,
 }
 
 /// What is the same for all sandboxes.
@@ -147,7 +135,7 @@ pub fn next(observed: &Observed, settings: &Settings, now: Timestamp) -> Next {
         next.later.extend(guest::restored(pod, now));
         next.later.extend(capacity::resize(sandbox, pod, &next.stand));
     }
-    if observed.shown == Shown::NotYet
+    if !observed.shown
         && sandbox.spec.operating_mode == OperatingMode::Suspended
         && next.pod == PodSight::Absent
     {

@@ -20,8 +20,8 @@ use tracing::{debug, info};
 use super::next::can_wait;
 use super::source::source;
 use super::{
-    FIELD_MANAGER, Next, Observed, PodSnapshots, Settings, Shown, Source, Step, Transitions, Trouble, guest,
-    next, pod, volumes,
+    FIELD_MANAGER, Next, Observed, PodSnapshots, Settings, Source, Step, Transitions, Trouble, guest, next,
+    pod, volumes,
 };
 use crate::agents::{Agents, Order, OrderError, Sight};
 use crate::backoff;
@@ -47,7 +47,7 @@ pub struct SandboxContext {
     services: Arc<Cache<Service>>,
     volume_claims: Arc<Cache<PersistentVolumeClaim>>,
     agents: Agents,
-    snapshots: Option<Arc<Cache<SandboxSnapshot>>>,
+    snapshots: Arc<Cache<SandboxSnapshot>>,
     pod_snapshots: Option<Arc<Cache<PodSnapshot>>>,
     failures: Failures,
     transitions: Transitions,
@@ -67,8 +67,8 @@ pub struct Known {
     pub volume_claims: Arc<Cache<PersistentVolumeClaim>>,
     /// The agents of the nodes.
     pub agents: Agents,
-    /// All SandboxSnapshots, in groups by the name of their Sandbox, where the cluster has such.
-    pub snapshots: Option<Arc<Cache<SandboxSnapshot>>>,
+    /// All SandboxSnapshots, in groups by the name of their Sandbox.
+    pub snapshots: Arc<Cache<SandboxSnapshot>>,
     /// All PodSnapshots, in groups by the hash of their Sandbox's name, where that vocabulary is spoken.
     pub pod_snapshots: Option<Arc<Cache<PodSnapshot>>>,
 }
@@ -239,7 +239,7 @@ impl SandboxContext {
             self.agents
                 .sight(guest::node_of(pod), objects::uid(&pod.metadata))
         });
-        let find = |name: &str| self.snapshots.as_ref()?.get(namespace, name);
+        let find = |name: &str| self.snapshots.get(namespace, name);
         let gke = self.pod_snapshots_of(&sandbox);
         let source = source(&sandbox, find, gke.as_ref());
         let place = match &source {
@@ -261,30 +261,24 @@ impl SandboxContext {
     }
 
     /// Whether a SandboxSnapshot shows the snapshot that the sandbox is held in.
-    fn shown(&self, sandbox: &Sandbox) -> Shown {
-        let Some(snapshots) = &self.snapshots else {
-            return Shown::Never;
-        };
+    fn shown(&self, sandbox: &Sandbox) -> bool {
         let held = sandbox
             .status
             .as_ref()
             .and_then(|status| status.snapshot.as_ref());
         let namespace = objects::namespace(&sandbox.metadata);
-        match held.and_then(|held| snapshots.get(namespace, &held.name)) {
-            Some(_) => Shown::Yes,
-            None => Shown::NotYet,
-        }
+        held.is_some_and(|held| self.snapshots.get(namespace, &held.name).is_some())
     }
 
     /// What is known of the sandbox in the vocabulary of `podsnapshot.gke.io`, where that is spoken.
     fn pod_snapshots_of(&self, sandbox: &Sandbox) -> Option<PodSnapshots> {
-        let (all, snapshots) = (self.pod_snapshots.as_ref()?, self.snapshots.as_ref()?);
+        let all = self.pod_snapshots.as_ref()?;
         let meta = &sandbox.metadata;
         let namespace = objects::namespace(meta);
         let own = all.group(namespace, &name_hash(objects::name(meta)));
         let newest = newest_of(sandbox, own);
         Some(PodSnapshots {
-            newest: newest.and_then(|newest| snapshots.get(namespace, objects::name(&newest.metadata))),
+            newest: newest.and_then(|newest| self.snapshots.get(namespace, objects::name(&newest.metadata))),
         })
     }
 
@@ -357,10 +351,13 @@ impl SandboxContext {
             Step::CreateVolumeClaim(claim) => self.create(&self.volume_claims, &**claim, namespace).await,
             Step::CreatePod(pod) => self.create(&self.pods, &**pod, namespace).await,
             Step::CreateService(service) => self.create(&self.services, &**service, namespace).await,
-            Step::CreateSnapshot(snapshot) => match &self.snapshots {
-                Some(snapshots) => self.create(snapshots, &**snapshot, namespace).await,
-                None => Ok(Outcome::Done),
-            },
+            Step::CreateSnapshot(snapshot) => {
+                match self.create(&self.snapshots, &**snapshot, namespace).await {
+                    // The cluster has no such kind.
+                    Err(error) if is_not_found(&error) => Ok(Outcome::Done),
+                    other => other,
+                }
+            }
             Step::PatchVolumeClaim { name, patch } => {
                 self.patch(&self.volume_claims, name, patch, namespace).await
             }

@@ -17,7 +17,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use serde_json::{Value, json};
 
-use super::{Next, Observed, Settings, Shown, Step, Trouble, next};
+use super::{Next, Observed, Settings, Step, Trouble, next};
 use crate::agents::Sight;
 use crate::objects::{condition, owner_reference};
 
@@ -56,7 +56,7 @@ fn with(sandbox: Sandbox) -> Observed {
         volume_claims: vec![],
         guest: Sight::Unknown,
         source: crate::sandbox::source::source(&sandbox, |_| None, None),
-        shown: Shown::Never,
+        shown: true,
         pod_goes: false,
         restore_node_linked: false,
         refusal: None,

@@ -32,7 +32,7 @@ impl std::fmt::Debug for Snapshots {
     }
 }
 
-/// Whether the cluster has our kinds. One that has only agent-sandbox's is served without.
+/// Whether the cluster has our kinds. One that has only agent-sandbox's is served without, and nobody waits for them.
 pub(super) async fn are_served(client: &Client) -> bool {
     match client
         .list_api_group_resources(&SandboxSnapshot::api_version(&()))
@@ -40,14 +40,10 @@ pub(super) async fn are_served(client: &Client) -> bool {
     {
         Ok(list) => {
             let kind = SandboxSnapshot::kind(&());
-            let served = list.resources.iter().any(|resource| resource.kind == kind);
-            if !served {
-                info!("the cluster has no SandboxSnapshots; what they are for is left out");
-            }
-            served
+            list.resources.iter().any(|resource| resource.kind == kind)
         }
         Err(kube::Error::Api(status)) if status.code == 404 => {
-            info!("the cluster has no kinds of dormouse.dev; what they are for is left out");
+            info!("the cluster has no kinds of dormouse.dev; what they are for begins when they are there");
             false
         }
         Err(error) => {
