@@ -154,6 +154,21 @@ impl Agents {
         Ok(ordered)
     }
 
+    /// Links to an agent without looking for it, for tests.
+    #[cfg(test)]
+    pub(crate) fn link(&self, node: &str, client: dormouse_rpc::NodeClient, guests: &[Guest]) {
+        let link = Link {
+            address: ([127, 0, 0, 1], 0).into(),
+            stop: CancellationToken::new(),
+            synced: true,
+            client: Some(client),
+        };
+        self.links().insert(node.to_owned(), link);
+        for guest in guests {
+            self.note(guest, false);
+        }
+    }
+
     fn links(&self) -> MutexGuard<'_, HashMap<String, Link>> {
         self.0.links.lock().unwrap_or_else(PoisonError::into_inner)
     }

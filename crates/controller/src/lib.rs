@@ -26,6 +26,10 @@ mod run;
 pub mod sandbox;
 pub mod snapshot;
 pub mod template;
+#[cfg(test)]
+mod test_agent;
+#[cfg(test)]
+mod test_server;
 pub mod worker;
 mod write;
 

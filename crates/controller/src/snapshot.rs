@@ -17,6 +17,8 @@ mod store_reconcile;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod writes;
 
 pub use next::{Next, NodeSight, Observed, next};
 pub use object::{FINALIZER, is_ready};

@@ -15,7 +15,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta, Owne
 use kube::Resource;
 
 use crate::objects::{self, condition, controller_of_kind, is_true, owner_reference, set};
-use crate::snapshot::{failure, id, name_label};
+use crate::snapshot::{FINALIZER, failure, id, name_label};
 
 /// On a PodSnapshot: UID of the trigger that it was made for.
 const ANNOTATION_TRIGGER: &str = "dormouse.dev/trigger";
@@ -166,6 +166,8 @@ fn snapshot_of(pod_snapshot: &PodSnapshot, sandbox: &str) -> SandboxSnapshot {
         metadata: ObjectMeta {
             name: pod_snapshot.metadata.name.clone(),
             namespace: pod_snapshot.metadata.namespace.clone(),
+            // It is about to be taken.
+            finalizers: Some(vec![FINALIZER.to_owned()]),
             owner_references: Some(vec![owned_by(pod_snapshot)]),
             ..ObjectMeta::default()
         },

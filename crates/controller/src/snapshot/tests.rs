@@ -24,7 +24,7 @@ fn now() -> Timestamp {
     Timestamp::from_second(1_800_000_000).unwrap()
 }
 
-fn sandbox() -> Sandbox {
+pub(super) fn sandbox() -> Sandbox {
     let mut sandbox = Sandbox::new("box", Default::default());
     sandbox.metadata.namespace = Some("ns".to_owned());
     sandbox.metadata.uid = Some("sandbox-1".to_owned());
@@ -43,7 +43,7 @@ fn asleep(id: &str) -> Sandbox {
     sandbox
 }
 
-fn asked_for() -> SandboxSnapshot {
+pub(super) fn asked_for() -> SandboxSnapshot {
     let spec = SandboxSnapshotSpec {
         sandbox_name: "box".to_owned(),
         ..SandboxSnapshotSpec::default()
@@ -77,7 +77,7 @@ fn deleted(mut snapshot: SandboxSnapshot) -> SandboxSnapshot {
     snapshot
 }
 
-fn pod() -> Pod {
+pub(super) fn pod() -> Pod {
     let mut pod = Pod::default();
     pod.metadata.name = Some("box".to_owned());
     pod.metadata.uid = Some("pod-1".to_owned());
@@ -92,8 +92,8 @@ fn pod() -> Pod {
     pod
 }
 
-fn guest() -> Sight {
-    Sight::Seen(Box::new(Guest {
+pub(super) fn guest_of() -> Guest {
+    Guest {
         uid: "pod-1".to_owned(),
         namespace: "ns".to_owned(),
         pod: "box".to_owned(),
@@ -106,7 +106,11 @@ fn guest() -> Sight {
         snapshot: None,
         reason: String::new(),
         message: String::new(),
-    }))
+    }
+}
+
+fn guest() -> Sight {
+    Sight::Seen(Box::new(guest_of()))
 }
 
 fn seen(snapshot: SandboxSnapshot, sandbox: Option<Sandbox>) -> Observed {
