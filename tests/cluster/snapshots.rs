@@ -210,6 +210,17 @@ async fn what_a_suspend_made_is_shown_and_kept_as_long_as_it_is_the_only_memory(
     listed(&cluster, &shown, false).await;
 }
 
+/// What the pod says that it was restored from, as soon as it is ready: clients look once.
+async fn restored_from(cluster: &Cluster, space: &str) -> String {
+    let pod = pod_until(cluster, space, "box", "a pod that is ready", |pod| {
+        condition(pod, "Ready").is_some_and(|(status, ..)| status == "True")
+    })
+    .await;
+    let (status, _, message) = condition(&pod, "PodRestored").unwrap();
+    assert_eq!(status, "True");
+    message
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn in_gkes_vocabulary_a_sandbox_is_saved_suspended_restored_and_its_snapshot_deleted() {
     let space = "snap-gke";
@@ -247,22 +258,38 @@ async fn in_gkes_vocabulary_a_sandbox_is_saved_suspended_restored_and_its_snapsh
     operate(&cluster, space, "box", "Suspended").await;
     gone(&cluster, "pod", space, "box").await;
     operate(&cluster, space, "box", "Running").await;
-    // Clients look once, as soon as the pod is ready.
-    let pod = wait::until("a pod that is ready", LIMIT, async || {
-        let pod = cluster.get("pod", space, "box").await?;
-        let ready = condition(&pod, "Ready");
-        anyhow::ensure!(
-            ready.is_some_and(|(status, ..)| status == "True"),
-            "it is {}",
-            pod["status"]
-        );
-        Ok(pod)
-    })
-    .await
-    .unwrap();
-    let (status, _, message) = condition(&pod, "PodRestored").unwrap();
-    assert_eq!(status, "True");
+    let message = restored_from(&cluster, space).await;
     assert!(message.contains(&snapshot), "{message}");
+    let back = until(&cluster, space, "box", "Ready", "True", "DependenciesReady").await;
+    assert_eq!(ask(address(&back)).await, word);
+
+    // The newest counts, unless another one is named.
+    let later = "suspend-box-20270101-000009-0123abcd";
+    cluster.apply(&trigger(later, "box")).await.unwrap();
+    stands(&cluster, (TRIGGER, space, later), "Triggered", "True", "Complete").await;
+    operate(&cluster, space, "box", "Suspended").await;
+    gone(&cluster, "pod", space, "box").await;
+    let patch = json!({"spec": {"operatingMode": "Running", "podTemplate": {"metadata": {
+        "annotations": {"podsnapshot.gke.io/ps-name": snapshot},
+    }}}});
+    cluster
+        .kubectl(&[
+            "patch",
+            "sandbox.agents.x-k8s.io",
+            "box",
+            "-n",
+            space,
+            "--type=merge",
+            "-p",
+            &patch.to_string(),
+        ])
+        .await
+        .unwrap();
+    let message = restored_from(&cluster, space).await;
+    assert!(
+        message.contains(&snapshot) && !message.contains(later),
+        "{message}"
+    );
     let back = until(&cluster, space, "box", "Ready", "True", "DependenciesReady").await;
     assert_eq!(ask(address(&back)).await, word);
 

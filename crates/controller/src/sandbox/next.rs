@@ -267,7 +267,7 @@ fn remember_memory(status: &mut SandboxStatus, sandbox: &Sandbox, next: &Next, n
     // A pod that went with its guest asleep in it: its node is lost, or somebody deleted it.
     let slept = objects::condition(all, SUSPENDED)
         .is_some_and(|condition| condition.reason == suspended::GUEST_ASLEEP);
-    if slept && next.pod == PodSight::Absent {
+    if slept && next.pod == PodSight::Absent && status.snapshot.is_none() {
         let message = "the pod went while its guest slept in it; its memory is lost".to_owned();
         conditions::restored(all, sandbox, false, restored::POD_GONE, message, now);
     }

@@ -271,4 +271,11 @@ fn clients_of_gkes_vocabulary_wait_for_the_pod_to_go() {
     assert_eq!(what(&decide(&observed)), ["hibernate the guest"]);
     observed.pod_goes = false;
     assert!(what(&decide(&observed)).contains(&"freeze the guest"));
+    // One that was frozen before gives up its pod and nothing else.
+    observed.guest = memory::guest(dormouse_core::Rung::Frozen, 3);
+    let mut asleep = holding(sandbox, "snap-1");
+    asleep.status.as_mut().unwrap().conditions = decide(&observed).status.conditions;
+    let gone = decide(&with(asleep));
+    assert_eq!(said(&gone, "Restored"), None);
+    assert_eq!(said(&gone, "Suspended").unwrap().1, "PodTerminated");
 }
