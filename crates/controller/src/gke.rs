@@ -12,6 +12,8 @@ mod trigger_reconcile;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod writes;
 
 pub(crate) use pod_snapshot::newest_of;
 pub use pod_snapshot_reconcile::{

@@ -10,7 +10,9 @@
 mod describe;
 mod next;
 mod object;
+mod orders;
 mod reconcile;
+mod record;
 mod status;
 mod store;
 mod store_reconcile;

@@ -23,7 +23,7 @@ fn now() -> Timestamp {
     Timestamp::from_second(1_800_000_000).unwrap()
 }
 
-fn said(type_: &str, status: &str, reason: &str) -> Condition {
+pub(super) fn said(type_: &str, status: &str, reason: &str) -> Condition {
     Condition {
         type_: type_.to_owned(),
         status: status.to_owned(),
@@ -40,7 +40,7 @@ fn sandbox() -> Sandbox {
     sandbox
 }
 
-fn begun() -> Observed {
+pub(super) fn begun() -> Observed {
     let spec = PodSnapshotManualTriggerSpec {
         target_pod: "box".to_owned(),
     };

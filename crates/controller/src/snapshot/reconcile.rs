@@ -3,32 +3,27 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use dormouse_api::agents::{Sandbox, SnapshotRef};
+use dormouse_api::agents::Sandbox;
 use dormouse_api::conditions::snapshot as reasons;
-use dormouse_api::dormouse::{SandboxNode, SandboxSnapshot, SandboxSnapshotStatus, SnapshotStore};
+use dormouse_api::dormouse::{SandboxNode, SandboxSnapshot, SnapshotStore};
 use dormouse_api::names::name_hash;
-use dormouse_core::Reason;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::Client;
 use kube::api::Api;
 use kube::runtime::controller::Action;
-use kube::runtime::events::{Event, EventType, Recorder};
-use kube::{Client, Resource};
-use serde_json::json;
+use kube::runtime::events::{EventType, Recorder};
 use thiserror::Error;
-use tracing::{debug, info};
+use tracing::info;
 
-use super::describe::Described;
-use super::next::LOOK;
 use super::store::{Used, limits_of, names_for};
-use super::{FIELD_MANAGER, FINALIZER, Next, NodeSight, Observed, next, object, status};
-use crate::agents::{Agents, Order, OrderError, Ordered, Sight};
+use super::{FIELD_MANAGER, Next, NodeSight, Observed, next, object};
+use crate::agents::{Agents, OrderError, Sight};
 use crate::backoff;
 use crate::cache::Cache;
 use crate::metrics::Metrics;
 use crate::objects::{self, Ownership};
-use crate::patch::status_patch;
-use crate::write::{Which, Writer, is_conflict, is_not_found};
+use crate::write::{Which, Writer};
 
 /// How often a look is taken again in one go.
 const LOOKS: usize = 8;
@@ -37,11 +32,11 @@ const LOOKS: usize = 8;
 #[allow(missing_debug_implementations, reason = "the API server's client has none")]
 pub struct SnapshotContext {
     client: Client,
-    writer: Writer,
-    recorder: Recorder,
-    known: Known,
+    pub(super) writer: Writer,
+    pub(super) recorder: Recorder,
+    pub(super) known: Known,
     failures: Mutex<HashMap<Key, u32>>,
-    metrics: Arc<Metrics>,
+    pub(super) metrics: Arc<Metrics>,
 }
 
 type Key = (String, String);
@@ -83,7 +78,7 @@ pub enum SnapshotError {
     Unsteady,
 }
 
-fn api(step: &'static str) -> impl FnOnce(kube::Error) -> SnapshotError {
+pub(super) fn api(step: &'static str) -> impl FnOnce(kube::Error) -> SnapshotError {
     move |source| SnapshotError::Api { step, source }
 }
 
@@ -106,7 +101,7 @@ pub fn on_error(
     Action::requeue(wait)
 }
 
-fn key(snapshot: &SandboxSnapshot) -> Key {
+pub(super) fn key(snapshot: &SandboxSnapshot) -> Key {
     let meta = &snapshot.metadata;
     (
         objects::namespace(meta).to_owned(),
@@ -264,241 +259,6 @@ impl SnapshotContext {
                 deleted.await.map_err(api("delete SandboxSnapshot"))?;
                 Ok(None)
             }
-        }
-    }
-
-    async fn order(&self, verb: &'static str, node: &str, order: Order) -> Result<Ordered, OrderError> {
-        let ordered = self.known.agents.order(node, order).await;
-        let outcome = match &ordered {
-            Ok(_) => "ok",
-            Err(OrderError::Unreachable { .. }) => "unreachable",
-            Err(OrderError::Refused { .. }) => "refused",
-        };
-        self.metrics.snapshots().ordered(verb, outcome);
-        ordered
-    }
-
-    async fn take(
-        &self,
-        observed: &Observed,
-        node: &str,
-        pod: String,
-    ) -> Result<Option<Action>, SnapshotError> {
-        let snapshot = &*observed.snapshot;
-        let order = Order::Snapshot {
-            pod,
-            operation: objects::uid(&snapshot.metadata).to_owned(),
-        };
-        match self.order("take", node, order).await {
-            Ok(ordered) => {
-                let at = SnapshotRef {
-                    name: ordered.snapshot_id.unwrap_or_default(),
-                    size_bytes: None,
-                    node_name: Some(node.to_owned()),
-                };
-                let done = self.look(observed, &at).await?;
-                let note = format!("snapshot {} was taken on node {node}", at.name);
-                self.tell(snapshot, EventType::Normal, "SnapshotTaken", "Take", note)
-                    .await;
-                Ok(done)
-            }
-            Err(error) => self.refused(snapshot, error, true).await,
-        }
-    }
-
-    /// Asks the node what the snapshot is, and tells it whether it is pinned.
-    async fn look(&self, observed: &Observed, at: &SnapshotRef) -> Result<Option<Action>, SnapshotError> {
-        let snapshot = &*observed.snapshot;
-        let node = at.node_name.as_deref().unwrap_or_default();
-        let id = at.name.clone();
-        let describe = Order::Describe { snapshot: id.clone() };
-        let described = match self.order("describe", node, describe).await {
-            Ok(ordered) => ordered.description.and_then(|said| Described::of(*said)),
-            Err(OrderError::Refused { reason, .. }) if reason == Reason::SnapshotNotFound.as_str() => {
-                let message = format!("node {node} does not have snapshot {id} any more");
-                if object::id(snapshot).is_some() {
-                    self.say(snapshot, (false, reasons::SNAPSHOT_LOST, &message))
-                        .await?;
-                } else {
-                    self.give_up(snapshot, reasons::SNAPSHOT_LOST, &message).await?;
-                }
-                return Ok(Some(Action::await_change()));
-            }
-            Err(error) => return self.refused(snapshot, error, false).await,
-        };
-        let Some(described) = described else {
-            return Ok(Some(Action::requeue(LOOK)));
-        };
-        let pinned = snapshot.spec.pinned;
-        if described.pinned != pinned
-            && let Err(error) = self.order("pin", node, Order::Pin { snapshot: id, pinned }).await
-        {
-            return self.refused(snapshot, error, false).await;
-        }
-        let status = status::seen(snapshot, node, described, Timestamp::now());
-        self.write(snapshot, &status).await?;
-        let seen = Observed {
-            snapshot: Arc::new(SandboxSnapshot {
-                status: Some(status),
-                ..snapshot.clone()
-            }),
-            ..observed.clone()
-        };
-        let again = super::next::left(&seen, Timestamp::now());
-        Ok(Some(again.map_or_else(Action::await_change, Action::requeue)))
-    }
-
-    async fn remove(
-        &self,
-        snapshot: &SandboxSnapshot,
-        node: &str,
-        id: String,
-    ) -> Result<Option<Action>, SnapshotError> {
-        let order = Order::Remove { snapshot: id.clone() };
-        match self.order("remove", node, order).await {
-            Ok(_) => {
-                let (namespace, name) = key(snapshot);
-                info!(namespace, name, node, id, "snapshot was removed from its node");
-            }
-            // It has gone by itself.
-            Err(OrderError::Refused { reason, .. }) if reason == Reason::SnapshotNotFound.as_str() => {}
-            Err(error) => {
-                self.refused(snapshot, error.clone(), false).await?;
-                return Err(error.into());
-            }
-        }
-        self.set_finalizer(snapshot, false).await?;
-        Ok(Some(Action::await_change()))
-    }
-
-    /// An agent could not, or would not; `final_too`: what it will not do another time either is given up.
-    async fn refused(
-        &self,
-        snapshot: &SandboxSnapshot,
-        error: OrderError,
-        final_too: bool,
-    ) -> Result<Option<Action>, SnapshotError> {
-        let message = error.to_string();
-        match &error {
-            OrderError::Unreachable { .. } => {
-                self.say(snapshot, (false, reasons::AGENT_UNREACHABLE, &message))
-                    .await?;
-                Ok(Some(Action::requeue(LOOK)))
-            }
-            OrderError::Refused { reason, may_pass, .. } => {
-                // It is about to run, or to run again.
-                let may_pass = *may_pass || reason == Reason::PodNotReady.as_str();
-                if final_too && !may_pass {
-                    self.give_up(snapshot, reason, &message).await?;
-                    return Ok(Some(Action::await_change()));
-                }
-                self.say(snapshot, (false, reason, &message)).await?;
-                Err(error.into())
-            }
-        }
-    }
-
-    async fn give_up(
-        &self,
-        snapshot: &SandboxSnapshot,
-        reason: &str,
-        message: &str,
-    ) -> Result<(), SnapshotError> {
-        let status = status::failed(snapshot, reason, message, Timestamp::now());
-        self.write(snapshot, &status).await?;
-        self.tell(snapshot, EventType::Warning, reason, "Take", message.to_owned())
-            .await;
-        Ok(())
-    }
-
-    async fn say(&self, snapshot: &SandboxSnapshot, ready: (bool, &str, &str)) -> Result<(), SnapshotError> {
-        let news = objects::condition(object::conditions(snapshot), dormouse_api::conditions::READY)
-            .is_none_or(|before| before.reason != ready.1);
-        let status = status::said(snapshot, ready, Timestamp::now());
-        self.write(snapshot, &status).await?;
-        if news && (object::id(snapshot).is_some() || snapshot.metadata.deletion_timestamp.is_some()) {
-            let note = ready.2.to_owned();
-            self.tell(snapshot, EventType::Warning, ready.1, "Keep", note)
-                .await;
-        }
-        Ok(())
-    }
-
-    async fn write(
-        &self,
-        snapshot: &SandboxSnapshot,
-        new: &SandboxSnapshotStatus,
-    ) -> Result<(), SnapshotError> {
-        let old = snapshot.status.clone().unwrap_or_default();
-        let Some(patch) = status_patch(&old, new) else {
-            return Ok(());
-        };
-        let (namespace, name) = key(snapshot);
-        let cache = &self.known.snapshots;
-        match self.writer.patch_status(cache, &namespace, &name, &patch).await {
-            Err(error) if !is_not_found(&error) => Err(api("patch SandboxSnapshot status")(error)),
-            _ => Ok(()),
-        }
-    }
-
-    /// Has the object held until its snapshot is removed, or not any more. Fails if anybody has written the object since:
-    /// the finalizers of others must not be lost.
-    async fn set_finalizer(&self, snapshot: &SandboxSnapshot, held: bool) -> Result<(), SnapshotError> {
-        let (namespace, name) = key(snapshot);
-        let mut finalizers = snapshot.metadata.finalizers.clone().unwrap_or_default();
-        finalizers.retain(|finalizer| finalizer != FINALIZER);
-        if held {
-            finalizers.push(FINALIZER.to_owned());
-        }
-        let patch = json!({"metadata": {
-            "finalizers": finalizers,
-            "resourceVersion": snapshot.metadata.resource_version,
-        }});
-        let cache = &self.known.snapshots;
-        match self.writer.patch(cache, &namespace, &name, &patch).await {
-            Ok(object) => {
-                let is_last = object
-                    .metadata
-                    .finalizers
-                    .as_deref()
-                    .unwrap_or_default()
-                    .is_empty();
-                if object.metadata.deletion_timestamp.is_some() && is_last {
-                    cache.gone(&namespace, &name);
-                }
-                Ok(())
-            }
-            Err(error) if is_not_found(&error) => {
-                cache.gone(&namespace, &name);
-                Ok(())
-            }
-            Err(error) => {
-                if is_conflict(&error) {
-                    debug!(namespace, name, "somebody else wrote the snapshot");
-                }
-                Err(api("patch SandboxSnapshot finalizers")(error))
-            }
-        }
-    }
-
-    async fn tell(
-        &self,
-        snapshot: &SandboxSnapshot,
-        type_: EventType,
-        reason: &str,
-        action: &str,
-        note: String,
-    ) {
-        let event = Event {
-            type_,
-            reason: reason.to_owned(),
-            note: Some(note),
-            action: action.to_owned(),
-            secondary: None,
-        };
-        let about = snapshot.object_ref(&());
-        if let Err(error) = self.recorder.publish(&event, &about).await {
-            debug!(%error, "an event was lost");
         }
     }
 }
