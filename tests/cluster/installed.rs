@@ -30,7 +30,7 @@ pub(crate) async fn installed() -> Arc<Cluster> {
         return Arc::clone(cluster);
     }
     let cluster = Cluster::up(ClusterOptions::default()).await.unwrap();
-    install(&cluster, &[]).await;
+    install(&cluster, &["controller.podSnapshots=true"]).await;
     let cluster = Arc::new(cluster);
     *shared = Some(Arc::clone(&cluster));
     remove_at_exit();

@@ -18,6 +18,7 @@ mod nodes;
 mod pods;
 mod restarts;
 mod sandboxes;
+mod snapshots;
 mod support;
 mod tools;
 mod validation;

@@ -53,12 +53,12 @@ pub(crate) fn address(object: &Value) -> Ipv4Addr {
     object["status"]["podIPs"][0].as_str().unwrap().parse().unwrap()
 }
 
-async fn pod(cluster: &Cluster, space: &str, name: &str) -> Value {
+pub(crate) async fn pod(cluster: &Cluster, space: &str, name: &str) -> Value {
     cluster.get("pod", space, name).await.unwrap()
 }
 
 /// Waits until the pod is so.
-async fn pod_until(
+pub(crate) async fn pod_until(
     cluster: &Cluster,
     space: &str,
     name: &str,
@@ -74,7 +74,7 @@ async fn pod_until(
     .unwrap()
 }
 
-async fn start(space: &str, name: &str, spec: Value) -> (Arc<Cluster>, Value, String) {
+pub(crate) async fn start(space: &str, name: &str, spec: Value) -> (Arc<Cluster>, Value, String) {
     let cluster = installed().await;
     namespace(&cluster, space).await;
     cluster.apply(&rememberer(space, name, &spec)).await.unwrap();

@@ -44,6 +44,31 @@ pub mod draining {
     pub const DRAIN_ENDED: &str = "DrainEnded";
 }
 
+/// Ours, on a SandboxSnapshot: it was given up, and for what reason; only there when it was.
+pub const FAILED: &str = "Failed";
+
+/// Reasons of [`READY`] on a SandboxSnapshot, and of [`FAILED`], beside the reason codes of the agents.
+pub mod snapshot {
+    /// It is on its node and can be restored.
+    pub const SNAPSHOT_READY: &str = "SnapshotReady";
+    /// There is no such Sandbox.
+    pub const SANDBOX_NOT_FOUND: &str = "SandboxNotFound";
+    /// The Sandbox has no pod that runs, and no snapshot that holds it.
+    pub const SANDBOX_NOT_RUNNING: &str = "SandboxNotRunning";
+    /// The agent of the node cannot be reached, or does not know the pod yet.
+    pub const AGENT_UNREACHABLE: &str = "AgentUnreachable";
+    /// The namespace's SnapshotStore allows no more.
+    pub const STORE_LIMIT_REACHED: &str = "StoreLimitReached";
+    /// The node does not have it any more.
+    pub const SNAPSHOT_LOST: &str = "SnapshotLost";
+    /// The node is not in the cluster any more.
+    pub const NODE_GONE: &str = "NodeGone";
+    /// It is to be deleted, and is the only memory of a sandbox that is suspended.
+    pub const HOLDS_MEMORY: &str = "HoldsMemory";
+    /// A SnapshotStore is in force.
+    pub const STORE_IN_FORCE: &str = "InForce";
+}
+
 /// Reasons of [`DORMANT`] beside the names of rungs.
 pub mod dormant {
     /// It does not sleep.

@@ -28,7 +28,12 @@ struct Inner {
     guests: RwLock<HashMap<String, Guest>>,
     /// Is told of each guest that has changed: its namespace and its pod's name.
     changed: Changed,
+    /// Is told of each node whose agent can be reached from now on, or not any more.
+    turned: Turned,
 }
+
+/// Takes a node's name.
+type Turned = Box<dyn Fn(&str) + Send + Sync>;
 
 /// Takes a namespace and a pod's name.
 type Changed = Box<dyn Fn(&str, &str) + Send + Sync>;
@@ -59,14 +64,19 @@ pub enum Sight {
 }
 
 impl Agents {
-    /// None yet. `changed` is told of each guest that has changed: its namespace and its pod's name.
+    /// None yet. `changed` is told of each guest that has changed: its namespace and its pod's name; `turned` of each
+    /// node whose agent can be reached from now on, or not any more.
     #[must_use]
-    pub fn new(changed: impl Fn(&str, &str) + Send + Sync + 'static) -> Self {
+    pub fn new(
+        changed: impl Fn(&str, &str) + Send + Sync + 'static,
+        turned: impl Fn(&str) + Send + Sync + 'static,
+    ) -> Self {
         Self(Arc::new(Inner {
             dialer: RwLock::default(),
             links: Mutex::default(),
             guests: RwLock::default(),
             changed: Box::new(changed),
+            turned: Box::new(turned),
         }))
     }
 
@@ -107,14 +117,18 @@ impl Agents {
         tokio::spawn(link::follow(self.clone(), node.to_owned(), address, stop));
     }
 
+    /// Whether the agent of a node can be given orders.
+    #[must_use]
+    pub fn reaches(&self, node: &str) -> bool {
+        self.links()
+            .get(node)
+            .is_some_and(|link| link.synced && link.client.is_some())
+    }
+
     /// What is known of the guest of a pod on a node.
     #[must_use]
     pub fn sight(&self, node: &str, pod_uid: &str) -> Sight {
-        let (linked, synced) = match self.links().get(node) {
-            Some(link) => (link.client.is_some(), link.synced),
-            None => (false, false),
-        };
-        if !linked || !synced {
+        if !self.reaches(node) {
             return Sight::Unreachable;
         }
         let guests = self.0.guests.read().unwrap_or_else(PoisonError::into_inner);
@@ -138,6 +152,21 @@ impl Agents {
             self.note(guest, false);
         }
         Ok(ordered)
+    }
+
+    /// Links to an agent without looking for it, for tests.
+    #[cfg(test)]
+    pub(crate) fn link(&self, node: &str, client: dormouse_rpc::NodeClient, guests: &[Guest]) {
+        let link = Link {
+            address: ([127, 0, 0, 1], 0).into(),
+            stop: CancellationToken::new(),
+            synced: true,
+            client: Some(client),
+        };
+        self.links().insert(node.to_owned(), link);
+        for guest in guests {
+            self.note(guest, false);
+        }
     }
 
     fn links(&self) -> MutexGuard<'_, HashMap<String, Link>> {
@@ -186,6 +215,7 @@ impl Agents {
             self.forget(&uid);
         }
         self.tell_all_of(node);
+        (self.0.turned)(node);
     }
 
     /// A link is broken.
@@ -196,6 +226,7 @@ impl Agents {
         });
         if was {
             self.tell_all_of(node);
+            (self.0.turned)(node);
         }
     }
 

@@ -31,6 +31,11 @@ pub struct Args {
     #[arg(long, default_value_t = false, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub extensions: bool,
 
+    /// Whether the kinds of `podsnapshot.gke.io` are served, for the snapshot client of agent-sandbox's Python SDK. Not
+    /// on GKE, which serves them itself.
+    #[arg(long, default_value_t = false, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub enable_podsnapshot_gke: bool,
+
     /// Domain of the cluster's DNS.
     #[arg(long, default_value = "cluster.local", value_name = "DOMAIN")]
     pub cluster_domain: String,
@@ -86,6 +91,10 @@ pub struct Args {
     /// Templates that are worked on at a time.
     #[arg(long, default_value_t = 1, value_name = "NUMBER")]
     pub sandbox_template_concurrent_workers: u16,
+
+    /// Snapshots that are worked on at a time: as many are taken at once.
+    #[arg(long, default_value_t = 10, value_name = "NUMBER")]
+    pub sandbox_snapshot_concurrent_workers: u16,
 
     /// Most sandboxes that a pool makes or deletes in one go.
     #[arg(long, default_value_t = 300, value_name = "NUMBER")]

@@ -141,7 +141,7 @@ fn names<K: Resource<DynamicType = ()>>(object: &K) -> (String, String) {
     (object.namespace().unwrap_or_default(), object.name_any())
 }
 
-fn reference<K: Resource<DynamicType = ()>>(namespace: &str, name: &str) -> ObjectRef<K> {
+pub(crate) fn reference<K: Resource<DynamicType = ()>>(namespace: &str, name: &str) -> ObjectRef<K> {
     let object = ObjectRef::new(name);
     // Objects of the whole cluster are in no namespace, which is not one without a name.
     if namespace.is_empty() {

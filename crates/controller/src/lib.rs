@@ -1,7 +1,7 @@
 //! The cluster controller: serves the kinds of `agents.x-k8s.io` as agent-sandbox does.
 //!
 //! One folder per kind. In each, what is to be done is decided by pure functions ([`sandbox::next`],
-//! [`template::next`], [`claim::next`], [`pool::next`]) from what is known, and `reconcile` does it; nobody else writes
+//! [`template::next`], [`claim::next`], [`pool::next`], [`snapshot::next()`]) from what is known, and `reconcile` does it; nobody else writes
 //! objects of that kind, but that a claim takes a standby over from its pool.
 //! [`cache`] is what is known, [`worker`] the loop over it, [`run()`] puts it together.
 
@@ -12,6 +12,7 @@ mod budget;
 pub mod cache;
 pub mod claim;
 pub mod client;
+pub mod gke;
 mod http_server;
 pub mod identity;
 mod leader;
@@ -26,7 +27,12 @@ pub mod quantity;
 pub mod queue;
 mod run;
 pub mod sandbox;
+pub mod snapshot;
 pub mod template;
+#[cfg(test)]
+mod test_agent;
+#[cfg(test)]
+mod test_server;
 pub mod worker;
 mod write;
 

@@ -2,6 +2,7 @@
 
 mod claims;
 mod sandboxes;
+mod snapshots;
 
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::sandbox::Transition;
 pub use claims::{ClaimMetrics, Created, Startup};
 use sandboxes::SandboxCounts;
+pub use snapshots::SnapshotMetrics;
 
 /// What the controller counts.
 #[derive(Debug)]
@@ -34,6 +36,7 @@ pub struct Metrics {
     kept_requests: Counter,
     claims: ClaimMetrics,
     sandboxes: SandboxCounts,
+    snapshots: SnapshotMetrics,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -119,6 +122,7 @@ impl Default for Metrics {
         let claims = ClaimMetrics::register(&mut registry);
         let sandboxes = SandboxCounts::default();
         registry.register_collector(Box::new(sandboxes.clone()));
+        let snapshots = SnapshotMetrics::register(&mut registry);
         Self {
             registry,
             reconciles,
@@ -130,6 +134,7 @@ impl Default for Metrics {
             kept_requests,
             claims,
             sandboxes,
+            snapshots,
         }
     }
 }
@@ -192,6 +197,12 @@ impl Metrics {
     #[must_use]
     pub const fn claims(&self) -> &ClaimMetrics {
         &self.claims
+    }
+
+    /// What is counted about snapshots.
+    #[must_use]
+    pub const fn snapshots(&self) -> &SnapshotMetrics {
+        &self.snapshots
     }
 
     /// Where the sandboxes are that are counted; it is said once.

@@ -8,6 +8,8 @@ use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
 use kube::Resource;
 use kube::runtime::reflector::ObjectRef;
 
+use crate::cache::reference;
+
 /// Objects of a kind that are to be looked at. Takes nothing before somebody works on it: a controller that is not the
 /// leader has nothing to do, and begins with all objects that there are when it becomes the leader.
 pub struct Queue<K: Resource<DynamicType = ()>>(Arc<Mutex<Option<UnboundedSender<ObjectRef<K>>>>>);
@@ -36,7 +38,7 @@ impl<K: Resource<DynamicType = ()>> Queue<K> {
         let queue = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(queue) = &*queue {
             // Nobody listens any more: it is the end.
-            let _ = queue.unbounded_send(ObjectRef::new(name).within(namespace));
+            let _ = queue.unbounded_send(reference(namespace, name));
         }
     }
 

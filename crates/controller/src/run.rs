@@ -2,6 +2,7 @@
 
 mod extensions;
 mod index;
+mod snapshots;
 
 use std::sync::Arc;
 
@@ -108,15 +109,13 @@ pub async fn run(args: Args) -> Result<(), RunError> {
     let rate = Rate::new(args.kube_api_qps, args.kube_api_burst);
     let client = client(config, rate, Arc::clone(&metrics)).map_err(RunError::Client)?;
 
-    let index = Index::start(
-        &client,
-        &args.leader_election_namespace,
-        args.extensions,
-        args.drain_taints.clone(),
-    );
+    let index = Index::start(&client, &args);
     metrics.count_sandboxes(index.sandboxes.store().clone());
+    metrics
+        .snapshots()
+        .count(index.snapshots.snapshots.store().clone());
     tokio::select! {
-        () = index.filled() => ready.set(),
+        () = index.filled(&client) => ready.set(),
         () = stop.cancelled() => return Ok(()),
     }
     info!("the caches are filled");
@@ -198,6 +197,8 @@ fn begin(
         agents: index.agents.clone(),
         nodes: index.nodes.clone(),
         ledger: Arc::clone(&index.ledger),
+        snapshots: Arc::clone(&index.snapshots.snapshots),
+        pod_snapshots: index.gke.as_ref().map(|known| Arc::clone(&known.pod_snapshots)),
     };
     index.count_given_away();
     tracker.spawn(budget::keep(
@@ -245,6 +246,7 @@ fn begin(
             stop.clone(),
         ));
     }
+    snapshots::begin(args, client, index, metrics, stop, &tracker);
     if let Some(known) = &index.extensions {
         extensions::begin(args, client, known, metrics, stop, &tracker);
     }

@@ -47,6 +47,13 @@ pub enum Order {
     Snapshot {
         /// UID of the pod.
         pod: String,
+        /// Names the order, so that the same one given again leads to the same snapshot.
+        operation: String,
+    },
+    /// Asks what a snapshot is.
+    Describe {
+        /// The snapshot.
+        snapshot: String,
     },
     /// Keeps a snapshot from being removed for want of room, or not any more.
     Pin {
@@ -54,6 +61,11 @@ pub enum Order {
         snapshot: String,
         /// Whether it is kept.
         pinned: bool,
+    },
+    /// Removes a snapshot, also one that is pinned; the only state of a pod that the node knows is refused.
+    Remove {
+        /// The snapshot.
+        snapshot: String,
     },
     /// Allows a pod to be filled from a snapshot.
     Grant {
@@ -75,6 +87,8 @@ pub struct Ordered {
     pub snapshot: Option<v1::Snapshot>,
     /// Its name, where that is all that is said of it.
     pub snapshot_id: Option<String>,
+    /// What a snapshot is that was asked for.
+    pub description: Option<Box<v1::GetSnapshotResponse>>,
     /// How long it took on the node.
     pub took: Duration,
 }
@@ -115,8 +129,10 @@ impl Order {
             Self::Wake { .. } => "wake the guest",
             Self::Hibernate { .. } => "hibernate the guest",
             Self::Snapshot { .. } => "take a snapshot",
+            Self::Describe { .. } => "describe the snapshot",
             Self::Pin { pinned: true, .. } => "pin the snapshot",
             Self::Pin { pinned: false, .. } => "unpin the snapshot",
+            Self::Remove { .. } => "remove the snapshot",
             Self::Grant { .. } => "grant the restore",
         }
     }
@@ -210,12 +226,12 @@ pub(super) async fn give(mut client: NodeClient, node: &str, order: Order) -> Re
                 ..ordered(done.pod, done.outcome)
             }
         }
-        Order::Snapshot { pod } => {
+        Order::Snapshot { pod, operation } => {
             let done = call!(
                 create_snapshot,
                 v1::CreateSnapshotRequest {
                     pod: by_uid(pod),
-                    ..Default::default()
+                    operation_id: operation,
                 }
             );
             Ordered {
@@ -224,12 +240,20 @@ pub(super) async fn give(mut client: NodeClient, node: &str, order: Order) -> Re
                 ..ordered(done.pod, done.outcome)
             }
         }
+        Order::Describe { snapshot: id } => Ordered {
+            description: Some(Box::new(call!(get_snapshot, v1::GetSnapshotRequest { id }))),
+            ..Ordered::default()
+        },
         Order::Pin { snapshot: id, pinned } => {
             if pinned {
                 call!(pin_snapshot, v1::PinSnapshotRequest { id });
             } else {
                 call!(unpin_snapshot, v1::UnpinSnapshotRequest { id });
             }
+            Ordered::default()
+        }
+        Order::Remove { snapshot: id } => {
+            call!(remove_snapshot, v1::RemoveSnapshotRequest { id, force: true });
             Ordered::default()
         }
         Order::Grant {

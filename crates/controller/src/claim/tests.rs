@@ -131,26 +131,8 @@ fn handed_over(claim: &SandboxClaim, name: &str) -> Sandbox {
 /// As the API server applies a JSON merge patch.
 fn patched(sandbox: &Sandbox, patch: &Value) -> Sandbox {
     let mut object = serde_json::to_value(sandbox).unwrap();
-    merge(&mut object, patch);
+    crate::test_server::merge(&mut object, patch);
     serde_json::from_value(object).unwrap()
-}
-
-pub(super) fn merge(into: &mut Value, patch: &Value) {
-    let Value::Object(patch) = patch else {
-        *into = patch.clone();
-        return;
-    };
-    if !into.is_object() {
-        *into = json!({});
-    }
-    let into = into.as_object_mut().unwrap();
-    for (key, value) in patch {
-        if value.is_null() {
-            into.remove(key);
-        } else {
-            merge(into.entry(key.clone()).or_insert(Value::Null), value);
-        }
-    }
 }
 
 fn with(claim: SandboxClaim) -> Observed {

@@ -1,48 +1,22 @@
 //! What is written for claims, and what becomes of it when the controller ends in between, against a small API server.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use dormouse_api::agents::Sandbox;
 use dormouse_api::extensions::{SandboxClaim, SandboxTemplate, SandboxWarmPool};
-use http::{Method, Request, Response};
-use kube::Client;
-use kube::client::Body;
 use kube::runtime::reflector;
-use serde_json::{Value, json};
 
-use super::tests::{claim, merge, pool, standby, template};
+use super::tests::{claim, pool, standby, template};
 use super::{Candidates, ClaimContext, ClaimError, Known, Notes, Settings, reconcile};
 use crate::cache::Cache;
 use crate::metrics::Metrics;
 use crate::objects::{self, controller_of, is_true};
 use crate::queue::Queue;
-
-/// An API server with what these tests need: versions, merge patches, names that are taken once.
-#[derive(Clone)]
-struct Server(Arc<Mutex<State>>);
-
-struct State {
-    /// By resource and name.
-    objects: BTreeMap<(String, String), Value>,
-    version: u64,
-    /// What was written.
-    log: Vec<String>,
-    /// How many more writes it takes; then the controller is dead to it.
-    takes: usize,
-    /// Whether there is no room for another object.
-    full: bool,
-}
+use crate::test_server::Server;
 
 impl Server {
     fn new(standbys: &[Sandbox]) -> Self {
-        let server = Self(Arc::new(Mutex::new(State {
-            objects: BTreeMap::new(),
-            version: 100,
-            log: vec![],
-            takes: usize::MAX,
-            full: false,
-        })));
+        let server = Self::empty();
         for standby in standbys {
             server.put("sandboxes", standby);
         }
@@ -50,124 +24,9 @@ impl Server {
         server
     }
 
-    fn put<K: serde::Serialize>(&self, resource: &str, object: &K) {
-        let mut object = serde_json::to_value(object).unwrap();
-        let mut state = self.0.lock().unwrap();
-        state.version += 1;
-        object["metadata"]["resourceVersion"] = json!(state.version.to_string());
-        let name = object["metadata"]["name"].as_str().unwrap().to_owned();
-        state.objects.insert((resource.to_owned(), name), object);
-    }
-
-    fn all<K: serde::de::DeserializeOwned>(&self, resource: &str) -> Vec<K> {
-        let state = self.0.lock().unwrap();
-        let of_kind = state.objects.iter().filter(|((kind, _), _)| kind == resource);
-        of_kind
-            .map(|(_, object)| serde_json::from_value(object.clone()).unwrap())
-            .collect()
-    }
-
     fn claim(&self) -> SandboxClaim {
         self.all("sandboxclaims").remove(0)
     }
-
-    fn log(&self) -> Vec<String> {
-        std::mem::take(&mut self.0.lock().unwrap().log)
-    }
-
-    fn takes(&self, writes: usize) {
-        self.0.lock().unwrap().takes = writes;
-    }
-
-    fn client(&self) -> Client {
-        let server = self.clone();
-        let service = tower::service_fn(move |request: Request<Body>| {
-            let server = server.clone();
-            async move {
-                let (parts, body) = request.into_parts();
-                let body = body.collect_bytes().await?;
-                let body: Value = serde_json::from_slice(&body).unwrap_or_default();
-                let (code, answer) = server.answer(&parts.method, parts.uri.path(), &body)?;
-                let answer = Body::from(serde_json::to_vec(&answer).unwrap());
-                Ok::<_, Box<dyn std::error::Error + Send + Sync>>(
-                    Response::builder().status(code).body(answer).unwrap(),
-                )
-            }
-        });
-        Client::new(service, "ns")
-    }
-
-    fn answer(
-        &self,
-        method: &Method,
-        path: &str,
-        body: &Value,
-    ) -> Result<(u16, Value), Box<dyn std::error::Error + Send + Sync>> {
-        let mut state = self.0.lock().unwrap();
-        let mut parts = path.split("/namespaces/ns/").nth(1).unwrap().split('/');
-        let resource = parts.next().unwrap().to_owned();
-        let name = parts.next().map(str::to_owned);
-        let is_status = parts.next().is_some();
-        if state.takes == 0 {
-            return Err("the controller is dead".into());
-        }
-        state.takes -= 1;
-        let verb = method.as_str().to_lowercase();
-        let what = if is_status {
-            format!("{verb} {resource}/status")
-        } else {
-            format!("{verb} {resource}")
-        };
-        let name = name.unwrap_or_else(|| body["metadata"]["name"].as_str().unwrap().to_owned());
-        state.log.push(format!("{what} {name}"));
-        state.version += 1;
-        let version = state.version.to_string();
-        let key = (resource, name.clone());
-        if *method == Method::POST {
-            if state.full {
-                return Ok(refused(403, "Forbidden"));
-            }
-            if state.objects.contains_key(&key) {
-                return Ok(refused(409, "AlreadyExists"));
-            }
-            let mut object = body.clone();
-            object["metadata"]["resourceVersion"] = json!(version);
-            object["metadata"]["uid"] = json!(format!("{name}-uid"));
-            state.objects.insert(key, object.clone());
-            return Ok((201, object));
-        }
-        let Some(object) = state.objects.get_mut(&key) else {
-            return Ok(refused(404, "NotFound"));
-        };
-        match method.as_str() {
-            "PATCH" => {
-                let expected = &body["metadata"]["resourceVersion"];
-                if !expected.is_null() && *expected != object["metadata"]["resourceVersion"] {
-                    return Ok(refused(409, "Conflict"));
-                }
-                let patch = if is_status {
-                    json!({ "status": body["status"] })
-                } else {
-                    body.clone()
-                };
-                merge(object, &patch);
-                object["metadata"]["resourceVersion"] = json!(version);
-                Ok((200, object.clone()))
-            }
-            "DELETE" => {
-                state.objects.remove(&key);
-                Ok((200, json!({"kind": "Status", "status": "Success"})))
-            }
-            _ => Ok((200, object.clone())),
-        }
-    }
-}
-
-fn refused(code: u16, reason: &str) -> (u16, Value) {
-    let answer = json!({
-        "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason, "code": code, "message": reason,
-    });
-    (code, answer)
 }
 
 /// A controller that has just begun, and so knows what the API server has.

@@ -1,7 +1,9 @@
 //! What is watched, and who is concerned of what.
 
 mod extensions;
+mod gke;
 mod nodes;
+mod snapshots;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,13 +22,16 @@ use tokio::time::timeout;
 use tracing::warn;
 
 use crate::agents::Agents;
+use crate::args::Args;
 use crate::budget::Budgets;
 use crate::cache::{Cache, Feed, feed, watch};
 use crate::nodes::Nodes;
-use crate::objects::{self, controller_of, label};
+use crate::objects::{self, controller_of, controller_of_kind, label};
 use crate::overcommit::Ledger;
 use crate::queue::Queue;
 pub(super) use extensions::Extensions;
+use gke::Gke;
+pub(super) use snapshots::Snapshots;
 
 /// The agents' pods, and where they listen.
 const AGENT_PODS: &str = "app.kubernetes.io/name=dormouse,app.kubernetes.io/component=agent";
@@ -52,11 +57,15 @@ pub(super) struct Index {
     pub(super) sandbox_queue: Queue<Sandbox>,
     pub(super) template_queue: Queue<SandboxTemplate>,
     pub(super) extensions: Option<Arc<Extensions>>,
+    pub(super) snapshots: Arc<Snapshots>,
+    pub(super) gke: Option<Arc<Gke>>,
 }
 
 impl Index {
-    /// Begins to watch. `taints`: keys of those that say that a node is being drained.
-    pub(super) fn start(client: &Client, namespace: &str, extensions: bool, taints: Vec<String>) -> Self {
+    /// Begins to watch.
+    pub(super) fn start(client: &Client, args: &Args) -> Self {
+        let snapshots = Arc::new(Snapshots::new());
+        let gke = args.enable_podsnapshot_gke.then(|| Arc::new(Gke::new()));
         let sandbox_queue = Queue::default();
         let template_queue = Queue::default();
 
@@ -66,17 +75,20 @@ impl Index {
         let volume_claims = feed::<PersistentVolumeClaim>(|_| None);
         let agents = {
             let (queue, pods) = (sandbox_queue.clone(), Arc::clone(&pods.cache));
-            Agents::new(move |namespace, name| {
+            let (known, of_node) = (snapshots.clone(), snapshots.clone());
+            let changed = move |namespace: &str, name: &str| {
                 if let Some(pod) = pods.get(namespace, name) {
                     push_owner(&queue, &pod.metadata);
+                    saw_pod(&known, &pod);
                 }
-            })
+            };
+            Agents::new(changed, move |node| of_node.saw_node(node))
         };
         let nodes = feed::<Node>(|_| None);
         let budgets = feed::<PodDisruptionBudget>(|_| None);
         let mut index = Self {
             agents: agents.clone(),
-            nodes: Nodes::new(Arc::clone(&nodes.cache), taints),
+            nodes: Nodes::new(Arc::clone(&nodes.cache), args.drain_taints.clone()),
             budgets: Budgets::new(Arc::clone(&budgets.cache)),
             ledger: Arc::default(),
             node_cache: Arc::clone(&nodes.cache),
@@ -89,8 +101,10 @@ impl Index {
             sandbox_queue: sandbox_queue.clone(),
             template_queue: template_queue.clone(),
             extensions: None,
+            snapshots: snapshots.clone(),
+            gke: gke.clone(),
         };
-        let extended = extensions.then(|| {
+        let extended = args.extensions.then(|| {
             let templates = feed::<SandboxTemplate>(|_| None);
             let known = Extensions::new(&sandboxes.cache, &pods.cache, &templates.cache);
             (Arc::new(known), templates)
@@ -102,6 +116,7 @@ impl Index {
         let concerned = index.extensions.clone();
         index.watch_nodes(client, nodes, budgets);
         let departed = index.departed();
+        let known = snapshots.clone();
         tokio::spawn(watch(
             Api::all(client.clone()),
             watcher::Config::default(),
@@ -113,6 +128,10 @@ impl Index {
                     objects::name(&sandbox.metadata),
                 );
                 departed.saw_sandbox(sandbox);
+                known.saw_sandbox(
+                    objects::namespace(&sandbox.metadata),
+                    objects::name(&sandbox.metadata),
+                );
                 if let Some(concerned) = &concerned {
                     concerned.saw_sandbox(sandbox);
                 }
@@ -120,6 +139,7 @@ impl Index {
         ));
         let queue = sandbox_queue.clone();
         let departed = index.departed();
+        let (known, vocabulary) = (snapshots.clone(), gke.clone());
         tokio::spawn(watch(
             Api::all(client.clone()),
             ours.clone(),
@@ -128,6 +148,10 @@ impl Index {
             move |pod: &Pod| {
                 push_owner(&queue, &pod.metadata);
                 departed.saw_pod(pod);
+                saw_pod(&known, pod);
+                if let Some(vocabulary) = &vocabulary {
+                    vocabulary.saw_pod(objects::namespace(&pod.metadata), objects::name(&pod.metadata));
+                }
             },
         ));
         let queue = sandbox_queue.clone();
@@ -140,6 +164,15 @@ impl Index {
                 push_owner(&queue, &service.metadata);
             },
         ));
+        let vocabulary = gke.clone();
+        snapshots.start(client, &index.sandboxes, &sandbox_queue, move |snapshot| {
+            if let Some(vocabulary) = &vocabulary {
+                vocabulary.saw_snapshot(snapshot);
+            }
+        });
+        if let Some(gke) = &gke {
+            gke.start(client, &sandbox_queue);
+        }
         let queue = sandbox_queue;
         tokio::spawn(watch(
             Api::all(client.clone()),
@@ -149,7 +182,7 @@ impl Index {
             move |claim: &PersistentVolumeClaim| push_owner(&queue, &claim.metadata),
         ));
         tokio::spawn(watch(
-            Api::namespaced(client.clone(), namespace),
+            Api::namespaced(client.clone(), &args.leader_election_namespace),
             watcher::Config::default().labels(AGENT_PODS),
             feed::<Pod>(|_| None),
             trim_pod,
@@ -197,7 +230,7 @@ impl Index {
     }
 
     /// Waits until everything that there is has been seen.
-    pub(super) async fn filled(&self) {
+    pub(super) async fn filled(&self, client: &Client) {
         filled(&self.sandboxes).await;
         filled(&self.pods).await;
         filled(&self.services).await;
@@ -213,6 +246,16 @@ impl Index {
         }
         if let Some(network_policies) = &self.network_policies {
             filled(network_policies).await;
+        }
+        if snapshots::are_served(client).await {
+            filled(&self.snapshots.snapshots).await;
+            filled(&self.snapshots.nodes).await;
+            filled(&self.snapshots.stores).await;
+        }
+        if let Some(gke) = &self.gke {
+            filled(&gke.triggers).await;
+            filled(&gke.pod_snapshots).await;
+            filled(&gke.policies).await;
         }
         if let Some(extensions) = &self.extensions {
             filled(&extensions.claims).await;
@@ -258,6 +301,13 @@ fn push_owner<K: Resource<DynamicType = ()>>(queue: &Queue<K>, meta: &ObjectMeta
         Some(owner) => queue.push(objects::namespace(meta), &owner.name),
         // It may be in the way of the one of its name, or about to become its own.
         None => queue.push(objects::namespace(meta), objects::name(meta)),
+    }
+}
+
+/// Has the snapshots of a pod's Sandbox looked at.
+fn saw_pod(snapshots: &Snapshots, pod: &Pod) {
+    if let Some(owner) = controller_of_kind::<Sandbox>(&pod.metadata) {
+        snapshots.saw_sandbox(objects::namespace(&pod.metadata), &owner.name);
     }
 }
 

@@ -14,7 +14,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::Trouble;
 use super::drain::Drain;
-use super::guest::{Stand, has_readiness_gate};
+use super::guest::{Stand, waits_for_us};
 use super::pod::PodSight;
 use crate::objects::{remove, set};
 
@@ -181,7 +181,7 @@ fn pod_stands(pod: &Pod, stand: &Stand) -> (bool, String) {
         return (false, format!("Pod exists with phase: {}", phase(pod)));
     }
     // A readiness gate of ours follows what stands here, so it cannot be waited for.
-    let type_ = if has_readiness_gate(pod) {
+    let type_ = if waits_for_us(pod) {
         "ContainersReady"
     } else {
         "Ready"

@@ -7,7 +7,8 @@
 use std::time::Duration;
 
 use dormouse_api::agents::{Fallback, OperatingMode, Sandbox, SnapshotRef, SuspensionType};
-use dormouse_api::conditions::suspended;
+use dormouse_api::conditions::{restored, suspended};
+use dormouse_api::gke::POD_RESTORED;
 use dormouse_core::{ANNOTATION_RESTORE_FROM, Rung};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodReadinessGate, PodSpec, Toleration};
@@ -24,6 +25,9 @@ pub const READINESS_GATE: &str = "dormouse.dev/ready";
 
 /// How often an agent that cannot be reached is looked for, beside the news of it.
 pub(super) const LOOK: Duration = Duration::from_secs(5);
+
+/// On a pod that is filled from a snapshot: what that is called to people.
+pub(super) const ANNOTATION_RESTORED_FROM: &str = "dormouse.dev/restored-from";
 
 /// How the guest of a sandbox stands, where that is of interest.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -357,11 +361,55 @@ pub(super) fn gate(sandbox: &Sandbox, spec: &mut PodSpec) {
 
 /// Whether the pod has our readiness gate.
 pub(super) fn has_readiness_gate(pod: &Pod) -> bool {
+    has_gate(pod, READINESS_GATE)
+}
+
+/// Whether the pod is not ready before we say so.
+pub(super) fn waits_for_us(pod: &Pod) -> bool {
+    has_gate(pod, READINESS_GATE) || has_gate(pod, POD_RESTORED)
+}
+
+fn has_gate(pod: &Pod, type_: &str) -> bool {
     let gates = pod.spec.as_ref().and_then(|spec| spec.readiness_gates.as_deref());
     gates
         .unwrap_or_default()
         .iter()
-        .any(|gate| gate.condition_type == READINESS_GATE)
+        .any(|gate| gate.condition_type == type_)
+}
+
+fn stands<'a>(pod: &'a Pod, type_: &str) -> Option<&'a str> {
+    let conditions = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_deref());
+    conditions
+        .unwrap_or_default()
+        .iter()
+        .find(|condition| condition.type_ == type_)
+        .map(|condition| condition.status.as_str())
+}
+
+/// What the pod was filled from, as people call it.
+pub(super) fn filled_from(pod: &Pod) -> Option<&str> {
+    objects::annotation(&pod.metadata, ANNOTATION_RESTORED_FROM)
+}
+
+/// Says on the pod, once its containers run, what they were restored from, if it waits for that.
+pub(super) fn restored(pod: &Pod, now: Timestamp) -> Option<Step> {
+    let from = filled_from(pod).filter(|_| has_gate(pod, POD_RESTORED))?;
+    if stands(pod, "ContainersReady") != Some("True") || stands(pod, POD_RESTORED) == Some("True") {
+        return None;
+    }
+    Some(Step::PatchPodStatus {
+        name: objects::name(&pod.metadata).to_owned(),
+        patch: json!({"status": {"conditions": [{
+            "type": POD_RESTORED,
+            "status": "True",
+            "reason": restored::SNAPSHOT_RESTORED,
+            "message": format!("restored from snapshot {from}"),
+            "lastTransitionTime": now,
+        }]}}),
+    })
 }
 
 /// Opens or shuts the pod's readiness gate, if it has one that stands otherwise.
@@ -370,15 +418,7 @@ pub(super) fn readiness(pod: &Pod, open: bool, now: Timestamp) -> Option<Step> {
         return None;
     }
     let status = if open { "True" } else { "False" };
-    let conditions = pod
-        .status
-        .as_ref()
-        .and_then(|status| status.conditions.as_deref());
-    let stands = conditions
-        .unwrap_or_default()
-        .iter()
-        .find(|condition| condition.type_ == READINESS_GATE)
-        .map(|condition| condition.status.as_str());
+    let stands = stands(pod, READINESS_GATE);
     // Without the condition a gate counts as shut.
     if stands == Some(status) || (stands.is_none() && !open) {
         return None;

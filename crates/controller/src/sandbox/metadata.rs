@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use dormouse_api::agents::Sandbox;
 use dormouse_api::extensions::{SandboxClaim, SandboxWarmPool};
 use dormouse_api::names::{annotations, is_reserved, labels, name_hash};
+use dormouse_core::ANNOTATION_RESTORE_FROM;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::Resource;
 use serde_json::{Map, Value, json};
@@ -192,8 +193,10 @@ fn non_empty<'a>(meta: &'a ObjectMeta, key: &str) -> Option<&'a str> {
     objects::label(meta, key).filter(|value| !value.is_empty())
 }
 
+/// What the template names a SandboxSnapshot with says to the agent which snapshot on its node is meant: the two are not
+/// called the same.
 fn is_system_annotation(key: &str) -> bool {
-    is_reserved(key) || key == annotations::TRACE_CONTEXT
+    is_reserved(key) || key == annotations::TRACE_CONTEXT || key == ANNOTATION_RESTORE_FROM
 }
 
 fn joined(map: &BTreeMap<String, String>) -> String {

@@ -15,6 +15,8 @@ use super::drain::Drain;
 use super::guest::{self, Stand};
 use super::pod::{PodNext, PodSight};
 use super::policy::strategy;
+use super::shown::show;
+use super::source::Source;
 use super::{Step, Trouble, capacity, drain, expiry, lost, pod, policy, service, volumes};
 use crate::agents::Sight;
 use crate::nodes::NodeSight;
@@ -39,6 +41,14 @@ pub struct Observed {
     pub volume_claims: Vec<Arc<PersistentVolumeClaim>>,
     /// What the agent of its pod's node says of its guest.
     pub guest: Sight,
+    /// What its next pod is filled from.
+    pub source: Source,
+    /// Whether a SandboxSnapshot shows the snapshot that it is held in.
+    pub shown: bool,
+    /// Whether somebody wants that snapshot to be kept, beyond the sandbox's need of it.
+    pub pinned: bool,
+    /// Whether whoever suspends it waits for its pod to go, as clients of `podsnapshot.gke.io` do.
+    pub pod_goes: bool,
     /// Whether the agent of the node that has its snapshot can be reached.
     pub restore_node_linked: bool,
     /// How its pod's node stands.
@@ -119,10 +129,10 @@ pub fn next(observed: &Observed, settings: &Settings, now: Timestamp) -> Next {
     let found = match (sandbox.spec.operating_mode, strategy(&sandbox.spec)) {
         (OperatingMode::Running, _) => pod::run(observed, may_create, settings, now, &mut next.steps),
         (OperatingMode::Suspended, SuspensionType::Stop) => pod::stop(observed, &mut next.steps),
-        (OperatingMode::Suspended, SuspensionType::Freeze) => {
+        (OperatingMode::Suspended, SuspensionType::Freeze) if !observed.pod_goes => {
             pod::freeze(observed, settings, now, &mut next.steps)
         }
-        (OperatingMode::Suspended, SuspensionType::Hibernate) => {
+        (OperatingMode::Suspended, SuspensionType::Freeze | SuspensionType::Hibernate) => {
             pod::hibernate(observed, settings, now, &mut next.steps)
         }
     };
@@ -150,7 +160,17 @@ pub fn next(observed: &Observed, settings: &Settings, now: Timestamp) -> Next {
         let open = sandbox.spec.operating_mode == OperatingMode::Running
             && !matches!(next.stand, Stand::WakingUp(_) | Stand::Leaving(_));
         next.later.extend(guest::readiness(pod, open, now));
+        next.later.extend(guest::restored(pod, now));
         next.later.extend(capacity::resize(sandbox, pod, &next.stand));
+    }
+    if !observed.shown
+        && sandbox.spec.operating_mode == OperatingMode::Suspended
+        && next.pod == PodSight::Absent
+    {
+        match show(sandbox, now) {
+            Ok(step) => next.later.push(step),
+            Err(wait) => next.requeue = [next.requeue, wait].into_iter().flatten().min(),
+        }
     }
     // Nobody says when a stranger goes.
     let stranger = (next.pod == PodSight::Foreign).then_some(STRANGER);
@@ -170,7 +190,9 @@ pub fn next(observed: &Observed, settings: &Settings, now: Timestamp) -> Next {
         }
     }
     next.status = status(observed, &next, ambiguous, settings, now);
-    next.later.extend(let_go(sandbox, &next.status));
+    if !observed.pinned {
+        next.later.extend(let_go(sandbox, &next.status));
+    }
     next
 }
 
@@ -287,13 +309,14 @@ fn remember_memory(status: &mut SandboxStatus, sandbox: &Sandbox, next: &Next, n
         let stays = pod.metadata.deletion_timestamp.is_none();
         is_to_run && is_awake && stays && conditions::is_ready(pod, &next.stand)
     });
-    // What it does from now on is not in the snapshot.
-    if let Some(pod) = awake
-        && let Some(snapshot) = status.snapshot.take()
-    {
+    if let Some(pod) = awake {
+        // What it does from now on is not in the snapshot.
+        let held = status.snapshot.take();
+        let from = objects::annotation(&pod.metadata, ANNOTATION_RESTORE_FROM);
         // One that was woken where it slept did not have to come back.
-        if objects::annotation(&pod.metadata, ANNOTATION_RESTORE_FROM) == Some(&snapshot.name) {
-            let message = format!("restored from snapshot {}", snapshot.name);
+        let is_it = held.is_none_or(|held| from == Some(&*held.name));
+        if is_it && let Some(name) = guest::filled_from(pod) {
+            let message = format!("restored from snapshot {name}");
             conditions::restored(all, sandbox, true, restored::SNAPSHOT_RESTORED, message, now);
         }
         return;

@@ -14,6 +14,7 @@ use super::guest::{self, GuestNext, Hibernation, Stand};
 use super::metadata::{PodMetadata, owners_with};
 use super::policy::fallback;
 use super::restore::{self, Restore};
+use super::source::Source;
 use super::{Observed, Settings, Step, Trouble, lost, volumes};
 use crate::objects::{self, Ownership, owner_reference, ownership};
 
@@ -109,7 +110,7 @@ pub(super) fn run(
         PodSight::Own(pod) => pod,
         PodSight::Foreign => return adopt(observed, settings, steps).map(PodNext::of),
         PodSight::Absent | PodSight::Unknown if !may_create => return Ok(PodNext::default()),
-        PodSight::Absent | PodSight::Unknown => return Ok(anew(sandbox, settings, steps)),
+        PodSight::Absent | PodSight::Unknown => return anew(observed, settings, steps),
     };
     let mut next = PodNext {
         drain: drain::stand(observed, &pod, settings, now),
@@ -122,6 +123,12 @@ pub(super) fn run(
         Some(Restore::Wait(what)) => {
             next.guest.stand = Stand::WakingUp(what);
             next.guest.requeue = Some(guest::LOOK);
+        }
+        Some(Restore::Anew) => {
+            next.guest.stand = Stand::WakingUp("it is to be filled from another snapshot".to_owned());
+            if pod.metadata.deletion_timestamp.is_none() {
+                steps.push(delete(&pod));
+            }
         }
         Some(Restore::GiveUp(why)) => {
             next.guest.stand = Stand::WakingUp(why.clone());
@@ -136,31 +143,38 @@ pub(super) fn run(
 }
 
 /// A pod where there is none; none if the memory is lost that the sandbox does not start without.
-fn anew(sandbox: &Sandbox, settings: &Settings, steps: &mut Vec<Step>) -> PodNext {
+fn anew(observed: &Observed, settings: &Settings, steps: &mut Vec<Step>) -> Result<PodNext, Trouble> {
+    let sandbox = &*observed.sandbox;
     let gone = lost::with_pod(sandbox);
     let fallback = fallback(&sandbox.spec);
+    // In the vocabulary of `podsnapshot.gke.io` a sandbox begins with its newest snapshot, whatever it did since.
+    let begins_with_newest = matches!(&observed.source, Source::Snapshot(filling) if filling.says_so);
     if let Some(why) = &gone
         && fallback != Fallback::ColdStart
+        && !begins_with_newest
     {
         forget(sandbox, steps);
         let stand = Stand::Lost(why.clone());
-        return PodNext {
+        return Ok(PodNext {
             guest: GuestNext {
                 stand,
                 ..GuestNext::default()
             },
             memory_gone: gone,
             ..PodNext::default()
-        };
+        });
     }
-    let pod = build(sandbox, settings);
+    if let Source::Missing(why) = &observed.source {
+        return Err(Trouble::Source(why.clone()));
+    }
+    let pod = build(sandbox, &observed.source, settings);
     track(sandbox, objects::name(&pod.metadata), steps, |steps| {
         steps.push(Step::CreatePod(Box::new(pod.clone())));
     });
-    PodNext {
+    Ok(PodNext {
         memory_gone: gone,
         ..PodNext::of(PodSight::Own(Arc::new(as_created(pod))))
-    }
+    })
 }
 
 /// What is to be done about a guest whose pod stays, or is about to be evicted.
@@ -331,7 +345,7 @@ fn forget(sandbox: &Sandbox, steps: &mut Vec<Step>) {
 }
 
 /// The pod that a sandbox describes.
-pub(super) fn build(sandbox: &Sandbox, settings: &Settings) -> Pod {
+pub(super) fn build(sandbox: &Sandbox, source: &Source, settings: &Settings) -> Pod {
     let held = drain::holds_pod(sandbox, None, &Drain::No, settings);
     let (pod_labels, pod_annotations) = PodMetadata::of(sandbox, held).into_maps();
     let mut spec = sandbox.spec.pod_template.spec.clone();
@@ -350,12 +364,8 @@ pub(super) fn build(sandbox: &Sandbox, settings: &Settings) -> Pod {
         spec: Some(spec),
         status: None,
     };
-    let snapshot = sandbox
-        .status
-        .as_ref()
-        .and_then(|status| status.snapshot.as_ref());
-    if let Some(snapshot) = snapshot {
-        restore::fill(&mut pod, snapshot);
+    if let Source::Snapshot(filling) = source {
+        restore::fill(&mut pod, filling);
     }
     pod
 }

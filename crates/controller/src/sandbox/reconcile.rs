@@ -8,6 +8,8 @@ use dormouse_api::agents::{OperatingMode, Sandbox};
 use dormouse_api::conditions::{
     DORMANT, DRAINING, READY, RESTORED, SUSPENDED, dormant, draining, ready, restored, suspended,
 };
+use dormouse_api::dormouse::SandboxSnapshot;
+use dormouse_api::gke::PodSnapshot;
 use dormouse_core::Reason;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Service};
@@ -21,18 +23,21 @@ use tokio::sync::Semaphore;
 use tracing::{debug, info};
 
 use super::next::can_wait;
+use super::source::source;
 use super::{
-    FIELD_MANAGER, Next, Observed, Refusal, Settings, Step, Transitions, Trouble, capacity, guest, next, pod,
-    volumes,
+    FIELD_MANAGER, Next, Observed, PodSnapshots, Refusal, Settings, Source, Step, Transitions, Trouble,
+    capacity, guest, next, pod, volumes,
 };
 use crate::agents::{Agents, Order, OrderError, Sight};
 use crate::backoff;
 use crate::cache::Cache;
+use crate::gke::newest_of;
 use crate::metrics::Metrics;
 use crate::nodes::Nodes;
 use crate::objects;
 use crate::overcommit::{Ledger, Overcommit};
 use crate::patch::status_patch;
+use crate::snapshot;
 use crate::write::{Object, Which, Writer, is_already_there, is_not_found};
 use dormouse_api::names::name_hash;
 
@@ -56,6 +61,8 @@ pub struct SandboxContext {
     nodes: Nodes,
     ledger: Arc<Ledger>,
     max_overcommit: Overcommit,
+    snapshots: Arc<Cache<SandboxSnapshot>>,
+    pod_snapshots: Option<Arc<Cache<PodSnapshot>>>,
     failures: Failures,
     transitions: Transitions,
     /// Places for sandboxes that are saved because their node is drained.
@@ -80,6 +87,10 @@ pub struct Known {
     pub nodes: Nodes,
     /// What the sleepers of each node have given away.
     pub ledger: Arc<Ledger>,
+    /// All SandboxSnapshots, in groups by the name of their Sandbox.
+    pub snapshots: Arc<Cache<SandboxSnapshot>>,
+    /// All PodSnapshots, in groups by the hash of their Sandbox's name, where that vocabulary is spoken.
+    pub pod_snapshots: Option<Arc<Cache<PodSnapshot>>>,
 }
 
 /// Failures in a row, by sandbox.
@@ -219,6 +230,8 @@ impl SandboxContext {
             nodes: known.nodes,
             ledger: known.ledger,
             max_overcommit,
+            snapshots: known.snapshots,
+            pod_snapshots: known.pod_snapshots,
             failures: Failures::default(),
             transitions: Transitions::default(),
             drains: Semaphore::new(DRAINS),
@@ -257,22 +270,64 @@ impl SandboxContext {
             self.ledger.note(node, objects::uid(&pod.metadata), given);
         }
         let node = self.nodes.sight(node);
-        let snapshot_node = sandbox
-            .status
-            .as_ref()
-            .and_then(|status| status.snapshot.as_ref()?.node_name.as_deref());
+        let find = |name: &str| self.snapshots.get(namespace, name);
+        let gke = self.pod_snapshots_of(&sandbox);
+        let source = source(&sandbox, find, gke.as_ref());
+        let place = match &source {
+            Source::Snapshot(filling) => filling.at.node_name.as_deref(),
+            Source::Nothing | Source::Missing(_) => None,
+        };
         Observed {
             guest,
-            restore_node_linked: snapshot_node
-                .is_some_and(|node| self.agents.sight(node, "") != Sight::Unreachable),
-            restore_node: self.nodes.sight(snapshot_node.unwrap_or_default()),
+            restore_node_linked: place.is_some_and(|node| self.agents.reaches(node)),
+            restore_node: self.nodes.sight(place.unwrap_or_default()),
             node,
+            shown: self.shown(&sandbox),
+            pinned: self.pinned(&sandbox),
+            pod_goes: gke.is_some_and(|known| known.newest.is_some()),
+            source,
             refusal: None,
             pods,
             service: self.services.get(namespace, name),
             volume_claims,
             sandbox,
         }
+    }
+
+    /// Whether a SandboxSnapshot shows the snapshot that the sandbox is held in.
+    fn shown(&self, sandbox: &Sandbox) -> bool {
+        let held = sandbox
+            .status
+            .as_ref()
+            .and_then(|status| status.snapshot.as_ref());
+        let namespace = objects::namespace(&sandbox.metadata);
+        held.is_some_and(|held| self.snapshots.get(namespace, &held.name).is_some())
+    }
+
+    /// Whether a SandboxSnapshot says that the snapshot in which the sandbox is held is to be kept.
+    fn pinned(&self, sandbox: &Sandbox) -> bool {
+        let status = sandbox.status.as_ref();
+        let Some(held) = status.and_then(|status| status.snapshot.as_ref()) else {
+            return false;
+        };
+        let meta = &sandbox.metadata;
+        let all = self
+            .snapshots
+            .group(objects::namespace(meta), objects::name(meta));
+        all.iter()
+            .any(|shown| shown.spec.pinned && snapshot::id(shown) == Some(&held.name))
+    }
+
+    /// What is known of the sandbox in the vocabulary of `podsnapshot.gke.io`, where that is spoken.
+    fn pod_snapshots_of(&self, sandbox: &Sandbox) -> Option<PodSnapshots> {
+        let all = self.pod_snapshots.as_ref()?;
+        let meta = &sandbox.metadata;
+        let namespace = objects::namespace(meta);
+        let own = all.group(namespace, &name_hash(objects::name(meta)));
+        let newest = newest_of(sandbox, own);
+        Some(PodSnapshots {
+            newest: newest.and_then(|newest| self.snapshots.get(namespace, objects::name(&newest.metadata))),
+        })
     }
 
     /// A pod of the sandbox's name that bears no label of ours is not among those that are watched. One that is to run
@@ -344,6 +399,13 @@ impl SandboxContext {
             Step::CreateVolumeClaim(claim) => self.create(&self.volume_claims, &**claim, namespace).await,
             Step::CreatePod(pod) => self.create(&self.pods, &**pod, namespace).await,
             Step::CreateService(service) => self.create(&self.services, &**service, namespace).await,
+            Step::CreateSnapshot(snapshot) => {
+                match self.create(&self.snapshots, &**snapshot, namespace).await {
+                    // The cluster has no such kind.
+                    Err(error) if is_not_found(&error) => Ok(Outcome::Done),
+                    other => other,
+                }
+            }
             Step::PatchVolumeClaim { name, patch } => {
                 self.patch(&self.volume_claims, name, patch, namespace).await
             }

@@ -4,16 +4,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dormouse_api::agents::{Fallback, SnapshotRef};
+use dormouse_api::agents::Fallback;
+use dormouse_api::gke::POD_RESTORED;
 use dormouse_core::ANNOTATION_RESTORE_FROM;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
-    Affinity, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSchedulingGate,
-    PodSpec,
+    Affinity, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodReadinessGate,
+    PodSchedulingGate, PodSpec,
 };
 use serde_json::json;
 
-use super::policy::fallback;
+use super::guest::ANNOTATION_RESTORED_FROM;
+use super::source::{Filling, Source};
 use super::{Observed, Settings, Step};
 use crate::agents::Order;
 use crate::objects;
@@ -29,12 +31,22 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const AGENT_PATIENCE: Duration = Duration::from_secs(120);
 
 /// Makes a pod one that is filled from a snapshot: it asks for it, goes where the snapshot is, and waits for leave.
-pub(super) fn fill(pod: &mut Pod, snapshot: &SnapshotRef) {
+pub(super) fn fill(pod: &mut Pod, filling: &Filling) {
+    let snapshot = &filling.at;
     let annotations = pod.metadata.annotations.get_or_insert_default();
     annotations.insert(ANNOTATION_RESTORE_FROM.to_owned(), snapshot.name.clone());
+    annotations.insert(ANNOTATION_RESTORED_FROM.to_owned(), filling.name.clone());
     let Some(spec) = &mut pod.spec else {
         return;
     };
+    if filling.says_so {
+        // Clients look once, when the pod is ready: it must not be before it says so.
+        spec.readiness_gates
+            .get_or_insert_default()
+            .push(PodReadinessGate {
+                condition_type: POD_RESTORED.to_owned(),
+            });
+    }
     spec.scheduling_gates
         .get_or_insert_default()
         .push(PodSchedulingGate {
@@ -84,22 +96,30 @@ pub(super) fn restore(
     if !waits {
         return None;
     }
-    let sandbox = &*observed.sandbox;
-    let snapshot = sandbox.status.as_ref().and_then(|status| status.snapshot.clone());
-    let (Some(snapshot), Some(wanted)) = (
-        snapshot,
-        objects::annotation(&pod.metadata, ANNOTATION_RESTORE_FROM),
-    ) else {
-        return Some(Restore::GiveUp(
-            "what it was to be filled from is not known any more".to_owned(),
-        ));
+    let wanted = objects::annotation(&pod.metadata, ANNOTATION_RESTORE_FROM);
+    let filling = match (&observed.source, wanted) {
+        (Source::Missing(why), Some(_)) => return Some(Restore::Wait(why.clone())),
+        (Source::Snapshot(filling), Some(wanted)) if filling.at.name == wanted => filling,
+        (Source::Snapshot(_), Some(_)) => return Some(Restore::Anew),
+        (Source::Nothing, _) | (_, None) => {
+            return Some(Restore::GiveUp(
+                "what it was to be filled from is not known any more".to_owned(),
+            ));
+        }
     };
-    let node = snapshot.node_name.unwrap_or_default();
+    let node = filling.at.node_name.clone().unwrap_or_default();
+    // What was asked for by name cannot be had: that is no reason to give up the memory of the last suspend.
+    let held = observed.sandbox.status.as_ref();
+    let is_other = held
+        .and_then(|status| status.snapshot.as_ref())
+        .is_some_and(|held| held.name != filling.at.name);
+    let may_start_anew = filling.fallback == Fallback::ColdStart && !is_other;
     let refusal = observed.refusal.as_ref();
     if let Some(refusal) = refusal.filter(|refusal| !refusal.may_pass) {
-        return Some(match fallback(&sandbox.spec) {
-            Fallback::ColdStart => Restore::GiveUp(refusal.message.clone()),
-            Fallback::Hold | Fallback::Fail => Restore::Wait(refusal.message.clone()),
+        return Some(if may_start_anew {
+            Restore::GiveUp(refusal.message.clone())
+        } else {
+            Restore::Wait(refusal.message.clone())
         });
     }
     let stands = observed.restore_node;
@@ -107,7 +127,7 @@ pub(super) fn restore(
         let grant = Order::Grant {
             pod: objects::uid(&pod.metadata).to_owned(),
             namespace: objects::namespace(&pod.metadata).to_owned(),
-            snapshot: wanted.to_owned(),
+            snapshot: filling.at.name.clone(),
         };
         let open = Step::PatchPod {
             name: objects::name(&pod.metadata).to_owned(),
@@ -134,12 +154,13 @@ pub(super) fn restore(
         ("cannot be reached", AGENT_PATIENCE)
     };
     let what = refusal.map_or_else(
-        || format!("node {node}, which has snapshot {wanted}, {how}"),
+        || format!("node {node}, which has snapshot {}, {how}", filling.name),
         |refusal| refusal.message.clone(),
     );
-    Some(match fallback(&sandbox.spec) {
-        Fallback::ColdStart if age >= patience => Restore::GiveUp(what),
-        _ => Restore::Wait(what),
+    Some(if may_start_anew && age >= patience {
+        Restore::GiveUp(what)
+    } else {
+        Restore::Wait(what)
     })
 }
 
@@ -150,6 +171,8 @@ pub(super) enum Restore {
     Grant(Vec<Step>),
     /// It waits; for what.
     Wait(String),
+    /// It is given up for one that is filled from another snapshot.
+    Anew,
     /// It is given up for one without memory; why.
     GiveUp(String),
 }

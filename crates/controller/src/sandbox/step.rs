@@ -1,5 +1,6 @@
 //! Single writes that a sandbox needs.
 
+use dormouse_api::dormouse::SandboxSnapshot;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Service};
 use serde_json::Value;
 
@@ -60,6 +61,8 @@ pub enum Step {
         /// Its UID.
         uid: String,
     },
+    /// Makes the object that shows the sandbox's snapshot.
+    CreateSnapshot(Box<SandboxSnapshot>),
     /// Makes the Service.
     CreateService(Box<Service>),
     /// Changes the Service.
@@ -101,6 +104,7 @@ impl Step {
             Self::ResizePod { .. } => "resize pod",
             Self::Order { order, .. } => order.what(),
             Self::DeletePod { .. } => "delete pod",
+            Self::CreateSnapshot(_) => "create SandboxSnapshot",
             Self::CreateService(_) => "create service",
             Self::PatchService { .. } => "patch service",
             Self::DeleteService { .. } => "delete service",

@@ -5,6 +5,7 @@ mod drain;
 mod drain_model;
 mod lost;
 mod memory;
+mod source;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -54,16 +55,26 @@ fn annotated(mut sandbox: Sandbox, key: &str, value: &str) -> Sandbox {
 
 fn with(sandbox: Sandbox) -> Observed {
     Observed {
-        sandbox: Arc::new(sandbox),
         pods: vec![],
         service: None,
         volume_claims: vec![],
         guest: Sight::Unknown,
+        source: crate::sandbox::source::source(&sandbox, |_| None, None),
+        shown: true,
+        pinned: false,
+        pod_goes: false,
         restore_node_linked: false,
         node: NodeSight::default(),
         restore_node: NodeSight::default(),
         refusal: None,
+        sandbox: Arc::new(sandbox),
     }
+}
+
+/// The pod that a sandbox describes, filled from what there is.
+fn built(sandbox: &Sandbox) -> Pod {
+    let source = crate::sandbox::source::source(sandbox, |_| None, None);
+    super::pod::build(sandbox, &source, &settings())
 }
 
 fn settings() -> Settings {
@@ -479,7 +490,7 @@ fn labels_and_annotations_come_and_go_with_the_template() {
         labels: map(&[("team", "b"), (labels::SANDBOX_NAME_HASH, "evil")]),
         annotations: map(&[("note", "1"), ("agents.x-k8s.io/anything", "evil")]),
     });
-    let built = super::pod::build(&sandbox, &settings()).metadata;
+    let built = crate::sandbox::tests::built(&sandbox).metadata;
     let hash = name_hash("box");
     assert_eq!(
         built.labels,

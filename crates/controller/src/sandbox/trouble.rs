@@ -51,6 +51,9 @@ pub enum Trouble {
         /// Its address.
         cluster_ip: String,
     },
+    /// What the sandbox is to be filled from is not to be had.
+    #[error("the sandbox cannot be restored: {0}")]
+    Source(String),
     /// Fields that say when the sandbox sleeps cannot be understood.
     #[error("the sandbox's sleep cannot be understood: {0}")]
     Policy(String),

@@ -23,9 +23,7 @@ fn sleeper(rung: Rung, cpu: &str, memory: &str) -> Observed {
     sandbox.spec.idle_timeout = Some("1m".to_owned());
     sandbox.spec.pod_template.spec.containers[0].resources = asking("500m", "256Mi");
     let mut pod = ready(own_pod(&sandbox));
-    pod.metadata.annotations = crate::sandbox::pod::build(&sandbox, &settings())
-        .metadata
-        .annotations;
+    pod.metadata.annotations = crate::sandbox::tests::built(&sandbox).metadata.annotations;
     pod.spec.as_mut().unwrap().containers = vec![Container {
         name: "main".to_owned(),
         resources: asking(cpu, memory),

@@ -6,6 +6,7 @@ use dormouse_core::{ResumePolicy, Rung};
 use super::memory::{guest, later, pod_of, seen, with_strategy};
 use super::*;
 use crate::agents::Order;
+use crate::sandbox::Source;
 
 const HOLDS: &str = labels::HOLDS_MEMORY;
 
@@ -55,7 +56,7 @@ fn draining(next: &Next) -> (&str, &str) {
 #[test]
 fn pods_whose_memory_is_kept_are_born_with_the_label() {
     let born = |sandbox: &Sandbox| {
-        let pod = super::super::pod::build(sandbox, &settings());
+        let pod = crate::sandbox::tests::built(sandbox);
         pod.metadata.labels.unwrap().contains_key(HOLDS)
     };
     assert!(!born(&sandbox()));
@@ -81,7 +82,7 @@ fn pods_whose_memory_is_kept_are_born_with_the_label() {
         drain_timeout: Duration::ZERO,
         ..settings()
     };
-    let pod = super::super::pod::build(&with_strategy(SuspensionType::Freeze), &off);
+    let pod = super::super::pod::build(&with_strategy(SuspensionType::Freeze), &Source::Nothing, &off);
     assert!(!pod.metadata.labels.unwrap().contains_key(HOLDS));
 }
 

@@ -227,7 +227,7 @@ impl World {
                             self.pinned.push(snapshot.clone());
                         }
                     }
-                    Order::Snapshot { .. } | Order::Grant { .. } => return refused("InvalidRequest"),
+                    _ => return refused("InvalidRequest"),
                 }
                 Ok(order.moves_guest())
             }

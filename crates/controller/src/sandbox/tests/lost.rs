@@ -206,7 +206,7 @@ fn a_node_with_a_snapshot_that_is_drained_is_waited_for_longer_than_one_that_is_
 #[test]
 fn pods_that_do_not_start_without_their_memory_stay_on_a_lost_node() {
     let tolerated = |sandbox: &Sandbox| {
-        let spec = super::super::pod::build(sandbox, &settings()).spec.unwrap();
+        let spec = crate::sandbox::tests::built(sandbox).spec.unwrap();
         let all = spec.tolerations.unwrap_or_default();
         all.into_iter()
             .map(|it| (it.key.unwrap(), it.toleration_seconds))

@@ -40,7 +40,7 @@ pub(super) fn pod_of(sandbox: &Sandbox) -> Pod {
     // It was not filled from what the sandbox has become since.
     let mut born = sandbox.clone();
     born.status = None;
-    let built = crate::sandbox::pod::build(&born, &settings());
+    let built = crate::sandbox::tests::built(&born);
     pod.metadata.labels = built.metadata.labels;
     pod.metadata.annotations = built.metadata.annotations;
     let spec = built.spec.unwrap();
@@ -76,14 +76,14 @@ pub(super) fn later(next: &Next) -> Vec<&'static str> {
 fn the_pod_of_a_sandbox_that_sleeps_is_born_with_its_policy_and_a_gate() {
     let mut sandbox = with_strategy(SuspensionType::Freeze);
     sandbox.spec.idle_timeout = Some("5m".to_owned());
-    let pod = crate::sandbox::pod::build(&sandbox, &settings());
+    let pod = crate::sandbox::tests::built(&sandbox);
     let annotations = pod.metadata.annotations.unwrap();
     assert_eq!(annotations["dormouse.dev/managed"], "true");
     assert_eq!(annotations["dormouse.dev/idle-timeout"], "5m");
     let gates = pod.spec.unwrap().readiness_gates.unwrap();
     assert_eq!(gates[0].condition_type, crate::sandbox::READINESS_GATE);
     // One that does not sleep is as it would be anywhere.
-    let plain = crate::sandbox::pod::build(&self::sandbox(), &settings());
+    let plain = crate::sandbox::tests::built(&self::sandbox());
     assert_eq!(plain.metadata.annotations, None);
     assert_eq!(plain.spec.unwrap().readiness_gates, None);
 }

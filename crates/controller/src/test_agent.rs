@@ -1,0 +1,186 @@
+//! An agent with a store of snapshots, for tests of what is ordered: real gRPC, in this process.
+
+use std::convert::Infallible;
+use std::future::{Future, Ready, ready};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+
+use dormouse_core::Reason;
+use dormouse_rpc::{NodeClient, status, v1};
+use http::{Request, Response};
+use hyper_util::rt::TokioIo;
+use tonic::body::Body;
+use tonic::server::{Grpc, NamedService, UnaryService};
+use tonic::transport::{Endpoint, Server};
+use tonic::{Code, Status};
+use tonic_prost::ProstCodec;
+use tower::Service;
+
+/// An agent.
+#[derive(Clone, Default)]
+pub(crate) struct Agent(pub(crate) Arc<Mutex<Store>>);
+
+/// What it has, and how it is to answer.
+#[derive(Default)]
+pub(crate) struct Store {
+    /// By id.
+    pub(crate) snapshots: Vec<v1::Snapshot>,
+    /// The orders that led to them, in the same order.
+    operations: Vec<String>,
+    /// What it was asked.
+    pub(crate) log: Vec<String>,
+    /// Why it refuses all orders to save.
+    pub(crate) refuses: Option<Reason>,
+}
+
+impl Agent {
+    /// A client that reaches it.
+    pub(crate) async fn client(&self) -> NodeClient {
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let far = futures::stream::iter([Ok::<_, std::io::Error>(far)]);
+        tokio::spawn(
+            Server::builder()
+                .add_service(self.clone())
+                .serve_with_incoming(far),
+        );
+        let near = Mutex::new(Some(near));
+        let channel = Endpoint::from_static("http://agent")
+            .connect_with_connector(tower::service_fn(move |_| {
+                let near = near.lock().unwrap().take();
+                async move {
+                    near.map(TokioIo::new)
+                        .ok_or_else(|| std::io::Error::other("once"))
+                }
+            }))
+            .await
+            .unwrap();
+        NodeClient::new(channel)
+    }
+
+    pub(crate) fn log(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock().unwrap().log)
+    }
+
+    fn create(&self, request: v1::CreateSnapshotRequest) -> Result<v1::CreateSnapshotResponse, Status> {
+        let mut store = self.0.lock().unwrap();
+        store.log.push("create".to_owned());
+        if let Some(reason) = store.refuses {
+            return Err(status(reason, "it refuses"));
+        }
+        let known = store
+            .operations
+            .iter()
+            .position(|operation| *operation == request.operation_id);
+        let at = known.unwrap_or_else(|| {
+            let snapshot = v1::Snapshot {
+                id: format!("snap-{}", store.snapshots.len() + 1),
+                pod_uid: request.pod.unwrap_or_default().uid,
+                disk_bytes: 4096,
+                ..v1::Snapshot::default()
+            };
+            store.snapshots.push(snapshot);
+            store.operations.push(request.operation_id);
+            store.snapshots.len() - 1
+        });
+        Ok(v1::CreateSnapshotResponse {
+            snapshot: Some(store.snapshots[at].clone()),
+            ..v1::CreateSnapshotResponse::default()
+        })
+    }
+
+    fn with<T>(&self, verb: &str, id: &str, act: impl FnOnce(&mut Store, usize) -> T) -> Result<T, Status> {
+        let mut store = self.0.lock().unwrap();
+        store.log.push(verb.to_owned());
+        let at = store.snapshots.iter().position(|snapshot| snapshot.id == id);
+        let at = at.ok_or_else(|| status(Reason::SnapshotNotFound, "no such snapshot"))?;
+        Ok(act(&mut store, at))
+    }
+}
+
+impl NamedService for Agent {
+    const NAME: &'static str = "dormouse.node.v1.Node";
+}
+
+impl Service<Request<Body>> for Agent {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let agent = self.clone();
+        let verb = request
+            .uri()
+            .path()
+            .rsplit('/')
+            .next()
+            .unwrap_or_default()
+            .to_owned();
+        Box::pin(async move {
+            let answer = match verb.as_str() {
+                "CreateSnapshot" => serve(request, move |asked| agent.create(asked)).await,
+                "GetSnapshot" => {
+                    serve(request, move |asked: v1::GetSnapshotRequest| {
+                        agent.with("get", &asked.id, |store, at| v1::GetSnapshotResponse {
+                            snapshot: Some(store.snapshots[at].clone()),
+                            ..v1::GetSnapshotResponse::default()
+                        })
+                    })
+                    .await
+                }
+                "PinSnapshot" => {
+                    serve(request, move |asked: v1::PinSnapshotRequest| {
+                        agent.with("pin", &asked.id, |store, at| {
+                            store.snapshots[at].pinned = true;
+                            v1::PinSnapshotResponse::default()
+                        })
+                    })
+                    .await
+                }
+                "RemoveSnapshot" => {
+                    serve(request, move |asked: v1::RemoveSnapshotRequest| {
+                        agent.with("remove", &asked.id, |store, at| {
+                            store.snapshots.remove(at);
+                            store.operations.remove(at);
+                            v1::RemoveSnapshotResponse::default()
+                        })
+                    })
+                    .await
+                }
+                _ => Status::new(Code::Unimplemented, verb).into_http(),
+            };
+            Ok(answer)
+        })
+    }
+}
+
+/// Answers one call.
+async fn serve<A, B>(
+    request: Request<Body>,
+    answer: impl FnOnce(A) -> Result<B, Status> + Send + 'static,
+) -> Response<Body>
+where
+    A: prost::Message + Default + 'static,
+    B: prost::Message + Default + 'static,
+{
+    struct Once<F>(Option<F>);
+    impl<A, B, F> UnaryService<A> for Once<F>
+    where
+        F: FnOnce(A) -> Result<B, Status>,
+    {
+        type Response = B;
+        type Future = Ready<Result<tonic::Response<B>, Status>>;
+
+        fn call(&mut self, request: tonic::Request<A>) -> Self::Future {
+            let answer = self.0.take().unwrap();
+            ready(answer(request.into_inner()).map(tonic::Response::new))
+        }
+    }
+    Grpc::new(ProstCodec::<B, A>::default())
+        .unary(Once(Some(answer)), request)
+        .await
+}

@@ -1,0 +1,191 @@
+//! A small API server, for tests of what is written.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use http::{Method, Request, Response};
+use kube::Client;
+use kube::client::Body;
+use serde_json::{Value, json};
+
+/// An API server with what tests need: versions, merge patches, names that are taken once, finalizers. All is in namespace `ns`,
+/// or in none.
+#[derive(Clone)]
+pub(crate) struct Server(pub(crate) Arc<Mutex<State>>);
+
+pub(crate) struct State {
+    /// By resource and name.
+    pub(crate) objects: BTreeMap<(String, String), Value>,
+    version: u64,
+    /// What was written.
+    log: Vec<String>,
+    /// How many more writes it takes; then the controller is dead to it.
+    takes: usize,
+    /// Whether there is no room for another object.
+    pub(crate) full: bool,
+}
+
+impl Server {
+    pub(crate) fn empty() -> Self {
+        Self(Arc::new(Mutex::new(State {
+            objects: BTreeMap::new(),
+            version: 100,
+            log: vec![],
+            takes: usize::MAX,
+            full: false,
+        })))
+    }
+
+    pub(crate) fn put<K: serde::Serialize>(&self, resource: &str, object: &K) {
+        let mut object = serde_json::to_value(object).unwrap();
+        let mut state = self.0.lock().unwrap();
+        state.version += 1;
+        object["metadata"]["resourceVersion"] = json!(state.version.to_string());
+        let name = object["metadata"]["name"].as_str().unwrap().to_owned();
+        state.objects.insert((resource.to_owned(), name), object);
+    }
+
+    pub(crate) fn all<K: serde::de::DeserializeOwned>(&self, resource: &str) -> Vec<K> {
+        let state = self.0.lock().unwrap();
+        let of_kind = state.objects.iter().filter(|((kind, _), _)| kind == resource);
+        of_kind
+            .map(|(_, object)| serde_json::from_value(object.clone()).unwrap())
+            .collect()
+    }
+
+    pub(crate) fn log(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock().unwrap().log)
+    }
+
+    pub(crate) fn takes(&self, writes: usize) {
+        self.0.lock().unwrap().takes = writes;
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        let server = self.clone();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let server = server.clone();
+            async move {
+                let (parts, body) = request.into_parts();
+                let body = body.collect_bytes().await?;
+                let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+                let (code, answer) = server.answer(&parts.method, parts.uri.path(), &body)?;
+                let answer = Body::from(serde_json::to_vec(&answer).unwrap());
+                Ok::<_, Box<dyn std::error::Error + Send + Sync>>(
+                    Response::builder().status(code).body(answer).unwrap(),
+                )
+            }
+        });
+        Client::new(service, "ns")
+    }
+
+    fn answer(
+        &self,
+        method: &Method,
+        path: &str,
+        body: &Value,
+    ) -> Result<(u16, Value), Box<dyn std::error::Error + Send + Sync>> {
+        let mut state = self.0.lock().unwrap();
+        let place = path
+            .split("/namespaces/ns/")
+            .nth(1)
+            .or_else(|| path.split("/v1/").nth(1));
+        let mut parts = place.unwrap().split('/');
+        let resource = parts.next().unwrap().to_owned();
+        let name = parts.next().map(str::to_owned);
+        let is_status = parts.next().is_some();
+        if state.takes == 0 {
+            return Err("the controller is dead".into());
+        }
+        state.takes -= 1;
+        let verb = method.as_str().to_lowercase();
+        let what = if is_status {
+            format!("{verb} {resource}/status")
+        } else {
+            format!("{verb} {resource}")
+        };
+        let name = name.unwrap_or_else(|| body["metadata"]["name"].as_str().unwrap_or_default().to_owned());
+        state.log.push(format!("{what} {name}"));
+        state.version += 1;
+        let version = state.version.to_string();
+        let key = (resource, name.clone());
+        if *method == Method::POST {
+            if state.full {
+                return Ok(refused(403, "Forbidden"));
+            }
+            if state.objects.contains_key(&key) {
+                return Ok(refused(409, "AlreadyExists"));
+            }
+            let mut object = body.clone();
+            object["metadata"]["resourceVersion"] = json!(version);
+            object["metadata"]["uid"] = json!(format!("{name}-uid"));
+            state.objects.insert(key, object.clone());
+            return Ok((201, object));
+        }
+        let Some(object) = state.objects.get_mut(&key) else {
+            return Ok(refused(404, "NotFound"));
+        };
+        match method.as_str() {
+            "PATCH" => {
+                let expected = &body["metadata"]["resourceVersion"];
+                if !expected.is_null() && *expected != object["metadata"]["resourceVersion"] {
+                    return Ok(refused(409, "Conflict"));
+                }
+                let patch = if is_status {
+                    json!({ "status": body["status"] })
+                } else {
+                    body.clone()
+                };
+                merge(object, &patch);
+                object["metadata"]["resourceVersion"] = json!(version);
+                let object = object.clone();
+                if !object["metadata"]["deletionTimestamp"].is_null() && !is_held(&object) {
+                    state.objects.remove(&key);
+                }
+                Ok((200, object))
+            }
+            "DELETE" if is_held(object) => {
+                object["metadata"]["deletionTimestamp"] = json!("2027-01-01T00:00:00Z");
+                object["metadata"]["resourceVersion"] = json!(version);
+                Ok((200, object.clone()))
+            }
+            "DELETE" => {
+                state.objects.remove(&key);
+                Ok((200, json!({"kind": "Status", "status": "Success"})))
+            }
+            _ => Ok((200, object.clone())),
+        }
+    }
+}
+
+fn refused(code: u16, reason: &str) -> (u16, Value) {
+    let answer = json!({
+        "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason, "code": code, "message": reason,
+    });
+    (code, answer)
+}
+
+fn is_held(object: &Value) -> bool {
+    object["metadata"]["finalizers"]
+        .as_array()
+        .is_some_and(|finalizers| !finalizers.is_empty())
+}
+
+/// As the API server applies a JSON merge patch.
+pub(crate) fn merge(into: &mut Value, patch: &Value) {
+    let Value::Object(patch) = patch else {
+        *into = patch.clone();
+        return;
+    };
+    if !into.is_object() {
+        *into = json!({});
+    }
+    let into = into.as_object_mut().unwrap();
+    for (key, value) in patch {
+        if value.is_null() {
+            into.remove(key);
+        } else {
+            merge(into.entry(key.clone()).or_insert(Value::Null), value);
+        }
+    }
+}
