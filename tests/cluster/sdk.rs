@@ -39,7 +39,6 @@ fn template(space: &str, name: &str, spec: &Value) -> Value {
                 "containers": [{
                     "name": "runtime", "image": PYTHON, "imagePullPolicy": "Never",
                     "command": ["python3", "-u", "-c", RUNTIME],
-                    "env": [{"name": "LANG", "value": "C.UTF-8"}],
                     "ports": [{"containerPort": 8888}],
                     "readinessProbe": {"httpGet": {"path": "/", "port": 8888}, "periodSeconds": 1},
                     "resources": {
@@ -106,7 +105,8 @@ async fn the_python_client_claims_works_with_and_ends_sandboxes() {
     let space = "sdk";
     let cluster = installed().await;
     namespace(&cluster, space).await;
-    let mut sleepy = template(space, "sleepy", &json!({"idleTimeout": "3s"}));
+    let spec = json!({"idleTimeout": "3s", "envVarsInjectionPolicy": "Disallowed"});
+    let mut sleepy = template(space, "sleepy", &spec);
     // A probe's connection would wake it.
     sleepy["spec"]["podTemplate"]["spec"]["containers"][0]
         .as_object_mut()

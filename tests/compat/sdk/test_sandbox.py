@@ -1,7 +1,7 @@
 """The Python client as it comes: claims, commands, files, and the end of a sandbox.
 
-Pools, made by tests/cluster/sdk.rs: `python` has standbys, `sleepy` has none and its sandboxes sleep when they are idle,
-`orphan` has no template.
+Pools, made by tests/cluster/sdk.rs: `python` has standbys; `sleepy` has none, its sandboxes sleep when they are idle and take
+no variables; `orphan` has no template.
 """
 
 import io
@@ -83,7 +83,7 @@ class Claims(SandboxTest):
         sandbox = self.create(env={"WORD": "of its own"}, pod_annotations={"example.org/note": "cold"})
         self.assertEqual(sandbox.sandbox_id, sandbox.claim_name)
         self.assertEqual(self.object(sandbox)["metadata"]["labels"]["agents.x-k8s.io/launch-type"], "cold")
-        self.assertEqual(sandbox.commands.run("printenv WORD").stdout, "of its own\n")
+        self.assertEqual(sandbox.commands.run("sh -c 'echo $WORD'").stdout, "of its own\n")
         annotations = pod(self.client, sandbox.sandbox_id).metadata.annotations
         self.assertEqual(annotations["example.org/note"], "cold")
 
@@ -94,9 +94,8 @@ class Claims(SandboxTest):
             self.create("orphan", labels={"team": "none"})
         with self.assertRaisesRegex(SandboxClaimFailedError, "InvalidMetadata"):
             self.create(labels={"team": "none"}, pod_labels={"example.org/team": "red"})
-        # The template allows more variables, not other values.
         with self.assertRaisesRegex(SandboxClaimFailedError, "EnvVarsInjectionRejected"):
-            self.create(labels={"team": "none"}, env={"LANG": "de_DE"})
+            self.create("sleepy", labels={"team": "none"}, env={"WORD": "unwanted"})
         until("no claims", lambda: not self.client.list_all_sandboxes(NAMESPACE, "team=none"))
 
     def test_a_claim_has_one_sandbox_whoever_asks(self):
