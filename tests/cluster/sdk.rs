@@ -122,6 +122,7 @@ async fn the_python_client_claims_works_with_and_ends_sandboxes() {
         cluster.apply(&object).await.unwrap();
     }
     run(&cluster, space, "test_sandbox").await;
+    run(&cluster, space, "test_async").await;
     // What ends in Python ends in the cluster; only the standby is left.
     wait::until("no sandboxes but the pool's", LIMIT, async || {
         let claims = cluster
@@ -135,6 +136,7 @@ async fn the_python_client_claims_works_with_and_ends_sandboxes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "nothing serves podsnapshot.gke.io/v1 yet"]
 async fn the_python_client_for_snapshots_suspends_and_resumes_with_the_memory_kept() {
     let space = "sdk-snapshots";
     let cluster = installed().await;

@@ -162,6 +162,11 @@ class Work(SandboxTest):
             until("the sandbox to sleep", lambda: self.is_dormant(sandbox))
             self.assertEqual(sandbox.status()[0], "SandboxReady")
             self.assertEqual(ask_keeper(sandbox), (word, asked + 1))
+            # The commands keep it awake for as long as it takes until that is said.
+            until(
+                "a word that it is awake",
+                lambda: sandbox.commands.run("true").exit_code == 0 and not self.is_dormant(sandbox),
+            )
         after = pod(self.client, sandbox.sandbox_id)
         self.assertEqual(after.metadata.uid, before.metadata.uid)
         self.assertEqual(after.status.container_statuses[0].restart_count, 0)
