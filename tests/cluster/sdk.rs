@@ -8,10 +8,10 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use dormouse_testkit::host::wait;
-use dormouse_testkit::{Cluster, PYTHON};
+use dormouse_testkit::{Cluster, ClusterOptions, PYTHON};
 use serde_json::{Value, json};
 
-use crate::installed::{installed, words};
+use crate::installed::{install, installed, words};
 use crate::python::python;
 use crate::support::{LIMIT, namespace};
 
@@ -136,10 +136,11 @@ async fn the_python_client_claims_works_with_and_ends_sandboxes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "nothing serves podsnapshot.gke.io/v1 yet"]
 async fn the_python_client_for_snapshots_suspends_and_resumes_with_the_memory_kept() {
     let space = "sdk-snapshots";
-    let cluster = installed().await;
+    // A cluster of its own: the others' tests are those of clusters that do not serve these kinds.
+    let cluster = Cluster::up(ClusterOptions::default()).await.unwrap();
+    install(&cluster, &["controller.podSnapshots=true"]).await;
     namespace(&cluster, space).await;
     cluster
         .apply(&template(space, "python", &json!({})))
@@ -147,4 +148,5 @@ async fn the_python_client_for_snapshots_suspends_and_resumes_with_the_memory_ke
         .unwrap();
     cluster.apply(&pool(space, "python", 1)).await.unwrap();
     run(&cluster, space, "test_snapshots").await;
+    cluster.down().unwrap();
 }
