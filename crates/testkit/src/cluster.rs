@@ -330,6 +330,13 @@ impl Cluster {
         self.client.command("kubectl")
     }
 
+    /// A program that speaks to the cluster as administrator and has nothing of the settings that the person at this host may have
+    /// for that; `kubectl` in its PATH is the cluster's.
+    #[must_use]
+    pub fn client_command(&self, program: &Path) -> std::process::Command {
+        self.client.command_of(program)
+    }
+
     /// Runs helm as administrator, and returns what it printed.
     ///
     /// # Errors

@@ -38,6 +38,8 @@ enum Probe {
     Tool(&'static str),
     /// Any one of these files.
     File(&'static [&'static str]),
+    /// A module of the Python that is first in PATH.
+    PythonModule(&'static str),
 }
 
 const NEEDS: &[Need] = &[
@@ -118,6 +120,12 @@ const NEEDS: &[Need] = &[
         group: Group::Cluster,
         what: Probe::Tool("openssl"),
         package: "openssl",
+    },
+    Need {
+        group: Group::Cluster,
+        // Debian has `venv` in its standard library, but not the pip that it puts into an environment.
+        what: Probe::PythonModule("ensurepip"),
+        package: "python3-venv",
     },
     Need {
         group: Group::Fuzz,
@@ -213,6 +221,9 @@ impl Probe {
         match self {
             Self::Tool(tool) => find_tool(tool),
             Self::File(files) => files.iter().any(|file| Path::new(file).exists()),
+            Self::PythonModule(module) => {
+                exec::capture(Command::new("python3").args(["-c", &format!("import {module}")])).is_ok()
+            }
         }
     }
 
@@ -220,6 +231,7 @@ impl Probe {
         match self {
             Self::Tool(tool) => tool,
             Self::File(files) => files.first().copied().unwrap_or("a file"),
+            Self::PythonModule(module) => module,
         }
     }
 }

@@ -48,9 +48,15 @@ pub(super) fn update(conditions: &mut Vec<Condition>, sight: &Sight<'_>, now: Ti
             .pod
             .own()
             .is_some_and(|pod| pod.metadata.deletion_timestamp.is_some());
+    let is_suspended = sight.sandbox.spec.operating_mode == OperatingMode::Suspended;
     for (type_, condition) in all {
         // Whether it slept says whether its memory went with the pod.
-        if type_ == DORMANT && (is_going || *sight.stand == Stand::Silent) {
+        if type_ == DORMANT && is_going {
+            continue;
+        }
+        // What was said of its sleep stands.
+        let says_it = type_ == DORMANT || (is_suspended && [SUSPENDED, READY].contains(&type_));
+        if *sight.stand == Stand::Silent && says_it {
             continue;
         }
         match condition {

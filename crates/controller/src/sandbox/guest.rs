@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use dormouse_api::agents::{Fallback, OperatingMode, Sandbox, SnapshotRef, SuspensionType};
-use dormouse_api::conditions::{restored, suspended};
+use dormouse_api::conditions::{SUSPENDED, restored, suspended};
 use dormouse_api::gke::POD_RESTORED;
 use dormouse_core::{ANNOTATION_RESTORE_FROM, Rung};
 use jiff::Timestamp;
@@ -141,6 +141,7 @@ pub(super) fn unheard(observed: &Observed, pod: &Pod) -> Stand {
     let node = node_of(pod);
     let what = format!("the agent of node {node} does not answer for the pod");
     match (is_to_sleep(sandbox), was_put_to_sleep(sandbox)) {
+        (true, _) if is_said_to_sleep(sandbox) && !observed.node.is_lost() => Stand::Silent,
         (true, _) => Stand::FallingAsleep(what),
         (false, true) => Stand::WakingUp(what),
         (false, false) if !lost::slept(conditions(sandbox)) && !is_saved_in_place(sandbox, pod) => {
@@ -158,6 +159,16 @@ pub(super) fn unheard(observed: &Observed, pod: &Pod) -> Stand {
             ))
         }
     }
+}
+
+/// Whether it was last said to be suspended with its guest asleep, as it is to be now: a guest does not wake because its agent, or
+/// the controller, starts again.
+fn is_said_to_sleep(sandbox: &Sandbox) -> bool {
+    objects::condition(conditions(sandbox), SUSPENDED).is_some_and(|said| {
+        said.status == "True"
+            && said.reason == suspended::GUEST_ASLEEP
+            && said.observed_generation == sandbox.metadata.generation
+    })
 }
 
 /// Whether the sandbox's memory was last known to be in a snapshot, and not for another pod to be filled from.

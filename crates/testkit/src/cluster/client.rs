@@ -1,6 +1,7 @@
 //! kubectl and helm, as the administrator of one cluster.
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -37,11 +38,17 @@ impl Client {
 
     /// One of the programs, with nothing of the settings that the person at this host may have for it.
     pub(super) fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(self.bin.join(program));
+        self.command_of(&self.bin.join(program))
+    }
+
+    /// The same for a program of somebody else's; what it starts itself finds kubectl and helm.
+    pub(super) fn command_of(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
         for variable in PROXIES {
             command.env_remove(variable);
         }
         command
+            .env("PATH", self.path())
             .env("KUBECONFIG", self.kubeconfig())
             .env("KUBERC", "off")
             .env("KUBECACHEDIR", self.dir.join("client/kubectl"));
@@ -53,6 +60,16 @@ impl Client {
             command.env(variable, self.dir.join(folder));
         }
         command
+    }
+
+    /// Where programs are looked for: those that are as old as the cluster come first.
+    fn path(&self) -> OsString {
+        let mut path = self.bin.clone().into_os_string();
+        if let Some(inherited) = std::env::var_os("PATH") {
+            path.push(":");
+            path.push(inherited);
+        }
+        path
     }
 
     /// Runs kubectl to its end, and returns what it printed.

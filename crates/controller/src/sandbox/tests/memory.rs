@@ -238,6 +238,28 @@ pub(super) fn resumed(fallback: Option<Fallback>) -> (Sandbox, Pod) {
 }
 
 #[test]
+fn one_that_is_suspended_stays_so_while_its_agent_is_not_heard() {
+    let mut sandbox = with_strategy(SuspensionType::Freeze);
+    sandbox.spec.operating_mode = OperatingMode::Suspended;
+    let mut observed = with(sandbox.clone());
+    observed.pods = vec![Arc::new(pod_of(&sandbox))];
+    observed.guest = guest(Rung::Dozing, 3);
+    let asleep = decide(&observed).status;
+    let sandbox = Arc::make_mut(&mut observed.sandbox);
+    sandbox.status = Some(asleep.clone());
+    observed.guest = Sight::Unreachable;
+    assert_eq!(said(&decide(&observed), "Suspended").unwrap().1, "GuestAsleep");
+    assert_eq!(decide(&observed).status, asleep);
+    // Told something new, it is not known whether that has come about.
+    let sandbox = Arc::make_mut(&mut observed.sandbox);
+    sandbox.metadata.generation = sandbox.metadata.generation.map(|generation| generation + 2);
+    assert_eq!(
+        said(&decide(&observed), "Suspended").unwrap().1,
+        "GuestFallingAsleep"
+    );
+}
+
+#[test]
 fn resumed_the_new_pod_waits_for_leave_and_goes_where_the_snapshot_is() {
     let (sandbox, pod) = resumed(None);
     let spec = pod.spec.clone().unwrap();
