@@ -10,6 +10,7 @@ mod metadata;
 mod next;
 mod pod;
 mod policy;
+mod probes;
 mod reconcile;
 mod service;
 mod step;

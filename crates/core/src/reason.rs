@@ -219,8 +219,8 @@ reasons! {
     // Probes that the agent runs.
     /// The pod's probes say that it is ready.
     ProbesPassed,
-    /// A container of the pod is not ready, as its readiness probe says.
-    ReadinessProbeFailed,
+    /// The pod's probes do not say that it is ready.
+    ProbesNotPassed,
     /// A container of the pod failed its liveness probe and is stopped, for the kubelet to start it again.
     LivenessProbeFailed,
     /// A container of the pod did not start, as its startup probe says, and is stopped, for the kubelet to start it again.

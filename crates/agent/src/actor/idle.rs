@@ -18,6 +18,10 @@ pub(super) struct CpuMeter {
     floor_millicores: u32,
     last: Option<(Moment, u64)>,
     due: Option<Moment>,
+    /// Since when somebody works in the pod on the node's behalf, and the use by then.
+    excused_since: Option<(Moment, u64)>,
+    /// For how long, and with how much use, since the last reading.
+    excused: (Duration, u64),
 }
 
 impl CpuMeter {
@@ -26,6 +30,26 @@ impl CpuMeter {
             floor_millicores,
             last: None,
             due: None,
+            excused_since: None,
+            excused: (Duration::ZERO, 0),
+        }
+    }
+
+    /// Whether use is measured at all now.
+    pub(super) const fn is_on(&self) -> bool {
+        self.due.is_some()
+    }
+
+    /// What is used from here on is the node's own doing, as a probe's, and no sign of life.
+    pub(super) fn excuse(&mut self, now: Moment, cpu_nanos: u64) {
+        self.excused_since.get_or_insert((now, cpu_nanos));
+    }
+
+    /// Ends that.
+    pub(super) fn excuse_no_more(&mut self, now: Moment, cpu_nanos: u64) {
+        if let Some((since, before)) = self.excused_since.take() {
+            self.excused.0 = self.excused.0.saturating_add(now.since(since));
+            self.excused.1 = self.excused.1.saturating_add(cpu_nanos.saturating_sub(before));
         }
     }
 
@@ -35,21 +59,33 @@ impl CpuMeter {
     }
 
     /// Forgets what was measured: the pod slept meanwhile.
-    pub(super) const fn reset(&mut self) {
+    pub(super) fn reset(&mut self) {
         self.last = None;
         self.due = None;
+        self.excused_since = None;
+        self.excused = (Duration::ZERO, 0);
     }
 
     /// Takes a reading; whether the use since the last one is above the floor.
     fn read(&mut self, now: Moment, cpu_nanos: u64) -> bool {
+        if self.excused_since.is_some() {
+            self.excuse_no_more(now, cpu_nanos);
+            self.excuse(now, cpu_nanos);
+        }
+        let (excused, excused_nanos) = std::mem::take(&mut self.excused);
         let Some((then, before)) = self.last.replace((now, cpu_nanos)) else {
             return false;
         };
-        let elapsed = now.since(then).as_nanos();
-        if elapsed == 0 {
+        let (mut elapsed, mut used) = (now.since(then), cpu_nanos.saturating_sub(before));
+        // Of one that is hardly ever left to itself, all counts: its own use would not be seen otherwise.
+        if excused <= elapsed / 4 * 3 {
+            elapsed = elapsed.saturating_sub(excused);
+            used = used.saturating_sub(excused_nanos);
+        }
+        if elapsed.is_zero() {
             return false;
         }
-        let millicores = u128::from(cpu_nanos.saturating_sub(before)) * 1000 / elapsed;
+        let millicores = u128::from(used) * 1000 / elapsed.as_nanos();
         millicores >= u128::from(self.floor_millicores.max(1))
     }
 }
@@ -89,6 +125,24 @@ impl Actor {
             }
         }
     }
+
+    /// A probe begins (`excused`), or the last of them has ended: what the guest computes for them says nothing.
+    pub(super) async fn excuse_cpu(&mut self, excused: bool) {
+        if !self.idle.is_on() {
+            return;
+        }
+        let Some(driver) = self.kind.and_then(|kind| self.ctx.driver(kind)) else {
+            return;
+        };
+        if let Ok(resident) = driver.resident(&self.guest).await {
+            let now = crate::clock::now();
+            if excused {
+                self.idle.excuse(now, resident.cpu_nanos);
+            } else {
+                self.idle.excuse_no_more(now, resident.cpu_nanos);
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -105,5 +159,28 @@ mod tests {
         assert!(!meter.read(at(2), 900_000_000), "no time passed");
         meter.reset();
         assert!(!meter.read(at(3), u64::MAX));
+    }
+
+    #[test]
+    fn what_is_done_for_a_probe_does_not_count() {
+        let at = |ms| Moment::from_start(Duration::from_millis(ms));
+        let mut meter = CpuMeter::new(50);
+        meter.read(at(0), 0);
+        meter.excuse(at(100), 1_000_000);
+        meter.excuse(at(150), 2_000_000);
+        meter.excuse_no_more(at(400), 201_000_000);
+        assert!(
+            !meter.read(at(1000), 220_000_000),
+            "200 of 220 ms were the probe's"
+        );
+        // One that goes on over a reading.
+        meter.excuse(at(1900), 230_000_000);
+        assert!(!meter.read(at(2000), 330_000_000));
+        meter.excuse_no_more(at(2100), 430_000_000);
+        assert!(!meter.read(at(3000), 450_000_000));
+        assert!(meter.read(at(4000), 600_000_000), "its own");
+        // The guest is never left to itself.
+        meter.excuse(at(4100), 600_000_000);
+        assert!(meter.read(at(5000), 900_000_000));
     }
 }

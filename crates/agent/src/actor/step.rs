@@ -1,10 +1,12 @@
 //! Runs one step through a driver, behind the actor's back, and reports how it went.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use dormouse_core::{Abilities, ClaimKind, Input, Reason, Rung, ShellSight, StepEnd, Transition};
 use dormouse_runtime::{AnyDriver, Cancel, Driver as _, Guest, StopState};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::save::{Saving, StepFailed};
 use super::{Actor, Message};
@@ -17,6 +19,9 @@ use crate::view::NewsKind;
 
 /// Of a pod that has less than this in memory, in bytes, it is not said that little of it could be pushed out.
 const SMALL: u64 = 64 << 20;
+
+/// How long a step waits for the end of the probes that were on their way.
+const PROBES: Duration = Duration::from_secs(3);
 
 impl Actor {
     /// Starts a step; its end comes back as a message.
@@ -58,6 +63,7 @@ impl Actor {
             gate: self.ctx.gate.clone(),
             rung: self.state.rung,
             refused,
+            probes: self.probing.last_runs(),
             // Only what had left RAM needs room there again.
             bytes: match transition {
                 Transition::MakeShell => crate::shells::ESTIMATE,
@@ -251,6 +257,8 @@ pub(super) struct Running {
     pub(super) rung: Rung,
     /// Why it is not done at all.
     refused: Option<Reason>,
+    /// Probes that were on their way when the step was decided.
+    probes: TaskTracker,
     bytes: u64,
     pub(super) saving: Saving,
 }
@@ -258,6 +266,7 @@ pub(super) struct Running {
 impl Running {
     async fn run(self, transition: Transition) -> StepReport {
         let mut report = StepReport::new(transition);
+        self.quiet(&mut report).await;
         let asked = clock::now();
         let claim = match transition {
             Transition::Wake(_) | Transition::ColdStart(_) => Some((ClaimKind::Wake, self.bytes)),
@@ -307,6 +316,21 @@ impl Running {
             }
         }
         report
+    }
+
+    /// Waits until nothing of a probe is left: a command that meets a stopped guest would hang, and what a connection still
+    /// sends would wake it. A command that takes long is waited for no longer than others' are.
+    async fn quiet(&self, report: &mut StepReport) {
+        if self.probes.is_empty() {
+            return;
+        }
+        let asked = clock::now();
+        tokio::select! {
+            () = self.probes.wait() => {}
+            () = tokio::time::sleep(PROBES) => {}
+            () = self.queue.cancelled() => {}
+        }
+        report.phase("probes", clock::now().since(asked));
     }
 
     /// Waits for a turn; for another one, if it becomes urgent meanwhile.

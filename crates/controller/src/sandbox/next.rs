@@ -13,7 +13,8 @@ use super::conditions::{self, ips};
 use super::guest::{self, Stand};
 use super::pod::{PodNext, PodSight};
 use super::policy::strategy;
-use super::{Step, Trouble, capacity, expiry, pod, service, volumes};
+use super::probes::Probed;
+use super::{Step, Trouble, capacity, expiry, pod, probes, service, volumes};
 use crate::agents::Sight;
 use crate::objects::{self, is_true};
 
@@ -63,6 +64,7 @@ pub struct Next {
     /// Steps that nobody waits for, once the status is written.
     pub later: Vec<Step>,
     pub(super) stand: Stand,
+    pub(super) probed: Probed,
     pub(super) memory_lost: Option<String>,
     pub(super) write_down: Option<SnapshotRef>,
     pub(super) pod: PodSight,
@@ -117,9 +119,11 @@ pub fn next(observed: &Observed, settings: &Settings, now: Timestamp) -> Next {
     next.steps.extend(found.guest.steps);
     next.later.extend(found.guest.later);
     if let Some(pod) = next.pod.own() {
-        let open = sandbox.spec.operating_mode == OperatingMode::Running
+        let runs = sandbox.spec.operating_mode == OperatingMode::Running
             && !matches!(next.stand, Stand::WakingUp(_));
-        next.later.extend(guest::readiness(pod, open, now));
+        next.probed = probes::probed(observed, pod);
+        next.later
+            .extend(guest::readiness(pod, runs, &next.probed, now));
         next.later.extend(capacity::resize(sandbox, pod, &next.stand));
     }
     // Nobody says when a stranger goes.
@@ -210,6 +214,7 @@ fn status(
         pod: &next.pod,
         service: next.service,
         stand: &next.stand,
+        probed: &next.probed,
         troubles: &next.troubles,
     };
     conditions::update(&mut status.conditions, &sight, now);
@@ -232,7 +237,7 @@ fn remember_memory(status: &mut SandboxStatus, sandbox: &Sandbox, next: &Next, n
         && next
             .pod
             .own()
-            .is_some_and(|pod| conditions::is_ready(pod, &next.stand));
+            .is_some_and(|pod| conditions::is_ready(pod, &next.stand, &next.probed));
     if is_up && let Some(snapshot) = status.snapshot.take() {
         let message = format!("restored from snapshot {}", snapshot.name);
         conditions::restored(all, sandbox, true, restored::SNAPSHOT_RESTORED, message, now);

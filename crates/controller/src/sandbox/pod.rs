@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use dormouse_api::agents::{Sandbox, SnapshotRef};
 use dormouse_api::names::{annotations, labels, name_hash};
+use dormouse_core::ANNOTATION_PROBES;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -11,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::guest::{self, GuestNext, Hibernation, Restore, Stand};
 use super::metadata::{PodMetadata, owners_with};
-use super::{Observed, Step, Trouble, volumes};
+use super::{Observed, Step, Trouble, probes, volumes};
 use crate::objects::{self, Ownership, owner_reference, ownership};
 
 /// What there is of the pod once the steps are done.
@@ -105,7 +106,7 @@ pub(super) fn run(
         PodSight::Foreign => return adopt(observed, steps).map(PodNext::of),
         PodSight::Absent | PodSight::Unknown if !may_create => return Ok(PodNext::default()),
         PodSight::Absent | PodSight::Unknown => {
-            let pod = build(sandbox);
+            let pod = build(sandbox)?;
             track(sandbox, objects::name(&pod.metadata), steps, |steps| {
                 steps.push(Step::CreatePod(Box::new(pod.clone())));
             });
@@ -280,11 +281,18 @@ fn forget(sandbox: &Sandbox, steps: &mut Vec<Step>) {
 }
 
 /// The pod that a sandbox describes.
-pub(super) fn build(sandbox: &Sandbox) -> Pod {
-    let (pod_labels, pod_annotations) = PodMetadata::of(sandbox).into_maps();
+///
+/// # Errors
+/// Its probes cannot be run by the agent, which has to.
+pub(super) fn build(sandbox: &Sandbox) -> Result<Pod, Trouble> {
+    let (pod_labels, mut pod_annotations) = PodMetadata::of(sandbox).into_maps();
     let mut spec = sandbox.spec.pod_template.spec.clone();
     volumes::mount(&mut spec, sandbox);
-    guest::gate(sandbox, &mut spec);
+    let probes = probes::move_out(sandbox, &mut spec)?;
+    guest::gate(sandbox, probes.is_some(), &mut spec);
+    if let Some(probes) = probes {
+        pod_annotations.insert(ANNOTATION_PROBES.to_owned(), probes);
+    }
     let mut pod = Pod {
         metadata: ObjectMeta {
             name: sandbox.metadata.name.clone(),
@@ -304,7 +312,7 @@ pub(super) fn build(sandbox: &Sandbox) -> Pod {
     if let Some(snapshot) = snapshot {
         guest::fill(&mut pod, snapshot);
     }
-    pod
+    Ok(pod)
 }
 
 /// As the API server answers for it.

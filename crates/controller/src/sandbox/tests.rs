@@ -2,6 +2,7 @@
 
 mod capacity;
 mod memory;
+mod probes;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -471,7 +472,7 @@ fn labels_and_annotations_come_and_go_with_the_template() {
         labels: map(&[("team", "b"), (labels::SANDBOX_NAME_HASH, "evil")]),
         annotations: map(&[("note", "1"), ("agents.x-k8s.io/anything", "evil")]),
     });
-    let built = super::pod::build(&sandbox).metadata;
+    let built = super::pod::build(&sandbox).unwrap().metadata;
     let hash = name_hash("box");
     assert_eq!(
         built.labels,

@@ -23,7 +23,7 @@ fn sleeper(rung: Rung, cpu: &str, memory: &str) -> Observed {
     sandbox.spec.idle_timeout = Some("1m".to_owned());
     sandbox.spec.pod_template.spec.containers[0].resources = asking("500m", "256Mi");
     let mut pod = ready(own_pod(&sandbox));
-    pod.metadata.annotations = crate::sandbox::pod::build(&sandbox).metadata.annotations;
+    pod.metadata.annotations = crate::sandbox::pod::build(&sandbox).unwrap().metadata.annotations;
     pod.spec.as_mut().unwrap().containers = vec![Container {
         name: "main".to_owned(),
         resources: asking(cpu, memory),
@@ -45,6 +45,7 @@ fn sleeper(rung: Rung, cpu: &str, memory: &str) -> Observed {
         snapshot: None,
         reason: String::new(),
         message: String::new(),
+        probes: None,
     }));
     observed
 }

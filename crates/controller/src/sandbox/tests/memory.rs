@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::PodSchedulingGate;
 use super::*;
 use crate::agents::{Guest, Order};
 
-fn with_strategy(type_: SuspensionType) -> Sandbox {
+pub(super) fn with_strategy(type_: SuspensionType) -> Sandbox {
     let mut sandbox = annotated(sandbox(), annotations::POD_NAME, "box");
     sandbox.spec.suspension_strategy = Some(SuspensionStrategy {
         type_,
@@ -16,7 +16,7 @@ fn with_strategy(type_: SuspensionType) -> Sandbox {
     sandbox
 }
 
-fn guest(rung: Rung, generation: u64) -> Sight {
+pub(super) fn guest(rung: Rung, generation: u64) -> Sight {
     Sight::Seen(Box::new(Guest {
         uid: "pod-1".to_owned(),
         namespace: "ns".to_owned(),
@@ -30,13 +30,14 @@ fn guest(rung: Rung, generation: u64) -> Sight {
         snapshot: (rung == Rung::Hibernated).then(|| "snap-1".to_owned()),
         reason: String::new(),
         message: String::new(),
+        probes: None,
     }))
 }
 
 /// A pod that has what the sandbox's own would have.
-fn pod_of(sandbox: &Sandbox) -> Pod {
+pub(super) fn pod_of(sandbox: &Sandbox) -> Pod {
     let mut pod = ready(own_pod(sandbox));
-    let built = crate::sandbox::pod::build(sandbox);
+    let built = crate::sandbox::pod::build(sandbox).unwrap();
     pod.metadata.labels = built.metadata.labels;
     pod.metadata.annotations = built.metadata.annotations;
     let spec = built.spec.unwrap();
@@ -57,14 +58,14 @@ fn pod_of(sandbox: &Sandbox) -> Pod {
     pod
 }
 
-fn seen(sandbox: &Sandbox, guest: Sight) -> Observed {
+pub(super) fn seen(sandbox: &Sandbox, guest: Sight) -> Observed {
     let mut observed = with(sandbox.clone());
     observed.pods = vec![Arc::new(pod_of(sandbox))];
     observed.guest = guest;
     observed
 }
 
-fn later(next: &Next) -> Vec<&'static str> {
+pub(super) fn later(next: &Next) -> Vec<&'static str> {
     next.later.iter().map(Step::what).collect()
 }
 
@@ -72,14 +73,14 @@ fn later(next: &Next) -> Vec<&'static str> {
 fn the_pod_of_a_sandbox_that_sleeps_is_born_with_its_policy_and_a_gate() {
     let mut sandbox = with_strategy(SuspensionType::Freeze);
     sandbox.spec.idle_timeout = Some("5m".to_owned());
-    let pod = crate::sandbox::pod::build(&sandbox);
+    let pod = crate::sandbox::pod::build(&sandbox).unwrap();
     let annotations = pod.metadata.annotations.unwrap();
     assert_eq!(annotations["dormouse.dev/managed"], "true");
     assert_eq!(annotations["dormouse.dev/idle-timeout"], "5m");
     let gates = pod.spec.unwrap().readiness_gates.unwrap();
     assert_eq!(gates[0].condition_type, crate::sandbox::READINESS_GATE);
     // One that does not sleep is as it would be anywhere.
-    let plain = crate::sandbox::pod::build(&self::sandbox());
+    let plain = crate::sandbox::pod::build(&self::sandbox()).unwrap();
     assert_eq!(plain.metadata.annotations, None);
     assert_eq!(plain.spec.unwrap().readiness_gates, None);
 }
