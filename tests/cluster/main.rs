@@ -14,6 +14,7 @@ mod life;
 mod memory;
 mod nodes;
 mod pods;
+mod probes;
 mod restarts;
 mod sandboxes;
 mod support;

@@ -152,8 +152,10 @@ fn redirect(
     path: &str,
 ) -> Option<(SocketAddr, Scheme, String)> {
     let location = response.headers().get(LOCATION)?.to_str().ok()?;
-    let uri: Uri = location.parse().ok()?;
-    let Some(authority) = uri.authority() else {
+    if location.starts_with("//") {
+        return None;
+    }
+    if !location.contains("://") {
         // To another place on the same server.
         let path = if location.starts_with('/') {
             location.to_owned()
@@ -162,7 +164,9 @@ fn redirect(
             format!("{before}/{location}")
         };
         return Some((from, scheme, path));
-    };
+    }
+    let uri: Uri = location.parse().ok()?;
+    let authority = uri.authority()?;
     let host = authority.host().trim_start_matches('[').trim_end_matches(']');
     if host.parse() != Ok(from.ip()) {
         return None;

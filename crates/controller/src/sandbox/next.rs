@@ -122,8 +122,7 @@ pub fn next(observed: &Observed, settings: &Settings, now: Timestamp) -> Next {
         let runs = sandbox.spec.operating_mode == OperatingMode::Running
             && !matches!(next.stand, Stand::WakingUp(_));
         next.probed = probes::probed(observed, pod);
-        next.later
-            .extend(guest::readiness(pod, runs, &next.probed, now));
+        next.later.extend(guest::readiness(pod, runs, &next.probed, now));
         next.later.extend(capacity::resize(sandbox, pod, &next.stand));
     }
     // Nobody says when a stranger goes.

@@ -136,7 +136,10 @@ pub(super) fn probed(observed: &Observed, pod: &Pod) -> Probed {
 }
 
 fn was_ready(pod: &Pod) -> bool {
-    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_deref());
+    let conditions = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_deref());
     conditions
         .unwrap_or_default()
         .iter()

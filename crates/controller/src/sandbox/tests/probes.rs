@@ -33,7 +33,11 @@ fn sleepy(containers: Vec<Container>) -> Sandbox {
 
 fn gates(pod: &Pod) -> Vec<String> {
     let gates = pod.spec.as_ref().unwrap().readiness_gates.clone();
-    gates.unwrap_or_default().into_iter().map(|gate| gate.condition_type).collect()
+    gates
+        .unwrap_or_default()
+        .into_iter()
+        .map(|gate| gate.condition_type)
+        .collect()
 }
 
 #[test]
@@ -56,10 +60,20 @@ fn all_three_kinds_move_into_the_annotation() {
     );
     let all = pod.metadata.annotations.as_ref().unwrap();
     let probes = Probes::from_json(&all[ANNOTATION_PROBES]).unwrap();
-    let [main] = probes.containers() else { panic!("{probes:?}") };
-    assert!(matches!(&main.liveness.as_ref().unwrap().action, ProbeAction::Exec { command } if command[0] == "cat"));
-    assert!(matches!(&main.readiness.as_ref().unwrap().action, ProbeAction::Http { port: 8080, .. }));
-    assert!(matches!(main.startup.as_ref().unwrap().action, ProbeAction::Tcp { port: 8080 }));
+    let [main] = probes.containers() else {
+        panic!("{probes:?}")
+    };
+    assert!(
+        matches!(&main.liveness.as_ref().unwrap().action, ProbeAction::Exec { command } if command[0] == "cat")
+    );
+    assert!(matches!(
+        &main.readiness.as_ref().unwrap().action,
+        ProbeAction::Http { port: 8080, .. }
+    ));
+    assert!(matches!(
+        main.startup.as_ref().unwrap().action,
+        ProbeAction::Tcp { port: 8080 }
+    ));
     assert_eq!(gates(&pod), [READINESS_GATE], "what they say has to be shown");
     // It is what the pod was born with: a template that changes does not change it.
     let propagated = &all[annotations::PROPAGATED_ANNOTATIONS];
@@ -108,13 +122,17 @@ fn probes_that_the_agent_cannot_run_are_said_so() {
         message.to_owned()
     };
     let with_probe = |probe: Value| container(json!({"name": "main", "livenessProbe": probe}));
-    let message = refused(vec![with_probe(json!({"tcpSocket": {"port": 80, "host": "10.0.0.1"}}))]);
+    let message = refused(vec![with_probe(
+        json!({"tcpSocket": {"port": 80, "host": "10.0.0.1"}}),
+    )]);
     assert!(message.contains("liveness probe of container main"), "{message}");
     assert!(message.contains("host"), "{message}");
     let message = refused(vec![with_probe(json!({"httpGet": {"port": "nosuch"}}))]);
     assert!(message.contains("nosuch"), "{message}");
     let long = json!({"exec": {"command": ["x".repeat(10_000)]}});
-    let many = (0..10).map(|n| container(json!({"name": format!("c{n}"), "livenessProbe": long}))).collect();
+    let many = (0..10)
+        .map(|n| container(json!({"name": format!("c{n}"), "livenessProbe": long})))
+        .collect();
     let message = refused(many);
     assert!(message.contains("65536 bytes"), "{message}");
 
@@ -131,10 +149,16 @@ fn probes_that_the_agent_cannot_run_are_said_so() {
 }
 
 fn says(ready: bool, rung: Rung) -> Sight {
-    let Sight::Seen(mut guest) = guest(rung, 3) else { panic!() };
+    let Sight::Seen(mut guest) = guest(rung, 3) else {
+        panic!()
+    };
     guest.probes = Some(GuestProbes {
         ready,
-        message: if ready { String::new() } else { "readiness probe of container main failed: no".to_owned() },
+        message: if ready {
+            String::new()
+        } else {
+            "readiness probe of container main failed: no".to_owned()
+        },
     });
     Sight::Seen(guest)
 }
@@ -145,7 +169,10 @@ fn the_sandbox_is_ready_when_the_agent_says_so() {
     let next = decide(&seen(&sandbox, says(false, Rung::Running)));
     let (status, reason, message) = said(&next, "Ready").unwrap();
     assert_eq!((status, reason), ("False", "DependenciesNotReady"));
-    assert!(message.ends_with("readiness probe of container main failed: no"), "{message}");
+    assert!(
+        message.ends_with("readiness probe of container main failed: no"),
+        "{message}"
+    );
     assert_eq!(later(&next), [""; 0], "a gate that was never opened is shut");
 
     let next = decide(&seen(&sandbox, says(true, Rung::Running)));
@@ -167,21 +194,36 @@ fn while_the_agent_is_away_it_is_what_it_was() {
     let sandbox = sleepy(vec![probed()]);
     let mut observed = seen(&sandbox, Sight::Unreachable);
     let next = decide(&observed);
-    assert_eq!(said(&next, "Ready").unwrap().0, "False", "nobody has ever said so");
+    assert_eq!(
+        said(&next, "Ready").unwrap().0,
+        "False",
+        "nobody has ever said so"
+    );
     let pod = Arc::make_mut(&mut observed.pods[0]);
     let open = PodCondition {
         type_: READINESS_GATE.to_owned(),
         status: "True".to_owned(),
         ..PodCondition::default()
     };
-    pod.status.as_mut().unwrap().conditions.as_mut().unwrap().push(open);
+    pod.status
+        .as_mut()
+        .unwrap()
+        .conditions
+        .as_mut()
+        .unwrap()
+        .push(open);
     let next = decide(&observed);
     assert_eq!(said(&next, "Ready").unwrap().0, "True");
     assert_eq!(later(&next), [""; 0]);
     // What an agent that is there says counts.
     observed.guest = says(false, Rung::Running);
     let next = decide(&observed);
-    let Some(Step::PatchPodStatus { patch, .. }) = next.later.first() else { panic!("{:?}", next.later) };
+    let Some(Step::PatchPodStatus { patch, .. }) = next.later.first() else {
+        panic!("{:?}", next.later)
+    };
     let condition = &patch["status"]["conditions"][0];
-    assert_eq!((&condition["status"], &condition["reason"]), (&json!("False"), &json!("ProbesNotPassed")));
+    assert_eq!(
+        (&condition["status"], &condition["reason"]),
+        (&json!("False"), &json!("ProbesNotPassed"))
+    );
 }
