@@ -46,11 +46,9 @@ pub(super) struct Probing {
     containers: BTreeMap<String, Probed>,
     /// Whether the guest runs, and nothing is done to it.
     awake: bool,
-    /// Runs on their way, and how many of them have not told how they ended.
+    /// Runs on their way, with all that is left of them, and how many of them have not told how they ended.
     runs: TaskTracker,
     untold: usize,
-    /// Those that were on their way when the guest was last to be left alone.
-    last_runs: TaskTracker,
     stop: CancellationToken,
     pub(super) view: Option<ProbesView>,
     /// Whether it was told of a failure that keeps the pod from being ready.
@@ -75,9 +73,9 @@ impl Probing {
         due.min().filter(|_| self.awake)
     }
 
-    /// What was on its way when the guest was last to be left alone; empty once all of it has ended.
-    pub(super) fn last_runs(&self) -> TaskTracker {
-        self.last_runs.clone()
+    /// What is on its way; nothing is added while the guest is to be left alone.
+    pub(super) fn runs(&self) -> TaskTracker {
+        self.runs.clone()
     }
 
     fn probes(&self) -> Option<Arc<Probes>> {
@@ -188,6 +186,8 @@ impl Actor {
             self.tell_news(NewsKind::Warning, Some(reason), message, None, None);
         }
         self.probing.wanted = wanted;
+        // So that their end can be waited for, at any time.
+        self.probing.runs.close();
         self.probing.awake = self.may_be_probed();
         self.sync_probes();
     }
@@ -224,8 +224,6 @@ impl Actor {
             }
             probing.stop.cancel();
             probing.stop = CancellationToken::new();
-            probing.last_runs = std::mem::take(&mut probing.runs);
-            probing.last_runs.close();
         }
     }
 
@@ -441,7 +439,7 @@ mod tests {
             started: true,
             passed: true,
         };
-        probing.sync(&[running("a", "main", 0)], &[remembered.clone()], at(0));
+        probing.sync(&[running("a", "main", 0)], std::slice::from_ref(&remembered), at(0));
         assert!(probing.judge().unwrap().ready);
         assert_eq!(probing.due(), None);
         assert_eq!(probing.to_remember(), [remembered]);

@@ -63,7 +63,7 @@ impl Actor {
             gate: self.ctx.gate.clone(),
             rung: self.state.rung,
             refused,
-            probes: self.probing.last_runs(),
+            probes: self.probing.runs(),
             // Only what had left RAM needs room there again.
             bytes: match transition {
                 Transition::MakeShell => crate::shells::ESTIMATE,
@@ -257,7 +257,7 @@ pub(super) struct Running {
     pub(super) rung: Rung,
     /// Why it is not done at all.
     refused: Option<Reason>,
-    /// Probes that were on their way when the step was decided.
+    /// Probes that are on their way.
     probes: TaskTracker,
     bytes: u64,
     pub(super) saving: Saving,
@@ -266,7 +266,13 @@ pub(super) struct Running {
 impl Running {
     async fn run(self, transition: Transition) -> StepReport {
         let mut report = StepReport::new(transition);
-        self.quiet(&mut report).await;
+        if let Err(reason) = self.quiet(transition, &mut report).await {
+            report.failure = Some(Failure {
+                reason,
+                message: reason.meaning().trim().to_owned(),
+            });
+            return report;
+        }
         let asked = clock::now();
         let claim = match transition {
             Transition::Wake(_) | Transition::ColdStart(_) => Some((ClaimKind::Wake, self.bytes)),
@@ -318,19 +324,20 @@ impl Running {
         report
     }
 
-    /// Waits until nothing of a probe is left: a command that meets a stopped guest would hang, and what a connection still
-    /// sends would wake it. A command that takes long is waited for no longer than others' are.
-    async fn quiet(&self, report: &mut StepReport) {
-        if self.probes.is_empty() {
-            return;
+    /// Waits until nothing of a probe is left: what a connection still sends would wake a sleeper, and so would the end that
+    /// is put to a command that takes too long. That is not waited for, as it is not for others' commands.
+    async fn quiet(&self, transition: Transition, report: &mut StepReport) -> Result<(), Reason> {
+        if transition.wakes_for().is_some() || self.probes.is_empty() {
+            return Ok(());
         }
         let asked = clock::now();
-        tokio::select! {
-            () = self.probes.wait() => {}
-            () = tokio::time::sleep(PROBES) => {}
-            () = self.queue.cancelled() => {}
-        }
+        let result = tokio::select! {
+            () = self.probes.wait() => Ok(()),
+            () = self.queue.cancelled() => Err(Reason::WakeWon),
+            () = tokio::time::sleep(PROBES) => Err(Reason::GuestBusy),
+        };
         report.phase("probes", clock::now().since(asked));
+        result
     }
 
     /// Waits for a turn; for another one, if it becomes urgent meanwhile.
