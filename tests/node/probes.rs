@@ -109,7 +109,8 @@ async fn a_container_that_fails_its_liveness_probe_is_stopped() {
     let spec = PodSpec::new("mortal")
         .handler(DORMOUSE_GVISOR)
         .container(ContainerSpec::shell("sh", "touch /tmp/alive; sleep 600"));
-    let pod = rig.run_pod(probed(spec, &probes)).await.unwrap();
+    let spec = probed(spec, &probes).annotation("dormouse.dev/idle-timeout", "60s");
+    let pod = rig.run_pod(spec).await.unwrap();
     until_ready(&rig, &pod, true).await;
     pod.exec(&["rm", "/tmp/alive"], LIMIT).await.unwrap();
     let warned = async {

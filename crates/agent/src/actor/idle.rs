@@ -22,6 +22,8 @@ pub(super) struct CpuMeter {
     excused_since: Option<(Moment, u64)>,
     /// For how long, and with how much use, since the last reading.
     excused: (Duration, u64),
+    /// How long a reading may be put off that would say nothing but what was excused.
+    patience: Duration,
 }
 
 impl CpuMeter {
@@ -32,6 +34,7 @@ impl CpuMeter {
             due: None,
             excused_since: None,
             excused: (Duration::ZERO, 0),
+            patience: Duration::ZERO,
         }
     }
 
@@ -72,16 +75,27 @@ impl CpuMeter {
             self.excuse_no_more(now, cpu_nanos);
             self.excuse(now, cpu_nanos);
         }
-        let (excused, excused_nanos) = std::mem::take(&mut self.excused);
-        let Some((then, before)) = self.last.replace((now, cpu_nanos)) else {
+        let Some((then, before)) = self.last else {
+            self.last = Some((now, cpu_nanos));
+            self.excused = (Duration::ZERO, 0);
             return false;
         };
-        let (mut elapsed, mut used) = (now.since(then), cpu_nanos.saturating_sub(before));
-        // Of one that is hardly ever left to itself, all counts: its own use would not be seen otherwise.
-        if excused <= elapsed / 4 * 3 {
-            elapsed = elapsed.saturating_sub(excused);
-            used = used.saturating_sub(excused_nanos);
+        let (whole, used) = (now.since(then), cpu_nanos.saturating_sub(before));
+        let (excused, excused_nanos) = self.excused;
+        let own = whole.saturating_sub(excused);
+        let is_enough = own >= SHORTEST || own >= whole / 4;
+        if !is_enough && whole < self.patience {
+            // The next reading says more.
+            return false;
         }
+        self.last = Some((now, cpu_nanos));
+        self.excused = (Duration::ZERO, 0);
+        // Of one that is hardly ever left to itself, all counts: its own use would not be seen otherwise.
+        let (elapsed, used) = if is_enough {
+            (own, used.saturating_sub(excused_nanos))
+        } else {
+            (whole, used)
+        };
         if elapsed.is_zero() {
             return false;
         }
@@ -110,6 +124,7 @@ impl Actor {
                 pause
             };
             self.idle.due = Some(crate::clock::now().after(pause));
+            self.idle.patience = after / 2;
         }
     }
 
@@ -179,8 +194,13 @@ mod tests {
         meter.excuse_no_more(at(2100), 430_000_000);
         assert!(!meter.read(at(3000), 450_000_000));
         assert!(meter.read(at(4000), 600_000_000), "its own");
-        // The guest is never left to itself.
-        meter.excuse(at(4100), 600_000_000);
-        assert!(meter.read(at(5000), 900_000_000));
+        // The guest is never left to itself: that is put off for a while, and then all counts.
+        meter.patience = Duration::from_secs(2);
+        meter.excuse(at(4050), 600_000_000);
+        assert!(!meter.read(at(4800), 800_000_000));
+        assert!(meter.read(at(6000), 1_200_000_000));
+        assert!(!meter.read(at(6700), 1_400_000_000));
+        meter.excuse_no_more(at(6800), 1_450_000_000);
+        assert!(!meter.read(at(7100), 1_460_000_000), "10 ms in 300 are its own");
     }
 }

@@ -439,7 +439,11 @@ mod tests {
             started: true,
             passed: true,
         };
-        probing.sync(&[running("a", "main", 0)], std::slice::from_ref(&remembered), at(0));
+        probing.sync(
+            &[running("a", "main", 0)],
+            std::slice::from_ref(&remembered),
+            at(0),
+        );
         assert!(probing.judge().unwrap().ready);
         assert_eq!(probing.due(), None);
         assert_eq!(probing.to_remember(), [remembered]);
