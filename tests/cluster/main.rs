@@ -16,6 +16,7 @@ mod life;
 mod memory;
 mod nodes;
 mod pods;
+mod probes;
 mod python;
 mod restarts;
 mod sandboxes;

@@ -22,6 +22,7 @@ mod networks;
 mod orders;
 mod pacing;
 mod policy;
+mod probes;
 mod restarts;
 mod shell;
 mod support;

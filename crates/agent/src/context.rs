@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use dormouse_cri::Runtime;
 use dormouse_net::WireLoop;
 use dormouse_runtime::{AnyDriver, Driver as _, RuntimeKind};
 use tokio::sync::broadcast;
@@ -44,6 +45,8 @@ pub struct Context {
     pub shells: Places,
     /// The wire loop.
     pub wires: WireLoop,
+    /// containerd.
+    pub runtime: Runtime,
     /// Signals that wait for sleepers; run by whoever made this.
     pub signals: SignalWatch,
     drivers: Vec<Arc<AnyDriver>>,
@@ -66,6 +69,7 @@ impl Context {
         swap: SwapHandle,
         snapshots: Snapshots,
         wires: WireLoop,
+        runtime: Runtime,
         drivers: Vec<Arc<AnyDriver>>,
     ) -> Self {
         Self {
@@ -79,6 +83,7 @@ impl Context {
             swap,
             snapshots,
             wires,
+            runtime,
             signals: SignalWatch::default(),
             drivers,
             news: broadcast::channel(NEWS_QUEUE).0,

@@ -57,6 +57,21 @@ pub struct Entry {
     /// The snapshot that this pod sandbox was to be filled from at its birth, when that was told of.
     #[serde(default)]
     pub born_from: Option<String>,
+    /// What the probes have said of the containers that run: one that sleeps is not asked again.
+    #[serde(default)]
+    pub probed: Vec<ProbedEntry>,
+}
+
+/// What the probes have said of one container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProbedEntry {
+    /// The container's id.
+    pub container_id: String,
+    /// Whether it has started.
+    pub started: bool,
+    /// Whether its readiness probe says that it is ready.
+    pub passed: bool,
 }
 
 /// A wake that is remembered.
@@ -91,6 +106,7 @@ impl Entry {
             exact: None,
             restored_from: None,
             born_from: None,
+            probed: Vec::new(),
         }
     }
 
@@ -324,7 +340,7 @@ mod tests {
         journal.write(&entry).unwrap();
         let path = dir.path().join("pods").join(UID).join("state.json");
         let mut value: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-        for added in ["snapshot", "restored_from", "born_from", "wakes"] {
+        for added in ["snapshot", "restored_from", "born_from", "wakes", "probed"] {
             value.as_object_mut().unwrap().remove(added).unwrap();
         }
         std::fs::write(&path, value.to_string()).unwrap();

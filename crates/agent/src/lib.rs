@@ -27,6 +27,7 @@ pub mod notes;
 pub mod pods;
 pub mod prepare;
 mod pressure;
+mod probe;
 mod run;
 pub mod shells;
 pub mod signal_watch;

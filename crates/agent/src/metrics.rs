@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use dormouse_core::{Reason, Rung, Transition, WakeSource};
+use dormouse_core::{ProbeKind, ProbeOutcome, Reason, Rung, Transition, WakeSource};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -77,6 +77,12 @@ struct ShellLabels {
     reason: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ProbeLabels {
+    kind: &'static str,
+    result: &'static str,
+}
+
 fn histogram() -> Histogram {
     Histogram::new(BUCKETS)
 }
@@ -95,6 +101,7 @@ struct Inner {
     pause_window: Family<RuntimeLabels, Histogram, fn() -> Histogram>,
     sandboxes: Family<RungLabels, Gauge>,
     shell_events: Family<ShellLabels, Counter>,
+    probes: Family<ProbeLabels, Counter>,
     shells: Gauge,
     shell_bytes: Gauge,
     snapshots: Family<KindLabels, Gauge>,
@@ -179,6 +186,7 @@ impl Metrics {
         let pause_window = Family::new_with_constructor(histogram as fn() -> Histogram);
         let sandboxes = Family::default();
         let shell_events = Family::default();
+        let probes = Family::default();
         let (shells, shell_bytes) = (Gauge::default(), Gauge::default());
         let (snapshots, snapshot_bytes) = (Family::default(), Family::default());
         let runscs = Family::default();
@@ -227,6 +235,11 @@ impl Metrics {
             "shell_events",
             "Shells that were made, used and given up, by why",
             shell_events.clone(),
+        );
+        registry.register(
+            "probe",
+            "Probes that the agent ran in the kubelet's place, by how they ended",
+            probes.clone(),
         );
         registry.register(
             "snapshots",
@@ -317,6 +330,7 @@ impl Metrics {
             pause_window,
             sandboxes,
             shell_events,
+            probes,
             shells,
             shell_bytes,
             snapshots,
@@ -389,6 +403,15 @@ impl Metrics {
             reason: reason.as_str(),
         };
         self.0.shell_events.get_or_create(&labels).inc();
+    }
+
+    /// A probe was run.
+    pub fn probed(&self, kind: ProbeKind, outcome: ProbeOutcome) {
+        let labels = ProbeLabels {
+            kind: kind.as_str(),
+            result: outcome.as_str(),
+        };
+        self.0.probes.get_or_create(&labels).inc();
     }
 
     /// A running application stood still for a snapshot.

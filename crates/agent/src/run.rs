@@ -94,6 +94,7 @@ pub async fn run(config: Config, cluster: Cluster) -> anyhow::Result<()> {
         swap,
         snapshots,
         wires,
+        runtime.clone(),
         drivers,
     ));
 

@@ -63,6 +63,19 @@ pub struct PodView {
     pub shell: Option<ShellView>,
     /// When a wake of it is expected, ms since 1970.
     pub wake_expected_ms: Option<u64>,
+    /// What its probes say, if the agent runs any for it.
+    pub probes: Option<ProbesView>,
+}
+
+/// What the probes of a pod say together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProbesView {
+    /// Whether it is ready. One that sleeps is what it was before.
+    pub ready: bool,
+    /// Why.
+    pub reason: Reason,
+    /// Why not, in a sentence; empty for one that is ready.
+    pub message: String,
 }
 
 /// What happened to a pod.

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use dormouse_tls::Dialer;
 use tokio_util::sync::CancellationToken;
 
-pub use guest::Guest;
+pub use guest::{Guest, GuestProbes};
 pub use order::{Order, OrderError, Ordered};
 
 /// The agents of all nodes.

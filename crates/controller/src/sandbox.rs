@@ -12,6 +12,7 @@ mod metadata;
 mod next;
 mod pod;
 mod policy;
+mod probes;
 mod reconcile;
 mod restore;
 mod service;

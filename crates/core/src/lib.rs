@@ -10,6 +10,7 @@ mod day;
 mod moment;
 mod policy;
 mod pressure;
+mod probe;
 mod reason;
 mod releases;
 mod rung;
@@ -30,6 +31,10 @@ pub use policy::{
     parse_duration,
 };
 pub use pressure::{Sleeper, next_shell_to_give_up, next_to_hibernate};
+pub use probe::{
+    ANNOTATION_PROBES, ContainerProbes, MAX_PROBES_BYTES, PROBE_EXEC_PREFIX, Probe, ProbeAction, ProbeFault,
+    ProbeHeader, ProbeKind, ProbeOutcome, ProbeState, ProbeVerdict, Probes, ProbesError, Scheme, Ticket,
+};
 pub use reason::Reason;
 pub use releases::{Allowed, Claims, ENDS_SOON, NotAllowed, is_tested, may_restore, saves_by_socket};
 pub use rung::{Rung, UnknownRung};

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{BirthWish, ShellPolicy, WakeSchedule};
+use crate::{ANNOTATION_PROBES, BirthWish, ShellPolicy, WakeSchedule};
 
 /// What every annotation of Dormouse begins with.
 pub const ANNOTATION_PREFIX: &str = "dormouse.dev/";
@@ -274,7 +274,7 @@ impl Policy {
             if !key.starts_with(ANNOTATION_PREFIX) {
                 break;
             }
-            if BirthWish::knows(key) {
+            if BirthWish::knows(key) || key == ANNOTATION_PROBES {
                 continue;
             }
             if value.len() > MAX_VALUE {

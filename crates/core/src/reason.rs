@@ -216,6 +216,16 @@ reasons! {
     /// As many shells stand by on the node as its configuration allows.
     ShellsFull,
 
+    // Probes that the agent runs.
+    /// The pod's probes say that it is ready.
+    ProbesPassed,
+    /// The pod's probes do not say that it is ready.
+    ProbesNotPassed,
+    /// A container of the pod failed its liveness probe and is stopped, for the kubelet to start it again.
+    LivenessProbeFailed,
+    /// A container of the pod did not start, as its startup probe says, and is stopped, for the kubelet to start it again.
+    StartupProbeFailed,
+
     // Preparing a node of a cluster.
     /// The node's kernel, cgroups or directories lack what Dormouse needs.
     NodeUnsupported,

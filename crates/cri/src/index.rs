@@ -303,7 +303,11 @@ impl Keeper {
             session.puzzle(signal, &self.runtime);
             return Ok(());
         };
-        let changes = !matches!(signal, Signal::ExecStarted { .. } | Signal::ExecEnded { .. });
+        // A session in a container changes nothing about the pod.
+        let changes = !matches!(
+            signal,
+            Signal::ExecAdded { .. } | Signal::ExecStarted { .. } | Signal::ExecEnded { .. }
+        );
         let event = self
             .state
             .read()

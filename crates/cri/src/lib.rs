@@ -17,6 +17,7 @@ mod look;
 mod parse;
 mod pod;
 mod podcgroup;
+mod probe_exec;
 mod runtime;
 mod session;
 mod signal;
@@ -29,4 +30,5 @@ pub use launch::{
     ContainerRequest, ExecOutput, ListedPod, MountRequest, PodRequest, RunningPod, pod_cgroup_parent,
 };
 pub use pod::{Container, ContainerState, Pod};
+pub use probe_exec::ProbeExec;
 pub use runtime::{CgroupDriver, DEFAULT_ENDPOINT, NAMESPACE, Runtime, RuntimeVersion, namespaced};

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::event::PodEvent;
 use crate::pod::Pod;
+use crate::probe_exec::is_probes;
 use crate::signal::Signal;
 
 /// The pods that are known.
@@ -76,6 +77,13 @@ impl State {
     pub(crate) fn tell(&self, signal: &Signal) -> Option<PodEvent> {
         let sandbox_id = self.sandbox_of(signal.container_id())?.to_owned();
         Some(match signal.clone() {
+            Signal::ExecAdded { exec_id, .. }
+            | Signal::ExecStarted { exec_id, .. }
+            | Signal::ExecEnded { exec_id, .. }
+                if is_probes(&exec_id) =>
+            {
+                return None;
+            }
             Signal::Touched { .. } | Signal::TaskStarted { .. } => return None,
             Signal::TaskExited {
                 container_id,
@@ -207,6 +215,11 @@ pub(crate) mod tests {
             }),
             None
         );
+        let probe = Signal::ExecStarted {
+            container_id: "c".into(),
+            exec_id: "dormouse-probe-1-2".into(),
+        };
+        assert_eq!(state.tell(&probe), None, "nobody wants the pod");
     }
 
     #[test]

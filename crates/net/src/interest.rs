@@ -56,12 +56,26 @@ impl Ports {
     }
 }
 
-/// The pod's own addresses, and its ports that wake: checked, bounded, free of duplicates.
+/// The most flows of the node's own that are left out at once for one pod.
+pub const MAX_FLOWS: usize = 256;
+
+/// One direction of a connection: from where to where, address and port each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Flow {
+    /// Who sends.
+    pub source: (IpAddr, u16),
+    /// Who is sent to: the pod.
+    pub destination: (IpAddr, u16),
+}
+
+/// The pod's own addresses, and its ports that wake: checked, bounded, free of duplicates. And flows to it that are the
+/// node's own doing, and say nothing about who wants the pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Interest {
     v4: Vec<Ipv4Addr>,
     v6: Vec<Ipv6Addr>,
     ports: Ports,
+    left_out: Vec<Flow>,
 }
 
 /// Why addresses and ports cannot be watched.
@@ -76,6 +90,9 @@ pub enum InterestError {
     /// The address is not one that a pod can own.
     #[error("{0} cannot be a pod's own address (unspecified, loopback, multicast or broadcast)")]
     NotUnicast(IpAddr),
+    /// More flows than [`MAX_FLOWS`].
+    #[error("{MAX_FLOWS} flows are left out for this pod already")]
+    TooManyFlows,
     /// More ports than [`MAX_PORTS`].
     #[error("{0} ports of one protocol are named; at most {MAX_PORTS} can be watched")]
     TooManyPorts(usize),
@@ -87,7 +104,7 @@ impl InterestError {
     pub const fn reason(&self) -> Reason {
         match self {
             Self::NoAddress | Self::NotUnicast(_) | Self::TooManyAddresses(_) => Reason::NetworkUnsupported,
-            Self::TooManyPorts(_) => Reason::InvalidRequest,
+            Self::TooManyPorts(_) | Self::TooManyFlows => Reason::InvalidRequest,
         }
     }
 }
@@ -117,6 +134,7 @@ impl Interest {
             v4: v4.into_iter().collect(),
             v6: v6.into_iter().collect(),
             ports,
+            left_out: Vec::new(),
         })
     }
 
@@ -130,6 +148,31 @@ impl Interest {
             ports,
             ..self.clone()
         })
+    }
+
+    /// Leaves a flow out: from here on its frames mean nothing.
+    ///
+    /// # Errors
+    /// [`InterestError::TooManyFlows`].
+    pub fn leave_out(&mut self, flow: Flow) -> Result<(), InterestError> {
+        if self.left_out.len() >= MAX_FLOWS {
+            return Err(InterestError::TooManyFlows);
+        }
+        self.left_out.push(flow);
+        Ok(())
+    }
+
+    /// Ends that.
+    pub fn take_in(&mut self, flow: &Flow) {
+        if let Some(n) = self.left_out.iter().position(|left_out| left_out == flow) {
+            self.left_out.swap_remove(n);
+        }
+    }
+
+    /// Whether a flow is left out.
+    #[must_use]
+    pub fn leaves_out(&self, flow: &Flow) -> bool {
+        self.left_out.contains(flow)
     }
 
     /// The pod's IPv4 addresses.

@@ -43,6 +43,8 @@
 //!   gets because its socket is open already, a [`ReplayWindow`] leaves out: a moment after the cut bounds it
 //!   on one side, [`WireLoop::mark`] after the restore on the other. Without a window such frames come twice,
 //!   which networks do, too; too narrow a window loses some.
+//! * asking a running pod something on the node's own behalf, as a probe does: `leave_out` the flow before the first frame,
+//!   `take_in` once the connection is closed. Its frames are no sign that anybody wants the pod.
 //! * a pod that goes away: `remove`. An open socket keeps the network namespace alive.
 //!
 //! Held frames live in this process alone. If it ends, they are lost, and clients repeat what they sent.
@@ -80,7 +82,7 @@ pub use clock::monotonic;
 pub use event::{Delivery, Event, EventSink, FrameSummary, LostCause, PodKey};
 pub use hold::HoldLimits;
 pub use host_side::NoHostSide;
-pub use interest::{Interest, InterestError, MAX_ADDRESSES, MAX_PORTS, Ports, TcpPorts};
+pub use interest::{Flow, Interest, InterestError, MAX_ADDRESSES, MAX_FLOWS, MAX_PORTS, Ports, TcpPorts};
 pub use mac::{MacAddress, NotAMacAddress};
 pub use netns::NamespaceError;
 pub use stats::WireStats;

@@ -14,7 +14,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use dormouse_net::filter::{SNAP_LENGTH, program};
 use dormouse_net::{
-    Ignored, MacAddress, PacketType, Ports, Resolve, TcpPorts, Verdict, WakeKind, WireMode, answer, classify,
+    Flow, Ignored, Interest, InterestError, MAX_FLOWS, MacAddress, PacketType, Ports, Resolve, TcpPorts,
+    Verdict, WakeKind, WireMode, answer, classify,
 };
 use proptest::prelude::*;
 use strategies::{all_ports, frames, packet_types};
@@ -106,6 +107,49 @@ fn ports_that_do_not_wake() {
     assert!(matches!(at(80, SYN, b""), Verdict::Wake(_)));
     assert_eq!(at(81, SYN, b""), Verdict::Ignore(Ignored::Port));
     assert_eq!(at(81, ACK, b"data"), Verdict::Keepalive);
+}
+
+#[test]
+fn the_nodes_own_flows_are_left_out_and_no_others() {
+    let mut interest = interest(udp_ports(&[53]));
+    let judge = |interest: &Interest, port, flags, payload: &[u8]| {
+        classify(&frame4(6, &tcp(port, flags, payload)), PacketType::Host, interest)
+    };
+    let Verdict::Wake(wake) = judge(&interest, 80, SYN, b"") else {
+        panic!("a SYN wakes")
+    };
+    let own = Flow {
+        source: (wake.source, wake.source_port),
+        destination: (wake.destination, 80),
+    };
+    let others = Flow {
+        source: (wake.source, wake.source_port + 1),
+        ..own
+    };
+    interest.leave_out(others).unwrap();
+    assert!(matches!(judge(&interest, 80, SYN, b""), Verdict::Wake(_)));
+    interest.leave_out(own).unwrap();
+    let left_out = Verdict::Ignore(Ignored::OwnFlow);
+    assert_eq!(judge(&interest, 80, SYN, b""), left_out);
+    assert_eq!(judge(&interest, 80, ACK | PSH, b"GET /"), left_out);
+    assert_eq!(
+        judge(&interest, 80, ACK | FIN, b""),
+        Verdict::Keepalive,
+        "which is the stack's to see"
+    );
+    assert!(
+        matches!(judge(&interest, 81, SYN, b""), Verdict::Wake(_)),
+        "another port"
+    );
+    interest.take_in(&own);
+    assert!(matches!(
+        judge(&interest, 80, ACK | PSH, b"GET /"),
+        Verdict::Wake(_)
+    ));
+    for _ in 1..MAX_FLOWS {
+        interest.leave_out(own).unwrap();
+    }
+    assert_eq!(interest.leave_out(own), Err(InterestError::TooManyFlows));
 }
 
 #[test]

@@ -27,7 +27,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use dormouse_net::{
-    AttachError, BucketLimits, Budget, Event, LostCause, NamespaceError, PodKey, WakeKind, WireConfig,
+    AttachError, BucketLimits, Budget, Event, Flow, LostCause, NamespaceError, PodKey, WakeKind, WireConfig,
     WireError, WireMode, monotonic,
 };
 use netns::{FrameSender, Netns, ip, is_root, try_ip};
@@ -877,4 +877,44 @@ fn on_ipvlan() {
             while wires.events.try_recv().is_ok() {}
         }
     }
+}
+
+#[test]
+fn a_flow_that_is_left_out_is_no_sign_of_life() {
+    if !is_root() {
+        return;
+    }
+    let net = Ptp::new();
+    let wires = Wires::new(generous());
+    wires.attach("a", &net.pod, WireMode::Watch);
+    let own = Flow {
+        source: (PEER4.into(), 40_000),
+        destination: (POD4.into(), 80),
+    };
+    let peer = net.peer();
+    let (asks, others) = (
+        frame4(6, &tcp(80, ACK, b"GET /")),
+        frame4(6, &tcp(81, ACK, b"GET /")),
+    );
+    wires.wires.leave_out(&"a".into(), own).unwrap();
+    peer.send(&asks);
+    wires.until("the request", |stats| stats.ignored > 0);
+    wires.assert_silent();
+    wires.mode("a", WireMode::Frozen);
+    let ignored = wires.stats().ignored;
+    peer.send(&asks);
+    wires.until("the request again", |stats| stats.ignored > ignored);
+    wires.assert_silent();
+    // What has arrived by then is still left out.
+    peer.send(&asks);
+    wires.wires.take_in(&"a".into(), own).unwrap();
+    wires.assert_silent();
+    peer.send(&asks);
+    assert_eq!(wires.next_wake().1, WakeKind::TcpPayload);
+    wires.wires.leave_out(&"a".into(), own).unwrap();
+    wires.mode("a", WireMode::Watch);
+    peer.send(&asks);
+    peer.send(&others);
+    assert!(matches!(wires.next(), Event::Activity { .. }), "somebody else's");
+    wires.until("one sign of life", |stats| stats.activities == 1);
 }

@@ -26,6 +26,7 @@ impl Actor {
                     self.entry.resident_before = 0;
                     self.entry.born_from = None;
                     self.entry.exact = None;
+                    self.entry.probed = Vec::new();
                 }
             }
             Ok(None) => {}
@@ -275,6 +276,7 @@ impl Actor {
         if changed {
             self.refollow_signals();
         }
+        self.sync_probes();
         self.publish();
     }
 

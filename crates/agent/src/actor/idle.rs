@@ -18,6 +18,12 @@ pub(super) struct CpuMeter {
     floor_millicores: u32,
     last: Option<(Moment, u64)>,
     due: Option<Moment>,
+    /// Since when somebody works in the pod on the node's behalf, and the use by then.
+    excused_since: Option<(Moment, u64)>,
+    /// For how long, and with how much use, since the last reading.
+    excused: (Duration, u64),
+    /// How long a reading may be put off that would say nothing but what was excused.
+    patience: Duration,
 }
 
 impl CpuMeter {
@@ -26,6 +32,27 @@ impl CpuMeter {
             floor_millicores,
             last: None,
             due: None,
+            excused_since: None,
+            excused: (Duration::ZERO, 0),
+            patience: Duration::ZERO,
+        }
+    }
+
+    /// Whether use is measured at all now.
+    pub(super) const fn is_on(&self) -> bool {
+        self.due.is_some()
+    }
+
+    /// What is used from here on is the node's own doing, as a probe's, and no sign of life.
+    pub(super) fn excuse(&mut self, now: Moment, cpu_nanos: u64) {
+        self.excused_since.get_or_insert((now, cpu_nanos));
+    }
+
+    /// Ends that.
+    pub(super) fn excuse_no_more(&mut self, now: Moment, cpu_nanos: u64) {
+        if let Some((since, before)) = self.excused_since.take() {
+            self.excused.0 = self.excused.0.saturating_add(now.since(since));
+            self.excused.1 = self.excused.1.saturating_add(cpu_nanos.saturating_sub(before));
         }
     }
 
@@ -35,21 +62,44 @@ impl CpuMeter {
     }
 
     /// Forgets what was measured: the pod slept meanwhile.
-    pub(super) const fn reset(&mut self) {
+    pub(super) fn reset(&mut self) {
         self.last = None;
         self.due = None;
+        self.excused_since = None;
+        self.excused = (Duration::ZERO, 0);
     }
 
     /// Takes a reading; whether the use since the last one is above the floor.
     fn read(&mut self, now: Moment, cpu_nanos: u64) -> bool {
-        let Some((then, before)) = self.last.replace((now, cpu_nanos)) else {
+        if self.excused_since.is_some() {
+            self.excuse_no_more(now, cpu_nanos);
+            self.excuse(now, cpu_nanos);
+        }
+        let Some((then, before)) = self.last else {
+            self.last = Some((now, cpu_nanos));
+            self.excused = (Duration::ZERO, 0);
             return false;
         };
-        let elapsed = now.since(then).as_nanos();
-        if elapsed == 0 {
+        let (whole, used) = (now.since(then), cpu_nanos.saturating_sub(before));
+        let (excused, excused_nanos) = self.excused;
+        let own = whole.saturating_sub(excused);
+        let is_enough = own >= SHORTEST || own >= whole / 4;
+        if !is_enough && whole < self.patience {
+            // The next reading says more.
             return false;
         }
-        let millicores = u128::from(cpu_nanos.saturating_sub(before)) * 1000 / elapsed;
+        self.last = Some((now, cpu_nanos));
+        self.excused = (Duration::ZERO, 0);
+        // Of one that is hardly ever left to itself, all counts: its own use would not be seen otherwise.
+        let (elapsed, used) = if is_enough {
+            (own, used.saturating_sub(excused_nanos))
+        } else {
+            (whole, used)
+        };
+        if elapsed.is_zero() {
+            return false;
+        }
+        let millicores = u128::from(used) * 1000 / elapsed.as_nanos();
         millicores >= u128::from(self.floor_millicores.max(1))
     }
 }
@@ -74,6 +124,7 @@ impl Actor {
                 pause
             };
             self.idle.due = Some(crate::clock::now().after(pause));
+            self.idle.patience = after / 2;
         }
     }
 
@@ -86,6 +137,24 @@ impl Actor {
             self.resident = resident.cgroup;
             if self.idle.read(now, resident.cpu_nanos) {
                 self.apply(Input::Activity);
+            }
+        }
+    }
+
+    /// A probe begins (`excused`), or the last of them has ended: what the guest computes for them says nothing.
+    pub(super) async fn excuse_cpu(&mut self, excused: bool) {
+        if !self.idle.is_on() {
+            return;
+        }
+        let Some(driver) = self.kind.and_then(|kind| self.ctx.driver(kind)) else {
+            return;
+        };
+        if let Ok(resident) = driver.resident(&self.guest).await {
+            let now = crate::clock::now();
+            if excused {
+                self.idle.excuse(now, resident.cpu_nanos);
+            } else {
+                self.idle.excuse_no_more(now, resident.cpu_nanos);
             }
         }
     }
@@ -105,5 +174,33 @@ mod tests {
         assert!(!meter.read(at(2), 900_000_000), "no time passed");
         meter.reset();
         assert!(!meter.read(at(3), u64::MAX));
+    }
+
+    #[test]
+    fn what_is_done_for_a_probe_does_not_count() {
+        let at = |ms| Moment::from_start(Duration::from_millis(ms));
+        let mut meter = CpuMeter::new(50);
+        meter.read(at(0), 0);
+        meter.excuse(at(100), 1_000_000);
+        meter.excuse(at(150), 2_000_000);
+        meter.excuse_no_more(at(400), 201_000_000);
+        assert!(
+            !meter.read(at(1000), 220_000_000),
+            "200 of 220 ms were the probe's"
+        );
+        // One that goes on over a reading.
+        meter.excuse(at(1900), 230_000_000);
+        assert!(!meter.read(at(2000), 330_000_000));
+        meter.excuse_no_more(at(2100), 430_000_000);
+        assert!(!meter.read(at(3000), 450_000_000));
+        assert!(meter.read(at(4000), 600_000_000), "its own");
+        // The guest is never left to itself: that is put off for a while, and then all counts.
+        meter.patience = Duration::from_secs(2);
+        meter.excuse(at(4050), 600_000_000);
+        assert!(!meter.read(at(4800), 800_000_000));
+        assert!(meter.read(at(6000), 1_200_000_000));
+        assert!(!meter.read(at(6700), 1_400_000_000));
+        meter.excuse_no_more(at(6800), 1_450_000_000);
+        assert!(!meter.read(at(7100), 1_460_000_000), "10 ms in 300 are its own");
     }
 }

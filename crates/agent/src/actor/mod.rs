@@ -6,6 +6,7 @@ mod idle;
 mod orders;
 mod pending;
 mod policy;
+mod probing;
 mod report;
 mod save;
 mod shell;
@@ -34,6 +35,7 @@ use crate::step_report::StepReport;
 use crate::view::{NewsKind, PodView};
 
 pub use pending::{Answer, OrderDone, OrderFailed};
+pub use probing::ProbeEnd;
 
 /// How many messages may wait for one actor. Wakes and orders are few; whoever finds the queue full tries
 /// again or says so.
@@ -86,6 +88,8 @@ pub enum Message {
     },
     /// All execs that were counted are void: containerd was restarted.
     ForgetExecs,
+    /// A run of a probe ended.
+    Probed(ProbeEnd),
     /// The step under way has put the guest back on the wire, with this mode.
     OnWire(WireMode),
     /// A step ended.
@@ -168,6 +172,7 @@ struct Actor {
     resident: u64,
     since: SystemTime,
     shell: shell::OwnShell,
+    probing: probing::Probing,
     settling: Vec<oneshot::Sender<()>>,
     /// Whether an earlier agent knew the pod.
     recalled: bool,
@@ -217,6 +222,7 @@ pub fn spawn(ctx: Arc<Context>, pod: Arc<Pod>, ready: oneshot::Sender<()>) -> Ha
         resident: 0,
         since: SystemTime::now(),
         shell: shell::OwnShell::default(),
+        probing: probing::Probing::default(),
         settling: Vec::new(),
         recalled: false,
         self_sender: sender.clone(),
@@ -273,6 +279,7 @@ impl Actor {
         self.follow_wire();
         self.follow_signals();
         self.ctx.metrics.came(self.state.rung, self.runtime());
+        self.begin_probes();
         self.look_at_memory().await;
         self.publish();
         self.tell_news(NewsKind::Added, None, String::new(), None, None);
@@ -283,10 +290,13 @@ impl Actor {
     async fn run(mut self, mut messages: mpsc::Receiver<Message>) {
         loop {
             self.arm_cpu_meter();
-            let deadline = [self.state.deadline(), self.idle.due(), self.shell_due()]
-                .into_iter()
-                .flatten()
-                .min();
+            let deadline = [
+                self.state.deadline(),
+                self.idle.due(),
+                self.shell_due(),
+                self.probing.due(),
+            ];
+            let deadline = deadline.into_iter().flatten().min();
             let message = tokio::select! {
                 biased;
                 message = messages.recv() => message,
@@ -321,6 +331,9 @@ impl Actor {
         // First when a shell is wanted: a span that is over may go on in the next one.
         if self.shell_due().is_some_and(|due| due <= now) {
             self.plan_shell();
+        }
+        if self.probing.due().is_some_and(|due| due <= now) {
+            self.run_probes(now).await;
         }
         if self.state.deadline().is_some_and(|due| due <= now) {
             self.refresh_abilities();
@@ -367,6 +380,7 @@ impl Actor {
                     self.apply(Input::ExecEnded);
                 }
             }
+            Message::Probed(end) => self.probed(end).await,
             Message::OnWire(mode) => self.on_wire(mode),
             Message::Ended(report) => self.ended(*report).await,
             Message::Settle(settled) => {
@@ -403,6 +417,7 @@ impl Actor {
         // First the wire, then the step: no frame may fall between the two.
         self.follow_wire();
         self.follow_signals();
+        self.follow_probes();
         for action in step.actions {
             match action {
                 Action::Start(transition, reason) => self.start(transition, reason),

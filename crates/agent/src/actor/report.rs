@@ -37,6 +37,7 @@ pub(super) fn blank(pod: &Pod) -> PodView {
         snapshot: None,
         shell: None,
         wake_expected_ms: None,
+        probes: None,
     }
 }
 
@@ -75,6 +76,7 @@ pub(super) fn of(actor: &Actor) -> PodView {
         snapshot: actor.entry.snapshot.clone(),
         shell: actor.shell.view.filter(|_| state.shell.stands()),
         wake_expected_ms: actor.shell.expected_ms,
+        probes: actor.probing.view.clone(),
         ..blank(&actor.pod)
     }
 }

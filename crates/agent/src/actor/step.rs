@@ -1,10 +1,12 @@
 //! Runs one step through a driver, behind the actor's back, and reports how it went.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use dormouse_core::{Abilities, ClaimKind, Input, Reason, Rung, ShellSight, StepEnd, Transition};
 use dormouse_runtime::{AnyDriver, Cancel, Driver as _, Guest, StopState};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::save::{Saving, StepFailed};
 use super::{Actor, Message};
@@ -17,6 +19,9 @@ use crate::view::NewsKind;
 
 /// Of a pod that has less than this in memory, in bytes, it is not said that little of it could be pushed out.
 const SMALL: u64 = 64 << 20;
+
+/// How long a step waits for the end of the probes that were on their way.
+const PROBES: Duration = Duration::from_secs(3);
 
 impl Actor {
     /// Starts a step; its end comes back as a message.
@@ -58,6 +63,7 @@ impl Actor {
             gate: self.ctx.gate.clone(),
             rung: self.state.rung,
             refused,
+            probes: self.probing.runs(),
             // Only what had left RAM needs room there again.
             bytes: match transition {
                 Transition::MakeShell => crate::shells::ESTIMATE,
@@ -251,6 +257,8 @@ pub(super) struct Running {
     pub(super) rung: Rung,
     /// Why it is not done at all.
     refused: Option<Reason>,
+    /// Probes that are on their way.
+    probes: TaskTracker,
     bytes: u64,
     pub(super) saving: Saving,
 }
@@ -258,6 +266,13 @@ pub(super) struct Running {
 impl Running {
     async fn run(self, transition: Transition) -> StepReport {
         let mut report = StepReport::new(transition);
+        if let Err(reason) = self.quiet(transition, &mut report).await {
+            report.failure = Some(Failure {
+                reason,
+                message: reason.meaning().trim().to_owned(),
+            });
+            return report;
+        }
         let asked = clock::now();
         let claim = match transition {
             Transition::Wake(_) | Transition::ColdStart(_) => Some((ClaimKind::Wake, self.bytes)),
@@ -307,6 +322,22 @@ impl Running {
             }
         }
         report
+    }
+
+    /// Waits until nothing of a probe is left: what a connection still sends would wake a sleeper, and so would the end that
+    /// is put to a command that takes too long. That is not waited for, as it is not for others' commands.
+    async fn quiet(&self, transition: Transition, report: &mut StepReport) -> Result<(), Reason> {
+        if transition.wakes_for().is_some() || self.probes.is_empty() {
+            return Ok(());
+        }
+        let asked = clock::now();
+        let result = tokio::select! {
+            () = self.probes.wait() => Ok(()),
+            () = self.queue.cancelled() => Err(Reason::WakeWon),
+            () = tokio::time::sleep(PROBES) => Err(Reason::GuestBusy),
+        };
+        report.phase("probes", clock::now().since(asked));
+        result
     }
 
     /// Waits for a turn; for another one, if it becomes urgent meanwhile.

@@ -37,6 +37,11 @@ impl Wire {
         self.back = false;
     }
 
+    /// By which the wire loop knows it.
+    pub(super) const fn key(&self) -> &PodKey {
+        &self.key
+    }
+
     /// Whether packets can wake the pod.
     pub(super) const fn ability(&self) -> Result<(), Reason> {
         self.attached

@@ -95,6 +95,11 @@ pub(super) fn pod(view: &PodView) -> v1::Pod {
             reason: shell.reason.as_str().to_owned(),
         }),
         wake_expected: view.wake_expected_ms.map(timestamp),
+        probes: view.probes.as_ref().map(|probes| v1::Probes {
+            ready: probes.ready,
+            reason: probes.reason.as_str().to_owned(),
+            message: probes.message.clone(),
+        }),
     }
 }
 

@@ -37,6 +37,8 @@ pub(crate) struct PodView {
     #[serde(skip_serializing_if = "Option::is_none")]
     wake_expected: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    probes: Option<ProbesView>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     idle_ms: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     last_wake: Option<LastWakeView>,
@@ -60,6 +62,17 @@ struct LastWakeView {
     took_ms: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     at: Option<String>,
+}
+
+/// What the probes say that the agent runs.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ProbesView {
+    ready: bool,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    reason: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    message: String,
 }
 
 /// An empty guest that stands by for a hibernated pod.
@@ -238,6 +251,11 @@ impl From<&v1::Pod> for PodView {
                 reason: shell.reason.clone(),
             }),
             wake_expected: rfc3339(pod.wake_expected.as_ref()),
+            probes: pod.probes.as_ref().map(|probes| ProbesView {
+                ready: probes.ready,
+                reason: probes.reason.clone(),
+                message: probes.message.clone(),
+            }),
             resident_bytes: pod.resident_bytes,
             resident_before_bytes: (pod.resident_before_bytes > 0).then_some(pod.resident_before_bytes),
             idle_ms: duration(pod.idle_for.as_ref()).map(millis_number),
@@ -390,6 +408,14 @@ pub(crate) fn describe(pod: &v1::Pod) -> String {
     if !pod.snapshot_id.is_empty() {
         lines.push(("Snapshot", clean(&pod.snapshot_id)));
     }
+    match &pod.probes {
+        Some(probes) if probes.ready => lines.push(("Probes", "ready".to_owned())),
+        Some(probes) => lines.push((
+            "Probes",
+            format!("not ready: {}: {}", clean(&probes.reason), clean(&probes.message)),
+        )),
+        None => {}
+    }
     let policy = PolicyView::of(pod).map_or_else(|| "-".to_owned(), |policy| policy.text());
     lines.push((
         "Policy",
@@ -535,6 +561,25 @@ default     worker   runc      Running -> Frozen (unmanaged)   12.3 MiB         
             assert!(!text.contains('\u{1b}'));
             assert!(text.contains("a\u{fffd}[2Jb\u{fffd}c"));
         }
+    }
+
+    #[test]
+    fn what_probes_say_is_shown() {
+        let mut pod = v1::Pod {
+            probes: Some(v1::Probes {
+                ready: true,
+                ..Default::default()
+            }),
+            ..sleeper()
+        };
+        assert!(describe(&pod).contains("Probes        ready"));
+        pod.probes = Some(v1::Probes {
+            ready: false,
+            reason: "ProbesNotPassed".into(),
+            message: "HTTP status\u{1b} 503".into(),
+        });
+        assert!(describe(&pod).contains("not ready: ProbesNotPassed: HTTP status\u{fffd} 503"));
+        assert!(!describe(&sleeper()).contains("Probes"));
     }
 
     #[test]

@@ -30,6 +30,17 @@ pub struct Guest {
     pub reason: String,
     /// The same in words.
     pub message: String,
+    /// What its probes say, if the agent runs any.
+    pub probes: Option<GuestProbes>,
+}
+
+/// What the probes of a pod say together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestProbes {
+    /// Whether it is ready. One that sleeps is what it was before.
+    pub ready: bool,
+    /// Why not; empty for one that is.
+    pub message: String,
 }
 
 impl Guest {
@@ -52,6 +63,10 @@ impl Guest {
             snapshot: Some(pod.snapshot_id).filter(|id| !id.is_empty()),
             reason: pod.reason,
             message: pod.message,
+            probes: pod.probes.map(|probes| GuestProbes {
+                ready: probes.ready,
+                message: probes.message,
+            }),
         })
     }
 
@@ -77,6 +92,7 @@ impl Guest {
                 guest.policy.clone(),
                 guest.snapshot.clone(),
                 guest.reason.clone(),
+                guest.probes.clone(),
             )
         };
         essence(self) != essence(after)

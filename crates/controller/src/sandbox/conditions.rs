@@ -16,6 +16,7 @@ use super::Trouble;
 use super::drain::Drain;
 use super::guest::{Stand, waits_for_us};
 use super::pod::PodSight;
+use super::probes::Probed;
 use crate::objects::{remove, set};
 
 /// What the conditions are computed from.
@@ -25,6 +26,8 @@ pub(super) struct Sight<'a> {
     /// Whether there is a Service that counts.
     pub(super) service: bool,
     pub(super) stand: &'a Stand,
+    /// What the probes say that the agent runs.
+    pub(super) probed: &'a Probed,
     pub(super) troubles: &'a [Trouble],
     pub(super) drain: &'a Drain,
     /// Whether nothing is left to be put back after a drain.
@@ -147,7 +150,7 @@ fn ready_condition(sight: &Sight<'_>) -> Condition {
     }
     let (pod_ready, mut message) = pod.map_or_else(
         || (false, no_pod(sight.stand)),
-        |pod| pod_stands(pod, sight.stand),
+        |pod| pod_stands(pod, sight.stand, sight.probed),
     );
     let required = sight.sandbox.spec.service.unwrap_or(sight.service);
     if required {
@@ -173,7 +176,7 @@ fn no_pod(stand: &Stand) -> String {
 }
 
 /// Whether the pod is ready, and how it stands, in words.
-fn pod_stands(pod: &Pod, stand: &Stand) -> (bool, String) {
+fn pod_stands(pod: &Pod, stand: &Stand, probed: &Probed) -> (bool, String) {
     if let Stand::Leaving(where_) = stand {
         return (
             false,
@@ -195,6 +198,9 @@ fn pod_stands(pod: &Pod, stand: &Stand) -> (bool, String) {
     if pod_condition(pod, type_).is_none_or(|(status, ..)| status != "True") {
         return (false, "Pod is Running but not Ready".to_owned());
     }
+    if let Probed::NotReady(why) = probed {
+        return (false, format!("Pod is Running but not Ready: {why}"));
+    }
     if ips(pod).is_empty() {
         return (false, "Pod is Ready but has no podIPs yet".to_owned());
     }
@@ -202,8 +208,8 @@ fn pod_stands(pod: &Pod, stand: &Stand) -> (bool, String) {
 }
 
 /// Whether the pod is ready.
-pub(super) fn is_ready(pod: &Pod, stand: &Stand) -> bool {
-    pod_stands(pod, stand).0
+pub(super) fn is_ready(pod: &Pod, stand: &Stand, probed: &Probed) -> bool {
+    pod_stands(pod, stand, probed).0
 }
 
 /// Says whether the sandbox came back with its memory.

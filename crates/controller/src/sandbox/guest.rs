@@ -16,11 +16,13 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde_json::json;
 
 use super::policy::{fallback, generation, holds_memory, policy, strategy};
+use super::probes::Probed;
 use super::{Observed, Step, Trouble, lost};
 use crate::agents::{Guest, Order, Sight};
 use crate::objects;
 
-/// Condition of pods whose sandbox is suspended with them in place: they are not ready then.
+/// Condition of pods whose sandbox is suspended with them in place, or whose probes the agent runs: they are not ready while
+/// it sleeps because somebody said so, or the probes do not say that they are.
 pub const READINESS_GATE: &str = "dormouse.dev/ready";
 
 /// How often an agent that cannot be reached is looked for, beside the news of it.
@@ -359,9 +361,9 @@ pub(super) fn stay(sandbox: &Sandbox, spec: &mut PodSpec) {
     }
 }
 
-/// Makes a pod one that says so when its sandbox is suspended with it in place.
-pub(super) fn gate(sandbox: &Sandbox, spec: &mut PodSpec) {
-    if strategy(&sandbox.spec) == SuspensionType::Freeze {
+/// Makes a pod one that says so when its sandbox is suspended with it in place, or its probes (`probed`) say so.
+pub(super) fn gate(sandbox: &Sandbox, probed: bool, spec: &mut PodSpec) {
+    if probed || strategy(&sandbox.spec) == SuspensionType::Freeze {
         spec.readiness_gates
             .get_or_insert_default()
             .push(PodReadinessGate {
@@ -423,11 +425,17 @@ pub(super) fn restored(pod: &Pod, now: Timestamp) -> Option<Step> {
     })
 }
 
-/// Opens or shuts the pod's readiness gate, if it has one that stands otherwise.
-pub(super) fn readiness(pod: &Pod, open: bool, now: Timestamp) -> Option<Step> {
+/// Opens or shuts the pod's readiness gate, if it has one that stands otherwise: open while the sandbox is to run, is not
+/// still being woken, and its probes say that it is ready.
+pub(super) fn readiness(pod: &Pod, runs: bool, probed: &Probed, now: Timestamp) -> Option<Step> {
     if !has_readiness_gate(pod) {
         return None;
     }
+    let (open, reason) = match probed {
+        _ if !runs => (false, suspended::GUEST_ASLEEP),
+        Probed::NotReady(_) => (false, "ProbesNotPassed"),
+        Probed::Ready => (true, "Awake"),
+    };
     let status = if open { "True" } else { "False" };
     let stands = stands(pod, READINESS_GATE);
     // Without the condition a gate counts as shut.
@@ -439,7 +447,7 @@ pub(super) fn readiness(pod: &Pod, open: bool, now: Timestamp) -> Option<Step> {
         patch: json!({"status": {"conditions": [{
             "type": READINESS_GATE,
             "status": status,
-            "reason": if open { "Awake" } else { suspended::GUEST_ASLEEP },
+            "reason": reason,
             "lastTransitionTime": now,
         }]}}),
     })

@@ -15,9 +15,10 @@ use super::drain::Drain;
 use super::guest::{self, Stand};
 use super::pod::{PodNext, PodSight};
 use super::policy::strategy;
+use super::probes::Probed;
 use super::shown::show;
 use super::source::Source;
-use super::{Step, Trouble, capacity, drain, expiry, lost, pod, policy, service, volumes};
+use super::{Step, Trouble, capacity, drain, expiry, lost, pod, policy, probes, service, volumes};
 use crate::agents::Sight;
 use crate::nodes::NodeSight;
 use crate::objects::{self, is_true};
@@ -94,6 +95,7 @@ pub struct Next {
     /// Steps that nobody waits for, once the status is written.
     pub later: Vec<Step>,
     pub(super) stand: Stand,
+    pub(super) probed: Probed,
     pub(super) memory_lost: Option<String>,
     pub(super) memory_gone: Option<String>,
     pub(super) drain: Drain,
@@ -157,9 +159,10 @@ pub fn next(observed: &Observed, settings: &Settings, now: Timestamp) -> Next {
     next.steps.extend(found.guest.steps);
     next.later.extend(found.guest.later);
     if let Some(pod) = next.pod.own() {
-        let open = sandbox.spec.operating_mode == OperatingMode::Running
+        let runs = sandbox.spec.operating_mode == OperatingMode::Running
             && !matches!(next.stand, Stand::WakingUp(_) | Stand::Leaving(_));
-        next.later.extend(guest::readiness(pod, open, now));
+        next.probed = probes::probed(observed, pod);
+        next.later.extend(guest::readiness(pod, runs, &next.probed, now));
         next.later.extend(guest::restored(pod, now));
         next.later.extend(capacity::resize(sandbox, pod, &next.stand));
     }
@@ -264,6 +267,7 @@ fn status(
         pod: &next.pod,
         service: next.service,
         stand: &next.stand,
+        probed: &next.probed,
         troubles: &next.troubles,
         drain: &next.drain,
         is_over: drain::is_over(&next.drain, observed, next.pod.own()),
@@ -307,7 +311,7 @@ fn remember_memory(status: &mut SandboxStatus, sandbox: &Sandbox, next: &Next, n
         let is_to_run = sandbox.spec.operating_mode == OperatingMode::Running;
         let is_awake = matches!(next.stand, Stand::None | Stand::Awake);
         let stays = pod.metadata.deletion_timestamp.is_none();
-        is_to_run && is_awake && stays && conditions::is_ready(pod, &next.stand)
+        is_to_run && is_awake && stays && conditions::is_ready(pod, &next.stand, &next.probed)
     });
     if let Some(pod) = awake {
         // What it does from now on is not in the snapshot.

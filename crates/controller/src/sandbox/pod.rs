@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use dormouse_api::agents::{Fallback, Sandbox};
 use dormouse_api::names::{annotations, labels, name_hash};
+use dormouse_core::ANNOTATION_PROBES;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -15,7 +16,7 @@ use super::metadata::{PodMetadata, owners_with};
 use super::policy::fallback;
 use super::restore::{self, Restore};
 use super::source::Source;
-use super::{Observed, Settings, Step, Trouble, lost, volumes};
+use super::{Observed, Settings, Step, Trouble, lost, probes, volumes};
 use crate::objects::{self, Ownership, owner_reference, ownership};
 
 /// What there is of the pod once the steps are done.
@@ -167,7 +168,7 @@ fn anew(observed: &Observed, settings: &Settings, steps: &mut Vec<Step>) -> Resu
     if let Source::Missing(why) = &observed.source {
         return Err(Trouble::Source(why.clone()));
     }
-    let pod = build(sandbox, &observed.source, settings);
+    let pod = build(sandbox, &observed.source, settings)?;
     track(sandbox, objects::name(&pod.metadata), steps, |steps| {
         steps.push(Step::CreatePod(Box::new(pod.clone())));
     });
@@ -345,12 +346,19 @@ fn forget(sandbox: &Sandbox, steps: &mut Vec<Step>) {
 }
 
 /// The pod that a sandbox describes.
-pub(super) fn build(sandbox: &Sandbox, source: &Source, settings: &Settings) -> Pod {
+///
+/// # Errors
+/// Its probes cannot be run by the agent, which has to.
+pub(super) fn build(sandbox: &Sandbox, source: &Source, settings: &Settings) -> Result<Pod, Trouble> {
     let held = drain::holds_pod(sandbox, None, &Drain::No, settings);
-    let (pod_labels, pod_annotations) = PodMetadata::of(sandbox, held).into_maps();
+    let (pod_labels, mut pod_annotations) = PodMetadata::of(sandbox, held).into_maps();
     let mut spec = sandbox.spec.pod_template.spec.clone();
     volumes::mount(&mut spec, sandbox);
-    guest::gate(sandbox, &mut spec);
+    let probes = probes::move_out(sandbox, &mut spec)?;
+    guest::gate(sandbox, probes.is_some(), &mut spec);
+    if let Some(probes) = probes {
+        pod_annotations.insert(ANNOTATION_PROBES.to_owned(), probes);
+    }
     guest::stay(sandbox, &mut spec);
     let mut pod = Pod {
         metadata: ObjectMeta {
@@ -367,7 +375,7 @@ pub(super) fn build(sandbox: &Sandbox, source: &Source, settings: &Settings) -> 
     if let Source::Snapshot(filling) = source {
         restore::fill(&mut pod, filling);
     }
-    pod
+    Ok(pod)
 }
 
 /// As the API server answers for it.

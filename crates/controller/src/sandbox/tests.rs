@@ -5,6 +5,7 @@ mod drain;
 mod drain_model;
 mod lost;
 mod memory;
+mod probes;
 mod source;
 
 use std::collections::BTreeMap;
@@ -74,7 +75,7 @@ fn with(sandbox: Sandbox) -> Observed {
 /// The pod that a sandbox describes, filled from what there is.
 fn built(sandbox: &Sandbox) -> Pod {
     let source = crate::sandbox::source::source(sandbox, |_| None, None);
-    super::pod::build(sandbox, &source, &settings())
+    super::pod::build(sandbox, &source, &settings()).unwrap()
 }
 
 fn settings() -> Settings {

@@ -1,6 +1,7 @@
 //! What is in the way of a sandbox; the messages stand in its conditions and are those of agent-sandbox.
 
 use dormouse_api::names::labels;
+use dormouse_core::{ANNOTATION_PROBES, ProbesError};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use thiserror::Error;
 
@@ -57,6 +58,14 @@ pub enum Trouble {
     /// Fields that say when the sandbox sleeps cannot be understood.
     #[error("the sandbox's sleep cannot be understood: {0}")]
     Policy(String),
+    /// Probes that the agent is to run cannot be run.
+    #[error("a sandbox that sleeps has its probes run by the agent of its node: {0}")]
+    Probes(ProbesError),
+    /// The template has probes and the annotation that they would become.
+    #[error(
+        "the template has probes and annotation {ANNOTATION_PROBES}, which they would become; leave one of them out"
+    )]
+    ProbesTwice,
     /// The API server refuses for good what the specification leads to.
     #[error("failed to {step}: {message}")]
     Refused {
@@ -82,7 +91,11 @@ impl Trouble {
         // More than one pod ends with the event of one that goes.
         !matches!(
             self,
-            Self::Refused { .. } | Self::MultiplePods { .. } | Self::Policy(_)
+            Self::Refused { .. }
+                | Self::MultiplePods { .. }
+                | Self::Policy(_)
+                | Self::Probes(_)
+                | Self::ProbesTwice
         )
     }
 

@@ -103,6 +103,7 @@ pub(super) fn guest_of() -> Guest {
         moving_to: None,
         policy: Policy::default(),
         generation: 0,
+        probes: None,
         snapshot: None,
         reason: String::new(),
         message: String::new(),

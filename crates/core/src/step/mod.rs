@@ -59,6 +59,12 @@ pub fn next(state: &PodState, input: Input, now: Moment) -> Step {
             step.state.execs = step.state.execs.saturating_sub(1);
             step.activity(now);
         }
+        Input::Probed(ready) => {
+            if std::mem::replace(&mut step.state.unready, !ready) && ready {
+                // Its idleness begins with its usefulness.
+                step.state.idle_since = now;
+            }
+        }
         Input::Keepalive => step.keepalive(now),
         Input::Answered => step.answered(),
         Input::Timer => {}

@@ -30,6 +30,9 @@ pub struct PodState {
     pub idle_since: Moment,
     /// Execs that run in it.
     pub execs: u32,
+    /// Whether its probes have yet to say that it is ready. Who is not gets no requests, so nothing would wake it: it does
+    /// not fall asleep by itself.
+    pub unready: bool,
     /// Who asks for a wake that has not happened yet.
     pub wake: Option<WakeSource>,
     /// The rung that an order wants the pod to go down to.
@@ -84,6 +87,7 @@ impl PodState {
             abilities,
             idle_since: now,
             execs: 0,
+            unready: false,
             wake: None,
             down_to: None,
             waiting: Vec::new(),
@@ -167,6 +171,7 @@ impl PodState {
         );
         let steps = match self.rung {
             _ if !self.managed || self.execs > 0 => [None, None],
+            Rung::Running if self.unready => [None, None],
             Rung::Running => [freeze, None],
             Rung::Frozen => [doze, hibernate],
             Rung::Dozing => [hibernate, None],

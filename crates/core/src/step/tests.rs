@@ -90,6 +90,30 @@ fn activity_and_execs_keep_it_awake() {
 }
 
 #[test]
+fn who_is_not_ready_yet_does_not_fall_asleep_by_itself() {
+    let mut pod = sleepy();
+    feed(&mut pod, Input::Probed(false), at(1));
+    assert_eq!(pod.deadline(), None);
+    assert_eq!(feed(&mut pod, Input::Timer, at(100)), []);
+    feed(&mut pod, Input::Probed(true), at(100));
+    assert_eq!(pod.deadline(), Some(at(110)), "from when it was of use");
+    feed(&mut pod, Input::Probed(true), at(105));
+    assert_eq!(pod.deadline(), Some(at(110)), "which is no use of it");
+    // An order counts all the same, and one that sleeps goes on down.
+    feed(&mut pod, Input::Probed(false), at(106));
+    let actions = feed(&mut pod, Input::Order(OrderId(1), Order::Freeze), at(106));
+    assert_eq!(
+        actions,
+        [
+            Action::StopPrefetch,
+            Action::Start(Transition::Freeze, Reason::Ordered)
+        ]
+    );
+    feed(&mut pod, ok(Transition::Freeze), at(106));
+    assert!(pod.deadline().is_some());
+}
+
+#[test]
 fn a_wake_during_page_out_wins_at_once() {
     let mut pod = sleepy();
     pod.rung = Rung::Frozen;
@@ -905,6 +929,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         Just(Input::Activity),
         Just(Input::ExecStarted),
         Just(Input::ExecEnded),
+        any::<bool>().prop_map(Input::Probed),
         Just(Input::Keepalive),
         Just(Input::Answered),
         Just(Input::Timer),

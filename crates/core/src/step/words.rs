@@ -168,6 +168,8 @@ pub enum Input {
     ExecStarted,
     /// An exec into the pod ended.
     ExecEnded,
+    /// The pod's probes say whether it is ready.
+    Probed(bool),
     /// A peer's keepalive reached the dozing pod.
     Keepalive,
     /// The guest's network stack sent something during a housekeeping thaw.

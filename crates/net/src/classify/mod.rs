@@ -6,6 +6,7 @@
 //! | TCP with ACK and payload, to a port that wakes | wake |
 //! | UDP datagram to a port that wakes, empty or not | wake |
 //! | TCP with ACK and no payload: bare ACK, keepalive probe, FIN, SYN-ACK; RST | keepalive |
+//! | the same, of a flow that the node itself has made and left out | ignore |
 //! | ARP request, IPv6 neighbour solicitation for an address of the pod | resolve |
 //! | broadcast, multicast, somebody else's, ICMP, tails of fragments, everything else | ignore |
 //!
@@ -165,6 +166,8 @@ pub enum Ignored {
     Port,
     /// A TCP segment that is not valid in any state.
     InvalidSegment,
+    /// Of a flow that is the node's own doing.
+    OwnFlow,
     /// An ARP or neighbour message that is no question, or one that claims the pod's own address.
     NoQuestion,
 }

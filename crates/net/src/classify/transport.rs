@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::read::Reader;
 use super::{Ignored, Verdict, Wake, WakeKind};
-use crate::interest::Interest;
+use crate::interest::{Flow, Interest};
 
 pub(crate) const SYN: u8 = 0x02;
 pub(crate) const RST: u8 = 0x04;
@@ -22,14 +22,28 @@ pub(super) struct Segment {
 }
 
 impl Segment {
-    const fn wake(&self, kind: WakeKind, source_port: u16, destination_port: u16) -> Verdict {
-        Verdict::Wake(Wake {
+    /// A frame that wakes, unless the node itself has sent it.
+    fn wake(
+        &self,
+        kind: WakeKind,
+        source_port: u16,
+        destination_port: u16,
+        interest: &Interest,
+    ) -> Result<Verdict, Ignored> {
+        let flow = Flow {
+            source: (self.source, source_port),
+            destination: (self.destination, destination_port),
+        };
+        if interest.leaves_out(&flow) {
+            return Err(Ignored::OwnFlow);
+        }
+        Ok(Verdict::Wake(Wake {
             kind,
             source: self.source,
             source_port,
             destination: self.destination,
             destination_port,
-        })
+        }))
     }
 }
 
@@ -57,7 +71,7 @@ pub(super) fn tcp(
         return match flags & SYN {
             0 => Err(Ignored::InvalidSegment),
             _ if !interest.ports().tcp.contains(port) => Err(Ignored::Port),
-            _ => Ok(segment.wake(WakeKind::TcpSyn, source_port, port)),
+            _ => segment.wake(WakeKind::TcpSyn, source_port, port, interest),
         };
     }
     if payload == Some(0) {
@@ -67,7 +81,7 @@ pub(super) fn tcp(
         // Data that must not wake is still the stack's to acknowledge.
         return Ok(Verdict::Keepalive);
     }
-    Ok(segment.wake(WakeKind::TcpPayload, source_port, port))
+    segment.wake(WakeKind::TcpPayload, source_port, port, interest)
 }
 
 pub(super) fn udp(
@@ -83,5 +97,5 @@ pub(super) fn udp(
     if !interest.ports().udp.contains(&port) {
         return Err(Ignored::Port);
     }
-    Ok(segment.wake(WakeKind::Udp, source_port, port))
+    segment.wake(WakeKind::Udp, source_port, port, interest)
 }

@@ -23,7 +23,7 @@ use crate::clock::monotonic;
 use crate::event::{EventSink, PodKey};
 use crate::hold::{HoldLimits, Room};
 use crate::host_side::{Injector, NoHostSide};
-use crate::interest::{InterestError, Ports};
+use crate::interest::{Flow, InterestError, Ports};
 use crate::stats::{Counters, WireStats};
 use crate::wire::{Pace, WireMode};
 
@@ -281,6 +281,23 @@ impl WireLoop {
     /// [`WireError::NoWire`] if the pod has no wire, [`WireError::Interest`] for too many ports.
     pub fn set_ports(&self, pod: &PodKey, ports: Ports) -> Result<(), WireError> {
         self.order(pod, Order::SetPorts(ports)).map(drop)
+    }
+
+    /// Leaves a flow to a pod out, before its first frame: whatever it carries is no sign that anybody wants the pod, in any
+    /// mode. Nothing else is left out with it, whoever sends it.
+    ///
+    /// # Errors
+    /// [`WireError::NoWire`] if the pod has no wire, [`WireError::Interest`] if too many are left out.
+    pub fn leave_out(&self, pod: &PodKey, flow: Flow) -> Result<(), WireError> {
+        self.order(pod, Order::LeaveOut(flow)).map(drop)
+    }
+
+    /// Ends that, once the flow's last frame that could wake has been sent. Those that have arrived are still left out.
+    ///
+    /// # Errors
+    /// [`WireError::NoWire`] if the pod has no wire.
+    pub fn take_in(&self, pod: &PodKey, flow: Flow) -> Result<(), WireError> {
+        self.order(pod, Order::TakeIn(flow)).map(drop)
     }
 
     /// Whether frames can be held for a pod, because they could be given to its guest later.

@@ -12,7 +12,7 @@ use nix::sys::eventfd::EventFd;
 use super::WireError;
 use crate::attach::Opened;
 use crate::event::PodKey;
-use crate::interest::Ports;
+use crate::interest::{Flow, Ports};
 use crate::stats::Counters;
 use crate::wire::WireMode;
 
@@ -24,6 +24,8 @@ pub(super) enum Order {
     Remove,
     SetMode(WireMode),
     SetPorts(Ports),
+    LeaveOut(Flow),
+    TakeIn(Flow),
     CanReplay,
     Held,
     Discard,

@@ -129,6 +129,13 @@ impl Runner {
                 line.interest = line.interest.with_ports(ports)?;
                 refused(pod, line.install(true))?;
             }
+            Order::LeaveOut(flow) => self.line(pod)?.interest.leave_out(flow)?,
+            Order::TakeIn(flow) => self.with_pod(pod, |line, scratch, around| {
+                // What came while it counted is judged by it.
+                line.drain(scratch, around)?;
+                line.interest.take_in(&flow);
+                Ok(())
+            })?,
             Order::CanReplay => {
                 let line = self.line(pod)?;
                 host_side(pod, line)?;

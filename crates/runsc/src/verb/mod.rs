@@ -9,6 +9,7 @@
 //! | `delete` | runsc as a child, then unregistered | woken first; a guest that cannot be woken is killed |
 //! | `wait` | asks the sentry, and keeps on asking the next one after a hibernation | the same |
 //! | `start` | the container's streams are noted, exec | woken first |
+//! | `exec` for a [`probe`] | exec | refused |
 //! | `list`, and verbs without a container | exec | exec: `list` and `events` without `--stats` wait for the wake |
 //! | all others (`exec`, `kill`, `pause`, `resume`, `checkpoint`, …) | exec | woken first, then exec |
 //!
@@ -35,6 +36,7 @@ mod delete;
 mod events;
 mod kill;
 mod pod;
+mod probe;
 mod ps;
 mod restore;
 mod start;
@@ -223,6 +225,7 @@ pub(crate) fn dispatch(
                 "delete" => delete::run(&context),
                 "kill" => kill::run(&context),
                 "start" => start::run(&context),
+                "exec" if probe::is_one(invocation) => probe::run(&context),
                 _ => {
                     wake::or_refuse(&context)?;
                     context.exec()

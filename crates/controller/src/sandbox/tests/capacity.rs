@@ -45,6 +45,7 @@ fn sleeper(rung: Rung, cpu: &str, memory: &str) -> Observed {
         snapshot: None,
         reason: String::new(),
         message: String::new(),
+        probes: None,
     }));
     observed
 }

@@ -31,6 +31,7 @@ pub(super) fn guest(rung: Rung, generation: u64) -> Sight {
         snapshot: (rung == Rung::Hibernated).then(|| "snap-1".to_owned()),
         reason: String::new(),
         message: String::new(),
+        probes: None,
     }))
 }
 
@@ -253,8 +254,9 @@ fn one_that_is_suspended_stays_so_while_its_agent_is_not_heard() {
     // Told something new, it is not known whether that has come about.
     let sandbox = Arc::make_mut(&mut observed.sandbox);
     sandbox.metadata.generation = sandbox.metadata.generation.map(|generation| generation + 2);
+    let status = decide(&observed).status;
     assert_eq!(
-        said(&decide(&observed), "Suspended").unwrap().1,
+        condition(&status.conditions, "Suspended").unwrap().reason,
         "GuestFallingAsleep"
     );
 }
