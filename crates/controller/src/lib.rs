@@ -19,7 +19,6 @@ pub mod metrics;
 pub mod objects;
 pub mod patch;
 pub mod pool;
-pub mod quantity;
 pub mod queue;
 mod run;
 pub mod sandbox;

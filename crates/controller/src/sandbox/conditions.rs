@@ -12,6 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use super::Trouble;
 use super::guest::{Stand, has_readiness_gate};
 use super::pod::PodSight;
+use crate::agents::Woken;
 use crate::objects::{remove, set};
 
 /// What the conditions are computed from.
@@ -21,6 +22,8 @@ pub(super) struct Sight<'a> {
     /// Whether there is a Service that counts.
     pub(super) service: bool,
     pub(super) stand: &'a Stand,
+    /// The guest's last wake.
+    pub(super) woken: Option<&'a Woken>,
     pub(super) troubles: &'a [Trouble],
 }
 
@@ -118,7 +121,7 @@ fn ready_condition(sight: &Sight<'_>) -> Condition {
 /// Whether the pod is ready, and how it stands, in words.
 fn pod_stands(pod: &Pod, stand: &Stand) -> (bool, String) {
     if let Stand::WakingUp(what) = stand {
-        return (false, format!("Pod is asleep: {what}"));
+        return (false, format!("{}: {what}", messages::POD_IS_ASLEEP));
     }
     if phase(pod) != "Running" {
         return (false, format!("Pod exists with phase: {}", phase(pod)));
@@ -172,7 +175,10 @@ fn dormant_condition(sight: &Sight<'_>) -> Option<Condition> {
             DORMANT,
             "False",
             dormant::AWAKE,
-            "Sandbox is awake",
+            sight.woken.map_or_else(
+                || "Sandbox is awake".to_owned(),
+                |woken| format!("Sandbox is awake; {woken}"),
+            ),
         )),
         Stand::None | Stand::Asleep(_) | Stand::FallingAsleep(_) | Stand::WakingUp(_) => None,
     }
@@ -204,7 +210,7 @@ fn suspended_condition(sight: &Sight<'_>) -> Condition {
             Stand::Asleep(rung) => is(
                 "True",
                 suspended::GUEST_ASLEEP,
-                &format!("Sandbox is suspended with its memory in place ({rung})"),
+                &messages::guest_asleep(rung.as_str()),
             ),
             Stand::FallingAsleep(what) => is(
                 "False",

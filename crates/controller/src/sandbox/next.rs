@@ -210,6 +210,7 @@ fn status(
         pod: &next.pod,
         service: next.service,
         stand: &next.stand,
+        woken: observed.guest.woken(),
         troubles: &next.troubles,
     };
     conditions::update(&mut status.conditions, &sight, now);

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use dormouse_api::agents::{OperatingMode, Sandbox};
-use dormouse_api::conditions::{READY, SUSPENDED, ready, suspended};
+use dormouse_api::agents::{OperatingMode, Sandbox, SuspensionType};
+use dormouse_api::conditions::{READY, SUSPENDED, events, ready, suspended};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Service};
 use kube::api::{Api, Patch};
@@ -16,7 +16,10 @@ use thiserror::Error;
 use tracing::{debug, info};
 
 use super::next::can_wait;
-use super::{FIELD_MANAGER, Next, Observed, Settings, Step, Transitions, Trouble, guest, next, pod, volumes};
+use super::{
+    Direction, FIELD_MANAGER, Next, Observed, Settings, Step, Transition, Transitions, Trouble, guest, next,
+    pod, volumes,
+};
 use crate::agents::{Agents, Order, OrderError, Sight};
 use crate::backoff;
 use crate::cache::Cache;
@@ -479,6 +482,7 @@ impl SandboxContext {
         }
         if let Some(ended) = ended {
             self.metrics.moved(&ended);
+            self.tell(sandbox, &ended);
         }
         for step in &planned.later {
             if let Step::Order { node, order } = step {
@@ -508,6 +512,30 @@ impl SandboxContext {
         self.failures.forget(&key);
         let requeue = [planned.requeue, waits].into_iter().flatten().min();
         Ok(requeue.map_or_else(Action::await_change, Action::requeue))
+    }
+
+    /// Writes down what a suspend or a resume has cost, where memory was kept; nobody waits for it.
+    fn tell(&self, sandbox: &Sandbox, ended: &Transition) {
+        if ended.strategy == SuspensionType::Stop {
+            return;
+        }
+        let (reason, action) = match ended.direction {
+            Direction::Suspend => (events::SUSPENDED, "Suspending"),
+            Direction::Resume => (events::RESUMED, "Resuming"),
+        };
+        let event = Event {
+            type_: EventType::Normal,
+            reason: reason.to_owned(),
+            note: Some(ended.to_string()),
+            action: action.to_owned(),
+            secondary: None,
+        };
+        let (recorder, about) = (self.recorder.clone(), sandbox.object_ref(&()));
+        tokio::spawn(async move {
+            if let Err(error) = recorder.publish(&event, &about).await {
+                debug!(%error, "an event was lost");
+            }
+        });
     }
 
     async fn warn(&self, sandbox: &Sandbox, reason: &str, note: String) {
