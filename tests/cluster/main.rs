@@ -13,6 +13,7 @@ mod installer;
 mod life;
 mod memory;
 mod nodes;
+mod plugin;
 mod pods;
 mod restarts;
 mod sandboxes;

@@ -13,7 +13,7 @@ use crate::sandboxes::{condition, gone, operate, until};
 use crate::support::{LIMIT, ask, namespace, port};
 
 /// A sandbox that remembers a word it has made up, in memory alone, and answers with it.
-fn rememberer(space: &str, name: &str, spec: &Value) -> Value {
+pub(crate) fn rememberer(space: &str, name: &str, spec: &Value) -> Value {
     const PROGRAM: &str = "
 import http.server, secrets
 WORD = secrets.token_hex(16)
