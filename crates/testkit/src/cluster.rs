@@ -11,6 +11,7 @@ mod network;
 mod node;
 mod pki;
 mod record;
+pub mod release;
 mod slot;
 mod teardown;
 

@@ -1,0 +1,141 @@
+//! Dormouse on a cluster, installed as its users install it: the image, and the chart.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use super::Cluster;
+
+/// Where it is.
+pub const NAMESPACE: &str = "agent-sandbox-system";
+
+/// The release's name.
+const NAME: &str = "dormouse";
+
+/// Installs it and waits until all of it is ready; `values` is YAML, `settings` are as `helm --set` takes them.
+///
+/// # Errors
+/// When the image is not built, or the installation does not become ready; the error says what the parts say.
+pub async fn install(cluster: &Cluster, values: &str, settings: &[&str]) -> Result<()> {
+    let image = cluster.built().image()?;
+    cluster.import_image(&image.file).await?;
+    helm(cluster, &["install", "--create-namespace"], values, settings).await
+}
+
+/// Changes the installation and waits until all of it is ready.
+///
+/// # Errors
+/// When it does not become ready; the error says what the parts say.
+pub async fn upgrade(cluster: &Cluster, values: &str, settings: &[&str]) -> Result<()> {
+    helm(cluster, &["upgrade"], values, settings).await
+}
+
+/// Removes what helm has installed.
+///
+/// # Errors
+/// When helm fails, or something does not go.
+pub async fn uninstall(cluster: &Cluster) -> Result<()> {
+    cluster
+        .helm(&[
+            "uninstall",
+            NAME,
+            "--namespace",
+            NAMESPACE,
+            "--wait",
+            "--timeout=120s",
+        ])
+        .await
+        .map(drop)
+}
+
+/// The chart in this repository.
+#[must_use]
+pub fn chart() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../daemonset/chart/dormouse")
+}
+
+/// What the agent of a node says, asked by the command line in its container, as an operator would.
+///
+/// # Errors
+/// When the command fails.
+pub async fn dormouse(cluster: &Cluster, arguments: &[&str]) -> Result<String> {
+    let mut all = vec![
+        "exec",
+        "--namespace",
+        NAMESPACE,
+        "daemonset/dormouse-agent",
+        "--",
+        "dormouse",
+    ];
+    all.extend(arguments);
+    cluster.kubectl(&all).await
+}
+
+/// What the parts say, for an error.
+pub async fn words(cluster: &Cluster) -> String {
+    let mut words = String::new();
+    for arguments in [
+        &["get", "pods", "--namespace", NAMESPACE, "--output=wide"][..],
+        &[
+            "get",
+            "pods,sandboxes.agents.x-k8s.io",
+            "--all-namespaces",
+            "--output=wide",
+        ],
+        &["get", "events", "--all-namespaces"],
+        &["get", "sandboxnodes", "--output=yaml"],
+        &[
+            "logs",
+            "--namespace",
+            NAMESPACE,
+            "daemonset/dormouse-agent",
+            "--all-containers",
+            "--tail=150",
+        ],
+        &[
+            "logs",
+            "--namespace",
+            NAMESPACE,
+            "deployment/agent-sandbox-controller",
+            "--tail=150",
+        ],
+    ] {
+        let said = match cluster.kubectl(arguments).await {
+            Ok(said) => said,
+            Err(error) => format!("{error:#}"),
+        };
+        words.push_str(&format!("\n== {}\n{said}", arguments.join(" ")));
+    }
+    words
+}
+
+async fn helm(cluster: &Cluster, verb: &[&str], values: &str, settings: &[&str]) -> Result<()> {
+    let image = cluster.built().image()?;
+    let file = cluster.dir().join("values.yaml");
+    std::fs::write(&file, values).with_context(|| format!("write {}", file.display()))?;
+    let (chart, file) = (chart().display().to_string(), file.display().to_string());
+    let image = format!(
+        "image.repository={},image.digest={},image.pullPolicy=Never",
+        image.repository, image.digest
+    );
+    let mut arguments = verb.to_vec();
+    arguments.extend([
+        NAME,
+        &chart,
+        "--namespace",
+        NAMESPACE,
+        "--values",
+        &file,
+        "--set",
+        &image,
+        "--wait",
+        "--timeout=180s",
+    ]);
+    for setting in settings {
+        arguments.extend(["--set", setting]);
+    }
+    match cluster.helm(&arguments).await {
+        Ok(_) => Ok(()),
+        Err(error) => Err(error.context(words(cluster).await)),
+    }
+}
