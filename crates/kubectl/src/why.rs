@@ -346,6 +346,26 @@ mod tests {
     }
 
     #[test]
+    fn of_the_node_only_what_warns_is_told() {
+        let of_node = |type_: &str, reason: &str, second| {
+            let mut event = event("v1", "Node", "node-1", reason, "m", second);
+            event.type_ = Some(type_.into());
+            EventView::new(&event)
+        };
+        let told = [
+            of_node("Warning", "FromBefore", 900),
+            of_node("Normal", "AllIsWell", 2000),
+            of_node("Warning", "OutOfBreath", 2001),
+        ];
+        let text = text(&up(OperatingMode::Running), None, Some(&agent("node-1")), &told);
+        says(&text, &["OutOfBreath"]);
+        assert!(
+            !text.contains("FromBefore") && !text.contains("AllIsWell"),
+            "{text}"
+        );
+    }
+
+    #[test]
     fn nothing_reaches_the_terminal_unfiltered() {
         let sandbox = with(up(OperatingMode::Running), DORMANT, "False", "Awake", "\u{1b}[2J");
         assert!(!text(&sandbox, None, None, &[]).contains('\u{1b}'));

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::Facts;
-use crate::view::{ago, sandbox_condition};
+use crate::view::{EventView, ago, sandbox_condition};
 
 /// How many are told.
 const MOST: usize = 10;
@@ -51,7 +51,13 @@ impl Past {
 
 /// Its last moves, the newest first.
 pub(super) fn moves(facts: &Facts<'_>) -> Vec<Past> {
-    let mut all: Vec<Past> = facts.events.iter().map(|event| of_event(facts, event)).collect();
+    let concerns = |event: &&EventView| concerns(facts, event);
+    let mut all: Vec<Past> = facts
+        .events
+        .iter()
+        .filter(concerns)
+        .map(|event| of_event(facts, event))
+        .collect();
     all.extend([DORMANT, SUSPENDED, READY, RESTORED].iter().filter_map(|type_| {
         let condition = sandbox_condition(facts.sandbox, type_)?;
         let what = format!(
@@ -68,7 +74,18 @@ pub(super) fn moves(facts: &Facts<'_>) -> Vec<Past> {
     all
 }
 
-fn of_event(facts: &Facts<'_>, event: &crate::view::EventView) -> Past {
+/// Whether it is its own: of what happens to its node, only what warns and came after it was made.
+fn concerns(facts: &Facts<'_>, event: &EventView) -> bool {
+    let made = facts
+        .sandbox
+        .metadata
+        .creation_timestamp
+        .as_ref()
+        .map(|made| made.0);
+    !event.about().starts_with("Node/") || (event.warns() && event.at() >= made)
+}
+
+fn of_event(facts: &Facts<'_>, event: &EventView) -> Past {
     let own = format!(
         "Sandbox/{}",
         facts.sandbox.metadata.name.as_deref().unwrap_or_default()
