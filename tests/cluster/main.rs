@@ -15,6 +15,7 @@ mod installer;
 mod life;
 mod memory;
 mod nodes;
+mod plugin;
 mod pods;
 mod probes;
 mod python;

@@ -155,6 +155,14 @@ pub mod claim {
     pub const SANDBOX_NOT_READY: &str = "SandboxNotReady";
 }
 
+/// Reasons of the events that a sandbox gets where a field of ours is used.
+pub mod events {
+    /// It was suspended with its memory; the message says how long that took.
+    pub const SUSPENDED: &str = "Suspended";
+    /// It runs again; the message says how long that took.
+    pub const RESUMED: &str = "Resumed";
+}
+
 /// Messages that are compared literally.
 pub mod messages {
     /// With a Service.
@@ -175,6 +183,40 @@ pub mod messages {
     pub const POD_IS_TERMINATING: &str = "Pod is terminating. Sandbox is suspending";
     /// [`super::SUSPENDED`] where the pod is somebody else's.
     pub const POD_NOT_OWNED: &str = "Refused to delete pod because it is not owned by this sandbox";
+    /// Ours: how [`super::READY`] begins while the guest sleeps and is to run; what it waits for follows.
+    pub const POD_IS_ASLEEP: &str = "Pod is asleep";
+
+    /// Ours: how [`super::SUSPENDED`] begins while the guest sleeps in its pod; its rung follows.
+    const GUEST_ASLEEP: &str = "Sandbox is suspended with its memory in place";
+
+    /// [`super::SUSPENDED`] while the guest sleeps in its pod, on that rung.
+    #[must_use]
+    pub fn guest_asleep(rung: &str) -> String {
+        format!("{GUEST_ASLEEP} ({rung})")
+    }
+
+    /// The rung that such a message names; `None` if it is another message.
+    #[must_use]
+    pub fn rung_of_guest_asleep(message: &str) -> Option<&str> {
+        message
+            .strip_prefix(GUEST_ASLEEP)?
+            .trim_start()
+            .strip_prefix('(')?
+            .strip_suffix(')')
+    }
+
     /// After `shutdownTime`.
     pub const SANDBOX_HAS_EXPIRED: &str = "Sandbox has expired";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::messages::*;
+
+    #[test]
+    fn the_rung_of_a_guest_asleep_is_read_back() {
+        assert_eq!(rung_of_guest_asleep(&guest_asleep("Dozing")), Some("Dozing"));
+        assert_eq!(rung_of_guest_asleep(SANDBOX_IS_SUSPENDED), None);
+        assert_eq!(rung_of_guest_asleep(""), None);
+    }
 }

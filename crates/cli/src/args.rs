@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dormouse_core::parse_duration;
+pub(crate) use dormouse_output::Format;
 
 /// Where the agent listens unless it was configured otherwise.
 pub(crate) const DEFAULT_SOCKET: &str = "/run/dormouse/agent.sock";
@@ -39,19 +40,6 @@ pub(crate) struct Global {
     /// How long an order may take, as in `90s` or `2m`.
     #[arg(long, global = true, default_value = "60s", value_parser = duration, value_name = "TIME")]
     pub(crate) timeout: Duration,
-}
-
-/// How to print.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Format {
-    /// A table for people.
-    Table,
-    /// The same with more columns.
-    Wide,
-    /// JSON.
-    Json,
-    /// YAML.
-    Yaml,
 }
 
 /// What to do.

@@ -67,14 +67,9 @@ pub(crate) enum CliError {
     /// Printing failed.
     #[error("cannot print")]
     Print(#[from] std::io::Error),
-    /// The output cannot be put into the format that was asked for.
-    #[error("cannot write {format}: {message}")]
-    Format {
-        /// Which format.
-        format: &'static str,
-        /// What went wrong.
-        message: String,
-    },
+    /// The answer cannot be printed.
+    #[error(transparent)]
+    Output(#[from] dormouse_output::OutputError),
 }
 
 impl CliError {
@@ -92,7 +87,11 @@ impl CliError {
 
     /// Whether the reader of our output has gone, which is no news to anybody.
     pub(crate) fn is_broken_pipe(&self) -> bool {
-        matches!(self, Self::Print(error) if error.kind() == std::io::ErrorKind::BrokenPipe)
+        match self {
+            Self::Print(error) => error.kind() == std::io::ErrorKind::BrokenPipe,
+            Self::Output(error) => error.is_broken_pipe(),
+            _ => false,
+        }
     }
 
     /// The stable reason code of errors whose text does not begin with it.
@@ -110,7 +109,7 @@ impl CliError {
             | Self::Empty { .. }
             | Self::File { .. }
             | Self::Print(_)
-            | Self::Format { .. } => None,
+            | Self::Output(_) => None,
         }
     }
 

@@ -8,7 +8,6 @@
 mod agent;
 mod args;
 mod error;
-mod output;
 mod select;
 mod sys;
 mod verbs;
@@ -18,6 +17,8 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+
+use dormouse_output as output;
 
 use crate::args::Cli;
 

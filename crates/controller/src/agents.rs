@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use dormouse_tls::Dialer;
 use tokio_util::sync::CancellationToken;
 
-pub use guest::{Guest, GuestProbes};
+pub use guest::{Guest, GuestProbes, Woken};
 pub use order::{Order, OrderError, Ordered};
 
 /// The agents of all nodes.
@@ -61,6 +61,17 @@ pub enum Sight {
     Unreachable,
     /// Its agent does not know the pod, or not yet.
     Unknown,
+}
+
+impl Sight {
+    /// The guest's last wake, if its agent says of one.
+    #[must_use]
+    pub fn woken(&self) -> Option<&Woken> {
+        match self {
+            Self::Seen(guest) => guest.woken.as_ref(),
+            Self::Unreachable | Self::Unknown => None,
+        }
+    }
 }
 
 impl Agents {

@@ -23,7 +23,6 @@ pub mod objects;
 pub mod overcommit;
 pub mod patch;
 pub mod pool;
-pub mod quantity;
 pub mod queue;
 mod run;
 pub mod sandbox;

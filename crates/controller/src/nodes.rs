@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::{Node, NodeSpec, NodeStatus};
 use crate::cache::Cache;
 use crate::objects;
 use crate::overcommit::Overcommit;
-use crate::quantity::millis;
+use dormouse_api::quantity::millis;
 
 /// How a node stands, as far as its sandboxes are concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use thiserror::Error;
 
-use crate::quantity::millis;
+use dormouse_api::quantity::millis;
 
 /// How many times a node's memory its sandboxes may ask for when they are all awake; 1 or more, in thousandths.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

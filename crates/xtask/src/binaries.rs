@@ -179,6 +179,20 @@ pub(crate) fn build_cluster(paths: &Paths, beside: Profile) -> Result<Binaries> 
     Ok(Binaries { dir })
 }
 
+/// Builds `kubectl dormouse`, which is on nobody's node and in no image, and puts it beside the programs of a debug build.
+pub(crate) fn build_plugin(paths: &Paths) -> Result<()> {
+    let dir = paths.target.join("bin").join(Profile::Dev.folder());
+    fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+    ui::step("kubectl-dormouse", || {
+        let mut cargo = Command::new("cargo");
+        cargo
+            .current_dir(&paths.root)
+            .args(["build", "--quiet", "-p", "dormouse-kubectl"]);
+        exec::capture(&mut cargo).map(drop)
+    })?;
+    gather(&paths.target.join("debug/kubectl-dormouse"), &dir)
+}
+
 /// The same program as an earlier [`build_cluster`] has left it.
 pub(crate) fn find_cluster(paths: &Paths) -> Result<Binaries> {
     let dir = paths.target.join("bin").join(Profile::Dev.folder());

@@ -8,11 +8,14 @@ use anyhow::{Context, Result};
 use crate::binaries::{self, Profile};
 use crate::paths::Paths;
 use crate::prereq::{self, Group};
-use crate::{exec, stack, ui};
+use crate::{exec, image, stack, ui};
 
 /// Arguments of `cargo xtask demo`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
+    /// On a Kubernetes cluster of its own: installed by helm, suspended and resumed by kubectl.
+    #[arg(long)]
+    cluster: bool,
     /// Handed to the demo itself; `-- --help` shows what it takes.
     #[arg(last = true)]
     rest: Vec<String>,
@@ -24,9 +27,18 @@ pub(crate) struct Args {
 /// Something cannot be installed or built.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let paths = Paths::discover()?;
-    prereq::ensure(&[Group::Rust, Group::Stack, Group::Node])?;
-    let stack = stack::build(&paths)?;
-    let binaries = binaries::build(&paths, Profile::Release)?;
+    let (stack, binaries) = if args.cluster {
+        prereq::ensure(&[Group::Rust, Group::Stack, Group::Node, Group::Cluster])?;
+        let programs = binaries::build_static(&paths, Profile::Release)?;
+        image::build(&paths, &programs.dir, Profile::Release, image::REPOSITORY)?;
+        // What only makes the cluster, and what only asks it, may be slower.
+        binaries::build_plugin(&paths)?;
+        let binaries = binaries::build_cluster(&paths)?;
+        (stack::build_with_cluster(&paths)?, binaries)
+    } else {
+        prereq::ensure(&[Group::Rust, Group::Stack, Group::Node])?;
+        (stack::build(&paths)?, binaries::build(&paths, Profile::Release)?)
+    };
     ui::step("dormouse-demo (release)", || {
         let mut cargo = Command::new("cargo");
         cargo.current_dir(&paths.root).args([
@@ -43,6 +55,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let program = paths.target.join("release/dormouse-demo");
     let mut demo = Command::new(&program);
     demo.current_dir(&paths.root)
+        .args(args.cluster.then_some("--cluster"))
         .args(&args.rest)
         .stdin(Stdio::null());
     binaries.export(&stack, &mut demo);

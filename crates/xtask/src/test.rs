@@ -104,6 +104,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         if cluster {
             let programs = binaries::build_static(&paths, Profile::Dev)?;
             image::build(&paths, &programs.dir, Profile::Dev, image::REPOSITORY)?;
+            binaries::build_plugin(&paths)?;
         }
         Some((stack, binaries::build(&paths, Profile::Dev)?))
     } else {

@@ -262,6 +262,6 @@ impl Outcome {
                 .collect();
             text.push_str(&format!("  ({})", phases.join(", ")));
         }
-        line(&text)
+        Ok(line(&text)?)
     }
 }

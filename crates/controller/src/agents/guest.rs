@@ -1,6 +1,9 @@
 //! A guest, as its agent sees it.
 
-use dormouse_core::{Policy, ResumePolicy, Rung};
+use std::fmt;
+use std::time::Duration;
+
+use dormouse_core::{Policy, ResumePolicy, Rung, WakeSource};
 use dormouse_rpc::v1;
 
 /// A guest, as its agent sees it.
@@ -26,6 +29,8 @@ pub struct Guest {
     pub generation: u64,
     /// The snapshot that holds it, or its newest.
     pub snapshot: Option<String>,
+    /// Its last wake.
+    pub woken: Option<Woken>,
     /// Why it stands where it stands: a reason code.
     pub reason: String,
     /// The same in words.
@@ -41,6 +46,34 @@ pub struct GuestProbes {
     pub ready: bool,
     /// Why not; empty for one that is.
     pub message: String,
+}
+
+/// A wake.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Woken {
+    /// What asked for it.
+    pub source: WakeSource,
+    /// From then until the guest ran; `None` if it was there before it could be measured.
+    pub took: Option<Duration>,
+}
+
+impl Woken {
+    fn from_agent(wake: &v1::LastWake) -> Option<Self> {
+        Some(Self {
+            source: wake.source.parse().ok()?,
+            took: wake.took.and_then(|took| took.try_into().ok()),
+        })
+    }
+}
+
+impl fmt::Display for Woken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "last woken by {}", self.source)?;
+        match self.took {
+            Some(took) => write!(f, " in {:.1} ms", took.as_secs_f64() * 1e3),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Guest {
@@ -61,6 +94,7 @@ impl Guest {
             policy: policy.unwrap_or_default(),
             generation: pod.policy_generation,
             snapshot: Some(pod.snapshot_id).filter(|id| !id.is_empty()),
+            woken: pod.last_wake.as_ref().and_then(Woken::from_agent),
             reason: pod.reason,
             message: pod.message,
             probes: pod.probes.map(|probes| GuestProbes {
@@ -96,5 +130,28 @@ impl Guest {
             )
         };
         essence(self) != essence(after)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wake_that_cannot_be_understood_is_none() {
+        let wake = |source: &str, took: Option<Duration>| {
+            Woken::from_agent(&v1::LastWake {
+                source: source.to_owned(),
+                took: took.and_then(|took| took.try_into().ok()),
+                at: None,
+            })
+        };
+        let second = Some(Duration::from_secs(1));
+        assert_eq!(
+            wake("Packet", second).unwrap().to_string(),
+            "last woken by Packet in 1000.0 ms"
+        );
+        assert_eq!(wake("Packet", None).unwrap().to_string(), "last woken by Packet");
+        assert_eq!(wake("Magic", second), None);
     }
 }

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 
 use dormouse_api::agents::Sandbox;
+use dormouse_api::quantity::millis;
 use dormouse_core::Rung;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -16,7 +17,6 @@ use serde_json::{Value, json};
 use super::Step;
 use super::guest::{Stand, node_of};
 use crate::objects;
-use crate::quantity::millis;
 
 /// What a sleeper asks for: its shim and the wrapper want a moment now and then, and its skeleton stays in memory.
 const ASLEEP: [(&str, &str); 2] = [("cpu", "10m"), ("memory", SMALL_MEMORY)];

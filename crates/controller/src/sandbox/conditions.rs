@@ -17,6 +17,7 @@ use super::drain::Drain;
 use super::guest::{Stand, waits_for_us};
 use super::pod::PodSight;
 use super::probes::Probed;
+use crate::agents::Woken;
 use crate::objects::{remove, set};
 
 /// What the conditions are computed from.
@@ -28,6 +29,8 @@ pub(super) struct Sight<'a> {
     pub(super) stand: &'a Stand,
     /// What the probes say that the agent runs.
     pub(super) probed: &'a Probed,
+    /// The guest's last wake.
+    pub(super) woken: Option<&'a Woken>,
     pub(super) troubles: &'a [Trouble],
     pub(super) drain: &'a Drain,
     /// Whether nothing is left to be put back after a drain.
@@ -184,7 +187,7 @@ fn pod_stands(pod: &Pod, stand: &Stand, probed: &Probed) -> (bool, String) {
         );
     }
     if let Stand::WakingUp(what) = stand {
-        return (false, format!("Pod is asleep: {what}"));
+        return (false, format!("{}: {what}", messages::POD_IS_ASLEEP));
     }
     if phase(pod) != "Running" {
         return (false, format!("Pod exists with phase: {}", phase(pod)));
@@ -252,7 +255,10 @@ fn dormant_condition(sight: &Sight<'_>) -> Option<Condition> {
             DORMANT,
             "False",
             dormant::AWAKE,
-            "Sandbox is awake",
+            sight.woken.map_or_else(
+                || "Sandbox is awake".to_owned(),
+                |woken| format!("Sandbox is awake; {woken}"),
+            ),
         )),
         Stand::None
         | Stand::Asleep(_)
@@ -289,7 +295,7 @@ fn suspended_condition(sight: &Sight<'_>) -> Condition {
             Stand::Asleep(rung) => is(
                 "True",
                 suspended::GUEST_ASLEEP,
-                &format!("Sandbox is suspended with its memory in place ({rung})"),
+                &messages::guest_asleep(rung.as_str()),
             ),
             Stand::FallingAsleep(what) => is(
                 "False",

@@ -268,6 +268,7 @@ fn status(
         service: next.service,
         stand: &next.stand,
         probed: &next.probed,
+        woken: observed.guest.woken(),
         troubles: &next.troubles,
         drain: &next.drain,
         is_over: drain::is_over(&next.drain, observed, next.pod.own()),

@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use dormouse_api::agents::{OperatingMode, Sandbox};
+use dormouse_api::agents::{OperatingMode, Sandbox, SuspensionType};
 use dormouse_api::conditions::{
-    DORMANT, DRAINING, READY, RESTORED, SUSPENDED, dormant, draining, ready, restored, suspended,
+    DORMANT, DRAINING, READY, RESTORED, SUSPENDED, dormant, draining, events, ready, restored, suspended,
 };
 use dormouse_api::dormouse::SandboxSnapshot;
 use dormouse_api::gke::PodSnapshot;
@@ -25,8 +25,8 @@ use tracing::{debug, info};
 use super::next::can_wait;
 use super::source::source;
 use super::{
-    FIELD_MANAGER, Next, Observed, PodSnapshots, Refusal, Settings, Source, Step, Transitions, Trouble,
-    capacity, guest, next, pod, volumes,
+    Direction, FIELD_MANAGER, Next, Observed, PodSnapshots, Refusal, Settings, Source, Step, Transition,
+    Transitions, Trouble, capacity, guest, next, pod, volumes,
 };
 use crate::agents::{Agents, Order, OrderError, Sight};
 use crate::backoff;
@@ -595,6 +595,7 @@ impl SandboxContext {
         }
         if let Some(ended) = ended {
             self.metrics.moved(&ended);
+            self.tell_cost(sandbox, &ended);
         }
         for news in news(&old.conditions, &planned.status.conditions) {
             self.metrics.drained(&news.reason);
@@ -656,6 +657,30 @@ impl SandboxContext {
         let may = self.ledger.reserve(node, uid, bytes, room);
         self.metrics.given_away(self.ledger.total());
         may
+    }
+
+    /// Writes down what a suspend or a resume has cost, where memory was kept; nobody waits for it.
+    fn tell_cost(&self, sandbox: &Sandbox, ended: &Transition) {
+        if ended.strategy == SuspensionType::Stop {
+            return;
+        }
+        let (reason, action) = match ended.direction {
+            Direction::Suspend => (events::SUSPENDED, "Suspending"),
+            Direction::Resume => (events::RESUMED, "Resuming"),
+        };
+        let event = Event {
+            type_: EventType::Normal,
+            reason: reason.to_owned(),
+            note: Some(ended.to_string()),
+            action: action.to_owned(),
+            secondary: None,
+        };
+        let (recorder, about) = (self.recorder.clone(), sandbox.object_ref(&()));
+        tokio::spawn(async move {
+            if let Err(error) = recorder.publish(&event, &about).await {
+                debug!(%error, "an event was lost");
+            }
+        });
     }
 
     async fn warn(&self, sandbox: &Sandbox, reason: &str, note: String) {

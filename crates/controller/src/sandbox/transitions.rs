@@ -1,6 +1,7 @@
 //! How long suspends and resumes take, from the first look at what was asked for until it is so.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -39,6 +40,17 @@ pub struct Transition {
     pub strategy: SuspensionType,
     /// How long it took.
     pub took: Duration,
+}
+
+impl fmt::Display for Transition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (what, strategy) = match self.direction {
+            Direction::Suspend => ("Suspended", self.strategy.as_str()),
+            Direction::Resume => ("Resumed", self.strategy.as_str()),
+        };
+        let took = self.took.as_secs_f64() * 1e3;
+        write!(f, "{what} ({strategy}) {took:.1} ms after that was first seen")
+    }
 }
 
 /// Transitions under way, by sandbox.
@@ -91,5 +103,23 @@ impl Transitions {
     /// Forgets a sandbox that is gone.
     pub fn forget(&self, key: &(String, String)) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_transition_has_cost_is_said_in_words() {
+        let ended = Transition {
+            direction: Direction::Suspend,
+            strategy: SuspensionType::Freeze,
+            took: Duration::from_micros(31_240),
+        };
+        assert_eq!(
+            ended.to_string(),
+            "Suspended (Freeze) 31.2 ms after that was first seen"
+        );
     }
 }

@@ -104,6 +104,7 @@ pub(super) fn guest_of() -> Guest {
         policy: Policy::default(),
         generation: 0,
         probes: None,
+        woken: None,
         snapshot: None,
         reason: String::new(),
         message: String::new(),

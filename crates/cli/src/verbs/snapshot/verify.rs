@@ -73,7 +73,7 @@ fn say(verified: &Verified) -> Result<(), CliError> {
             complain(&format!("{id}  {}: {}", clean(reason), clean(message)));
             Ok(())
         }
-        _ => line(&format!("{id}  whole  {}", mib(verified.bytes))),
+        _ => Ok(line(&format!("{id}  whole  {}", mib(verified.bytes)))?),
     }
 }
 

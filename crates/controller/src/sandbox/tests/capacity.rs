@@ -43,6 +43,7 @@ fn sleeper(rung: Rung, cpu: &str, memory: &str) -> Observed {
         policy: Policy::default(),
         generation: 3 << 20,
         snapshot: None,
+        woken: None,
         reason: String::new(),
         message: String::new(),
         probes: None,

@@ -1,11 +1,11 @@
 //! Sandboxes that keep their memory.
 
 use dormouse_api::agents::{Fallback, SnapshotRef, SuspensionStrategy, SuspensionType};
-use dormouse_core::{Policy, Rung};
+use dormouse_core::{Policy, Rung, WakeSource};
 use k8s_openapi::api::core::v1::PodSchedulingGate;
 
 use super::*;
-use crate::agents::{Guest, Order};
+use crate::agents::{Guest, Order, Woken};
 
 pub(super) fn with_strategy(type_: SuspensionType) -> Sandbox {
     let mut sandbox = annotated(sandbox(), annotations::POD_NAME, "box");
@@ -29,10 +29,21 @@ pub(super) fn guest(rung: Rung, generation: u64) -> Sight {
         policy: Policy::default(),
         generation: generation << 20,
         snapshot: (rung == Rung::Hibernated).then(|| "snap-1".to_owned()),
+        woken: None,
         reason: String::new(),
         message: String::new(),
         probes: None,
     }))
+}
+
+fn with_wake(sight: Sight, woken: Woken) -> Sight {
+    match sight {
+        Sight::Seen(mut guest) => {
+            guest.woken = Some(woken);
+            Sight::Seen(guest)
+        }
+        other => other,
+    }
 }
 
 /// A pod that has what the sandbox's own would have.
@@ -179,6 +190,14 @@ fn asleep_because_it_was_idle_it_stays_ready() {
     assert!(said(&next, "Dormant").is_some_and(|(status, reason, _)| (status, reason) == ("True", "Dozing")));
     let next = decide(&seen(&sandbox, guest(Rung::Running, 3)));
     assert!(said(&next, "Dormant").is_some_and(|(status, reason, _)| (status, reason) == ("False", "Awake")));
+    // What the last wake has cost is said where that is looked for.
+    let woken = Woken {
+        source: WakeSource::Packet,
+        took: Some(Duration::from_micros(12_340)),
+    };
+    let next = decide(&seen(&sandbox, with_wake(guest(Rung::Running, 3), woken)));
+    let (_, _, message) = said(&next, "Dormant").unwrap();
+    assert_eq!(message, "Sandbox is awake; last woken by Packet in 12.3 ms");
     // A sandbox without our fields has none of our conditions.
     let plain = annotated(self::sandbox(), annotations::POD_NAME, "box");
     assert_eq!(

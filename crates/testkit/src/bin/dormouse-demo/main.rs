@@ -6,6 +6,7 @@
 
 mod check;
 mod clones;
+mod cluster;
 mod crowd;
 mod node;
 mod place;
@@ -27,6 +28,9 @@ use place::Place;
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask demo --", version)]
 struct Args {
+    /// On a Kubernetes cluster of its own instead: installed by helm, suspended and resumed by kubectl.
+    #[arg(long, conflicts_with_all = ["pods", "mib"])]
+    cluster: bool,
     /// How many pods go to sleep in the last part; fewer if this machine has no room for them.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100))]
     pods: u32,
@@ -71,6 +75,9 @@ async fn show(args: &Args) -> Result<()> {
         nix::unistd::geteuid().is_root(),
         "pods, cgroups and swap need root: run it as root"
     );
+    if args.cluster {
+        return cluster::show().await;
+    }
     let began = Instant::now();
     // Dropped last: the swap goes when nothing is in it any more.
     let place = Place::take(&dormouse_testkit::Built::find()?)?;

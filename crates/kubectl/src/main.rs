@@ -1,0 +1,7 @@
+//! The `kubectl dormouse` command line.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    dormouse_kubectl::main()
+}
