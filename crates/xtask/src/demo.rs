@@ -33,7 +33,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         image::build(&paths, &programs.dir, Profile::Release, image::REPOSITORY)?;
         // What only makes the cluster, and what only asks it, may be slower.
         binaries::build_plugin(&paths)?;
-        let binaries = binaries::build_cluster(&paths)?;
+        let binaries = binaries::build_cluster(&paths, Profile::Dev)?;
         (stack::build_with_cluster(&paths)?, binaries)
     } else {
         prereq::ensure(&[Group::Rust, Group::Stack, Group::Node])?;

@@ -76,14 +76,11 @@ impl Keeper {
     /// Waits until it is ready, and sees that nothing is lost.
     async fn awake(&self, cluster: &Cluster, when: &str) {
         let awake = until(cluster, SPACE, self.name, "Ready", "True", "DependenciesReady").await;
-        assert_eq!(ask(address(&awake)).await, self.word, "{}, {when}", self.name);
-        assert_eq!(
-            awake["status"]["conditions"]
-                .to_string()
-                .matches("MemoryLost")
-                .count(),
-            0
-        );
+        let word = ask(address(&awake)).await;
+        if word != self.word {
+            let (name, words) = (self.name, words(cluster).await);
+            panic!("{name} has lost its memory, {when}: {}\n{words}", awake["status"]);
+        }
     }
 }
 
