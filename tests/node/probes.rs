@@ -81,6 +81,8 @@ async fn falls_asleep_in_spite_of_its_probes(handler: &str) {
         "{view:?}"
     );
     assert!(view.probes.is_some_and(|probes| probes.ready));
+    // Without a wrapper a sleeper cannot be taken down once its agent has gone.
+    rig.wake(&pod).await.unwrap();
     rig.stop().await.unwrap();
 }
 
