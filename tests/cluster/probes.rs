@@ -43,7 +43,7 @@ http.server.ThreadingHTTPServer(('', 8080), Handler).serve_forever()
                     "initialDelaySeconds": 3,
                 },
                 "resources": {
-                    "requests": {"cpu": "100m", "memory": "64Mi"}, "limits": {"memory": "256Mi"},
+                    "requests": {"cpu": "10m", "memory": "64Mi"}, "limits": {"memory": "256Mi"},
                 },
             }],
         }}},

@@ -69,7 +69,7 @@ http.server.ThreadingHTTPServer(('', 8080), Handler).serve_forever()
                 "command": ["python3", "-c", PROGRAM],
                 "readinessProbe": {"tcpSocket": {"port": 8080}, "periodSeconds": 1},
                 "resources": {
-                    "requests": {"cpu": "100m", "memory": "64Mi"}, "limits": {"memory": "256Mi"},
+                    "requests": {"cpu": "10m", "memory": "64Mi"}, "limits": {"memory": "256Mi"},
                 },
             }],
         },
