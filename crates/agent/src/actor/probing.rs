@@ -27,6 +27,9 @@ const GRACE: Duration = Duration::from_secs(30);
 /// First and longest wait before containerd is asked again to stop a container.
 const AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
+/// How often it may be told that probes fail for another reason than before, as those of a program that is still starting do.
+const RETOLD: Duration = Duration::from_secs(10);
+
 /// How a run of a probe ended.
 #[derive(Debug)]
 pub struct ProbeEnd {
@@ -51,8 +54,8 @@ pub(super) struct Probing {
     untold: usize,
     stop: CancellationToken,
     pub(super) view: Option<ProbesView>,
-    /// Whether it was told of a failure that keeps the pod from being ready.
-    told: bool,
+    /// Which failure that keeps the pod from being ready was told last, and when.
+    told: Option<(String, Moment)>,
 }
 
 /// One container that runs.
@@ -152,6 +155,22 @@ impl Probing {
             reason: Reason::ProbesPassed,
             message: String::new(),
         })
+    }
+
+    /// Whether a failure is to be told: of what keeps on failing, the beginning, and that it is for another reason now.
+    fn is_news(&mut self, failure: Option<&String>, now: Moment) -> bool {
+        let Some(message) = failure else {
+            self.told = None;
+            return false;
+        };
+        let is_known = self
+            .told
+            .as_ref()
+            .is_some_and(|(told, at)| told == message || now.since(*at) < RETOLD);
+        if !is_known {
+            self.told = Some((message.clone(), now));
+        }
+        !is_known
     }
 
     fn to_remember(&self) -> Vec<ProbedEntry> {
@@ -363,11 +382,12 @@ impl Actor {
             .values()
             .any(|probed| probed.failure.is_some())
             && !view.ready;
-        // Of what keeps on failing only the beginning is told.
-        let began = failed && !std::mem::replace(&mut self.probing.told, failed);
+        let is_news = self
+            .probing
+            .is_news(failed.then_some(&view.message), clock::now());
         let before = self.probing.view.replace(view.clone());
         self.publish();
-        if began || before.is_some_and(|before| before.ready != view.ready) {
+        if is_news || before.is_some_and(|before| before.ready != view.ready) {
             let ProbesView { reason, message, .. } = view;
             tracing::info!(pod = %self.pod.full_name(), %reason, "what the pod's probes say has changed: {message}");
             self.tell_news(NewsKind::Changed, Some(reason), message, None, None);
@@ -409,6 +429,19 @@ mod tests {
 
     fn at(seconds: u64) -> Moment {
         Moment::from_start(Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn another_failure_is_told_but_not_each_second() {
+        let mut probing = probing(READY);
+        let (refused, status) = ("refused".to_owned(), "status 503".to_owned());
+        assert!(probing.is_news(Some(&refused), at(1)));
+        assert!(!probing.is_news(Some(&refused), at(30)));
+        assert!(probing.is_news(Some(&status), at(31)));
+        assert!(!probing.is_news(Some(&refused), at(32)), "it goes to and fro");
+        assert!(!probing.is_news(Some(&status), at(60)));
+        assert!(!probing.is_news(None, at(61)));
+        assert!(probing.is_news(Some(&status), at(62)), "it begins anew");
     }
 
     #[test]
