@@ -89,7 +89,7 @@ async fn what_was_saved_stays_exact_without_an_agent() {
     assert_eq!(output.code, 0);
     rig.agent.restart(&rig.stack, None).await.unwrap();
     rig.reconnect().await.unwrap();
-    assert_eq!(rig.rung(&pod).await.unwrap(), Rung::Running);
+    rig.wait_rung(&pod, Rung::Running, LIMIT).await.unwrap();
     assert_eq!(ask(&pod, "/hash").await, hash, "and over the wire");
     assert!(rig.hibernate(&pod).await.unwrap().moved);
     assert_ne!(rig.get(&pod).await.unwrap().snapshot_id, saved.id);

@@ -238,7 +238,7 @@ async fn a_node_short_of_memory_hibernates_its_sleepers() {
     rig.doze(&sleeper).await.unwrap();
     let view = rig.wait_rung(&sleeper, Rung::Hibernated, LIMIT).await.unwrap();
     assert_eq!(view.reason, Reason::MemoryPressure.as_str());
-    assert_eq!(rig.rung(&awake).await.unwrap(), Rung::Running);
+    rig.wait_rung(&awake, Rung::Running, LIMIT).await.unwrap();
     assert_eq!(rig.rung(&own).await.unwrap(), Rung::Dozing, "not ours to move");
     assert_eq!(ask(&sleeper, "/hash").await, hash);
     rig.stop().await.unwrap();

@@ -44,7 +44,7 @@ async fn sleepers_survive_the_agent() {
         let answer = http::get(address(pod), "/answer", LIMIT).await.unwrap();
         println!("{}: answered {:?}", pod.name, answer.first_byte);
         assert_eq!(answer.status, 200);
-        assert_eq!(rig.rung(pod).await.unwrap(), Rung::Running);
+        rig.wait_rung(pod, Rung::Running, LIMIT).await.unwrap();
     }
     rig.stop().await.unwrap();
 }
@@ -75,7 +75,7 @@ async fn sleepers_survive_containerd() {
     }
     for pod in [&frozen, &dozing] {
         ask(pod, "/answer").await;
-        assert_eq!(rig.rung(pod).await.unwrap(), Rung::Running);
+        rig.wait_rung(pod, Rung::Running, LIMIT).await.unwrap();
         assert_eq!(pod.exec(&["echo", "x"], LIMIT).await.unwrap().code, 0);
     }
     rig.stop().await.unwrap();
