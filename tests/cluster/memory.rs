@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dormouse_testkit::guest::remembers_a_word;
 use dormouse_testkit::host::wait;
 use dormouse_testkit::{Cluster, PYTHON, http};
 use serde_json::{Value, json};
@@ -14,19 +15,6 @@ use crate::support::{LIMIT, ask, namespace, port};
 
 /// A sandbox that remembers a word it has made up, in memory alone, and answers with it.
 pub(crate) fn rememberer(space: &str, name: &str, spec: &Value) -> Value {
-    const PROGRAM: &str = "
-import http.server, secrets
-WORD = secrets.token_hex(16)
-BALLAST = bytearray(secrets.token_bytes(1 << 20)) * 24
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        body = (WORD + '\\n').encode()
-        self.send_response(200)
-        self.send_header('Content-Length', str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-http.server.ThreadingHTTPServer(('', 8080), Handler).serve_forever()
-";
     let mut object = json!({
         "apiVersion": "agents.x-k8s.io/v1beta1", "kind": "Sandbox",
         "metadata": {"name": name, "namespace": space},
@@ -35,7 +23,7 @@ http.server.ThreadingHTTPServer(('', 8080), Handler).serve_forever()
             "terminationGracePeriodSeconds": 1,
             "containers": [{
                 "name": "main", "image": PYTHON, "imagePullPolicy": "Never",
-                "command": ["python3", "-c", PROGRAM],
+                "command": ["python3", "-c", remembers_a_word(24)],
                 "ports": [{"containerPort": 8080}],
                 "resources": {
                     "requests": {"cpu": "10m", "memory": "64Mi"}, "limits": {"memory": "256Mi"},

@@ -93,13 +93,7 @@ async fn a_watch_tells_what_happens() {
     use v1::watch_response::Kind;
 
     let rig = Rig::plain().await.unwrap();
-    let mut news = rig
-        .client
-        .clone()
-        .watch(v1::WatchRequest::default())
-        .await
-        .unwrap()
-        .into_inner();
+    let mut news = rig.watch().await.unwrap();
     assert_eq!(news.message().await.unwrap().unwrap().kind(), Kind::Synced);
     let pod = rig
         .run_pod(AgentGuest::default().pod("seen").handler(DORMOUSE_GVISOR))

@@ -68,13 +68,7 @@ async fn a_pod_that_works_is_not_idle() {
     let rig = Rig::plain().await.unwrap();
     let pod = rig.run_pod(sleepy(0)).await.unwrap();
     pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
-    let mut news = rig
-        .client
-        .clone()
-        .watch(v1::WatchRequest::default())
-        .await
-        .unwrap()
-        .into_inner();
+    let mut news = rig.watch().await.unwrap();
     // One request that computes for longer than the idle timeout: no frame comes meanwhile, only CPU is used.
     ask(&pod, "/busy?ms=4000").await;
     let mut moved = false;
@@ -97,13 +91,7 @@ async fn a_pod_that_works_is_not_idle() {
 #[tokio::test(flavor = "multi_thread")]
 async fn hostile_annotations_leave_the_pod_alone() {
     let rig = Rig::plain().await.unwrap();
-    let mut news = rig
-        .client
-        .clone()
-        .watch(v1::WatchRequest::default())
-        .await
-        .unwrap()
-        .into_inner();
+    let mut news = rig.watch().await.unwrap();
     let spec = PodSpec::new("odd")
         .handler(DORMOUSE_GVISOR)
         .annotation("dormouse.dev/managed", "true")

@@ -99,13 +99,7 @@ async fn probes_neither_keep_a_runc_pod_awake_nor_wake_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_container_that_fails_its_liveness_probe_is_stopped() {
     let rig = Rig::plain().await.unwrap();
-    let mut news = rig
-        .client
-        .clone()
-        .watch(v1::WatchRequest::default())
-        .await
-        .unwrap()
-        .into_inner();
+    let mut news = rig.watch().await.unwrap();
     let probes = json!([{
         "name": "sh",
         "liveness": {

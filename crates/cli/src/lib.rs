@@ -13,7 +13,6 @@ mod sys;
 mod verbs;
 mod view;
 
-use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -34,7 +33,7 @@ pub fn main() -> ExitCode {
     {
         Ok(runtime) => runtime,
         Err(error) => {
-            say_error(&format!("cannot start: {error}"));
+            output::complain(&format!("dormouse: cannot start: {error}"));
             return ExitCode::from(1);
         }
     };
@@ -45,14 +44,9 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             if !error.is_broken_pipe() {
-                say_error(&error.full_text());
+                output::complain(&format!("dormouse: {}", error.full_text()));
             }
             ExitCode::from(error.exit_code())
         }
     }
-}
-
-fn say_error(text: &str) {
-    // Nothing can be done if even the error stream is gone.
-    let _ = writeln!(std::io::stderr(), "dormouse: {text}");
 }

@@ -12,6 +12,7 @@ mod budget;
 pub mod cache;
 pub mod claim;
 pub mod client;
+mod events;
 pub mod gke;
 mod http_server;
 pub mod identity;

@@ -23,6 +23,29 @@ pub(crate) fn write_programs(dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// A Python program that makes up a word, in memory alone beside a block of so many MiB, and answers with it at port 8080: one that
+/// has lost its memory answers with another.
+#[must_use]
+pub fn remembers_a_word(mib: u32) -> String {
+    format!(
+        "
+import http.server, secrets
+WORD = secrets.token_hex(16)
+BLOCK = bytearray(secrets.token_bytes(1 << 20)) * {mib}
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = WORD.encode()
+        self.send_response(200)
+        self.send_header('Content-Length', str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *_):
+        pass
+http.server.ThreadingHTTPServer(('', 8080), Handler).serve_forever()
+"
+    )
+}
+
 /// The agent workload `guests/agent.py`: HTTP API, session, files, thread, memory block, outbound connection.
 #[derive(Debug, Clone)]
 pub struct AgentGuest {

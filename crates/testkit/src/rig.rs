@@ -199,6 +199,15 @@ impl Rig {
             .context("the agent answered without a pod")
     }
 
+    /// What the agent tells from now on, after what there is.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn watch(&self) -> Result<tonic::Streaming<v1::WatchResponse>, tonic::Status> {
+        let answer = self.client.clone().watch(v1::WatchRequest::default()).await?;
+        Ok(answer.into_inner())
+    }
+
     /// The rung on which the agent says a pod stands.
     ///
     /// # Errors

@@ -61,7 +61,7 @@ async fn many(plan: &Plan, site: &Site, row: &mut Row) -> Result<()> {
     let resident = mib(site.resident("dormouse-controller")?);
 
     say("nothing changes");
-    let before = site.writes().await?;
+    let before = site.settled().await?;
     tokio::time::sleep(QUIET).await;
     let after = site.writes().await?;
     let idle: u64 = after.values().sum::<u64>() - before.values().sum::<u64>();
@@ -126,8 +126,7 @@ async fn restart(site: &Site, count: u32) -> Result<(Duration, u64)> {
         Ok(began.elapsed())
     })
     .await?;
-    tokio::time::sleep(Duration::from_secs(5)).await;
-    Ok((steady, site.writes().await?.values().sum()))
+    Ok((steady, site.settled().await?.values().sum()))
 }
 
 /// How often the controller has looked at a Sandbox.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use dormouse_testkit::cluster::{Cluster, release};
+use dormouse_testkit::guest::remembers_a_word;
 use dormouse_testkit::host::wait;
 use dormouse_testkit::{PYTHON, http};
 use kube::api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams};
@@ -36,6 +37,9 @@ agent:
     wakes_per_source_per_minute = 1000000
     wakes_per_node_per_minute = 1000000
 "#;
+
+/// How long nothing may be written before it is believed that nothing more will be.
+const SETTLED: Duration = Duration::from_secs(3);
 
 /// Where the controller says its numbers.
 const METRICS: u16 = 8080;
@@ -166,6 +170,22 @@ impl Site {
         Ok(written(&self.metrics().await?))
     }
 
+    /// The same, once nothing is written any more.
+    pub(super) async fn settled(&self) -> Result<BTreeMap<String, u64>> {
+        let mut last = self.writes().await?;
+        let mut since = Instant::now();
+        wait::until("the controller to write nothing", LIMIT, async || {
+            let now = self.writes().await?;
+            if now != last {
+                last = now;
+                since = Instant::now();
+            }
+            ensure!(since.elapsed() >= SETTLED, "it wrote {:?} ago", since.elapsed());
+            Ok(last.clone())
+        })
+        .await
+    }
+
     /// Resident memory of a program that runs once in this cluster, bytes.
     pub(super) fn resident(&self, program: &str) -> Result<u64> {
         match self.cluster.processes(program).as_slice() {
@@ -222,23 +242,7 @@ pub(super) fn address(object: &DynamicObject) -> Result<SocketAddr> {
 
 /// A Sandbox under gVisor that fills a block of memory, makes up a word, and answers with it.
 pub(super) fn sandbox(name: &str, mib: u32, spec: &Value) -> Value {
-    let program = format!(
-        "
-import http.server, secrets
-WORD = secrets.token_hex(16)
-BLOCK = bytearray(secrets.token_bytes(1 << 20)) * {mib}
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        body = WORD.encode()
-        self.send_response(200)
-        self.send_header('Content-Length', str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-    def log_message(self, *_):
-        pass
-http.server.ThreadingHTTPServer(('', 8080), Handler).serve_forever()
-"
-    );
+    let program = remembers_a_word(mib);
     let limit = format!("{}Mi", mib * 2 + 256);
     let mut object = json!({
         "apiVersion": "agents.x-k8s.io/v1beta1", "kind": "Sandbox",

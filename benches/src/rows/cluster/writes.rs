@@ -1,22 +1,16 @@
 //! How often the controller writes to the API server for a sandbox.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use anyhow::Result;
-use dormouse_testkit::host::wait;
 use serde_json::json;
 
 use super::site::{SPACE, Site, is, sandbox};
 use super::watched::Watched;
-use crate::ask::LIMIT;
 use crate::plan::Plan;
 use crate::progress::say;
 use crate::row::{Line, Row};
 use crate::samples::Series;
-
-/// How long nothing may be written before it is believed that nothing more will be.
-const SETTLED: Duration = Duration::from_secs(3);
 
 /// What agent-sandbox's own controller (main, at 2fd412d) writes for such a Sandbox with a Service, on such a cluster, by its metric
 /// `rest_client_requests_total`: medians of three, in which 6, 5 to 6 and 5 to 6 were seen. Events are counted, here as there.
@@ -53,7 +47,7 @@ pub(super) async fn measure(plan: &Plan, site: &Site, row: &mut Row) -> Result<(
                 .into_iter()
                 .enumerate()
             {
-                let before = settled(site).await?;
+                let before = site.settled().await?;
                 match change {
                     Change::Create => site.create(&object).await?,
                     Change::Suspend => site.operate(&name, "Suspended").await?,
@@ -65,7 +59,7 @@ pub(super) async fn measure(plan: &Plan, site: &Site, row: &mut Row) -> Result<(
                     Change::Create | Change::Resume => "Ready",
                 };
                 seen.until("to have moved", |it| is(it, wanted, "True")).await?;
-                let after = settled(site).await?;
+                let after = site.settled().await?;
                 let mut total = 0;
                 for (kind, count) in &after {
                     let more = count - before.get(kind).copied().unwrap_or_default();
@@ -115,20 +109,4 @@ pub(super) async fn measure(plan: &Plan, site: &Site, row: &mut Row) -> Result<(
         }
     }
     Ok(())
-}
-
-/// The counts once nothing is written any more.
-async fn settled(site: &Site) -> Result<BTreeMap<String, u64>> {
-    let mut last = site.writes().await?;
-    let mut since = tokio::time::Instant::now();
-    wait::until("the controller to write nothing", LIMIT, async || {
-        let now = site.writes().await?;
-        if now != last {
-            last = now;
-            since = tokio::time::Instant::now();
-        }
-        anyhow::ensure!(since.elapsed() >= SETTLED, "it wrote {:?} ago", since.elapsed());
-        Ok(last.clone())
-    })
-    .await
 }

@@ -10,7 +10,7 @@ use dormouse_api::extensions::{ClaimShutdownPolicy, SandboxClaim, SandboxTemplat
 use dormouse_api::names::{annotations, labels};
 use jiff::Timestamp;
 use kube::runtime::controller::Action;
-use kube::runtime::events::{Event, EventType, Recorder};
+use kube::runtime::events::{EventType, Recorder};
 use kube::{Client, Resource};
 use serde_json::{Map, Value, json};
 use thiserror::Error;
@@ -22,6 +22,7 @@ use super::{
     hand_over, next,
 };
 use crate::cache::Cache;
+use crate::events;
 use crate::metrics::{Created, Metrics, Startup};
 use crate::objects::{self, condition, is_true};
 use crate::patch::status_patch;
@@ -588,19 +589,9 @@ impl ClaimContext {
         let Some(recorder) = self.recorder.clone() else {
             return;
         };
-        let event = Event {
-            type_: EventType::Normal,
-            reason: reason.to_owned(),
-            note: Some(note),
-            action: action.to_owned(),
-            secondary: None,
-        };
+        let event = events::event(EventType::Normal, reason, action, note);
         let about = claim.object_ref(&());
-        tokio::spawn(async move {
-            if let Err(error) = recorder.publish(&event, &about).await {
-                debug!(%error, "an event was lost");
-            }
-        });
+        tokio::spawn(async move { events::publish(&recorder, &about, &event).await });
     }
 }
 

@@ -9,7 +9,7 @@ use futures::future::join_all;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::controller::Action;
-use kube::runtime::events::{Event, EventType, Recorder};
+use kube::runtime::events::{EventType, Recorder};
 use kube::runtime::reflector::ObjectRef;
 use kube::{Client, Resource};
 use thiserror::Error;
@@ -19,6 +19,7 @@ use super::next::is_ready;
 use super::state::Key;
 use super::{FIELD_MANAGER, Next, Observed, Pools, Settings, Step};
 use crate::cache::Cache;
+use crate::events;
 use crate::objects;
 use crate::patch::status_patch;
 use crate::write::{Which, Writer, is_conflict, is_not_found};
@@ -304,15 +305,7 @@ impl PoolContext {
                 "Warm pool is progressing again".to_owned(),
             ),
         };
-        let event = Event {
-            type_,
-            reason: reason.to_owned(),
-            note: Some(note),
-            action: "Reconciling".to_owned(),
-            secondary: None,
-        };
-        if let Err(error) = self.recorder.publish(&event, &pool.object_ref(&())).await {
-            debug!(%error, "an event was lost");
-        }
+        let event = events::event(type_, reason, "Reconciling", note);
+        events::publish(&self.recorder, &pool.object_ref(&()), &event).await;
     }
 }

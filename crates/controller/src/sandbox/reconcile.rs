@@ -16,7 +16,7 @@ use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{Api, Patch};
 use kube::runtime::controller::Action;
-use kube::runtime::events::{Event, EventType, Recorder};
+use kube::runtime::events::{EventType, Recorder};
 use kube::{Client, Resource};
 use thiserror::Error;
 use tokio::sync::Semaphore;
@@ -31,6 +31,7 @@ use super::{
 use crate::agents::{Agents, Order, OrderError, Sight};
 use crate::backoff;
 use crate::cache::Cache;
+use crate::events::{event, publish};
 use crate::gke::newest_of;
 use crate::metrics::Metrics;
 use crate::nodes::Nodes;
@@ -574,8 +575,13 @@ impl SandboxContext {
             let known = objects::condition(&old.conditions, READY)
                 .is_some_and(|condition| condition.reason == ready::MULTIPLE_PODS);
             if !known {
-                self.warn(sandbox, ready::MULTIPLE_PODS, trouble.to_string())
-                    .await;
+                self.tell(
+                    sandbox,
+                    EventType::Warning,
+                    ready::MULTIPLE_PODS,
+                    trouble.to_string(),
+                )
+                .await;
             }
         }
         let ended = self.transitions.note(&key, sandbox, &planned.status, begun);
@@ -668,36 +674,14 @@ impl SandboxContext {
             Direction::Suspend => (events::SUSPENDED, "Suspending"),
             Direction::Resume => (events::RESUMED, "Resuming"),
         };
-        let event = Event {
-            type_: EventType::Normal,
-            reason: reason.to_owned(),
-            note: Some(ended.to_string()),
-            action: action.to_owned(),
-            secondary: None,
-        };
+        let event = event(EventType::Normal, reason, action, ended.to_string());
         let (recorder, about) = (self.recorder.clone(), sandbox.object_ref(&()));
-        tokio::spawn(async move {
-            if let Err(error) = recorder.publish(&event, &about).await {
-                debug!(%error, "an event was lost");
-            }
-        });
-    }
-
-    async fn warn(&self, sandbox: &Sandbox, reason: &str, note: String) {
-        self.tell(sandbox, EventType::Warning, reason, note).await;
+        tokio::spawn(async move { publish(&recorder, &about, &event).await });
     }
 
     async fn tell(&self, sandbox: &Sandbox, type_: EventType, reason: &str, note: String) {
-        let event = Event {
-            type_,
-            reason: reason.to_owned(),
-            note: Some(note),
-            action: "Reconciling".to_owned(),
-            secondary: None,
-        };
-        if let Err(error) = self.recorder.publish(&event, &sandbox.object_ref(&())).await {
-            debug!(%error, "an event was lost");
-        }
+        let event = event(type_, reason, "Reconciling", note);
+        publish(&self.recorder, &sandbox.object_ref(&()), &event).await;
     }
 }
 

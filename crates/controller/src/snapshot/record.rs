@@ -4,12 +4,13 @@ use dormouse_api::conditions::READY;
 use dormouse_api::dormouse::{SandboxSnapshot, SandboxSnapshotStatus};
 use jiff::Timestamp;
 use kube::Resource;
-use kube::runtime::events::{Event, EventType};
+use kube::runtime::events::EventType;
 use serde_json::json;
 use tracing::debug;
 
 use super::reconcile::{api, key};
 use super::{FINALIZER, SnapshotContext, SnapshotError, object, status};
+use crate::events::{event, publish};
 use crate::objects::{self, condition};
 use crate::patch::status_patch;
 use crate::write::{is_conflict, is_not_found};
@@ -114,16 +115,7 @@ impl SnapshotContext {
         action: &str,
         note: String,
     ) {
-        let event = Event {
-            type_,
-            reason: reason.to_owned(),
-            note: Some(note),
-            action: action.to_owned(),
-            secondary: None,
-        };
-        let about = snapshot.object_ref(&());
-        if let Err(error) = self.recorder.publish(&event, &about).await {
-            debug!(%error, "an event was lost");
-        }
+        let event = event(type_, reason, action, note);
+        publish(&self.recorder, &snapshot.object_ref(&()), &event).await;
     }
 }

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use dormouse_api::conditions::FAILED;
 use dormouse_api::dormouse::{SandboxNode, SandboxSnapshot, SandboxSnapshotSpec};
 use dormouse_output::{Format, clean, line, mib, millis, print, span};
 use jiff::Timestamp;
@@ -13,9 +14,6 @@ use crate::cluster::{Cluster, Name, optional};
 use crate::error::PluginError;
 use crate::refusal::Refusal;
 use crate::view::{SnapshotView, condition, describe_snapshot, snapshot_table};
-
-/// Condition of a snapshot that was given up.
-const FAILED: &str = "Failed";
 
 pub(super) async fn snapshot(
     cluster: &Cluster,

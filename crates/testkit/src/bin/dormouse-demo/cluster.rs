@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use dormouse_testkit::cluster::release;
+use dormouse_testkit::guest::remembers_a_word;
 use dormouse_testkit::host::wait;
 use dormouse_testkit::{Cluster, ClusterOptions, PYTHON, http};
 use serde_json::{Value, json};
@@ -28,23 +29,6 @@ agent:
   config: |
     [manage]
     doze_after_freeze = \"1h\"
-";
-
-/// Remembers a word that it has made up, in memory alone, beside 24 MiB of ballast.
-const PROGRAM: &str = "
-import http.server, secrets
-WORD = secrets.token_hex(8)
-BALLAST = bytearray(secrets.token_bytes(1 << 20)) * 24
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        body = WORD.encode()
-        self.send_response(200)
-        self.send_header('Content-Length', str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-    def log_message(self, *_):
-        pass
-http.server.ThreadingHTTPServer(('', 8080), Handler).serve_forever()
 ";
 
 /// All of it; the cluster is gone afterwards, whatever happens.
@@ -212,7 +196,7 @@ async fn make(cluster: &Cluster, name: &str, more: &Value) -> Result<()> {
         "terminationGracePeriodSeconds": 1,
         "containers": [{
             "name": "main", "image": PYTHON, "imagePullPolicy": "Never",
-            "command": ["python3", "-c", PROGRAM],
+            "command": ["python3", "-c", remembers_a_word(24)],
             "resources": {"requests": {"cpu": "100m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}},
         }],
     }}});

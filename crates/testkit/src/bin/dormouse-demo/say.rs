@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use comfy_table::{CellAlignment, Table, presets};
+pub(crate) use dormouse_output::table;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::words;
@@ -130,21 +130,4 @@ impl Drop for Progress {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
     }
-}
-
-/// A table without lines. Columns whose header begins with `>` are right-aligned.
-pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    table.set_header(header.iter().map(|name| name.trim_start_matches('>')));
-    table.add_rows(rows);
-    for (index, name) in header.iter().enumerate() {
-        if let Some(column) = table.column_mut(index) {
-            column.set_padding((0, 3));
-            if name.starts_with('>') {
-                column.set_cell_alignment(CellAlignment::Right);
-            }
-        }
-    }
-    table.trim_fmt()
 }

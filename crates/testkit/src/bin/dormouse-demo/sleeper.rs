@@ -87,12 +87,7 @@ pub(crate) async fn show(rig: &Rig) -> Result<()> {
     .await?;
     let awake = usual(address, "/history").await?;
     // The watch begins before the last request, so that nothing is missed.
-    let mut news = rig
-        .client
-        .clone()
-        .watch(v1::WatchRequest::default())
-        .await?
-        .into_inner();
+    let mut news = rig.watch().await?;
     let before = look(&pod, address).await?;
     describe(&before, &peer);
 
