@@ -83,8 +83,14 @@ pub fn stay_outside() -> anyhow::Result<Option<ExitCode>> {
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut inner = tokio::process::Command::new("/proc/self/exe")
-            .args(std::env::args_os().skip(1))
+        let mut words = std::env::args_os();
+        let mut inner = tokio::process::Command::new("/proc/self/exe");
+        if let Some(name) = words.next() {
+            // Whoever looks for the agent's processes finds both.
+            inner.arg0(name);
+        }
+        let mut inner = inner
+            .args(words)
             .env(INNER, "1")
             .spawn()
             .context("cannot start this program again")?;

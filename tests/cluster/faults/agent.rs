@@ -4,14 +4,17 @@ use std::time::Duration;
 
 use dormouse_testkit::ClusterOptions;
 use dormouse_testkit::host::wait;
-use nix::sys::signal::Signal;
 
-use super::{Keeper, SPACE, cluster, into_it, kill, process};
-use crate::installed::{NAMESPACE, upgrade};
+use super::{Keeper, Program, SPACE, cluster, into_it, let_go_on};
+use crate::installed::{NAMESPACE, upgrade, words};
 use crate::sandboxes::condition;
 use crate::support::LIMIT;
 
-const AGENT: &str = "dormouse-agent";
+/// One in its container, and one on the node.
+const AGENT: Program = Program {
+    name: "dormouse-agent",
+    processes: 2,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_is_killed_on_the_way_loses_nothing() {
@@ -24,7 +27,7 @@ async fn an_agent_that_is_killed_on_the_way_loses_nothing() {
             keeper.suspend(&cluster).await;
         }
         into_it(Duration::from_millis(delay)).await;
-        kill(&cluster, AGENT).await;
+        AGENT.kill(&cluster).await;
         for keeper in [&frozen, &saved] {
             keeper.asleep(&cluster).await;
         }
@@ -32,15 +35,14 @@ async fn an_agent_that_is_killed_on_the_way_loses_nothing() {
             keeper.resume(&cluster).await;
         }
         into_it(Duration::from_millis(delay)).await;
-        kill(&cluster, AGENT).await;
+        AGENT.kill(&cluster).await;
         for keeper in [&frozen, &saved] {
             keeper.awake(&cluster, &when).await;
         }
     }
 
     // Not there at all: the pod is not deleted for want of a snapshot; what is waited for is said.
-    let hung = process(&cluster, AGENT).await;
-    hung.signal(Signal::SIGSTOP);
+    let hung = AGENT.stop(&cluster).await;
     saved.suspend(&cluster).await;
     wait::until("the wait to be said", LIMIT, async || {
         let object = cluster.get("sandbox.agents.x-k8s.io", SPACE, "saved").await?;
@@ -54,8 +56,10 @@ async fn an_agent_that_is_killed_on_the_way_loses_nothing() {
     .await
     .unwrap();
     let pod = cluster.get("pod", SPACE, "saved").await.unwrap();
-    assert!(pod["metadata"]["deletionTimestamp"].is_null(), "{pod}");
-    hung.signal(Signal::SIGCONT);
+    if !pod["metadata"]["deletionTimestamp"].is_null() {
+        panic!("{pod}\n{}", words(&cluster).await);
+    }
+    let_go_on(&hung);
     saved.asleep(&cluster).await;
     saved.resume(&cluster).await;
     saved.awake(&cluster, "after the agent hung").await;

@@ -7,7 +7,7 @@ use dormouse_testkit::cluster::part;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use super::{Keeper, SPACE, cluster, into_it, process};
+use super::{CONTROLLER, Keeper, SPACE, cluster, into_it, let_go_on};
 use crate::installed::words;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -47,8 +47,7 @@ async fn a_watch_that_is_too_old_is_begun_anew() {
     };
     let cluster = cluster(options).await;
     let frozen = Keeper::start(&cluster, "frozen", "Freeze").await;
-    let controller = process(&cluster, "dormouse-controller").await;
-    controller.signal(Signal::SIGSTOP);
+    let controller = CONTROLLER.stop(&cluster).await;
     // While it does not look, its watches end, much happens, and all of that is forgotten by the one that it asks again.
     cluster.restart_apiserver().await.unwrap();
     for round in 0..6 {
@@ -64,7 +63,7 @@ async fn a_watch_that_is_too_old_is_begun_anew() {
     }
     frozen.suspend(&cluster).await;
     cluster.restart_apiserver().await.unwrap();
-    controller.signal(Signal::SIGCONT);
+    let_go_on(&controller);
     frozen.asleep(&cluster).await;
     frozen.resume(&cluster).await;
     frozen.awake(&cluster, "after a relist").await;

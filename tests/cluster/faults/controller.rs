@@ -7,11 +7,9 @@ use dormouse_testkit::{Cluster, ClusterOptions};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use super::{Keeper, SPACE, cluster, into_it, kill, process};
+use super::{CONTROLLER, Keeper, SPACE, cluster, into_it};
 use crate::installed::{NAMESPACE, upgrade};
 use crate::support::LIMIT;
-
-const CONTROLLER: &str = "dormouse-controller";
 
 /// How far into a transition the controller dies, ms: most of one takes place within the first.
 const DELAYS: [u64; 4] = [0, 40, 150, 500];
@@ -27,7 +25,7 @@ async fn a_controller_that_is_killed_on_the_way_loses_nothing() {
             keeper.suspend(&cluster).await;
         }
         into_it(Duration::from_millis(delay)).await;
-        kill(&cluster, CONTROLLER).await;
+        CONTROLLER.kill(&cluster).await;
         for keeper in [&frozen, &saved] {
             keeper.asleep(&cluster).await;
         }
@@ -35,7 +33,7 @@ async fn a_controller_that_is_killed_on_the_way_loses_nothing() {
             keeper.resume(&cluster).await;
         }
         into_it(Duration::from_millis(delay)).await;
-        kill(&cluster, CONTROLLER).await;
+        CONTROLLER.kill(&cluster).await;
         for keeper in [&frozen, &saved] {
             keeper.awake(&cluster, &when).await;
         }
@@ -98,7 +96,7 @@ async fn process_of(cluster: &Cluster, pod: &str) -> dormouse_testkit::host::Pro
     let pod: Value = cluster.get("pod", NAMESPACE, pod).await.unwrap();
     let uid = pod["metadata"]["uid"].as_str().unwrap().to_owned();
     wait::until("the pod's process", LIMIT, async || {
-        let found = cluster.processes(CONTROLLER);
+        let found = cluster.processes(CONTROLLER.name);
         let of = found.into_iter().find(|id| {
             let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", id.pid)).unwrap_or_default();
             groups.contains(&uid) || groups.contains(&uid.replace('-', "_"))
@@ -118,8 +116,8 @@ async fn a_controller_that_comes_back_changes_nothing_that_is_as_it_should_be() 
     frozen.suspend(&cluster).await;
     saved.asleep(&cluster).await;
     let before = frozen.asleep(&cluster).await;
-    kill(&cluster, CONTROLLER).await;
-    process(&cluster, CONTROLLER).await;
+    CONTROLLER.kill(&cluster).await;
+    CONTROLLER.found(&cluster).await;
     // It works again when it does what is new.
     saved.resume(&cluster).await;
     saved.awake(&cluster, "after a restart").await;

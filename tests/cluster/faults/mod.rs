@@ -84,34 +84,63 @@ impl Keeper {
     }
 }
 
-/// The one process of that program.
-async fn process(cluster: &Cluster, program: &str) -> ProcessId {
-    wait::until(program, LIMIT, async || {
-        let found = cluster.processes(program);
-        match found.as_slice() {
-            [one] => Ok(*one),
-            other => anyhow::bail!("{} run", other.len()),
-        }
-    })
-    .await
-    .unwrap()
+/// A program of ours, and how many processes it is.
+struct Program {
+    name: &'static str,
+    processes: usize,
 }
 
-/// Kills it, and waits until another one is there.
-async fn kill(cluster: &Cluster, program: &str) {
-    let before = process(cluster, program).await;
-    before.signal(Signal::SIGKILL);
-    wait::until("its successor", LIMIT, async || {
-        let found = cluster.processes(program);
-        anyhow::ensure!(
-            found.iter().any(|now| *now != before),
-            "{program} was not started again: {found:?}"
-        );
-        Ok(())
-    })
-    .await
-    .unwrap();
+impl Program {
+    /// Its processes, once all are there.
+    async fn found(&self, cluster: &Cluster) -> Vec<ProcessId> {
+        let found = async || {
+            let found = cluster.processes(self.name);
+            anyhow::ensure!(found.len() == self.processes, "{} run", found.len());
+            Ok(found)
+        };
+        wait::until(self.name, LIMIT, found).await.unwrap()
+    }
+
+    /// Stops it, as on a host that hangs; the processes, to be let go on by [`let_go_on`].
+    async fn stop(&self, cluster: &Cluster) -> Vec<ProcessId> {
+        let found = self.found(cluster).await;
+        for process in &found {
+            process.signal(Signal::SIGSTOP);
+        }
+        found
+    }
+
+    /// Kills it, and waits until another one is there.
+    async fn kill(&self, cluster: &Cluster) {
+        let before = self.found(cluster).await;
+        for process in &before {
+            process.signal(Signal::SIGKILL);
+        }
+        wait::until("its successor", LIMIT, async || {
+            let found = cluster.processes(self.name);
+            anyhow::ensure!(
+                found.iter().any(|now| !before.contains(now)),
+                "{} was not started again: {found:?}",
+                self.name
+            );
+            Ok(())
+        })
+        .await
+        .unwrap();
+    }
 }
+
+/// Lets what was stopped go on.
+fn let_go_on(stopped: &[ProcessId]) {
+    for process in stopped {
+        process.signal(Signal::SIGCONT);
+    }
+}
+
+const CONTROLLER: Program = Program {
+    name: "dormouse-controller",
+    processes: 1,
+};
 
 /// Lets a transition run for so long. It is what is to be interrupted somewhere, not waited for.
 async fn into_it(delay: Duration) {

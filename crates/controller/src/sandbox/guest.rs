@@ -294,9 +294,12 @@ pub(super) enum Hibernation {
 }
 
 /// What is to be done before the pod goes.
-pub(super) fn hibernate(observed: &Observed, pod: &Pod) -> Hibernation {
+///
+/// # Errors
+/// What the sandbox says of its guest cannot be understood.
+pub(super) fn hibernate(observed: &Observed, pod: &Pod) -> Result<Hibernation, Trouble> {
     if !is_running(pod) {
-        return Hibernation::Done;
+        return Ok(Hibernation::Done);
     }
     let sandbox = &*observed.sandbox;
     let waits = |what: String| {
@@ -307,15 +310,19 @@ pub(super) fn hibernate(observed: &Observed, pod: &Pod) -> Hibernation {
         })
     };
     let Sight::Seen(guest) = &observed.guest else {
-        return waits(format!(
+        return Ok(waits(format!(
             "the agent of node {} does not answer for the pod",
             node_of(pod)
-        ));
+        )));
     };
     if let Some(refusal) = &observed.refusal {
-        return waits(refusal.message.clone());
+        return Ok(waits(refusal.message.clone()));
     }
-    match saved_in(guest) {
+    let set_policy = policy_step(sandbox, pod, guest)?;
+    // It may have been woken since its agent said this, and have done what is not in the snapshot: only the word of an agent
+    // that knows already that nothing but an order wakes it any more is the last one.
+    let held = saved_in(guest).filter(|_| set_policy.is_none() && guest.moving_to.is_none());
+    Ok(match held {
         Some(snapshot) if is_written_down(sandbox, snapshot) => Hibernation::Done,
         Some(_) => {
             // It must not be forgotten where the memory is before the pod goes.
@@ -329,17 +336,17 @@ pub(super) fn hibernate(observed: &Observed, pod: &Pod) -> Hibernation {
             next.write_down = snapshot;
             Hibernation::UnderWay(next)
         }
-        None => Hibernation::UnderWay(GuestNext {
-            stand: Stand::FallingAsleep("the guest is being saved".to_owned()),
-            steps: vec![order(
-                pod,
-                Order::Hibernate {
-                    pod: objects::uid(&pod.metadata).to_owned(),
-                },
-            )],
-            ..GuestNext::default()
-        }),
-    }
+        None => {
+            let save = Order::Hibernate {
+                pod: objects::uid(&pod.metadata).to_owned(),
+            };
+            Hibernation::UnderWay(GuestNext {
+                stand: Stand::FallingAsleep("the guest is being saved".to_owned()),
+                steps: set_policy.into_iter().chain([order(pod, save)]).collect(),
+                ..GuestNext::default()
+            })
+        }
+    })
 }
 
 /// Has the pod stay on a node that is lost, if the sandbox does not start without its memory: the node may come back, and

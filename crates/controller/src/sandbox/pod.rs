@@ -221,7 +221,7 @@ pub(super) fn hibernate(
         ..PodNext::default()
     };
     keep_metadata(&observed.sandbox, pod, &next.drain, settings, steps);
-    match guest::hibernate(observed, pod) {
+    match guest::hibernate(observed, pod)? {
         Hibernation::UnderWay(guest) => next.guest = guest,
         Hibernation::Done if pod.metadata.deletion_timestamp.is_none() => steps.push(delete(pod)),
         Hibernation::Done => {}

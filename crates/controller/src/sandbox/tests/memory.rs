@@ -210,9 +210,21 @@ fn asleep_because_it_was_idle_it_stays_ready() {
 fn hibernated_the_snapshot_is_written_down_before_the_pod_goes() {
     let mut sandbox = with_strategy(SuspensionType::Hibernate);
     sandbox.spec.operating_mode = OperatingMode::Suspended;
-    let next = decide(&seen(&sandbox, guest(Rung::Running, 0)));
+    for rung in [Rung::Running, Rung::Hibernated] {
+        // What was said before nothing but an order woke it may be long over.
+        let next = decide(&seen(&sandbox, guest(rung, 2)));
+        assert_eq!(what(&next), ["set the policy", "hibernate the guest"]);
+        assert_eq!(next.status.snapshot, None);
+    }
+    let next = decide(&seen(&sandbox, guest(Rung::Running, 3)));
     assert_eq!(what(&next), ["hibernate the guest"]);
-    let next = decide(&seen(&sandbox, guest(Rung::Hibernated, 0)));
+    let Sight::Seen(mut waking) = guest(Rung::Hibernated, 3) else {
+        unreachable!()
+    };
+    waking.moving_to = Some(Rung::Running);
+    let next = decide(&seen(&sandbox, Sight::Seen(waking)));
+    assert_eq!(what(&next), ["hibernate the guest"]);
+    let next = decide(&seen(&sandbox, guest(Rung::Hibernated, 3)));
     // It outlives the pod.
     assert_eq!(
         (what(&next), next.requeue),
@@ -224,7 +236,9 @@ fn hibernated_the_snapshot_is_written_down_before_the_pod_goes() {
         ("snap-1", Some("node-1"))
     );
     sandbox.status = Some(next.status);
-    let next = decide(&seen(&sandbox, guest(Rung::Hibernated, 0)));
+    let next = decide(&seen(&sandbox, guest(Rung::Hibernated, 2)));
+    assert_eq!(what(&next), ["set the policy", "hibernate the guest"]);
+    let next = decide(&seen(&sandbox, guest(Rung::Hibernated, 3)));
     assert_eq!(what(&next), ["delete pod"]);
     assert_eq!(next.status.snapshot, Some(snapshot.clone()));
     let next = decide(&with(sandbox.clone()));
