@@ -160,6 +160,42 @@ async fn a_wake_that_meets_any_step_of_a_save_wins_or_follows() {
     rig.stop().await.unwrap();
 }
 
+/// Where `state` is, as the shim asks for it before it kills: the record was read, the guest is about to be.
+const LOOKS: &[&str] = &[
+    "runsc::state::read",
+    "runsc::state::found",
+    "runsc::state::frozen",
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_is_released_while_it_is_looked_at_has_not_stopped() {
+    let _alone = alone().await;
+    let rig = Rig::plain().await.unwrap();
+    let halt = rig.stack.dir().join("halted");
+    for point in LOOKS {
+        let pod = pod(&rig).await;
+        rig.freeze(&pod).await.unwrap();
+        rig.stack
+            .arm_wrapper(point, &format!("halt {}", halt.display()))
+            .unwrap();
+        let deleted = {
+            let pod = pod.clone();
+            tokio::spawn(async move { pod.stop().await })
+        };
+        halted(&halt, point).await;
+        let outcome = rig.hibernate(&pod).await;
+        std::fs::remove_file(&halt).unwrap();
+        outcome.unwrap_or_else(|error| panic!("{point}: {error}"));
+        let stopped = tokio::time::timeout(LIMIT, deleted).await;
+        stopped
+            .unwrap_or_else(|_| panic!("{point}: it cannot be ended any more"))
+            .unwrap()
+            .unwrap_or_else(|error| panic!("{point}: {error:#}"));
+        pod.remove().await.unwrap();
+    }
+    rig.stop().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn many_wakes_at_once_are_one() {
     let _alone = alone().await;

@@ -43,23 +43,18 @@ pub(super) fn sleeper(context: &Context<'_>) -> Option<Sleeper> {
 
 /// What the guest said last, or says now where it is only paused.
 pub(super) fn known(container: &ContainerId, switch: &Switch, record: Box<Record>) -> Option<Sleeper> {
-    if record.hibernation.is_some() {
-        let mut known = record.container(container)?.last_known.clone()?;
-        known.stopped |= record.container(container)?.ended.is_some();
-        return Some(Sleeper {
-            container: container.clone(),
-            record,
-            known,
-        });
-    }
     let mut record = record;
     for _ in 0..TRIES {
+        if record.hibernation.is_some() {
+            return hibernated(container, record);
+        }
         if !record.switch.is_asleep() {
             return None;
         }
-        // Of a guest that has died in its sleep the real runsc tells best.
+        fail::fail_point!("runsc::state::frozen");
         if record.sentry.is_some_and(|s| !s.is_alive()) {
-            return None;
+            // Of a guest that has died in its sleep the real runsc tells best; one that was released has not died.
+            return released(container, switch);
         }
         let last = record.container(container).and_then(|c| c.last_known.clone());
         if let Some(known) = last {
@@ -81,6 +76,28 @@ pub(super) fn known(container: &ContainerId, switch: &Switch, record: Box<Record
         record = Box::new(switch.record().ok()?);
     }
     None
+}
+
+fn hibernated(container: &ContainerId, record: Box<Record>) -> Option<Sleeper> {
+    let of_container = record.container(container)?;
+    let mut known = of_container.last_known.clone()?;
+    known.stopped |= of_container.ended.is_some();
+    Some(Sleeper {
+        container: container.clone(),
+        record,
+        known,
+    })
+}
+
+/// The same for a pod that was not hibernated when its record was read, and whose guest or runsc's word of it was gone when it
+/// was looked for: a release notes itself before it ends anything. To the shim a container that is once said to have
+/// stopped has stopped for good, and nothing can end it any more.
+pub(super) fn released(container: &ContainerId, switch: &Switch) -> Option<Sleeper> {
+    let record = switch.record().ok()?;
+    record
+        .hibernation
+        .is_some()
+        .then(|| hibernated(container, Box::new(record)))?
 }
 
 /// Asks the sentry itself, which runs on while its application is paused.

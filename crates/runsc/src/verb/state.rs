@@ -13,7 +13,7 @@ use dormouse_sentry::runsc_state::{RunscState, Status};
 use dormouse_sentry::{ContainerId, ContainerRuntimeState, ControlSocket, Record, Switch};
 use serde::Serialize;
 
-use super::asleep::known;
+use super::asleep::{Sleeper, known, released};
 use super::pod::{Pod, find};
 use super::{Context, wake};
 use crate::json::go_pretty;
@@ -69,14 +69,29 @@ pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
 }
 
 fn answer(root: &Path, container: &ContainerId, switch: &Switch, record: Box<Record>) -> Option<String> {
+    fail::fail_point!("runsc::state::read");
     let oci_version = record.runsc.oci_version.clone();
     if oci_version.is_empty() {
         return None;
     }
     if record.hibernation.is_some() {
-        return of_hibernated(&oci_version, container, switch, record);
+        return of_hibernated(&oci_version, &known(container, switch, record)?);
     }
+    of_guest(root, container, switch, record, &oci_version).or_else(|| {
+        // It may have been released while it was looked at.
+        of_hibernated(&oci_version, &released(container, switch)?)
+    })
+}
+
+fn of_guest(
+    root: &Path,
+    container: &ContainerId,
+    switch: &Switch,
+    record: Box<Record>,
+    oci_version: &str,
+) -> Option<String> {
     let state = RunscState::read(root, switch.id(), container).ok()?;
+    fail::fail_point!("runsc::state::found");
     let status = match state.status {
         Status::Created | Status::Running => {
             let stopped = if record.switch.is_asleep() {
@@ -94,7 +109,7 @@ fn answer(root: &Path, container: &ContainerId, switch: &Switch, record: Box<Rec
         Status::Creating | Status::Stopped => -1,
     };
     go_pretty(&Answer {
-        oci_version: &oci_version,
+        oci_version,
         id: &state.id,
         status: status.as_str(),
         pid,
@@ -105,18 +120,12 @@ fn answer(root: &Path, container: &ContainerId, switch: &Switch, record: Box<Rec
 }
 
 /// There is neither a guest nor a state file of runsc's.
-fn of_hibernated(
-    oci_version: &str,
-    container: &ContainerId,
-    switch: &Switch,
-    record: Box<Record>,
-) -> Option<String> {
-    let sleeper = known(container, switch, record)?;
-    let of_container = sleeper.record.container(container)?;
+fn of_hibernated(oci_version: &str, sleeper: &Sleeper) -> Option<String> {
+    let of_container = sleeper.record.container(&sleeper.container)?;
     let stopped = sleeper.known.stopped;
     go_pretty(&Answer {
         oci_version,
-        id: container.as_str(),
+        id: sleeper.container.as_str(),
         status: if stopped { Status::Stopped } else { Status::Running }.as_str(),
         pid: if stopped {
             -1
