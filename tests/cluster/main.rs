@@ -13,6 +13,7 @@ mod install;
 mod installed;
 mod installer;
 mod life;
+mod lost;
 mod memory;
 mod nodes;
 mod plugin;

@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use dormouse_core::{Rung, WakeSource};
-use dormouse_testkit::DORMOUSE_GVISOR;
 use dormouse_testkit::guest::AgentGuest;
 use dormouse_testkit::host::cgroup;
 use dormouse_testkit::rig::Rig;
+use dormouse_testkit::{DORMOUSE_GVISOR, Pod};
 use k8s_cri::v1::{ContainerState, PodSandboxState};
 
 use crate::support::{LIMIT, ask, at_work, swap};
@@ -41,6 +41,46 @@ async fn an_exec_wakes_and_stats_do_not() {
             WakeSource::Exec.as_str()
         );
     }
+    rig.stop().await.unwrap();
+}
+
+/// The CPU shares that the container's next guest is made with.
+fn shares_in_bundle(rig: &Rig, pod: &Pod) -> Option<i64> {
+    let tasks = rig.stack.dir().join("state/io.containerd.runtime.v2.task/k8s.io");
+    let text = std::fs::read(tasks.join(&pod.containers[0]).join("config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    config.pointer("/linux/resources/cpu/shares")?.as_i64()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn new_limits_do_not_wake_and_a_hibernated_pod_wakes_with_them() {
+    let _swap = swap();
+    let (rig, pod) = at_work(AgentGuest::mib(8).pod("limited").handler(DORMOUSE_GVISOR)).await;
+    let hash = ask(&pod, "/hash").await;
+    for (rung, shares) in [
+        (Rung::Frozen, 302),
+        (Rung::Dozing, 303),
+        (Rung::Hibernated, 304),
+        (Rung::Hibernated, 305),
+    ] {
+        match rung {
+            Rung::Frozen => rig.freeze(&pod).await.unwrap(),
+            Rung::Dozing => rig.doze(&pod).await.unwrap(),
+            _ => rig.hibernate(&pod).await.unwrap(),
+        };
+        pod.set_cpu_shares(shares).await.unwrap();
+        let now = rig.get(&pod).await.unwrap();
+        assert_eq!(
+            (now.rung().to_core(), now.moving_to().to_core()),
+            (Some(rung), None)
+        );
+        if rung == Rung::Hibernated {
+            assert_eq!(shares_in_bundle(&rig, &pod), Some(shares));
+        }
+        rig.wake(&pod).await.unwrap();
+        assert_eq!(ask(&pod, "/hash").await, hash, "{rung}");
+    }
+    pod.set_cpu_shares(306).await.unwrap();
     rig.stop().await.unwrap();
 }
 

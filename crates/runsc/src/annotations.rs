@@ -181,6 +181,41 @@ impl Bundle {
         Ok(())
     }
 
+    /// Takes limits over, as `update` has them: what is not said stays. Rewrites the file.
+    ///
+    /// # Errors
+    /// [`BundleError`]
+    pub fn limit(&mut self, resources: &serde_json::Value) -> Result<(), BundleError> {
+        #[derive(Deserialize)]
+        struct Part<'a> {
+            #[serde(borrow)]
+            linux: &'a RawValue,
+        }
+        #[derive(Deserialize)]
+        struct Linux {
+            #[serde(default)]
+            resources: serde_json::Value,
+        }
+        let limited = || {
+            let linux = serde_json::from_slice::<Part<'_>>(&self.text)?.linux.get();
+            let mut now = serde_json::from_str::<Linux>(linux)?.resources;
+            merge(&mut now, resources);
+            let linux = replace(linux.as_bytes(), "resources", &now)?;
+            replace(
+                &self.text,
+                "linux",
+                &serde_json::from_slice::<Box<RawValue>>(&linux)?,
+            )
+        };
+        let text = limited().map_err(|source| BundleError::Invalid {
+            path: self.path.clone(),
+            source,
+        })?;
+        self.write(&text)?;
+        self.text = text;
+        Ok(())
+    }
+
     /// Where the mounts come from, as far as that is said.
     pub(crate) fn mount_sources(&self) -> Result<Vec<PathBuf>, BundleError> {
         #[derive(Deserialize)]
@@ -285,6 +320,19 @@ impl Bundle {
         file.write_all(text).map_err(io("write"))?;
         drop(file);
         std::fs::rename(&temporary, &self.path).map_err(io("replace"))
+    }
+}
+
+/// Puts what `new` says over `old`, object by object.
+fn merge(old: &mut serde_json::Value, new: &serde_json::Value) {
+    use serde_json::Value;
+    match (old, new) {
+        (Value::Object(old), Value::Object(new)) => {
+            for (key, value) in new.iter().filter(|(_, value)| !value.is_null()) {
+                merge(old.entry(key.as_str()).or_insert(Value::Null), value);
+            }
+        }
+        (old, new) => *old = new.clone(),
     }
 }
 
@@ -398,6 +446,41 @@ mod tests {
         ] {
             assert!(!is_pod_level(bad, cgroup), "{bad}");
         }
+    }
+
+    #[test]
+    fn new_limits_go_over_the_old_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.json");
+        std::fs::write(
+            &file,
+            r#"{"linux":{"z":1e400,"resources":{"cpu":{"shares":2,"quota":-1},"pids":{"limit":9}}},"z":1e400}"#,
+        )
+        .unwrap();
+        let mut bundle = Bundle::read(dir.path()).unwrap();
+        let new = serde_json::json!({
+            "cpu": {"shares": 18_446_744_073_709_551_615_u64, "period": null},
+            "memory": {"limit": 5},
+        });
+        bundle.limit(&new).unwrap();
+        assert_eq!(
+            std::fs::read_to_string(&file).unwrap(),
+            r#"{"linux":{"z":1e400,"resources":{"cpu":{"quota":-1,"shares":18446744073709551615},"memory":{"limit":5},"pids":{"limit":9}}},"z":1e400}"#
+        );
+        for none in [r#"{"linux":{}}"#, r#"{"linux":{"resources":null}}"#] {
+            std::fs::write(&file, none).unwrap();
+            let mut bundle = Bundle::read(dir.path()).unwrap();
+            bundle.limit(&new).unwrap();
+            assert!(
+                std::fs::read_to_string(&file)
+                    .unwrap()
+                    .contains(r#""memory":{"limit":5}"#)
+            );
+        }
+        std::fs::write(&file, r#"{"linux":[]}"#).unwrap();
+        let mut bundle = Bundle::read(dir.path()).unwrap();
+        assert!(bundle.limit(&new).is_err());
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), r#"{"linux":[]}"#);
     }
 
     #[test]

@@ -75,6 +75,8 @@ pub struct ClusterOptions {
     pub fake_nodes: bool,
     /// More arguments of kube-apiserver.
     pub apiserver: Vec<String>,
+    /// More arguments of kube-controller-manager.
+    pub controller_manager: Vec<String>,
     /// More of the kubelets' configuration, in the place of what the cluster says.
     pub kubelet: Map<String, Value>,
     /// It stays when this process ends, until [`take_down`] or [`Cluster::down`].
@@ -87,6 +89,7 @@ impl Default for ClusterOptions {
             nodes: 1,
             fake_nodes: false,
             apiserver: Vec::new(),
+            controller_manager: Vec::new(),
             kubelet: Map::new(),
             detached: false,
         }
@@ -429,15 +432,30 @@ impl Cluster {
     /// # Errors
     /// When there is no such node, or it does not come back.
     pub async fn reboot(&mut self, name: &str) -> Result<()> {
-        let place = self.nodes.iter().position(|node| node.name() == name);
-        let place = place.with_context(|| format!("there is no node {name}"))?;
-        let number = u8::try_from(place + 1)?;
-        let old = self.nodes.get(place).context("a node that is gone")?;
+        self.power_off(name)?;
+        self.power_on(name).await
+    }
+
+    /// A node loses its power.
+    ///
+    /// # Errors
+    /// When there is no such node, or a process of it does not go.
+    pub fn power_off(&mut self, name: &str) -> Result<()> {
+        let number = self.number(name)?;
         let cgroup = node::cgroup(&self.slot, number);
-        old.end(&cgroup)?;
+        self.node(name)?.end(&cgroup)?;
         let _ = crate::host::cgroup::remove(&cgroup);
-        crate::host::cgroup::create(&cgroup)?;
         network::unplug(&self.slot, number);
+        Ok(())
+    }
+
+    /// A node that has lost its power comes back.
+    ///
+    /// # Errors
+    /// When there is no such node, or it does not come back.
+    pub async fn power_on(&mut self, name: &str) -> Result<()> {
+        let number = self.number(name)?;
+        crate::host::cgroup::create(&node::cgroup(&self.slot, number))?;
         let fresh = start_machine(&self.built, &self.slot, &self.options, number, &mut self.record).await?;
         network::plug(&self.slot, &fresh, number)?;
         network::routes(&self.slot, Some(&fresh), self.options.nodes)?;
@@ -446,10 +464,16 @@ impl Cluster {
         wait_containerd(&fresh).await?;
         fresh.start_unit(node::kubelet(&self.slot, number))?;
         fresh.start_unit(node::proxy(number))?;
-        if let Some(node) = self.nodes.get_mut(place) {
+        if let Some(node) = self.nodes.iter_mut().find(|node| node.name() == name) {
             *node = fresh;
         }
         Ok(())
+    }
+
+    fn number(&self, name: &str) -> Result<u8> {
+        let place = self.nodes.iter().position(|node| node.name() == name);
+        let place = place.with_context(|| format!("there is no node {name}"))?;
+        Ok(u8::try_from(place + 1)?)
     }
 
     /// Removes everything.
@@ -544,7 +568,7 @@ async fn bring_up(
     made.phase("API server and images");
 
     let control = made.control()?;
-    control.start_unit(control::controller_manager())?;
+    control.start_unit(control::controller_manager(&options.controller_manager))?;
     control.start_unit(control::scheduler())?;
     control.start_unit(control::dns())?;
     if options.fake_nodes {

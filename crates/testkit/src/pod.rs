@@ -17,7 +17,7 @@ use k8s_cri::v1::{
     LinuxSandboxSecurityContext, ListPodSandboxRequest, Mount, NamespaceMode, NamespaceOption,
     PodSandboxConfig, PodSandboxMetadata, PodSandboxStatus, PodSandboxStatusRequest, RemoveContainerRequest,
     RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest, StopContainerRequest,
-    StopPodSandboxRequest,
+    StopPodSandboxRequest, UpdateContainerResourcesRequest,
 };
 use tonic::transport::Channel;
 
@@ -530,6 +530,27 @@ impl Pod {
             .await
             .map(drop)
             .context("stop the container")
+    }
+
+    /// Sets the first container's CPU shares, as kubelet does when the pod is resized.
+    ///
+    /// # Errors
+    /// When containerd cannot.
+    pub async fn set_cpu_shares(&self, shares: i64) -> Result<()> {
+        let request = UpdateContainerResourcesRequest {
+            container_id: self.container()?.to_owned(),
+            linux: Some(LinuxContainerResources {
+                cpu_shares: shares,
+                ..LinuxContainerResources::default()
+            }),
+            ..UpdateContainerResourcesRequest::default()
+        };
+        self.cri
+            .clone()
+            .update_container_resources(request)
+            .await
+            .map(drop)
+            .context("set the container's CPU shares")
     }
 
     /// Stops the whole pod: its containers are killed, its network is taken away.

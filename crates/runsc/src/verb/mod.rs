@@ -18,7 +18,7 @@
 //! A pod that is filled from a snapshot at its birth goes through [`restore`].
 //!
 //! A hibernated pod has no guest: `state`, `events` and `ps` are answered from what it said last, `kill` with a signal
-//! that ends and `delete` end the pod without waking it, and for everything else the agent is asked for a wake, which is
+//! that ends and `delete` end the pod without waking it, `update` is noted for its next guest, and for everything else the agent is asked for a wake, which is
 //! waited for within a bound.
 //!
 //! A pod that is being filled has no process that a signal could reach: `kill` with one that ends ends the sandbox.

@@ -188,20 +188,19 @@ pub(super) fn apiserver(slot: &Slot, more: &[String]) -> Unit {
     Unit::new(part::APISERVER, arguments)
 }
 
-pub(super) fn controller_manager() -> Unit {
-    Unit::new(
-        part::CONTROLLER_MANAGER,
-        [
-            "--kubeconfig=/etc/kubernetes/controller-manager.kubeconfig",
-            "--service-account-private-key-file=/etc/kubernetes/sa.key",
-            "--root-ca-file=/etc/kubernetes/ca.crt",
-            "--cluster-signing-cert-file=/etc/kubernetes/ca.crt",
-            "--cluster-signing-key-file=/etc/kubernetes/ca.key",
-            "--use-service-account-credentials=false",
-            "--leader-elect=false",
-            "--secure-port=0",
-        ],
-    )
+pub(super) fn controller_manager(more: &[String]) -> Unit {
+    let all = [
+        "--kubeconfig=/etc/kubernetes/controller-manager.kubeconfig",
+        "--service-account-private-key-file=/etc/kubernetes/sa.key",
+        "--root-ca-file=/etc/kubernetes/ca.crt",
+        "--cluster-signing-cert-file=/etc/kubernetes/ca.crt",
+        "--cluster-signing-key-file=/etc/kubernetes/ca.key",
+        "--use-service-account-credentials=false",
+        "--leader-elect=false",
+        "--secure-port=0",
+    ];
+    let all = all.into_iter().map(str::to_owned);
+    Unit::new(part::CONTROLLER_MANAGER, all.chain(more.iter().cloned()))
 }
 
 pub(super) fn scheduler() -> Unit {
