@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use dormouse_testkit::guest::remembers_a_word;
 use dormouse_testkit::host::wait;
 use dormouse_testkit::{Cluster, PYTHON, http};
@@ -165,4 +166,32 @@ async fn an_idle_sandbox_falls_asleep_and_is_woken_by_a_request() {
     .unwrap();
     assert_eq!(condition(&awake, "Ready").unwrap().0, "True");
     assert!(is_ready(&pod(&cluster, space, "box").await));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_sandbox_sleeps_on_as_a_snapshot_while_its_requests_shrink() {
+    let space = "idle-saved";
+    let spec = json!({"idleTimeout": "2s", "sleep": {"dozeAfter": "2s", "hibernateAfter": "2s"}});
+    let (cluster, up, word) = start(space, "box", spec).await;
+    let asleep = wait::until("a sandbox that is a snapshot", LIMIT, async || {
+        let object = cluster.get("sandbox.agents.x-k8s.io", space, "box").await?;
+        let snapshot = object["status"]["snapshot"]["name"].as_str();
+        snapshot
+            .map(str::to_owned)
+            .with_context(|| format!("it is {}", object["status"]))
+    })
+    .await
+    .unwrap();
+    // What it does not need while it sleeps it gives away, which kubelet tells the container's runtime.
+    pod_until(&cluster, space, "box", "smaller requests in force", |pod| {
+        pod["status"]["containerStatuses"][0]["resources"]["requests"]["memory"] == "16Mi"
+    })
+    .await;
+    let still = cluster
+        .get("sandbox.agents.x-k8s.io", space, "box")
+        .await
+        .unwrap();
+    assert_eq!(condition(&still, "Dormant").unwrap().1, "Hibernated");
+    assert_eq!(still["status"]["snapshot"]["name"], asleep.as_str());
+    assert_eq!(ask(address(&up)).await, word);
 }
