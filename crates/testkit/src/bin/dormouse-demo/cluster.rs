@@ -1,5 +1,5 @@
-//! The demo on a cluster: Kubernetes from nothing, Dormouse by helm, sandboxes that sleep by themselves, by kubectl, and as
-//! a snapshot.
+//! The demo on a cluster: Kubernetes from nothing, Dormouse by helm, sandboxes that sleep by themselves, by kubectl, as a
+//! snapshot, and through the drain of their node.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -62,7 +62,8 @@ async fn acts(cluster: &Cluster) -> Result<()> {
     let word = sandbox(cluster).await?;
     wakes(cluster, &word).await?;
     suspends(cluster, &word).await?;
-    hibernates(cluster).await
+    let other = hibernates(cluster).await?;
+    drains(cluster, &[("agent-1", word), ("agent-2", other)]).await
 }
 
 async fn install(cluster: &Cluster) -> Result<()> {
@@ -133,7 +134,8 @@ async fn suspends(cluster: &Cluster, word: &str) -> Result<()> {
     shown(cluster, &["events", "agent-1"]).await
 }
 
-async fn hibernates(cluster: &Cluster) -> Result<()> {
+/// Returns the word that the sandbox remembers.
+async fn hibernates(cluster: &Cluster) -> Result<String> {
     say::heading("6. Suspended as a snapshot: the pod goes, the memory stays");
     let spec = json!({"suspensionStrategy": {"type": "Hibernate"}});
     let ready = say::step("sandbox agent-2", async {
@@ -155,6 +157,39 @@ async fn hibernates(cluster: &Cluster) -> Result<()> {
     let answer = ask(address(&get(cluster, "agent-2").await?)?).await?;
     ensure!(answer.body == word, "it has forgotten {word}: {}", answer.body);
     say::good("another pod, the same word");
+    Ok(word)
+}
+
+async fn drains(cluster: &Cluster, words: &[(&str, String)]) -> Result<()> {
+    say::heading("7. Its node is drained: nobody is evicted before its memory is a snapshot");
+    let node = at(&get(cluster, "agent-2").await?, "/status/nodeName").clone();
+    let node = node.as_str().context("the sandbox has no node")?;
+    let arguments = [
+        "drain",
+        node,
+        "--ignore-daemonsets",
+        // The controller stays: this cluster has no other node for it.
+        "--pod-selector=agents.x-k8s.io/sandbox-name-hash",
+    ];
+    let drained = say::step(&format!("kubectl {}", arguments.join(" ")), async {
+        cluster.kubectl(&arguments).await
+    })
+    .await?;
+    say::block(drained.trim_end());
+    shown(cluster, &["ps"]).await?;
+    shown(cluster, &["why", "agent-2"]).await?;
+    cluster.kubectl(&["uncordon", node]).await?;
+    say::good(&format!("kubectl uncordon {node}"));
+    for (name, word) in words {
+        let back = until_ready(cluster, name).await?;
+        let answer = ask(address(&back)?).await?;
+        ensure!(
+            answer.body == *word,
+            "{name} has forgotten {word}: {}",
+            answer.body
+        );
+    }
+    say::good("both are back, each with its word");
     Ok(())
 }
 
