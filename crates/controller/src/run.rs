@@ -182,9 +182,22 @@ fn begin(
     let (signs, signing) = tokio::sync::watch::channel(None);
     let namespace = &args.leader_election_namespace;
     let keeper = Keeper::new(client, namespace);
-    tracker.spawn(identity::keep(keeper, index.agents.clone(), signs, stop.clone()));
+    let lifetime = args.certificate_lifetime;
+    tracker.spawn(identity::keep(
+        keeper,
+        index.agents.clone(),
+        signs,
+        lifetime,
+        stop.clone(),
+    ));
     let account = format!("system:serviceaccount:{namespace}:{AGENT_ACCOUNT}");
-    tracker.spawn(identity::sign(client.clone(), account, signing, stop.clone()));
+    tracker.spawn(identity::sign(
+        client.clone(),
+        account,
+        signing,
+        lifetime,
+        stop.clone(),
+    ));
     let reporter = Reporter {
         controller: REPORTER.to_owned(),
         instance: Some(identity(args)),
