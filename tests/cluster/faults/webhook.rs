@@ -86,12 +86,15 @@ async fn ask_nobody(cluster: &Cluster) {
 }
 
 /// Waits until the sandbox says what the API server says.
-async fn said(cluster: &Cluster, name: &str) {
+async fn said(cluster: &Cluster, name: &str, types: &[&str]) {
     let seen = wait::until("the API server's words", LIMIT, async || {
         let object = cluster.get("sandbox.agents.x-k8s.io", SPACE, name).await?;
-        let is = condition(&object, "Ready");
-        let says = matches!(&is, Some((status, _, message)) if status != "True" && message.contains(SAID));
-        anyhow::ensure!(says, "{}", object["status"]);
+        for type_ in types {
+            let is = condition(&object, type_);
+            let says =
+                matches!(&is, Some((status, _, message)) if status != "True" && message.contains(SAID));
+            anyhow::ensure!(says, "{type_}: {}", object["status"]);
+        }
         Ok(())
     })
     .await;
@@ -121,7 +124,7 @@ async fn a_webhook_that_is_away_delays_and_is_named() {
         for keeper in [&saved, &frozen] {
             keeper.suspend(&cluster).await;
         }
-        said(&cluster, "saved").await;
+        said(&cluster, "saved", &["Suspended", "Ready"]).await;
         // That one sleeps where it is: nothing of its pod has to be written for that.
         frozen.asleep(&cluster).await;
         ask_nobody(&cluster).await;
@@ -131,7 +134,7 @@ async fn a_webhook_that_is_away_delays_and_is_named() {
         for keeper in [&saved, &frozen] {
             keeper.resume(&cluster).await;
         }
-        said(&cluster, "saved").await;
+        said(&cluster, "saved", &["Ready"]).await;
         frozen.awake(&cluster, &format!("while {away} was away")).await;
         ask_nobody(&cluster).await;
         saved.awake(&cluster, &format!("after {away} was away")).await;
