@@ -76,6 +76,11 @@ pub struct Args {
     #[arg(long, default_value = "2.0", value_name = "NUMBER")]
     pub max_overcommit: crate::overcommit::Overcommit,
 
+    /// How long certificates of the controller and the agents count, from 30s to 24h. The last third of it is there for
+    /// an API server, or a controller, that is away when a new one is asked for: less than an hour is for tests.
+    #[arg(long, default_value = "24h", value_name = "DURATION", value_parser = certificate_lifetime)]
+    pub certificate_lifetime: std::time::Duration,
+
     /// Sandboxes that are worked on at a time.
     #[arg(long, default_value_t = 100, value_name = "NUMBER")]
     pub sandbox_concurrent_workers: u16,
@@ -243,6 +248,17 @@ pub fn address(text: &str) -> Result<Option<SocketAddr>, std::net::AddrParseErro
     }
 }
 
+/// How long a certificate may count.
+fn certificate_lifetime(text: &str) -> Result<std::time::Duration, String> {
+    let (least, most) = (dormouse_tls::LEAST_LIFETIME, dormouse_tls::LIFETIME);
+    let lifetime = duration(text).map_err(|error| error.to_string())?;
+    if (least..=most).contains(&lifetime) {
+        Ok(lifetime)
+    } else {
+        Err("it is to be from 30s to 24h".to_owned())
+    }
+}
+
 /// A duration as Go writes it, or `0`.
 fn duration(text: &str) -> Result<std::time::Duration, humantime::DurationError> {
     if text == "0" {
@@ -282,6 +298,19 @@ mod tests {
         assert!(args.extensions && !args.leader_elect);
         assert_eq!((args.sandbox_concurrent_workers, args.kube_api_burst), (7, 20));
         assert!(parse(&[]).leader_elect && !parse(&[]).extensions);
+    }
+
+    #[test]
+    fn certificates_count_neither_for_no_time_nor_for_weeks() {
+        assert_eq!(parse(&[]).certificate_lifetime, dormouse_tls::LIFETIME);
+        assert_eq!(
+            parse(&["--certificate-lifetime=30s"]).certificate_lifetime,
+            dormouse_tls::LEAST_LIFETIME
+        );
+        for wrong in ["0", "29s", "25h", "soon"] {
+            let flag = OsString::from(format!("--certificate-lifetime={wrong}"));
+            assert!(Args::try_parse_from(["dormouse-controller".into(), flag]).is_err());
+        }
     }
 
     #[test]

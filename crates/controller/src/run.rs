@@ -17,7 +17,7 @@ use tracing::info;
 
 use crate::args::{Args, address};
 use crate::budget;
-use crate::client::{Rate, client};
+use crate::client::{Rate, Written, client, lease_client};
 use crate::http_server::{self, Ready};
 use crate::identity::{self, Keeper};
 use crate::leader::Leadership;
@@ -107,6 +107,7 @@ pub async fn run(args: Args) -> Result<(), RunError> {
 
     let config = Config::infer().await.map_err(RunError::Config)?;
     let rate = Rate::new(args.kube_api_qps, args.kube_api_burst);
+    let lease = lease_client(config.clone(), Arc::clone(&metrics)).map_err(RunError::Client)?;
     let client = client(config, rate, Arc::clone(&metrics)).map_err(RunError::Client)?;
 
     let index = Index::start(&client, &args);
@@ -120,7 +121,7 @@ pub async fn run(args: Args) -> Result<(), RunError> {
     }
     info!("the caches are filled");
 
-    let result = lead(&args, &client, &index, &metrics, &stop).await;
+    let result = lead(&args, &client, lease, &index, &metrics, &stop).await;
     served.cancel();
     result
 }
@@ -129,6 +130,7 @@ pub async fn run(args: Args) -> Result<(), RunError> {
 async fn lead(
     args: &Args,
     client: &Client,
+    lease: (Client, Arc<Written>),
     index: &Index,
     metrics: &Arc<Metrics>,
     stop: &CancellationToken,
@@ -140,7 +142,7 @@ async fn lead(
         return Ok(());
     }
     let namespace = &args.leader_election_namespace;
-    let mut leadership = Leadership::apply(client.clone(), namespace, identity(args)).await?;
+    let mut leadership = Leadership::apply(lease.0, lease.1, namespace, identity(args)).await?;
     let won = tokio::select! {
         won = leadership.won() => won,
         () = stop.cancelled() => false,
@@ -182,9 +184,22 @@ fn begin(
     let (signs, signing) = tokio::sync::watch::channel(None);
     let namespace = &args.leader_election_namespace;
     let keeper = Keeper::new(client, namespace);
-    tracker.spawn(identity::keep(keeper, index.agents.clone(), signs, stop.clone()));
+    let lifetime = args.certificate_lifetime;
+    tracker.spawn(identity::keep(
+        keeper,
+        index.agents.clone(),
+        signs,
+        lifetime,
+        stop.clone(),
+    ));
     let account = format!("system:serviceaccount:{namespace}:{AGENT_ACCOUNT}");
-    tracker.spawn(identity::sign(client.clone(), account, signing, stop.clone()));
+    tracker.spawn(identity::sign(
+        client.clone(),
+        account,
+        signing,
+        lifetime,
+        stop.clone(),
+    ));
     let reporter = Reporter {
         controller: REPORTER.to_owned(),
         instance: Some(identity(args)),

@@ -10,7 +10,7 @@ use thiserror::Error;
 use time::OffsetDateTime;
 
 use crate::name::Name;
-use crate::{AUTHORITY_LIFETIME, LIFETIME, SKEW};
+use crate::{AUTHORITY_LIFETIME, SKEW};
 
 /// Who vouches for controller and agents: a key and its own certificate.
 #[derive(Debug)]
@@ -99,14 +99,15 @@ impl Authority {
         &self.key
     }
 
-    /// A certificate for the controller, for calling only.
+    /// A certificate for the controller, for calling only, that counts for `lifetime`.
     ///
     /// # Errors
     ///
     /// If the system gives no random bytes.
-    pub fn issue_controller(&self, now: SystemTime) -> Result<Issued, AuthorityError> {
+    pub fn issue_controller(&self, now: SystemTime, lifetime: Duration) -> Result<Issued, AuthorityError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(AuthorityError::Make)?;
-        let params = params(&Name::of_controller(), ExtendedKeyUsagePurpose::ClientAuth, now)?;
+        let purpose = ExtendedKeyUsagePurpose::ClientAuth;
+        let params = params(&Name::of_controller(), purpose, now, lifetime)?;
         let certificate = params
             .signed_by(&key, &self.issuer)
             .map_err(AuthorityError::Make)?;
@@ -116,13 +117,19 @@ impl Authority {
         })
     }
 
-    /// Grants an agent's request: a certificate for serving only, in PEM. Of the request only the key is taken over, and
-    /// only if it is about `agent` and nobody else.
+    /// Grants an agent's request: a certificate for serving only that counts for `lifetime`, in PEM. Of the request only the
+    /// key is taken over, and only if it is about `agent` and nobody else.
     ///
     /// # Errors
     ///
     /// If the request is unsound, or about somebody else.
-    pub fn grant(&self, request: &str, agent: &Name, now: SystemTime) -> Result<String, AuthorityError> {
+    pub fn grant(
+        &self,
+        request: &str,
+        agent: &Name,
+        now: SystemTime,
+        lifetime: Duration,
+    ) -> Result<String, AuthorityError> {
         // Checks the signature: whoever asks has the key.
         let mut asked =
             CertificateSigningRequestParams::from_pem(request).map_err(AuthorityError::Request)?;
@@ -137,7 +144,7 @@ impl Authority {
                 },
             });
         }
-        asked.params = params(agent, ExtendedKeyUsagePurpose::ServerAuth, now)?;
+        asked.params = params(agent, ExtendedKeyUsagePurpose::ServerAuth, now, lifetime)?;
         let certificate = asked.signed_by(&self.issuer).map_err(AuthorityError::Make)?;
         Ok(certificate.pem())
     }
@@ -147,6 +154,7 @@ fn params(
     name: &Name,
     purpose: ExtendedKeyUsagePurpose,
     now: SystemTime,
+    lifetime: Duration,
 ) -> Result<CertificateParams, AuthorityError> {
     let mut params = CertificateParams::new(vec![name.to_string()]).map_err(AuthorityError::Make)?;
     params.distinguished_name = named(name.as_str());
@@ -154,7 +162,7 @@ fn params(
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![purpose];
     params.use_authority_key_identifier_extension = true;
-    set_validity(&mut params, now, LIFETIME);
+    set_validity(&mut params, now, lifetime);
     Ok(params)
 }
 
@@ -166,7 +174,8 @@ fn named(name: &str) -> DistinguishedName {
 }
 
 fn set_validity(params: &mut CertificateParams, now: SystemTime, lifetime: Duration) {
-    params.not_before = OffsetDateTime::from(now - SKEW);
+    // A short one reaches less far back: two thirds of its time must not be over when it is made.
+    params.not_before = OffsetDateTime::from(now - SKEW.min(lifetime));
     params.not_after = OffsetDateTime::from(now + lifetime);
 }
 

@@ -18,8 +18,11 @@ pub use name::{Name, NameError};
 pub use request::{Request, RequestError};
 pub use server::{Listener, ListenerError};
 
-/// How long a certificate of the controller or of an agent counts.
+/// How long a certificate of the controller or of an agent counts, at most and by default.
 pub const LIFETIME: std::time::Duration = std::time::Duration::from_secs(24 * 3600);
+
+/// How long it counts at least: an agent looks every ten seconds whether it needs another one.
+pub const LEAST_LIFETIME: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// How long the authority's own certificate counts.
 pub const AUTHORITY_LIFETIME: std::time::Duration = std::time::Duration::from_secs(365 * 24 * 3600);

@@ -3,7 +3,9 @@
 
 use std::time::{Duration, SystemTime};
 
-use dormouse_tls::{Authority, AuthorityError, Dialer, Issued, Listener, Name, Request, inspect};
+use dormouse_tls::{
+    Authority, AuthorityError, Dialer, Issued, LEAST_LIFETIME, LIFETIME, Listener, Name, Request, inspect,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
 struct Agent {
@@ -15,7 +17,7 @@ fn agent(authority: &Authority, node: &str, now: SystemTime) -> Agent {
     let name = Name::of_node(node).unwrap();
     let request = Request::new(&name).unwrap();
     Agent {
-        certificate: authority.grant(&request.request, &name, now).unwrap(),
+        certificate: authority.grant(&request.request, &name, now, LIFETIME).unwrap(),
         key: request.key,
     }
 }
@@ -54,7 +56,7 @@ async fn each_end_speaks_to_the_other_and_to_nobody_else() {
     let bundle = authority.certificate();
     let one = agent(&authority, "one", now);
     let server = listener(&one, bundle);
-    let controller = dialer(&authority.issue_controller(now).unwrap(), bundle);
+    let controller = dialer(&authority.issue_controller(now, LIFETIME).unwrap(), bundle);
     assert!(speak(&server, &controller, "one").await);
     // Another node's name.
     assert!(!speak(&server, &controller, "two").await);
@@ -64,12 +66,12 @@ async fn each_end_speaks_to_the_other_and_to_nobody_else() {
     assert!(!speak(&server, &posing, "one").await);
     // A controller that another authority vouches for, and an agent that one does.
     let other = Authority::generate(now).unwrap();
-    let forged = dialer(&other.issue_controller(now).unwrap(), bundle);
+    let forged = dialer(&other.issue_controller(now, LIFETIME).unwrap(), bundle);
     assert!(!speak(&server, &forged, "one").await);
     let forged = listener(&agent(&other, "one", now), bundle);
     assert!(!speak(&forged, &controller, "one").await);
     // The controller's certificate does not serve.
-    let issued = authority.issue_controller(now).unwrap();
+    let issued = authority.issue_controller(now, LIFETIME).unwrap();
     let posing = Listener::new(&issued.certificate, &issued.key, bundle, Name::of_controller()).unwrap();
     assert!(!speak(&posing, &controller, "one").await);
 }
@@ -79,8 +81,8 @@ async fn what_has_expired_does_not_count_and_can_be_replaced_on_the_way() {
     let now = SystemTime::now();
     let authority = Authority::generate(now).unwrap();
     let bundle = authority.certificate();
-    let controller = dialer(&authority.issue_controller(now).unwrap(), bundle);
-    let stale = agent(&authority, "one", now - 2 * dormouse_tls::LIFETIME);
+    let controller = dialer(&authority.issue_controller(now, LIFETIME).unwrap(), bundle);
+    let stale = agent(&authority, "one", now - 2 * LIFETIME);
     let server = listener(&stale, bundle);
     assert!(!speak(&server, &controller, "one").await);
     let fresh = agent(&authority, "one", now);
@@ -89,9 +91,7 @@ async fn what_has_expired_does_not_count_and_can_be_replaced_on_the_way() {
         .unwrap();
     assert!(speak(&server, &controller, "one").await);
     let stale = dialer(
-        &authority
-            .issue_controller(now - 2 * dormouse_tls::LIFETIME)
-            .unwrap(),
+        &authority.issue_controller(now - 2 * LIFETIME, LIFETIME).unwrap(),
         bundle,
     );
     assert!(!speak(&server, &stale, "one").await);
@@ -106,7 +106,7 @@ async fn two_authorities_count_while_one_takes_over_from_the_other() {
     );
     let both = format!("{}{}", new.certificate(), old.certificate());
     let server = listener(&agent(&old, "one", now), &both);
-    let controller = dialer(&new.issue_controller(now).unwrap(), &both);
+    let controller = dialer(&new.issue_controller(now, LIFETIME).unwrap(), &both);
     assert!(speak(&server, &controller, "one").await);
 }
 
@@ -116,12 +116,14 @@ fn a_request_about_somebody_else_is_refused() {
     let authority = Authority::generate(now).unwrap();
     let (one, two) = (Name::of_node("one").unwrap(), Name::of_node("two").unwrap());
     let request = Request::new(&two).unwrap();
-    let refused = authority.grant(&request.request, &one, now).unwrap_err();
+    let refused = authority
+        .grant(&request.request, &one, now, LIFETIME)
+        .unwrap_err();
     assert!(matches!(refused, AuthorityError::Stranger { .. }), "{refused}");
     let controller = Request::new(&Name::of_controller()).unwrap();
-    assert!(authority.grant(&controller.request, &one, now).is_err());
+    assert!(authority.grant(&controller.request, &one, now, LIFETIME).is_err());
     assert!(matches!(
-        authority.grant("nothing", &one, now),
+        authority.grant("nothing", &one, now, LIFETIME),
         Err(AuthorityError::Request(_))
     ));
 }
@@ -132,10 +134,16 @@ fn an_authority_is_the_same_when_it_comes_back() {
     let authority = Authority::generate(now).unwrap();
     let again = Authority::load(authority.certificate(), authority.key()).unwrap();
     assert_eq!(again.certificate(), authority.certificate());
-    let issued = again.issue_controller(now).unwrap();
+    let issued = again.issue_controller(now, LIFETIME).unwrap();
     let seen = inspect(&issued.certificate).unwrap();
-    assert!(seen.not_after > now + dormouse_tls::LIFETIME - Duration::from_secs(2));
-    assert!(seen.renew_at() < now + dormouse_tls::LIFETIME && seen.renew_at() > now);
+    assert!(seen.not_after > now + LIFETIME - Duration::from_secs(2));
+    assert!(seen.renew_at() < now + LIFETIME && seen.renew_at() > now);
+    // One that counts for a moment is good for some of it.
+    let least = LEAST_LIFETIME;
+    let short = again.issue_controller(now, least).unwrap();
+    let seen = inspect(&short.certificate).unwrap();
+    assert!(seen.not_after <= now + least);
+    assert!(seen.renew_at() < now + least / 2 && seen.renew_at() > now + least / 6);
     assert_eq!(inspect("nothing"), None);
     assert!(Authority::load("nothing", "nothing").is_err());
 }

@@ -5,16 +5,10 @@ use std::time::Duration;
 use dormouse_testkit::ClusterOptions;
 use dormouse_testkit::host::wait;
 
-use super::{Keeper, Program, SPACE, cluster, into_it, let_go_on};
+use super::{AGENT, Keeper, SPACE, cluster, into_it, let_go_on};
 use crate::installed::{NAMESPACE, upgrade, words};
 use crate::sandboxes::condition;
 use crate::support::LIMIT;
-
-/// One in its container, and one on the node.
-const AGENT: Program = Program {
-    name: "dormouse-agent",
-    processes: 2,
-};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_is_killed_on_the_way_loses_nothing() {

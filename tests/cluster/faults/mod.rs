@@ -2,32 +2,46 @@
 
 mod agent;
 mod api_server;
+mod busy;
+mod certificates;
 mod controller;
+mod storm;
+mod webhook;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use dormouse_testkit::host::{ProcessId, wait};
-use dormouse_testkit::{Cluster, ClusterOptions};
+use dormouse_testkit::{Cluster, ClusterOptions, http};
+use kube::api::{ApiResource, DynamicObject};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::GroupVersionKind;
+use kube::{Api, Client, Config};
 use nix::sys::signal::Signal;
 use serde_json::{Map, Value, json};
 
-use crate::installed::{install, words};
+use crate::installed::{NAMESPACE, install, pod_of, words};
 use crate::memory::{address, rememberer};
 use crate::sandboxes::{operate, until};
-use crate::support::{LIMIT, ask, namespace};
+use crate::support::{LIMIT, ask, namespace, port};
 
 /// Where the sandboxes are.
 const SPACE: &str = "bad-days";
 
 /// A cluster of its own with Dormouse; what is killed in it is started again at once, however often.
 async fn cluster(options: ClusterOptions) -> Cluster {
+    cluster_with(options, &[]).await
+}
+
+/// The same with more settings, as `helm --set` takes them.
+async fn cluster_with(options: ClusterOptions, settings: &[&str]) -> Cluster {
     let mut kubelet = Map::new();
     kubelet.insert(
         "crashLoopBackOff".to_owned(),
         json!({"maxContainerRestartPeriod": "1s"}),
     );
     let cluster = Cluster::up(ClusterOptions { kubelet, ..options }).await.unwrap();
-    install(&cluster, &[]).await;
+    install(&cluster, settings).await;
     namespace(&cluster, SPACE).await;
     cluster
 }
@@ -130,6 +144,12 @@ impl Program {
     }
 }
 
+/// One in its container, and one on the node.
+const AGENT: Program = Program {
+    name: "dormouse-agent",
+    processes: 2,
+};
+
 /// Lets what was stopped go on.
 fn let_go_on(stopped: &[ProcessId]) {
     for process in stopped {
@@ -145,4 +165,78 @@ const CONTROLLER: Program = Program {
 /// Lets a transition run for so long. It is what is to be interrupted somewhere, not waited for.
 async fn into_it(delay: Duration) {
     tokio::time::sleep(delay).await;
+}
+
+/// A way to the API server that costs no process a request, and that tries nothing twice: as the administrator, or as somebody
+/// else.
+async fn client(cluster: &Cluster, user: Option<&str>) -> Client {
+    let config = Kubeconfig::read_from(cluster.kubeconfig()).unwrap();
+    let config = Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await;
+    let mut config = config.unwrap();
+    config.default_retry = false;
+    config.auth_info.impersonate = user.map(str::to_owned);
+    Client::try_from(config).unwrap()
+}
+
+/// Objects of a kind in a namespace.
+fn objects(client: &Client, space: &str, group: &str, version: &str, kind: &str) -> Api<DynamicObject> {
+    let kind = GroupVersionKind::gvk(group, version, kind);
+    let resource = match kind.kind.as_str() {
+        "Sandbox" => ApiResource::from_gvk_with_plural(&kind, "sandboxes"),
+        _ => ApiResource::from_gvk(&kind),
+    };
+    Api::namespaced_with(client.clone(), space, &resource)
+}
+
+/// A line of metrics: its labels and its number.
+type Sample = (BTreeMap<String, String>, u64);
+
+/// What a text of metrics says under a name.
+fn samples(text: &str, name: &str) -> Vec<Sample> {
+    let of = |line: &str| {
+        let (labels, value) = line.strip_prefix(name)?.strip_prefix('{')?.rsplit_once('}')?;
+        let labels = labels.split(',').filter_map(|pair| pair.split_once('='));
+        let labels = labels.map(|(key, value)| (key.to_owned(), value.trim_matches('"').to_owned()));
+        let value: f64 = value.trim().parse().ok()?;
+        Some((labels.collect(), value as u64))
+    };
+    text.lines().filter_map(of).collect()
+}
+
+/// How often the controller that runs has asked for a write, by verb and resource; not for its Lease, which it writes in any
+/// case.
+async fn writes(cluster: &Cluster) -> BTreeMap<String, u64> {
+    let pod = pod_of(cluster, "app=agent-sandbox-controller").await;
+    let address = pod["status"]["podIP"].as_str().unwrap().parse().unwrap();
+    let answer = wait::until("the controller's numbers", LIMIT, async || {
+        http::get(port(address), "/metrics", Duration::from_secs(5)).await
+    })
+    .await
+    .unwrap();
+    let mut all = BTreeMap::new();
+    for (labels, value) in samples(&answer.body, "dormouse_controller_api_requests_total") {
+        let label = |key: &str| labels.get(key).map(String::as_str).unwrap_or_default();
+        if matches!(label("verb"), "get" | "list") || label("resource") == "leases" {
+            continue;
+        }
+        *all.entry(format!("{} {}", label("verb"), label("resource")))
+            .or_default() += value;
+    }
+    all
+}
+
+/// Sees that neither the controller nor an agent has panicked, also not one that was started again since.
+async fn nobody_panicked(cluster: &Cluster) {
+    for more in [&[][..], &["--previous"]] {
+        let pods = ["get", "pods", "-n", NAMESPACE, "-o", "name"];
+        for pod in cluster.kubectl(&pods).await.unwrap().lines() {
+            let logs = ["logs", "-n", NAMESPACE, pod, "--all-containers"];
+            // There need not be one before.
+            let Ok(log) = cluster.kubectl(&[&logs[..], more].concat()).await else {
+                continue;
+            };
+            let line = log.lines().find(|line| line.contains("panicked"));
+            assert!(line.is_none(), "{pod}: {line:?}");
+        }
+    }
 }

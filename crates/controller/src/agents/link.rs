@@ -126,8 +126,40 @@ async fn follow_once(agents: &Agents, node: &str, address: SocketAddr) -> Result
 }
 
 fn note(agents: &Agents, node: &str, pod: v1::Pod) {
-    // One that a later version of the agent describes in words that are not known here is left out.
-    if let Some(guest) = Guest::from_agent(node, pod) {
-        agents.note(&guest, true);
+    let uid = pod.uid.clone();
+    match Guest::from_agent(node, pod) {
+        Some(guest) => agents.note(&guest, true),
+        // A later version of the agent describes it in words that are not known here. What it was before does not count.
+        None => agents.forget(&uid),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dormouse_core::Rung;
+
+    use super::*;
+    use crate::agents::Sight;
+
+    #[tokio::test]
+    async fn a_guest_that_is_not_understood_any_more_is_not_what_it_was() {
+        let agents = Agents::new(|_, _| {}, |_| {});
+        let client = crate::test_agent::Agent::default().client().await;
+        agents.link("one", client, &[]);
+        let mut pod = v1::Pod {
+            uid: "u".to_owned(),
+            rung: v1::Rung::Frozen.into(),
+            ..v1::Pod::default()
+        };
+        note(&agents, "one", pod.clone());
+        assert!(matches!(agents.sight("one", "u"), Sight::Seen(guest) if guest.rung == Rung::Frozen));
+        pod.rung = 4711;
+        note(&agents, "one", pod.clone());
+        assert_eq!(agents.sight("one", "u"), Sight::Unknown);
+        // What is new beside what is known does no harm.
+        pod.rung = v1::Rung::Running.into();
+        pod.moving_to = 4711;
+        note(&agents, "one", pod);
+        assert!(matches!(agents.sight("one", "u"), Sight::Seen(guest) if guest.moving_to.is_none()));
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
-use dormouse_tls::{Authority, AuthorityError, Dialer, DialerError, inspect};
+use dormouse_tls::{Authority, AuthorityError, Dialer, DialerError, Inspected, inspect};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
@@ -119,17 +119,19 @@ impl Keeper {
     }
 }
 
-/// Keeps the authority, and the controller's own certificate, until `stop`; `signs` has who signs.
+/// Keeps the authority, and the controller's own certificate, which counts for `lifetime`, until `stop`; `signs` has who
+/// signs.
 pub async fn keep(
     keeper: Keeper,
     agents: Agents,
     signs: watch::Sender<Option<Pair>>,
+    lifetime: Duration,
     stop: CancellationToken,
 ) {
     let mut own: Option<(String, String)> = None;
     loop {
-        let wait = match keep_once(&keeper, &agents, &signs, &mut own).await {
-            Ok(()) => LOOK,
+        let wait = match keep_once(&keeper, &agents, &signs, &mut own, lifetime).await {
+            Ok(()) => next_look(own.as_ref().and_then(|(own, _)| inspect(own)), SystemTime::now()),
             Err(error) => {
                 warn!(%error, "the authority that vouches for controller and agents is not there");
                 REST
@@ -142,11 +144,18 @@ pub async fn keep(
     }
 }
 
+/// How long to wait for the next look: no longer than the controller's own certificate needs to be replaced.
+fn next_look(own: Option<Inspected>, now: SystemTime) -> Duration {
+    let due = own.map_or(LOOK, |own| own.renew_at().duration_since(now).unwrap_or_default());
+    due.clamp(REST, LOOK)
+}
+
 async fn keep_once(
     keeper: &Keeper,
     agents: &Agents,
     signs: &watch::Sender<Option<Pair>>,
     own: &mut Option<(String, String)>,
+    lifetime: Duration,
 ) -> Result<(), KeeperError> {
     let now = SystemTime::now();
     let kept = keeper.look(now).await?;
@@ -165,7 +174,7 @@ async fn keep_once(
         *believed == bundle && inspect(certificate).is_some_and(|seen| seen.renew_at() > now)
     });
     if !is_good {
-        let issued = Authority::load(&current.certificate, &current.key)?.issue_controller(now)?;
+        let issued = Authority::load(&current.certificate, &current.key)?.issue_controller(now, lifetime)?;
         agents.call_with(Dialer::new(&issued.certificate, &issued.key, &bundle)?);
         *own = Some((issued.certificate, bundle));
     }
@@ -219,5 +228,29 @@ fn to_secret(kept: &Kept, there: Option<&Secret>) -> Secret {
         type_: Some("kubernetes.io/tls".to_owned()),
         data: Some(data),
         ..Secret::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_that_counts_for_a_short_time_is_looked_at_in_time() {
+        let now = SystemTime::now();
+        let authority = Authority::generate(now).unwrap();
+        for (lifetime, least, most) in [
+            (dormouse_tls::LIFETIME, LOOK, LOOK),
+            (
+                dormouse_tls::LEAST_LIFETIME,
+                Duration::from_secs(5),
+                Duration::from_secs(10),
+            ),
+        ] {
+            let own = authority.issue_controller(now, lifetime).unwrap();
+            let wait = next_look(inspect(&own.certificate), now);
+            assert!(least <= wait && wait <= most, "{wait:?} of {lifetime:?}");
+        }
+        assert_eq!(next_look(None, now), LOOK);
     }
 }

@@ -1,7 +1,7 @@
 //! Signing what agents ask for.
 
 use std::collections::HashSet;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use dormouse_tls::{Authority, Name, NameError};
 use futures::{StreamExt, pin_mut};
@@ -89,11 +89,12 @@ enum SignError {
     Authority(#[from] dormouse_tls::AuthorityError),
 }
 
-/// Signs until `stop`, for the agents' ServiceAccount `account`.
+/// Signs until `stop`, for the agents' ServiceAccount `account`; what is signed counts for `lifetime`.
 pub async fn sign(
     client: Client,
     account: String,
     mut signs: watch::Receiver<Option<Pair>>,
+    lifetime: Duration,
     stop: CancellationToken,
 ) {
     // Nothing can be signed before; what was asked meanwhile is seen then.
@@ -126,7 +127,7 @@ pub async fn sign(
         let Some(pair) = pair.filter(|_| is_open(&request) && !answered.contains(&uid)) else {
             continue;
         };
-        if let Err(error) = answer(&api, &request, &account, &pair).await {
+        if let Err(error) = answer(&api, &request, &account, &pair, lifetime).await {
             warn!(request = objects::name(&request.metadata), %error, "a certificate request was not answered");
         } else {
             // Nobody asks as often; the API server forgets requests after an hour.
@@ -157,6 +158,7 @@ async fn answer(
     request: &CertificateSigningRequest,
     account: &str,
     pair: &Pair,
+    lifetime: Duration,
 ) -> Result<(), SignError> {
     let name = objects::name(&request.metadata);
     let failed = |step| move |source| SignError::Api { step, source };
@@ -176,7 +178,7 @@ async fn answer(
             let authority =
                 Authority::load(&pair.certificate, &pair.key).map_err(|error| error.to_string())?;
             let certificate = authority
-                .grant(&asked, &agent, SystemTime::now())
+                .grant(&asked, &agent, SystemTime::now(), lifetime)
                 .map_err(|error| error.to_string())?;
             Ok((agent, certificate))
         });

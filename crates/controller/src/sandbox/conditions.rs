@@ -291,7 +291,7 @@ fn suspended_condition(sight: &Sight<'_>) -> Condition {
             messages::POD_HAS_BEEN_TERMINATED,
         ),
         PodSight::Foreign => is("False", suspended::POD_NOT_OWNED, messages::POD_NOT_OWNED),
-        PodSight::Own(_) => match sight.stand {
+        PodSight::Own(pod) => match sight.stand {
             Stand::Asleep(rung) => is(
                 "True",
                 suspended::GUEST_ASLEEP,
@@ -302,7 +302,15 @@ fn suspended_condition(sight: &Sight<'_>) -> Condition {
                 suspended::GUEST_FALLING_ASLEEP,
                 &format!("Sandbox is suspending: {what}"),
             ),
-            _ => is("False", suspended::POD_TERMINATING, messages::POD_IS_TERMINATING),
+            _ => match sight.troubles {
+                // It is to go, and the API server does not let it.
+                [trouble, ..] if pod.metadata.deletion_timestamp.is_none() => is(
+                    "False",
+                    suspended::POD_TERMINATING,
+                    &format!("Sandbox is suspending: {trouble}"),
+                ),
+                _ => is("False", suspended::POD_TERMINATING, messages::POD_IS_TERMINATING),
+            },
         },
     }
 }

@@ -353,6 +353,23 @@ fn suspended_the_pod_goes_and_the_rest_stays() {
         said(&next, "Ready"),
         Some(("False", "SandboxSuspended", "Sandbox is suspending"))
     );
+    // One that the API server does not let go is not said to be going.
+    let failed = vec![(
+        next.steps[0].clone(),
+        Trouble::Api {
+            step: "delete pod",
+            message: "a webhook is away".to_owned(),
+        },
+    )];
+    let next = next.after(failed, &observed, &settings(), now());
+    assert_eq!(
+        said(&next, "Suspended"),
+        Some((
+            "False",
+            "PodTerminating",
+            "Sandbox is suspending: failed to delete pod: a webhook is away"
+        ))
+    );
 
     pod.metadata.deletion_timestamp = Some(Time(now()));
     observed.pods = vec![Arc::new(pod)];
