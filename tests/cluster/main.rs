@@ -18,6 +18,7 @@ mod memory;
 mod nodes;
 mod plugin;
 mod pods;
+mod pools;
 mod probes;
 mod python;
 mod restarts;

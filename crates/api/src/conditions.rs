@@ -11,7 +11,7 @@ pub const SUSPENDED: &str = "Suspended";
 pub const FINISHED: &str = "Finished";
 /// As on the pod; not there without one.
 pub const POD_SCHEDULED: &str = "PodScheduled";
-/// Ours: the sandbox sleeps in place because it was idle.
+/// Ours: the sandbox sleeps in place because it was idle, or because it waits for a claim.
 pub const DORMANT: &str = "Dormant";
 
 /// Ours: whether the sandbox came back with its memory, the last time that it had to.
@@ -204,6 +204,9 @@ pub mod messages {
             .strip_prefix('(')?
             .strip_suffix(')')
     }
+
+    /// Ours: [`super::DORMANT`] of a standby that waits asleep.
+    pub const STANDS_BY: &str = "Sandbox sleeps until it is claimed";
 
     /// After `shutdownTime`.
     pub const SANDBOX_HAS_EXPIRED: &str = "Sandbox has expired";

@@ -10,6 +10,7 @@ mod order;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
 
 use dormouse_tls::Dialer;
 use tokio_util::sync::CancellationToken;
@@ -163,6 +164,20 @@ impl Agents {
             self.note(guest, false);
         }
         Ok(ordered)
+    }
+
+    /// Gives an order for which nobody who knows the guest waits: those who do are told what has come of it. Returns how
+    /// long it took on the node.
+    ///
+    /// # Errors
+    ///
+    /// If the agent cannot be reached, or refuses.
+    pub async fn order_behind(&self, node: &str, order: Order) -> Result<Duration, OrderError> {
+        let ordered = self.order(node, order).await?;
+        if let Some(guest) = &ordered.guest {
+            (self.0.changed)(&guest.namespace, &guest.pod);
+        }
+        Ok(ordered.took)
     }
 
     /// Links to an agent without looking for it, for tests.

@@ -17,13 +17,14 @@ mod status;
 mod step;
 mod trouble;
 mod volumes;
+mod wake;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 #[cfg(test)]
 mod writes;
 
-pub use candidates::{Candidates, Choice, Reservation};
+pub use candidates::{Candidates, Choice, Hold, Reservation};
 pub use next::{Next, Observed, Settings, Warm, next};
 pub use note::Notes;
 pub use reconcile::{ClaimContext, ClaimError, Known, on_error, reconcile};

@@ -1,6 +1,7 @@
 //! What the controller counts. Names without `dormouse` are agent-sandbox's.
 
 mod claims;
+mod pools;
 mod sandboxes;
 mod snapshots;
 
@@ -20,6 +21,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::sandbox::Transition;
 pub use claims::{ClaimMetrics, Created, Startup};
+use pools::StandbyCounts;
 use sandboxes::SandboxCounts;
 pub use snapshots::SnapshotMetrics;
 
@@ -36,6 +38,7 @@ pub struct Metrics {
     kept_requests: Counter,
     claims: ClaimMetrics,
     sandboxes: SandboxCounts,
+    standbys: StandbyCounts,
     snapshots: SnapshotMetrics,
 }
 
@@ -122,6 +125,8 @@ impl Default for Metrics {
         let claims = ClaimMetrics::register(&mut registry);
         let sandboxes = SandboxCounts::default();
         registry.register_collector(Box::new(sandboxes.clone()));
+        let standbys = StandbyCounts::default();
+        registry.register_collector(Box::new(standbys.clone()));
         let snapshots = SnapshotMetrics::register(&mut registry);
         Self {
             registry,
@@ -134,6 +139,7 @@ impl Default for Metrics {
             kept_requests,
             claims,
             sandboxes,
+            standbys,
             snapshots,
         }
     }
@@ -208,6 +214,7 @@ impl Metrics {
     /// Where the sandboxes are that are counted; it is said once.
     pub fn count_sandboxes(&self, store: Store<Sandbox>) {
         // There is one cache of sandboxes in a process.
+        let _ = self.standbys.0.set(store.clone());
         let _ = self.sandboxes.0.set(store);
     }
 

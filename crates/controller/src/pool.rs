@@ -10,6 +10,7 @@ mod reconcile;
 mod refill;
 mod state;
 mod step;
+mod wish;
 
 #[cfg(test)]
 mod tests;
@@ -20,6 +21,7 @@ pub use reconcile::{Known, PoolContext, PoolError, on_error, reconcile};
 pub use refill::Refill;
 pub use state::Pools;
 pub use step::Step;
+pub use wish::{Wish, sleeps_on};
 
 /// Who writes, for the API server's record of field owners.
 pub const FIELD_MANAGER: &str = "sandboxwarmpool-controller";

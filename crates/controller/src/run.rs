@@ -214,6 +214,11 @@ fn begin(
         ledger: Arc::clone(&index.ledger),
         snapshots: Arc::clone(&index.snapshots.snapshots),
         pod_snapshots: index.gke.as_ref().map(|known| Arc::clone(&known.pod_snapshots)),
+        pooled: index.extensions.as_ref().map(|known| sandbox::Pooled {
+            pools: Arc::clone(&known.pools),
+            state: Arc::clone(&known.state),
+            candidates: known.candidates.clone(),
+        }),
     };
     index.count_given_away();
     tracker.spawn(budget::keep(
@@ -263,7 +268,7 @@ fn begin(
     }
     snapshots::begin(args, client, index, metrics, stop, &tracker);
     if let Some(known) = &index.extensions {
-        extensions::begin(args, client, known, metrics, stop, &tracker);
+        extensions::begin(args, client, index, known, metrics, stop, &tracker);
     }
     tracker.close();
     tracker

@@ -30,8 +30,10 @@ pub(crate) struct Store {
     operations: Vec<String>,
     /// What it was asked.
     pub(crate) log: Vec<String>,
-    /// Why it refuses all orders to save.
+    /// Why it refuses all orders to save, and to wake.
     pub(crate) refuses: Option<Reason>,
+    /// Whether it answers no order to wake.
+    pub(crate) hangs: bool,
 }
 
 impl Agent {
@@ -89,6 +91,24 @@ impl Agent {
         })
     }
 
+    fn wake(&self, request: v1::WakeRequest) -> Result<v1::WakeResponse, Status> {
+        let mut store = self.0.lock().unwrap();
+        store.log.push("wake".to_owned());
+        if let Some(reason) = store.refuses {
+            return Err(status(reason, "it refuses"));
+        }
+        Ok(v1::WakeResponse {
+            pod: Some(v1::Pod {
+                uid: request.pod.unwrap_or_default().uid,
+                namespace: "ns".to_owned(),
+                rung: v1::Rung::Running.into(),
+                managed: true,
+                ..v1::Pod::default()
+            }),
+            ..v1::WakeResponse::default()
+        })
+    }
+
     fn with<T>(&self, verb: &str, id: &str, act: impl FnOnce(&mut Store, usize) -> T) -> Result<T, Status> {
         let mut store = self.0.lock().unwrap();
         store.log.push(verb.to_owned());
@@ -122,6 +142,8 @@ impl Service<Request<Body>> for Agent {
             .to_owned();
         Box::pin(async move {
             let answer = match verb.as_str() {
+                "Wake" if agent.0.lock().unwrap().hangs => std::future::pending().await,
+                "Wake" => serve(request, move |asked| agent.wake(asked)).await,
                 "CreateSnapshot" => serve(request, move |asked| agent.create(asked)).await,
                 "GetSnapshot" => {
                     serve(request, move |asked: v1::GetSnapshotRequest| {

@@ -197,6 +197,22 @@ mod tests {
     }
 
     #[test]
+    fn asleep_because_nobody_has_claimed_it() {
+        let sandbox = with(
+            up(OperatingMode::Running),
+            DORMANT,
+            "True",
+            "Frozen",
+            messages::STANDS_BY,
+        );
+        let text = text(&sandbox, None, Some(&agent("node-1")), &[]);
+        says(
+            &text,
+            &["a standby of its pool", "1m ago", "A claim that gets it wakes it"],
+        );
+    }
+
+    #[test]
     fn awake_it_says_what_the_last_wake_cost() {
         let sandbox = with(
             up(OperatingMode::Running),

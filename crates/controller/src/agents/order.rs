@@ -142,6 +142,15 @@ impl Order {
     pub const fn moves_guest(&self) -> bool {
         !matches!(self, Self::Pin { .. })
     }
+
+    /// Whether a guest sleeps after it.
+    #[must_use]
+    pub const fn puts_to_sleep(&self) -> bool {
+        matches!(
+            self,
+            Self::Freeze { .. } | Self::Doze { .. } | Self::Hibernate { .. }
+        )
+    }
 }
 
 fn by_uid(uid: String) -> Option<v1::PodRef> {

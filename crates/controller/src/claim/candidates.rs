@@ -9,10 +9,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dormouse_api::agents::Sandbox;
 use dormouse_api::conditions::READY;
+use dormouse_core::Rung;
 use jiff::Timestamp;
 
 use super::hand_over;
 use crate::objects::{self, is_true};
+use crate::sandbox::asleep_on;
 
 /// Namespace and name.
 type Key = (String, String);
@@ -38,7 +40,11 @@ struct Standby {
     ready: bool,
     has_address: bool,
     node: Option<String>,
+    /// Where its guest stands, as was last written.
+    rung: Rung,
     reserved: bool,
+    /// Whether it is being put to sleep.
+    held: bool,
 }
 
 /// What there is for a claim.
@@ -57,6 +63,16 @@ pub enum Choice {
 pub struct Reservation {
     candidates: Candidates,
     pool: Key,
+    name: String,
+    uid: String,
+    held: bool,
+}
+
+/// A standby that is being put to sleep: as long as this lives it is given away only where there is no other.
+#[derive(Debug)]
+pub struct Hold {
+    candidates: Candidates,
+    namespace: String,
     name: String,
     uid: String,
 }
@@ -85,16 +101,20 @@ impl Candidates {
             .pools
             .entry((namespace.to_owned(), pool.to_owned()))
             .or_default();
-        let reserved = members
-            .get(name)
-            .is_some_and(|old| old.reserved && old.uid == uid);
-        members.insert(name.to_owned(), Standby::of(sandbox, reserved));
+        let old = members.get(name).filter(|old| old.uid == uid);
+        let (reserved, held) = old.map(|old| (old.reserved, old.held)).unwrap_or_default();
+        let standby = Standby {
+            reserved,
+            held,
+            ..Standby::of(sandbox)
+        };
+        members.insert(name.to_owned(), standby);
         inner.pool_of.insert(key, pool.to_owned());
         left
     }
 
-    /// Reserves a standby of a pool, but for those in `but`: a ready one if there is one, of the node that has most of
-    /// them left, and of these the oldest.
+    /// Reserves a standby of a pool, but for those in `but`: a ready one if there is one, of these one that is soonest
+    /// awake, of the node that has most of them left, and of these the oldest.
     #[must_use]
     pub fn reserve(&self, namespace: &str, pool: &str, but: &BTreeSet<String>) -> Choice {
         let mut inner = self.lock();
@@ -120,7 +140,10 @@ impl Candidates {
             .filter(free)
             .filter(|(_, standby)| standby.has_address)
             .min_by(|(name, one), (other_name, other)| {
-                let rank = |standby: &Standby| (!standby.ready, std::cmp::Reverse(left_on(standby)));
+                let rank = |standby: &Standby| {
+                    let left = std::cmp::Reverse(left_on(standby));
+                    (!standby.ready, standby.held, standby.rung, left)
+                };
                 let by_age = || (one.created, *name).cmp(&(other.created, *other_name));
                 rank(one).cmp(&rank(other)).then_with(by_age)
             })
@@ -148,6 +171,23 @@ impl Candidates {
         self.take(&mut inner, key, name.to_owned())
     }
 
+    /// Keeps a standby for itself while it is put to sleep; `None` if it is being handed over, or has been.
+    #[must_use]
+    pub fn hold(&self, namespace: &str, name: &str) -> Option<Hold> {
+        let mut inner = self.lock();
+        let standby = inner.standby(namespace, name)?;
+        if standby.reserved || standby.held {
+            return None;
+        }
+        standby.held = true;
+        Some(Hold {
+            uid: standby.uid.clone(),
+            candidates: self.clone(),
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        })
+    }
+
     fn take(&self, inner: &mut Inner, pool: Key, name: String) -> Choice {
         let standby = inner
             .pools
@@ -160,6 +200,7 @@ impl Candidates {
         Choice::Reserved(Reservation {
             candidates: self.clone(),
             uid: standby.uid.clone(),
+            held: standby.held,
             pool,
             name,
         })
@@ -171,6 +212,12 @@ impl Candidates {
 }
 
 impl Inner {
+    fn standby(&mut self, namespace: &str, name: &str) -> Option<&mut Standby> {
+        let pool = self.pool_of.get(&(namespace.to_owned(), name.to_owned()))?;
+        let members = self.pools.get_mut(&(namespace.to_owned(), pool.clone()))?;
+        members.get_mut(name)
+    }
+
     /// Returns the pool that had it.
     fn remove(&mut self, namespace: &str, name: &str) -> Option<String> {
         let pool = self.pool_of.remove(&(namespace.to_owned(), name.to_owned()))?;
@@ -186,7 +233,7 @@ impl Inner {
 }
 
 impl Standby {
-    fn of(sandbox: &Sandbox, reserved: bool) -> Self {
+    fn of(sandbox: &Sandbox) -> Self {
         let status = sandbox.status.as_ref();
         Self {
             uid: objects::uid(&sandbox.metadata).to_owned(),
@@ -194,7 +241,19 @@ impl Standby {
             ready: status.is_some_and(|status| is_true(&status.conditions, READY)),
             has_address: status.is_some_and(|status| !status.pod_ips.is_empty()),
             node: status.and_then(|status| status.node_name.clone()),
-            reserved,
+            rung: asleep_on(sandbox).unwrap_or(Rung::Running),
+            reserved: false,
+            held: false,
+        }
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let mut inner = self.candidates.lock();
+        let standby = inner.standby(&self.namespace, &self.name);
+        if let Some(standby) = standby.filter(|standby| standby.uid == self.uid) {
+            standby.held = false;
         }
     }
 }
@@ -204,6 +263,12 @@ impl Reservation {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Whether it was being put to sleep when it was reserved.
+    #[must_use]
+    pub const fn was_held(&self) -> bool {
+        self.held
     }
 
     /// It has been handed over.
@@ -279,6 +344,47 @@ mod tests {
             candidates.reserve("other", "pool", &BTreeSet::new()),
             Choice::Nothing
         ));
+    }
+
+    #[test]
+    fn those_that_are_soonest_awake_go_first_and_one_that_falls_asleep_last() {
+        let candidates = Candidates::default();
+        let pool = pool();
+        let sleeper = |name, rung| crate::claim::tests::asleep(standby(&pool, name, true), rung);
+        see(&candidates, &on(sleeper("hibernated", "Hibernated"), "n1", 1));
+        see(&candidates, &on(sleeper("dozing", "Dozing"), "n1", 2));
+        see(&candidates, &on(sleeper("frozen", "Frozen"), "n2", 3));
+        see(&candidates, &on(standby(&pool, "awake", true), "n3", 4));
+        see(&candidates, &on(standby(&pool, "unready", false), "n3", 0));
+        let mut given = vec![];
+        for _ in 0..5 {
+            let but: Vec<&str> = given.iter().map(String::as_str).collect();
+            let next = chosen(&candidates, &but).unwrap();
+            given.push(next);
+        }
+        assert_eq!(given, ["awake", "frozen", "dozing", "hibernated", "unready"]);
+        let hold = candidates.hold("ns", "awake").unwrap();
+        assert!(candidates.hold("ns", "awake").is_none());
+        assert_eq!(chosen(&candidates, &[]).as_deref(), Some("frozen"));
+        // News do not end it.
+        see(&candidates, &on(standby(&pool, "awake", true), "n3", 4));
+        assert_eq!(chosen(&candidates, &[]).as_deref(), Some("frozen"));
+        let but = ["frozen", "dozing", "hibernated"];
+        assert_eq!(chosen(&candidates, &but).as_deref(), Some("awake"));
+        drop(hold);
+        assert_eq!(chosen(&candidates, &[]).as_deref(), Some("awake"));
+    }
+
+    #[test]
+    fn one_that_is_handed_over_is_not_put_to_sleep() {
+        let candidates = Candidates::default();
+        see(&candidates, &standby(&pool(), "a", true));
+        let Choice::Reserved(reservation) = candidates.reserve("ns", "pool", &BTreeSet::new()) else {
+            panic!()
+        };
+        assert!(!reservation.was_held() && candidates.hold("ns", "a").is_none());
+        reservation.spend();
+        assert!(candidates.hold("ns", "a").is_none());
     }
 
     #[test]

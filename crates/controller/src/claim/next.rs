@@ -1,5 +1,6 @@
 //! What is to be done for a claim.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,6 +34,8 @@ pub struct Observed {
     pub template: Option<Arc<SandboxTemplate>>,
     /// What has become of the pool's standbys in this look.
     pub warm: Warm,
+    /// UIDs of those of its sandboxes whose guests still sleep as those of standbys.
+    pub sleepers: BTreeSet<String>,
     /// When this controller first saw the claim.
     pub since: Timestamp,
 }
@@ -146,7 +149,8 @@ pub fn next(observed: &Observed, settings: &Settings, now: Timestamp) -> Next {
     }
     match hold(observed, settings, now, &mut next) {
         Ok(Some(sandbox)) => {
-            status::follow(&mut next.status, claim, &sandbox, now);
+            let sleeps = observed.sleepers.contains(objects::uid(&sandbox.metadata));
+            status::follow(&mut next.status, claim, &sandbox, sleeps, now);
             next.sandbox = Some(sandbox);
         }
         // It is on its way.

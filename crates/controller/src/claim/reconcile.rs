@@ -9,6 +9,7 @@ use dormouse_api::conditions::READY;
 use dormouse_api::extensions::{ClaimShutdownPolicy, SandboxClaim, SandboxTemplate, SandboxWarmPool};
 use dormouse_api::names::{annotations, labels};
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::controller::Action;
 use kube::runtime::events::{EventType, Recorder};
 use kube::{Client, Resource};
@@ -17,10 +18,12 @@ use thiserror::Error;
 use tracing::{debug, info};
 
 use super::next::{noted, recreates};
+use super::wake::{Guests, Stands};
 use super::{
     Candidates, Choice, FIELD_MANAGER, Gain, Next, Notes, Observed, Retry, Settings, Step, Trouble, Warm,
     hand_over, next,
 };
+use crate::agents::Agents;
 use crate::cache::Cache;
 use crate::events;
 use crate::metrics::{Created, Metrics, Startup};
@@ -51,6 +54,7 @@ pub struct ClaimContext {
     candidates: Candidates,
     notes: Arc<Notes>,
     pool_queue: Queue<SandboxWarmPool>,
+    guests: Guests,
     metrics: Arc<Metrics>,
 }
 
@@ -71,6 +75,10 @@ pub struct Known {
     pub notes: Arc<Notes>,
     /// Pools that are to be looked at.
     pub pool_queue: Queue<SandboxWarmPool>,
+    /// All pods that bear a name's hash.
+    pub pods: Arc<Cache<Pod>>,
+    /// The agents of the nodes.
+    pub agents: Agents,
 }
 
 /// Why a claim is looked at again.
@@ -118,6 +126,7 @@ pub async fn reconcile(claim: Arc<SandboxClaim>, context: Arc<ClaimContext>) -> 
     let mut observed = context.observe(claim);
     let mut gained = None;
     for _ in 0..LOOKS {
+        observed.sleepers = context.sleepers(&observed.sandboxes);
         let planned = next(&observed, &context.settings, Timestamp::now());
         match &planned.gain {
             None => return context.conclude(&observed, planned, gained).await,
@@ -174,6 +183,10 @@ impl ClaimContext {
             candidates: known.candidates,
             notes: known.notes,
             pool_queue: known.pool_queue,
+            guests: Guests {
+                pods: known.pods,
+                agents: known.agents,
+            },
             metrics,
         }
     }
@@ -202,8 +215,17 @@ impl ClaimContext {
             pool,
             template,
             warm: Warm::Untried,
+            sleepers: BTreeSet::new(),
             claim,
         }
+    }
+
+    /// UIDs of those sandboxes whose guests still sleep as those of standbys.
+    fn sleepers(&self, sandboxes: &[Arc<Sandbox>]) -> BTreeSet<String> {
+        let asleep = sandboxes.iter().filter(|sandbox| self.guests.sleeps(sandbox));
+        asleep
+            .map(|sandbox| objects::uid(&sandbox.metadata).to_owned())
+            .collect()
     }
 
     /// Hands a standby over to the claim, if one can be had.
@@ -245,14 +267,18 @@ impl ClaimContext {
             let Some(standby) = fit else {
                 continue;
             };
+            let stands = self.guests.stands(&standby, reservation.was_held());
+            if stands == Stands::OutOfReach {
+                // Another one may be had at once.
+                continue;
+            }
             let patch =
                 hand_over::patch(&standby, &claim, template.as_deref()).map_err(ClaimError::Trouble)?;
             tries += 1;
-            let written = self
+            let write = self
                 .writer
-                .patch(&self.sandboxes, namespace, reservation.name(), &patch)
-                .await;
-            match written {
+                .patch(&self.sandboxes, namespace, reservation.name(), &patch);
+            match self.guests.awake_with(stands, write).await {
                 Ok(sandbox) => {
                     reservation.spend();
                     self.pool_queue.push(namespace, pool_name);

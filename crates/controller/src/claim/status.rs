@@ -15,15 +15,23 @@ pub(super) fn sandbox_name(status: &SandboxClaimStatus) -> Option<&str> {
     Some(name).filter(|name| !name.is_empty())
 }
 
-/// Shows the sandbox as it is.
+/// Shows the sandbox as it is; `sleeps`: its guest still sleeps as that of a standby, which is ready for nobody yet.
 pub(super) fn follow(
     status: &mut SandboxClaimStatus,
     claim: &SandboxClaim,
     sandbox: &Sandbox,
+    sleeps: bool,
     now: Timestamp,
 ) {
     show(status, sandbox);
-    set(&mut status.conditions, ready_of(claim, sandbox), now);
+    let ready = ready_of(claim, sandbox);
+    let condition = if sleeps && ready.status == "True" {
+        let message = "Sandbox is not ready: its guest is being woken".to_owned();
+        no(claim, reasons::SANDBOX_NOT_READY, message)
+    } else {
+        ready
+    };
+    set(&mut status.conditions, condition, now);
 }
 
 /// Shows which sandbox it is, and whether it has finished.

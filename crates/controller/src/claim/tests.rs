@@ -48,7 +48,7 @@ pub(super) fn claim() -> SandboxClaim {
     claim
 }
 
-pub(super) fn pool() -> SandboxWarmPool {
+pub(crate) fn pool() -> SandboxWarmPool {
     let mut pool = SandboxWarmPool {
         metadata: meta("pool", "pool-uid"),
         ..SandboxWarmPool::default()
@@ -90,7 +90,7 @@ fn ready(status: &str) -> Condition {
 }
 
 /// A standby as the pool makes it, with a pod that runs.
-pub(super) fn standby(pool: &SandboxWarmPool, name: &str, is_ready: bool) -> Sandbox {
+pub(crate) fn standby(pool: &SandboxWarmPool, name: &str, is_ready: bool) -> Sandbox {
     let mut sandbox = Sandbox {
         metadata: meta(name, &format!("{name}-uid")),
         status: Some(SandboxStatus {
@@ -121,6 +121,18 @@ pub(super) fn standby(pool: &SandboxWarmPool, name: &str, is_ready: bool) -> San
     sandbox
 }
 
+/// The same asleep.
+pub(crate) fn asleep(mut standby: Sandbox, rung: &str) -> Sandbox {
+    let dormant = Condition {
+        type_: "Dormant".to_owned(),
+        reason: rung.to_owned(),
+        message: dormouse_api::conditions::messages::STANDS_BY.to_owned(),
+        ..ready("True")
+    };
+    standby.status.get_or_insert_default().conditions.push(dormant);
+    standby
+}
+
 /// The same once it is the claim's.
 fn handed_over(claim: &SandboxClaim, name: &str) -> Sandbox {
     let standby = standby(&pool(), name, true);
@@ -137,6 +149,7 @@ fn patched(sandbox: &Sandbox, patch: &Value) -> Sandbox {
 
 fn with(claim: SandboxClaim) -> Observed {
     Observed {
+        sleepers: std::collections::BTreeSet::new(),
         claim: Arc::new(claim),
         sandboxes: vec![],
         pool: Some(Arc::new(pool())),
@@ -837,4 +850,20 @@ fn a_claim_that_is_being_deleted_is_left_to_the_garbage_collector() {
     claim.metadata.deletion_timestamp = Some(Time(now()));
     let next = decide(&with(claim));
     assert_eq!((next.gain, next.steps), (None, vec![]));
+}
+
+#[test]
+fn a_sandbox_that_still_sleeps_as_a_standby_is_not_ready_for_its_claim() {
+    let mut observed = with(claim());
+    let sandbox = handed_over(&claim(), "box");
+    let uid = sandbox.metadata.uid.clone().unwrap();
+    observed.sandboxes.push(Arc::new(sandbox));
+    let said = |next: &Next| condition(&next.status.conditions, "Ready").cloned().unwrap();
+    assert_eq!(said(&decide(&observed)).status, "True");
+    observed.sleepers.insert(uid);
+    let is = said(&decide(&observed));
+    assert_eq!(
+        (is.status.as_str(), is.reason.as_str()),
+        ("False", "SandboxNotReady")
+    );
 }

@@ -1,13 +1,17 @@
 //! What is written for claims, and what becomes of it when the controller ends in between, against a small API server.
 
+mod sleepers;
+
 use std::sync::Arc;
 
 use dormouse_api::agents::Sandbox;
 use dormouse_api::extensions::{SandboxClaim, SandboxTemplate, SandboxWarmPool};
+use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::reflector;
 
 use super::tests::{claim, pool, standby, template};
 use super::{Candidates, ClaimContext, ClaimError, Known, Notes, Settings, reconcile};
+use crate::agents::Agents;
 use crate::cache::Cache;
 use crate::metrics::Metrics;
 use crate::objects::{self, controller_of, is_true};
@@ -49,6 +53,8 @@ impl Controller {
             candidates: Candidates::default(),
             notes: Arc::new(Notes::default()),
             pool_queue: Queue::default(),
+            pods: Arc::new(Cache::new(reflector::store().0, |_: &Pod| None)),
+            agents: Agents::new(|_, _| {}, |_| {}),
         };
         known.pools.wrote(pool());
         known.templates.wrote(template());

@@ -1,7 +1,7 @@
 //! What is to be done for a pool.
 
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,10 +9,12 @@ use dormouse_api::agents::Sandbox;
 use dormouse_api::conditions::READY;
 use dormouse_api::extensions::{SandboxTemplate, SandboxWarmPool, SandboxWarmPoolStatus, UpdateStrategyType};
 use dormouse_api::names::{labels, name_hash};
+use dormouse_core::Rung;
 use jiff::Timestamp;
 use serde_json::json;
 
 use super::step::Why;
+use super::wish::wishes;
 use super::{Pending, Refill, Step, build};
 use crate::objects::{self, Ownership, is_true, owner_reference, ownership};
 use crate::template::Vetting;
@@ -35,6 +37,8 @@ pub struct Observed {
     pub unschedulable: BTreeSet<String>,
     /// Writes that the watch has not shown yet.
     pub pending: Pending,
+    /// On which rung its standbys were last to wait, by UID.
+    pub wishes: BTreeMap<String, (String, Rung)>,
 }
 
 /// What is the same for all pools.
@@ -69,6 +73,8 @@ pub struct Next {
     pub halted: Option<String>,
     /// When to look again although nothing has changed.
     pub requeue: Option<Duration>,
+    /// On which rung its standbys are to wait, with their names, by UID; `None`: as before.
+    pub wishes: Option<BTreeMap<String, (String, Rung)>>,
 }
 
 impl Next {
@@ -97,6 +103,7 @@ pub fn next(observed: &Observed, settings: &Settings, refill: &mut Refill, now: 
     }
     let mut vetting = observed.template.as_deref().map(Vetting::by);
     let count = count(observed, vetting.as_mut(), settings, now, &mut next);
+    next.wishes = Some(wishes(pool, &count.active, &observed.wishes));
     let ready = count.active.iter().filter(|standby| is_ready(standby)).count();
     let as_number = |count: usize| i32::try_from(count).unwrap_or(i32::MAX);
     next.status = SandboxWarmPoolStatus {
@@ -285,7 +292,7 @@ pub(super) fn is_ready(standby: &Sandbox) -> bool {
         .is_some_and(|status| is_true(&status.conditions, READY))
 }
 
-fn created(standby: &Sandbox) -> Option<Timestamp> {
+pub(super) fn created(standby: &Sandbox) -> Option<Timestamp> {
     standby.metadata.creation_timestamp.as_ref().map(|time| time.0)
 }
 

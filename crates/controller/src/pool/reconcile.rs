@@ -22,6 +22,7 @@ use crate::cache::Cache;
 use crate::events;
 use crate::objects;
 use crate::patch::status_patch;
+use crate::queue::Queue;
 use crate::write::{Which, Writer, is_conflict, is_not_found};
 
 /// What pools are reconciled with.
@@ -46,6 +47,8 @@ pub struct Known {
     pub pods: Arc<Cache<Pod>>,
     /// What is kept in mind about pools.
     pub state: Arc<Pools>,
+    /// Sandboxes that are to be looked at.
+    pub sandbox_queue: Queue<Sandbox>,
 }
 
 /// Why a pool is looked at again.
@@ -95,6 +98,11 @@ pub async fn reconcile(pool: Arc<SandboxWarmPool>, context: Arc<PoolContext>) ->
     let now = Timestamp::now();
     let observed = context.observe(pool, &key, now);
     let planned = context.known.state.next(&key, &observed, &context.settings, now);
+    if let Some(wishes) = &planned.wishes {
+        for standby in context.known.state.wished(&key, wishes) {
+            context.known.sandbox_queue.push(&key.0, &standby);
+        }
+    }
     // Whatever fails, the rest is done: the status is true in any case.
     let deleted = context.perform(&planned.steps, &key).await;
     let made = context.make(&planned, &key).await;
@@ -133,6 +141,7 @@ impl PoolContext {
             .get(&key.0, &pool.spec.sandbox_template_ref.name);
         Observed {
             pending: self.known.state.pending(key, now),
+            wishes: self.known.state.wishes(key),
             members,
             unschedulable,
             template,

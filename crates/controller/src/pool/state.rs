@@ -1,13 +1,15 @@
 //! What a controller keeps in mind about pools.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dormouse_api::agents::Sandbox;
+use dormouse_core::Rung;
 use jiff::Timestamp;
 
 use super::expected::{Expected, Pending};
+use super::wish::{Wished, Wishes};
 use super::{Next, Observed, Refill, Settings, next};
 use crate::backoff;
 use crate::objects;
@@ -22,6 +24,7 @@ pub struct Pools(Mutex<Inner>);
 #[derive(Debug, Default)]
 struct Inner {
     expected: Expected,
+    wishes: Wishes,
     pools: HashMap<Key, State>,
 }
 
@@ -43,7 +46,24 @@ impl Pools {
         let key = (namespace.to_owned(), name.to_owned());
         let mut inner = self.lock();
         inner.expected.forget(&key);
+        inner.wishes.forget(&key);
         inner.pools.remove(&key);
+    }
+
+    /// The rung on which a standby, by UID, is to wait; `None` if that has not been decided.
+    #[must_use]
+    pub fn wish(&self, uid: &str) -> Option<Rung> {
+        self.lock().wishes.rung(uid)
+    }
+
+    pub(super) fn wishes(&self, key: &Key) -> BTreeMap<String, Wished> {
+        self.lock().wishes.of(key)
+    }
+
+    /// Takes note of what a pool wishes of its standbys; returns the names of those of whom it wishes something else than
+    /// before.
+    pub(super) fn wished(&self, key: &Key, wishes: &BTreeMap<String, Wished>) -> BTreeSet<String> {
+        self.lock().wishes.decided(key, wishes)
     }
 
     pub(super) fn pending(&self, key: &Key, now: Timestamp) -> Pending {

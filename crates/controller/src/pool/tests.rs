@@ -1,5 +1,7 @@
 //! What is decided for pools, case by case.
 
+mod wish;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -116,6 +118,7 @@ fn with(pool: SandboxWarmPool, members: Vec<Sandbox>) -> Observed {
         template: Some(Arc::new(template())),
         unschedulable: std::collections::BTreeSet::new(),
         pending: Pending::default(),
+        wishes: BTreeMap::new(),
     }
 }
 

@@ -9,7 +9,7 @@ use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use super::identity;
-use super::index::Extensions;
+use super::index::{Extensions, Index};
 use crate::args::{Args, label_domains};
 use crate::claim::{self, ClaimContext};
 use crate::metrics::Metrics;
@@ -20,6 +20,7 @@ use crate::worker::work;
 pub(super) fn begin(
     args: &Args,
     client: &Client,
+    index: &Index,
     known: &Arc<Extensions>,
     metrics: &Arc<Metrics>,
     stop: &CancellationToken,
@@ -47,6 +48,8 @@ pub(super) fn begin(
             candidates: known.candidates.clone(),
             notes: Arc::clone(&known.notes),
             pool_queue: known.pool_queue.clone(),
+            pods: Arc::clone(&known.pods),
+            agents: index.agents.clone(),
         },
         Arc::clone(metrics),
     );
@@ -77,6 +80,7 @@ pub(super) fn begin(
             templates: Arc::clone(&known.templates),
             pods: Arc::clone(&known.pods),
             state: Arc::clone(&known.state),
+            sandbox_queue: index.sandbox_queue.clone(),
         },
     );
     tracker.spawn(work(

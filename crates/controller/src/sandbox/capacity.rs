@@ -25,7 +25,9 @@ const SMALL_MEMORY: &str = "16Mi";
 /// Brings the pod's requests in line with how its guest stands.
 pub(super) fn resize(sandbox: &Sandbox, pod: &Pod, stand: &Stand) -> Option<Step> {
     let asleep = match stand {
-        Stand::Dormant(rung) | Stand::Asleep(rung) => matches!(rung, Rung::Dozing | Rung::Hibernated),
+        Stand::Dormant(rung) | Stand::StandingBy(rung) | Stand::Asleep(rung) => {
+            matches!(rung, Rung::Dozing | Rung::Hibernated)
+        }
         Stand::Awake | Stand::WakingUp(_) => false,
         Stand::None
         | Stand::FallingAsleep(_)

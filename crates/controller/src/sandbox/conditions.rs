@@ -228,11 +228,20 @@ pub(super) fn restored(
     set(conditions, new(sandbox, RESTORED, status, reason, message), now);
 }
 
-/// Whether the sandbox sleeps because it was idle; only there where it may.
+/// Whether the sandbox sleeps because it was idle, or has not been claimed; only there where it may, or does.
 fn dormant_condition(sight: &Sight<'_>) -> Option<Condition> {
     let spec = &sight.sandbox.spec;
     if let Stand::Lost(why) = sight.stand {
         return Some(new(sight.sandbox, DORMANT, "False", dormant::MEMORY_LOST, why));
+    }
+    if let Stand::StandingBy(rung) = sight.stand {
+        return Some(new(
+            sight.sandbox,
+            DORMANT,
+            "True",
+            rung.as_str(),
+            messages::STANDS_BY,
+        ));
     }
     if spec.idle_timeout.is_none() || spec.operating_mode == OperatingMode::Suspended {
         return None;
@@ -261,6 +270,7 @@ fn dormant_condition(sight: &Sight<'_>) -> Option<Condition> {
             ),
         )),
         Stand::None
+        | Stand::StandingBy(_)
         | Stand::Asleep(_)
         | Stand::FallingAsleep(_)
         | Stand::WakingUp(_)

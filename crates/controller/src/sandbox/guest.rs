@@ -17,7 +17,7 @@ use serde_json::json;
 
 use super::policy::{fallback, generation, holds_memory, policy, strategy};
 use super::probes::Probed;
-use super::{Observed, Step, Trouble, lost};
+use super::{Observed, Step, Trouble, lost, standby};
 use crate::agents::{Guest, Order, Sight};
 use crate::objects;
 
@@ -41,6 +41,8 @@ pub(super) enum Stand {
     Awake,
     /// It sleeps because it was idle.
     Dormant(Rung),
+    /// It sleeps because nobody has claimed it.
+    StandingBy(Rung),
     /// It sleeps because somebody said so.
     Asleep(Rung),
     /// It is to sleep; what it waits for.
@@ -85,9 +87,11 @@ pub(super) fn is_running(pod: &Pod) -> bool {
 }
 
 /// What is to be done about the guest of a pod that stays.
-pub(super) fn in_place(observed: &Observed, pod: &Pod) -> Result<GuestNext, Trouble> {
+pub(super) fn in_place(observed: &Observed, pod: &Pod, now: Timestamp) -> Result<GuestNext, Trouble> {
     let sandbox = &*observed.sandbox;
-    if !sandbox.spec.sleeps() || !is_running(pod) {
+    let stands_by = standby::is_moved_by_pool(observed);
+    let is_of_interest = sandbox.spec.sleeps() || stands_by || standby::was_one(sandbox, &observed.guest);
+    if !is_of_interest || !is_running(pod) {
         return Ok(GuestNext::default());
     }
     let is_to_sleep = is_to_sleep(sandbox);
@@ -104,6 +108,9 @@ pub(super) fn in_place(observed: &Observed, pod: &Pod) -> Result<GuestNext, Trou
             });
         }
     };
+    if stands_by {
+        return standby::next(observed, pod, guest, now);
+    }
     if let Some(refusal) = &observed.refusal {
         let what = refusal.message.clone();
         let stand = if is_to_sleep {
@@ -221,9 +228,16 @@ pub(super) fn pin(snapshot: &SnapshotRef, pinned: bool) -> Option<Step> {
 }
 
 fn policy_step(sandbox: &Sandbox, pod: &Pod, guest: &Guest) -> Result<Option<Step>, Trouble> {
-    let wanted = generation(sandbox);
-    if guest.generation >= wanted {
+    let mut wanted = generation(sandbox);
+    if !sandbox.spec.sleeps() && !standby::is_of_standby(&guest.policy) {
+        // It has nothing to say about sleep, and takes back only what it was told as a standby.
         return Ok(None);
+    }
+    if guest.generation >= wanted {
+        if !standby::has_outgrown(sandbox, guest) {
+            return Ok(None);
+        }
+        wanted = guest.generation.saturating_add(1);
     }
     let policy = policy(&sandbox.spec).map_err(|error| Trouble::Policy(error.to_string()))?;
     Ok(Some(order(
@@ -258,6 +272,12 @@ fn suspend(pod: &Pod, guest: &Guest, set_policy: Option<Step>) -> GuestNext {
 
 fn run(sandbox: &Sandbox, pod: &Pod, guest: &Guest, set_policy: Option<Step>) -> GuestNext {
     let mut next = GuestNext::default();
+    if standby::is_left_asleep(sandbox, guest) {
+        // That it has slept as a standby is known by its policy: it is told of another once it is awake.
+        next.steps.push(standby::wake(pod));
+        next.stand = Stand::WakingUp("the guest is being woken".to_owned());
+        return next;
+    }
     // Nobody waits for that; a wake does not either.
     next.later.extend(set_policy);
     next.stand = match (guest.sleeps(), was_put_to_sleep(sandbox)) {

@@ -2,10 +2,11 @@
 
 use dormouse_api::agents::Sandbox;
 use dormouse_api::conditions::{DORMANT, RESTORED, SUSPENDED, dormant, restored, suspended};
+use dormouse_api::extensions::SandboxWarmPool;
 use dormouse_api::names::annotations;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
-use crate::objects::{self, condition, is_true};
+use crate::objects::{self, condition, controller_of_kind, is_true};
 
 /// Whether the sandbox's guest slept in its pod when it was last heard of, because it was idle.
 pub(super) fn slept(all: &[Condition]) -> bool {
@@ -23,7 +24,9 @@ pub(super) fn was_put_to_sleep(all: &[Condition]) -> bool {
 /// Why the memory of a sandbox that has no pod is lost; `None` if it is not, or there was none to lose.
 pub(super) fn with_pod(sandbox: &Sandbox) -> Option<String> {
     let status = sandbox.status.as_ref()?;
-    if status.snapshot.is_some() {
+    // Nobody misses what a standby knew.
+    let stands_by = controller_of_kind::<SandboxWarmPool>(&sandbox.metadata).is_some();
+    if status.snapshot.is_some() || stands_by {
         return None;
     }
     let all = &status.conditions;

@@ -30,12 +30,12 @@ pub(super) struct PodMetadata {
 }
 
 impl PodMetadata {
-    /// `held`: whether its eviction is to be refused.
-    pub(super) fn of(sandbox: &Sandbox, held: bool) -> Self {
+    /// `held`: whether its eviction is to be refused; `stands_by`: whether it is a standby that its pool moves.
+    pub(super) fn of(sandbox: &Sandbox, held: bool, stands_by: bool) -> Self {
         let template = sandbox.spec.pod_template.metadata.clone().unwrap_or_default();
         let mut given_labels = template.labels.unwrap_or_default();
         given_labels.retain(|key, _| !is_reserved(key) && key != labels::HOLDS_MEMORY);
-        let mut given_annotations = super::policy::annotations(&sandbox.spec);
+        let mut given_annotations = super::policy::annotations(&sandbox.spec, stands_by);
         given_annotations.extend(template.annotations.unwrap_or_default());
         given_annotations.retain(|key, _| !is_system_annotation(key));
         let mut own_labels = own_labels(sandbox);

@@ -18,10 +18,12 @@ use super::policy::strategy;
 use super::probes::Probed;
 use super::shown::show;
 use super::source::Source;
+use super::standby::Refused;
 use super::{Step, Trouble, capacity, drain, expiry, lost, pod, policy, probes, service, volumes};
 use crate::agents::Sight;
 use crate::nodes::NodeSight;
 use crate::objects::{self, is_true};
+use crate::pool::Wish;
 
 /// How old a pod is when it is said how it gets on, although that could wait.
 const WORTH_A_WORD: Duration = Duration::from_secs(3);
@@ -58,6 +60,10 @@ pub struct Observed {
     pub restore_node: NodeSight,
     /// Why an agent refused what it was ordered, in this look.
     pub refusal: Option<Refusal>,
+    /// What its pool wants of it, if it is a standby.
+    pub wish: Wish,
+    /// Orders about a standby that its agent refused of late.
+    pub refused: Refused,
 }
 
 /// Why an agent refused what it was ordered.

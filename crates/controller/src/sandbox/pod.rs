@@ -106,7 +106,6 @@ pub(super) fn run(
     now: Timestamp,
     steps: &mut Vec<Step>,
 ) -> Result<PodNext, Trouble> {
-    let sandbox = &*observed.sandbox;
     let pod = match choose(observed)? {
         PodSight::Own(pod) => pod,
         PodSight::Foreign => return adopt(observed, settings, steps).map(PodNext::of),
@@ -117,9 +116,9 @@ pub(super) fn run(
         drain: drain::stand(observed, &pod, settings, now),
         ..PodNext::default()
     };
-    keep_metadata(sandbox, &pod, &next.drain, settings, steps);
+    keep_metadata(observed, &pod, &next.drain, settings, steps);
     match restore::restore(observed, &pod, settings, now) {
-        None => next.guest = stay(observed, &pod, &next.drain)?,
+        None => next.guest = stay(observed, &pod, &next.drain, now)?,
         Some(Restore::Grant(granting)) => next.guest.steps = granting,
         Some(Restore::Wait(what)) => {
             next.guest.stand = Stand::WakingUp(what);
@@ -168,7 +167,7 @@ fn anew(observed: &Observed, settings: &Settings, steps: &mut Vec<Step>) -> Resu
     if let Source::Missing(why) = &observed.source {
         return Err(Trouble::Source(why.clone()));
     }
-    let pod = build(sandbox, &observed.source, settings)?;
+    let pod = build(sandbox, observed.wish.is_any(), &observed.source, settings)?;
     track(sandbox, objects::name(&pod.metadata), steps, |steps| {
         steps.push(Step::CreatePod(Box::new(pod.clone())));
     });
@@ -179,8 +178,8 @@ fn anew(observed: &Observed, settings: &Settings, steps: &mut Vec<Step>) -> Resu
 }
 
 /// What is to be done about a guest whose pod stays, or is about to be evicted.
-fn stay(observed: &Observed, pod: &Pod, drain: &Drain) -> Result<GuestNext, Trouble> {
-    drain::guest(observed, pod, drain).map_or_else(|| guest::in_place(observed, pod), Ok)
+fn stay(observed: &Observed, pod: &Pod, drain: &Drain, now: Timestamp) -> Result<GuestNext, Trouble> {
+    drain::guest(observed, pod, drain).map_or_else(|| guest::in_place(observed, pod, now), Ok)
 }
 
 /// What is to be done for a sandbox that is not to run and stays where it is, with its memory.
@@ -195,8 +194,8 @@ pub(super) fn freeze(
     match &sight {
         PodSight::Own(pod) => {
             next.drain = drain::stand(observed, pod, settings, now);
-            keep_metadata(&observed.sandbox, pod, &next.drain, settings, steps);
-            next.guest = stay(observed, pod, &next.drain)?;
+            keep_metadata(observed, pod, &next.drain, settings, steps);
+            next.guest = stay(observed, pod, &next.drain, now)?;
         }
         PodSight::Absent | PodSight::Foreign | PodSight::Unknown => forget(&observed.sandbox, steps),
     }
@@ -220,7 +219,7 @@ pub(super) fn hibernate(
         drain: drain::stand(observed, pod, settings, now),
         ..PodNext::default()
     };
-    keep_metadata(&observed.sandbox, pod, &next.drain, settings, steps);
+    keep_metadata(observed, pod, &next.drain, settings, steps);
     match guest::hibernate(observed, pod)? {
         Hibernation::UnderWay(guest) => next.guest = guest,
         Hibernation::Done if pod.metadata.deletion_timestamp.is_none() => steps.push(delete(pod)),
@@ -244,11 +243,12 @@ pub(super) fn stop(observed: &Observed, steps: &mut Vec<Step>) -> Result<PodNext
     Ok(PodNext::of(sight))
 }
 
-fn keep_metadata(sandbox: &Sandbox, pod: &Pod, drain: &Drain, settings: &Settings, steps: &mut Vec<Step>) {
+fn keep_metadata(observed: &Observed, pod: &Pod, drain: &Drain, settings: &Settings, steps: &mut Vec<Step>) {
+    let sandbox = &*observed.sandbox;
     let name = objects::name(&pod.metadata);
     let held = drain::holds_pod(sandbox, Some(pod), drain, settings);
     track(sandbox, name, steps, |steps| {
-        if let Some(patch) = PodMetadata::of(sandbox, held).patch(&pod.metadata) {
+        if let Some(patch) = PodMetadata::of(sandbox, held, observed.wish.is_any()).patch(&pod.metadata) {
             steps.push(Step::PatchPod {
                 name: name.to_owned(),
                 patch,
@@ -297,7 +297,7 @@ fn adopt(observed: &Observed, settings: &Settings, steps: &mut Vec<Step>) -> Res
         }
         Ownership::Own | Ownership::Nobodys => {
             let held = drain::holds_pod(sandbox, Some(pod), &Drain::No, settings);
-            let mut patch = PodMetadata::of(sandbox, held)
+            let mut patch = PodMetadata::of(sandbox, held, false)
                 .patch(&pod.metadata)
                 .unwrap_or_else(|| json!({"metadata": {}}));
             if let Some(metadata) = patch.get_mut("metadata").and_then(Value::as_object_mut) {
@@ -347,14 +347,21 @@ fn forget(sandbox: &Sandbox, steps: &mut Vec<Step>) {
 
 /// The pod that a sandbox describes.
 ///
+/// `stands_by`: it is a standby that its pool moves.
+///
 /// # Errors
 /// Its probes cannot be run by the agent, which has to.
-pub(super) fn build(sandbox: &Sandbox, source: &Source, settings: &Settings) -> Result<Pod, Trouble> {
+pub(super) fn build(
+    sandbox: &Sandbox,
+    stands_by: bool,
+    source: &Source,
+    settings: &Settings,
+) -> Result<Pod, Trouble> {
     let held = drain::holds_pod(sandbox, None, &Drain::No, settings);
-    let (pod_labels, mut pod_annotations) = PodMetadata::of(sandbox, held).into_maps();
+    let (pod_labels, mut pod_annotations) = PodMetadata::of(sandbox, held, stands_by).into_maps();
     let mut spec = sandbox.spec.pod_template.spec.clone();
     volumes::mount(&mut spec, sandbox);
-    let probes = probes::move_out(sandbox, &mut spec)?;
+    let probes = probes::move_out(sandbox, stands_by, &mut spec)?;
     guest::gate(sandbox, probes.is_some(), &mut spec);
     if let Some(probes) = probes {
         pod_annotations.insert(ANNOTATION_PROBES.to_owned(), probes);

@@ -28,7 +28,7 @@ pub(super) fn fallback(spec: &SandboxSpec) -> api::Fallback {
 
 /// The policy of the sandbox's guest. While it is suspended only an order wakes it.
 pub(super) fn policy(spec: &SandboxSpec) -> Result<Policy, PolicyError> {
-    let mut all = annotations(spec);
+    let mut all = annotations(spec, false);
     let template = spec.pod_template.metadata.as_ref();
     all.extend(
         template
@@ -40,6 +40,19 @@ pub(super) fn policy(spec: &SandboxSpec) -> Result<Policy, PolicyError> {
         policy.resume_policy = core::ResumePolicy::Manual;
     }
     Ok(policy)
+}
+
+/// The policy of a standby that its pool moves. Nobody misses what it has in its memory.
+pub(super) fn of_standby(spec: &SandboxSpec) -> Result<Policy, PolicyError> {
+    Ok(Policy {
+        idle_timeout: None,
+        freeze_after: None,
+        doze_after: None,
+        hibernate_after: None,
+        fallback: core::Fallback::ColdStart,
+        resume_policy: core::ResumePolicy::Manual,
+        ..policy(spec)?
+    })
 }
 
 /// How many policies the agent may be given between two of the specification: those of a drain, for instance.
@@ -71,10 +84,10 @@ pub(crate) fn holds_memory(sandbox: &api::Sandbox) -> bool {
 }
 
 /// The annotations that a pod is born with: its first policy, which the agent knows before anybody can give an order.
-/// Those that the template gives itself count for more.
-pub(super) fn annotations(spec: &SandboxSpec) -> BTreeMap<String, String> {
+/// Those that the template gives itself count for more. `stands_by`: it is a standby that its pool moves.
+pub(super) fn annotations(spec: &SandboxSpec, stands_by: bool) -> BTreeMap<String, String> {
     let mut map = BTreeMap::new();
-    if !spec.sleeps() {
+    if !spec.sleeps() && !stands_by {
         return map;
     }
     let mut put = |key: &str, value: Option<&str>| {
@@ -82,8 +95,16 @@ pub(super) fn annotations(spec: &SandboxSpec) -> BTreeMap<String, String> {
             map.insert(key.to_owned(), value.to_owned());
         }
     };
-    let after = spec.sleep.clone().unwrap_or_default();
     put(core::ANNOTATION_MANAGED, Some("true"));
+    if stands_by {
+        put(core::ANNOTATION_FALLBACK, Some(api::Fallback::ColdStart.as_str()));
+        put(
+            core::ANNOTATION_RESUME_POLICY,
+            Some(api::ResumePolicy::Manual.as_str()),
+        );
+        return map;
+    }
+    let after = spec.sleep.clone().unwrap_or_default();
     put(core::ANNOTATION_IDLE_TIMEOUT, spec.idle_timeout.as_deref());
     put(core::ANNOTATION_FREEZE_AFTER, after.freeze_after.as_deref());
     put(core::ANNOTATION_DOZE_AFTER, after.doze_after.as_deref());

@@ -25,13 +25,19 @@ pub(super) enum Probed {
 
 /// Takes the probes out of the containers of a sandbox that sleeps; the annotation that they become, if there are any.
 ///
+/// `stands_by`: it sleeps as a standby, whatever its own fields say.
+///
 /// The startup probe of an init container that goes on beside the others stays as well: the kubelet starts the next
 /// container by it. It is over before anything sleeps, as nothing does before it is ready.
 ///
 /// # Errors
 /// The agent cannot run one of them, or there are too many.
-pub(super) fn move_out(sandbox: &Sandbox, spec: &mut PodSpec) -> Result<Option<String>, Trouble> {
-    if !sandbox.spec.sleeps() {
+pub(super) fn move_out(
+    sandbox: &Sandbox,
+    stands_by: bool,
+    spec: &mut PodSpec,
+) -> Result<Option<String>, Trouble> {
+    if !sandbox.spec.sleeps() && !stands_by {
         return Ok(None);
     }
     let template = sandbox.spec.pod_template.metadata.as_ref();

@@ -9,6 +9,7 @@ use dormouse_api::conditions::{
     DORMANT, DRAINING, READY, RESTORED, SUSPENDED, dormant, draining, events, ready, restored, suspended,
 };
 use dormouse_api::dormouse::SandboxSnapshot;
+use dormouse_api::extensions::SandboxWarmPool;
 use dormouse_api::gke::PodSnapshot;
 use dormouse_core::Reason;
 use jiff::Timestamp;
@@ -23,14 +24,16 @@ use tokio::sync::Semaphore;
 use tracing::{debug, info};
 
 use super::next::can_wait;
+use super::reluctance::{How, Reluctance};
 use super::source::source;
 use super::{
-    Direction, FIELD_MANAGER, Next, Observed, PodSnapshots, Refusal, Settings, Source, Step, Transition,
-    Transitions, Trouble, capacity, guest, next, pod, volumes,
+    Direction, FIELD_MANAGER, Next, Observed, PodSnapshots, Refusal, Refused, Settings, Source, Step,
+    Transition, Transitions, Trouble, asleep_on, capacity, guest, next, pod, volumes,
 };
 use crate::agents::{Agents, Order, OrderError, Sight};
 use crate::backoff;
 use crate::cache::Cache;
+use crate::claim::Candidates;
 use crate::events::{event, publish};
 use crate::gke::newest_of;
 use crate::metrics::Metrics;
@@ -38,6 +41,7 @@ use crate::nodes::Nodes;
 use crate::objects;
 use crate::overcommit::{Ledger, Overcommit};
 use crate::patch::status_patch;
+use crate::pool::{Pools, Wish, sleeps_on};
 use crate::snapshot;
 use crate::write::{Object, Which, Writer, is_already_there, is_not_found};
 use dormouse_api::names::name_hash;
@@ -47,6 +51,9 @@ const LOOKS: usize = 8;
 
 /// How many sandboxes are saved at a time because their node is drained: others must not wait for a worker meanwhile.
 const DRAINS: usize = 32;
+
+/// How many standbys are put to sleep at a time, for the same reason.
+const STANDBYS: usize = 32;
 
 /// What sandboxes are reconciled with.
 #[allow(missing_debug_implementations, reason = "the API server's client has none")]
@@ -68,6 +75,10 @@ pub struct SandboxContext {
     transitions: Transitions,
     /// Places for sandboxes that are saved because their node is drained.
     drains: Semaphore,
+    pooled: Option<Pooled>,
+    /// Places for standbys that are put to sleep.
+    standbys: Semaphore,
+    reluctance: Reluctance,
     metrics: Arc<Metrics>,
 }
 
@@ -92,6 +103,19 @@ pub struct Known {
     pub snapshots: Arc<Cache<SandboxSnapshot>>,
     /// All PodSnapshots, in groups by the hash of their Sandbox's name, where that vocabulary is spoken.
     pub pod_snapshots: Option<Arc<Cache<PodSnapshot>>>,
+    /// The pools, where they are worked on.
+    pub pooled: Option<Pooled>,
+}
+
+/// What is known of pools.
+#[derive(Debug, Clone)]
+pub struct Pooled {
+    /// All pools.
+    pub pools: Arc<Cache<SandboxWarmPool>>,
+    /// What they want of their standbys.
+    pub state: Arc<Pools>,
+    /// Standbys that may be handed over.
+    pub candidates: Candidates,
 }
 
 /// Failures in a row, by sandbox.
@@ -159,6 +183,7 @@ pub async fn reconcile(sandbox: Arc<Sandbox>, context: Arc<SandboxContext>) -> R
     let begun = Instant::now();
     let Some(sandbox) = context.sandboxes.get(&key.0, &key.1) else {
         context.transitions.forget(&key);
+        context.reluctance.forget(&key);
         return Ok(Action::await_change());
     };
     let mut observed = context.observe(sandbox);
@@ -236,6 +261,9 @@ impl SandboxContext {
             failures: Failures::default(),
             transitions: Transitions::default(),
             drains: Semaphore::new(DRAINS),
+            pooled: known.pooled,
+            standbys: Semaphore::new(STANDBYS),
+            reluctance: Reluctance::default(),
             metrics,
         }
     }
@@ -278,8 +306,18 @@ impl SandboxContext {
             Source::Snapshot(filling) => filling.at.node_name.as_deref(),
             Source::Nothing | Source::Missing(_) => None,
         };
+        let wish = self.wish(&sandbox);
+        let key = (namespace.to_owned(), name.to_owned());
+        let refused = if wish.is_any() {
+            self.reluctance.of(&key)
+        } else {
+            self.reluctance.forget(&key);
+            Refused::new()
+        };
         Observed {
             guest,
+            wish,
+            refused,
             restore_node_linked: place.is_some_and(|node| self.agents.reaches(node)),
             restore_node: self.nodes.sight(place.unwrap_or_default()),
             node,
@@ -292,6 +330,29 @@ impl SandboxContext {
             service: self.services.get(namespace, name),
             volume_claims,
             sandbox,
+        }
+    }
+
+    /// What its pool wants of it, if it is a standby.
+    fn wish(&self, sandbox: &Sandbox) -> Wish {
+        let meta = &sandbox.metadata;
+        let owner = objects::controller_of_kind::<SandboxWarmPool>(meta);
+        let Some((pooled, owner)) = self.pooled.as_ref().zip(owner) else {
+            return Wish::None;
+        };
+        let pool = pooled
+            .pools
+            .get(objects::namespace(meta), &owner.name)
+            .filter(|pool| objects::uid(&pool.metadata) == owner.uid);
+        match pool {
+            Some(pool) if sleeps_on(&pool).is_none() => Wish::None,
+            Some(_) => pooled
+                .state
+                .wish(objects::uid(meta))
+                .map_or(Wish::Undecided, Wish::Wait),
+            // It goes with its pool, and is not woken for that.
+            None if asleep_on(sandbox).is_some() => Wish::Undecided,
+            None => Wish::None,
         }
     }
 
@@ -452,6 +513,28 @@ impl SandboxContext {
 
     async fn order(&self, node: &str, order: Order, observed: &mut Observed) -> Outcome {
         let moves = order.moves_guest();
+        let key = key(&observed.sandbox);
+        let stands_by = observed.wish.is_any();
+        let what = order.what();
+        let refuse = |how: How| {
+            if stands_by {
+                self.reluctance.note(key.clone(), what, how, Timestamp::now());
+            }
+        };
+        // While it is ordered down nobody else orders it up, as long as there are others; one that is being handed over
+        // is not ordered any more.
+        let held = self
+            .pooled
+            .as_ref()
+            .filter(|_| stands_by && order.puts_to_sleep());
+        let held = held.map(|pooled| {
+            let place = self.standbys.try_acquire().ok();
+            place.zip(pooled.candidates.hold(&key.0, &key.1))
+        });
+        if matches!(held, Some(None)) {
+            refuse(How::NotAsked);
+            return Outcome::Refused;
+        }
         let drains = observed.node.draining && matches!(order, Order::Hibernate { .. });
         let place = drains.then(|| self.drains.try_acquire());
         if let Some(Err(_)) = place {
@@ -468,6 +551,7 @@ impl SandboxContext {
                 if moves { Outcome::Ordered } else { Outcome::Done }
             }
             Err(OrderError::Unreachable { .. }) => {
+                refuse(How::ForNow);
                 observed.guest = Sight::Unreachable;
                 Outcome::Refused
             }
@@ -478,6 +562,10 @@ impl SandboxContext {
             ) => {
                 info!(namespace = objects::namespace(&observed.sandbox.metadata),
                       name = objects::name(&observed.sandbox.metadata), %error, "an order was refused");
+                // A pod gets ready, and another generation is found.
+                let passes = [Reason::PodNotReady, Reason::StaleGeneration];
+                let may_pass_soon = may_pass || passes.iter().any(|passes| passes.as_str() == reason);
+                refuse(if may_pass_soon { How::ForNow } else { How::ForGood });
                 observed.refusal = Some(Refusal {
                     reason: reason.clone(),
                     message: error.to_string(),

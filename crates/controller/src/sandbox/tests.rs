@@ -7,6 +7,7 @@ mod lost;
 mod memory;
 mod probes;
 mod source;
+mod standby;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -68,6 +69,8 @@ fn with(sandbox: Sandbox) -> Observed {
         node: NodeSight::default(),
         restore_node: NodeSight::default(),
         refusal: None,
+        wish: crate::pool::Wish::None,
+        refused: BTreeMap::new(),
         sandbox: Arc::new(sandbox),
     }
 }
@@ -75,7 +78,7 @@ fn with(sandbox: Sandbox) -> Observed {
 /// The pod that a sandbox describes, filled from what there is.
 fn built(sandbox: &Sandbox) -> Pod {
     let source = crate::sandbox::source::source(sandbox, |_| None, None);
-    super::pod::build(sandbox, &source, &settings()).unwrap()
+    super::pod::build(sandbox, false, &source, &settings()).unwrap()
 }
 
 fn settings() -> Settings {

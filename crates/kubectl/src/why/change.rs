@@ -1,11 +1,12 @@
 //! What would change how a sandbox stands. Pure.
 
 use dormouse_api::agents::SuspensionType;
+use dormouse_api::conditions::{DORMANT, messages};
 use dormouse_core::Rung;
 
 use super::Facts;
 use super::rung::only_orders_wake;
-use crate::view::{Stand, policy_text, stand, strategy};
+use crate::view::{Stand, policy_text, sandbox_condition, stand, strategy};
 
 /// What would change it.
 pub(super) fn sentences(facts: &Facts<'_>) -> Vec<String> {
@@ -30,6 +31,11 @@ pub(super) fn sentences(facts: &Facts<'_>) -> Vec<String> {
             }
             all
         }
+        Stand::On(_) if stands_by(facts) => vec![
+            "A claim that gets it wakes it; packets do not.".to_owned(),
+            "Its pool's spec.awake and spec.standby say how many standbys wait awake, and where the others do."
+                .to_owned(),
+        ],
         Stand::On(_) if is_dormant(facts) => {
             let wakes = if only_orders_wake(facts) {
                 "An exec or an order wakes it; packets do not (resumePolicy: Manual)."
@@ -53,6 +59,12 @@ pub(super) fn sentences(facts: &Facts<'_>) -> Vec<String> {
         }
         Stand::Unknown => vec![format!("{suspend} suspends it.")],
     }
+}
+
+/// Whether it sleeps because nobody has claimed it.
+fn stands_by(facts: &Facts<'_>) -> bool {
+    sandbox_condition(facts.sandbox, DORMANT)
+        .is_some_and(|dormant| dormant.status == "True" && dormant.message == messages::STANDS_BY)
 }
 
 /// Whether it sleeps because it was idle.

@@ -1,7 +1,7 @@
 //! Why a sandbox is on its rung. Pure.
 
 use dormouse_api::agents::{ResumePolicy, SuspensionType};
-use dormouse_api::conditions::{DORMANT, READY, RESTORED, SUSPENDED, suspended};
+use dormouse_api::conditions::{DORMANT, READY, RESTORED, SUSPENDED, messages, suspended};
 use dormouse_core::{ANNOTATION_RESUME_POLICY, Rung};
 use dormouse_output::mib;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -59,6 +59,17 @@ fn running(facts: &Facts<'_>) -> Vec<String> {
 
 fn asleep(facts: &Facts<'_>, rung: Rung, dormant: &Condition) -> Vec<String> {
     let since = ago(dormant.last_transition_time.0, facts.now);
+    if dormant.message == messages::STANDS_BY {
+        let mut all = vec![format!(
+            "It is a standby of its pool, which has its standbys wait asleep: it fell asleep {since} ago."
+        )];
+        if rung == Rung::Frozen {
+            all.extend(swap_trouble(facts));
+        }
+        all.push(what_is_left(rung).to_owned());
+        all.extend(agent_trouble(facts));
+        return all;
+    }
     let timeout = facts.sandbox.spec.idle_timeout.as_deref().unwrap_or("its policy");
     let mut all = vec![format!(
         "operatingMode is Running, and it was idle for its idleTimeout of {timeout}: it fell asleep {since} ago."

@@ -82,8 +82,13 @@ fn pods_whose_memory_is_kept_are_born_with_the_label() {
         drain_timeout: Duration::ZERO,
         ..settings()
     };
-    let pod =
-        super::super::pod::build(&with_strategy(SuspensionType::Freeze), &Source::Nothing, &off).unwrap();
+    let pod = super::super::pod::build(
+        &with_strategy(SuspensionType::Freeze),
+        false,
+        &Source::Nothing,
+        &off,
+    )
+    .unwrap();
     assert!(!pod.metadata.labels.unwrap().contains_key(HOLDS));
 }
 

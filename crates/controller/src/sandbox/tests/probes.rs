@@ -10,7 +10,7 @@ use crate::agents::GuestProbes;
 use crate::sandbox::READINESS_GATE;
 
 fn build(sandbox: &Sandbox) -> Result<Pod, Trouble> {
-    crate::sandbox::pod::build(sandbox, &crate::sandbox::Source::Nothing, &settings())
+    crate::sandbox::pod::build(sandbox, false, &crate::sandbox::Source::Nothing, &settings())
 }
 
 fn container(value: Value) -> Container {

@@ -84,7 +84,7 @@ fn a_new_sandbox_is_filled_from_the_snapshot_that_it_names_and_waits_for_it() {
     let given = pod.metadata.annotations.as_ref().unwrap();
     assert_eq!(given["dormouse.dev/restore-from"], "snap-1");
     // What the agent reads is not put back to the name that people use.
-    let patch = crate::sandbox::metadata::PodMetadata::of(&sandbox, false).patch(&pod.metadata);
+    let patch = crate::sandbox::metadata::PodMetadata::of(&sandbox, false, false).patch(&pod.metadata);
     assert_eq!(patch, None);
 }
 
@@ -99,7 +99,7 @@ fn what_it_was_filled_from_is_said_once_it_is_up() {
     let mut observed = with(sandbox.clone());
     observed.source = source(&sandbox, found, None);
     let mut up = ready(own_pod(&sandbox));
-    let built = crate::sandbox::pod::build(&sandbox, &observed.source, &settings()).unwrap();
+    let built = crate::sandbox::pod::build(&sandbox, false, &observed.source, &settings()).unwrap();
     up.metadata.labels = built.metadata.labels;
     up.metadata.annotations = built.metadata.annotations;
     observed.pods = vec![Arc::new(up)];
@@ -126,7 +126,7 @@ fn memory_that_was_given_up_is_not_tried_again_before_the_sandbox_changes() {
     let found = |_: &str| Some(object("before", "snap-1"));
     let mut observed = with(sandbox.clone());
     observed.source = source(&sandbox, found, None);
-    let mut pod = crate::sandbox::pod::build(&sandbox, &observed.source, &settings()).unwrap();
+    let mut pod = crate::sandbox::pod::build(&sandbox, false, &observed.source, &settings()).unwrap();
     pod.metadata.uid = Some("pod-2".to_owned());
     observed.pods = vec![Arc::new(pod)];
     observed.restore_node_linked = true;
@@ -153,7 +153,7 @@ fn a_pod_that_waits_to_be_filled_from_another_snapshot_is_made_anew() {
     let mut observed = with(sandbox.clone());
     observed.source = source(&sandbox, |_| Some(object("before", "snap-1")), None);
     let mut pod = own_pod(&sandbox);
-    let built = crate::sandbox::pod::build(&sandbox, &observed.source, &settings()).unwrap();
+    let built = crate::sandbox::pod::build(&sandbox, false, &observed.source, &settings()).unwrap();
     pod.metadata.labels = built.metadata.labels;
     pod.metadata.annotations = built.metadata.annotations;
     pod.spec = built.spec;
@@ -199,7 +199,7 @@ fn a_pod_of_gkes_vocabulary_says_that_it_was_restored_before_it_is_ready() {
     let sandbox = annotated(sandbox(), annotations::POD_NAME, "box");
     let mut observed = with(sandbox.clone());
     observed.source = source(&sandbox, |_| None, Some(&newest));
-    let built = crate::sandbox::pod::build(&sandbox, &observed.source, &settings()).unwrap();
+    let built = crate::sandbox::pod::build(&sandbox, false, &observed.source, &settings()).unwrap();
     let mut up = own_pod(&sandbox);
     up.metadata.labels = built.metadata.labels;
     up.metadata.annotations = built.metadata.annotations;

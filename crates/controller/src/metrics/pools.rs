@@ -1,0 +1,91 @@
+//! How many standbys the pools have, by rung, counted when it is asked.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+
+use dormouse_api::agents::Sandbox;
+use dormouse_api::conditions::READY;
+use dormouse_api::extensions::SandboxWarmPool;
+use dormouse_api::names::labels;
+use dormouse_core::Rung;
+use kube::runtime::reflector::Store;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::gauge::ConstGauge;
+
+use crate::objects::{self, controller_of_kind, is_true};
+use crate::sandbox::asleep_on;
+
+/// Counts standbys once it is told where the sandboxes are.
+#[derive(Clone, Default)]
+pub(super) struct StandbyCounts(pub(super) Arc<OnceLock<Store<Sandbox>>>);
+
+impl fmt::Debug for StandbyCounts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("StandbyCounts").finish()
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Labels {
+    namespace: String,
+    pool: String,
+    rung: &'static str,
+}
+
+impl Collector for StandbyCounts {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let Some(store) = self.0.get() else {
+            return Ok(());
+        };
+        let mut counts: HashMap<Labels, i64> = HashMap::new();
+        for sandbox in store.state() {
+            if let Some(labels) = labels_of(&sandbox) {
+                *counts.entry(labels).or_default() += 1;
+            }
+        }
+        let mut family = encoder.encode_descriptor(
+            "dormouse_pool_standbys",
+            "Standbys that a claim could have now",
+            None,
+            MetricType::Gauge,
+        )?;
+        for (labels, count) in counts {
+            ConstGauge::new(count).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+}
+
+/// `None`: it is no standby, or not ready.
+fn labels_of(sandbox: &Sandbox) -> Option<Labels> {
+    let meta = &sandbox.metadata;
+    let pool = controller_of_kind::<SandboxWarmPool>(meta)?;
+    let is_ready = is_true(&sandbox.status.as_ref()?.conditions, READY);
+    let is_there = meta.deletion_timestamp.is_none() && objects::label(meta, labels::WARM_POOL).is_some();
+    (is_ready && is_there).then(|| Labels {
+        namespace: objects::namespace(meta).to_owned(),
+        pool: pool.name.clone(),
+        rung: asleep_on(sandbox).unwrap_or(Rung::Running).as_str(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn standbys_that_can_be_claimed_count_on_their_rung() {
+        use crate::claim::tests::{asleep, pool, standby};
+        let of = |sandbox: &Sandbox| labels_of(sandbox).map(|labels| (labels.pool, labels.rung));
+        let awake = standby(&pool(), "a", true);
+        assert_eq!(of(&awake), Some(("pool".to_owned(), "Running")));
+        assert_eq!(of(&asleep(awake, "Dozing")), Some(("pool".to_owned(), "Dozing")));
+        assert_eq!(of(&standby(&pool(), "b", false)), None);
+        let mut claimed = standby(&pool(), "c", true);
+        claimed.metadata.owner_references = None;
+        assert_eq!(of(&claimed), None);
+    }
+}
