@@ -2,6 +2,7 @@
 
 use std::time::SystemTime;
 
+use anyhow::Context as _;
 use dormouse_testkit::cluster::release::dormouse;
 use dormouse_testkit::host::wait;
 use dormouse_testkit::{Cluster, ClusterOptions};
@@ -124,7 +125,11 @@ async fn an_agent_whose_certificate_has_ended_gets_another_one() {
     let cluster = cluster_with(ClusterOptions::default(), &settings).await;
     let frozen = Keeper::start(&cluster, "frozen", "Freeze").await;
     let saved = Keeper::start(&cluster, "saved", "Hibernate").await;
-    let first = last_end(&cluster).await.unwrap();
+    let first = wait::until("a certificate", LIMIT, async || {
+        last_end(&cluster).await.context("none was signed yet")
+    })
+    .await
+    .unwrap();
     wait::until("the certificate to be renewed in time", LIMIT, async || {
         let now = last_end(&cluster).await;
         anyhow::ensure!(now > Some(first), "it is still the first one");
