@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_api::agents::Sandbox;
-use dormouse_api::extensions::{SandboxClaim, SandboxTemplate, SandboxWarmPool};
+use dormouse_api::extensions::{ClaimEnv, InjectionPolicy, SandboxClaim, SandboxTemplate, SandboxWarmPool};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -178,9 +178,20 @@ async fn a_claim_without_a_standby_is_noted_while_it_waits() {
 
 #[tokio::test]
 async fn a_pool_that_is_sized_learns_once_of_each_claim_what_it_found() {
-    let found = async |standbys: &[Sandbox], most: Option<i32>| {
+    let found = async |standbys: &[Sandbox], most: Option<i32>, cold: bool| {
         let server = Server::new(standbys);
+        let mut claim = claim();
+        let mut template = template();
+        if cold {
+            claim.spec.env = vec![ClaimEnv {
+                name: "NEW".to_owned(),
+                ..ClaimEnv::default()
+            }];
+            template.spec.env_vars_injection_policy = InjectionPolicy::Allowed;
+            server.put("sandboxclaims", &claim);
+        }
         let controller = Controller::of(&server);
+        controller.known.templates.wrote(template);
         let mut pool = pool();
         pool.spec.max_ready = most;
         controller.known.pools.wrote(pool);
@@ -191,10 +202,12 @@ async fn a_pool_that_is_sized_learns_once_of_each_claim_what_it_found() {
         controller.known.demand.claims("ns", "pool")
     };
     let starting = standby(&pool(), "a", false);
-    assert_eq!(found(&standbys(), Some(5)).await, (1, 0));
-    assert_eq!(found(&[starting], Some(5)).await, (1, 1));
-    assert_eq!(found(&[], Some(5)).await, (1, 1));
-    assert_eq!(found(&[], None).await, (0, 0));
+    assert_eq!(found(&standbys(), Some(5), false).await, (1, 0));
+    assert_eq!(found(&[starting], Some(5), false).await, (1, 1));
+    assert_eq!(found(&[], Some(5), false).await, (1, 1));
+    assert_eq!(found(&[], None, false).await, (0, 0));
+    // It would not have taken one.
+    assert_eq!(found(&[], Some(5), true).await, (0, 0));
 }
 
 #[tokio::test]
