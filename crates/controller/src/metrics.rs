@@ -5,6 +5,7 @@ mod pools;
 mod sandboxes;
 mod snapshots;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_api::agents::Sandbox;
@@ -19,9 +20,10 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::pool::Pools;
 use crate::sandbox::Transition;
 pub use claims::{ClaimMetrics, Created, Startup};
-use pools::StandbyCounts;
+use pools::{StandbyCounts, WantedStandbys};
 use sandboxes::SandboxCounts;
 pub use snapshots::SnapshotMetrics;
 
@@ -39,6 +41,7 @@ pub struct Metrics {
     claims: ClaimMetrics,
     sandboxes: SandboxCounts,
     standbys: StandbyCounts,
+    wanted: WantedStandbys,
     snapshots: SnapshotMetrics,
 }
 
@@ -127,6 +130,8 @@ impl Default for Metrics {
         registry.register_collector(Box::new(sandboxes.clone()));
         let standbys = StandbyCounts::default();
         registry.register_collector(Box::new(standbys.clone()));
+        let wanted = WantedStandbys::default();
+        registry.register_collector(Box::new(wanted.clone()));
         let snapshots = SnapshotMetrics::register(&mut registry);
         Self {
             registry,
@@ -140,6 +145,7 @@ impl Default for Metrics {
             claims,
             sandboxes,
             standbys,
+            wanted,
             snapshots,
         }
     }
@@ -216,6 +222,12 @@ impl Metrics {
         // There is one cache of sandboxes in a process.
         let _ = self.standbys.0.set(store.clone());
         let _ = self.sandboxes.0.set(store);
+    }
+
+    /// Where it is known how many standbys the pools are to have; it is said once.
+    pub fn count_wanted(&self, pools: Arc<Pools>) {
+        // There is one controller of pools in a process.
+        let _ = self.wanted.0.set(pools);
     }
 
     /// All of it, in the text format.

@@ -4,10 +4,13 @@
 //! [`reconcile`] does it. A standby ceases to be the pool's when a claim gets it, which [`crate::claim`] sees to.
 
 mod build;
+mod demand;
 mod expected;
 mod next;
 mod reconcile;
 mod refill;
+mod size;
+mod sizing;
 mod state;
 mod step;
 mod wish;
@@ -19,6 +22,7 @@ pub use expected::Pending;
 pub use next::{Next, Observed, Settings, next};
 pub use reconcile::{Known, PoolContext, PoolError, on_error, reconcile};
 pub use refill::Refill;
+pub use sizing::{Sizing, is_sized};
 pub use state::Pools;
 pub use step::Step;
 pub use wish::{Wish, sleeps_on};

@@ -20,6 +20,7 @@ struct Note {
     since: Timestamp,
     failures: u32,
     counted: bool,
+    demanded: bool,
 }
 
 impl Notes {
@@ -53,6 +54,16 @@ impl Notes {
         self.with(claim, |note| !std::mem::replace(&mut note.counted, true))
     }
 
+    /// Whether it is the first time that the claim asks its pool for a standby.
+    pub(super) fn demands(&self, claim: &SandboxClaim) -> bool {
+        self.with(claim, |note| !std::mem::replace(&mut note.demanded, true))
+    }
+
+    /// Whether the claim has asked its pool for a standby.
+    pub(super) fn has_demanded(&self, claim: &SandboxClaim) -> bool {
+        self.with(claim, |note| note.demanded)
+    }
+
     fn with<T>(&self, claim: &SandboxClaim, act: impl FnOnce(&mut Note) -> T) -> T {
         let meta = &claim.metadata;
         let key = (
@@ -65,6 +76,7 @@ impl Notes {
             since: Timestamp::now(),
             failures: 0,
             counted: false,
+            demanded: false,
         };
         let mut notes = self.lock();
         let note = notes.entry(key).or_insert_with(new);

@@ -29,6 +29,7 @@ use crate::events;
 use crate::metrics::{Created, Metrics, Startup};
 use crate::objects::{self, condition, is_true};
 use crate::patch::status_patch;
+use crate::pool::{Pools, is_sized};
 use crate::queue::Queue;
 use crate::template::Vetting;
 use crate::write::{Which, Writer, is_already_there, is_conflict, is_not_found};
@@ -53,6 +54,7 @@ pub struct ClaimContext {
     templates: Arc<Cache<SandboxTemplate>>,
     candidates: Candidates,
     notes: Arc<Notes>,
+    demand: Arc<Pools>,
     pool_queue: Queue<SandboxWarmPool>,
     guests: Guests,
     metrics: Arc<Metrics>,
@@ -73,6 +75,8 @@ pub struct Known {
     pub candidates: Candidates,
     /// What is kept in mind about claims.
     pub notes: Arc<Notes>,
+    /// What is kept in mind about pools: how many standbys their claims need.
+    pub demand: Arc<Pools>,
     /// Pools that are to be looked at.
     pub pool_queue: Queue<SandboxWarmPool>,
     /// All pods that bear a name's hash.
@@ -132,6 +136,7 @@ pub async fn reconcile(claim: Arc<SandboxClaim>, context: Arc<ClaimContext>) -> 
             None => return context.conclude(&observed, planned, gained).await,
             Some(Gain::HandOver { begun }) => {
                 gained = context.hand_over(&mut observed, begun.as_deref()).await?;
+                context.count_demand(&observed, gained.as_ref());
             }
             Some(Gain::Create(sandbox)) => match context.create(&mut observed, sandbox).await? {
                 Made::Now(made) => gained = Some(made),
@@ -182,6 +187,7 @@ impl ClaimContext {
             templates: known.templates,
             candidates: known.candidates,
             notes: known.notes,
+            demand: known.demand,
             pool_queue: known.pool_queue,
             guests: Guests {
                 pods: known.pods,
@@ -314,6 +320,44 @@ impl ClaimContext {
             Warm::Contested { tries }
         };
         Ok(None)
+    }
+
+    /// Takes note of what the claim found, where its pool is sized by that. What it finds later is its own affair.
+    fn count_demand(&self, observed: &Observed, gained: Option<&Gained>) {
+        let claim = &*observed.claim;
+        let Some(pool) = observed.pool.as_deref().filter(|pool| is_sized(pool)) else {
+            return;
+        };
+        if !self.notes.demands(claim) {
+            return;
+        }
+        let blocked = match gained {
+            Some(gained) => !is_ready(&gained.sandbox),
+            // There were some, and others were faster.
+            None => !matches!(observed.warm, Warm::Contested { .. }),
+        };
+        let (namespace, name) = (objects::namespace(&claim.metadata), objects::name(&pool.metadata));
+        self.demand.claimed(namespace, name, blocked, Timestamp::now());
+        if blocked {
+            self.pool_queue.push(namespace, name);
+        }
+    }
+
+    /// Takes note of how long a sandbox took that the claim has waited for, be it a standby that was not ready yet or one
+    /// that was made for the claim: of a pool that is empty all the time no standby is ever seen to become ready.
+    fn time_refill(&self, observed: &Observed, sandbox: &Sandbox) {
+        let claim = &*observed.claim;
+        let Some(pool) = observed.pool.as_deref().filter(|pool| is_sized(pool)) else {
+            return;
+        };
+        let Some((created, ready)) = birth(sandbox) else {
+            return;
+        };
+        let waited = claim.metadata.creation_timestamp.as_ref();
+        if waited.is_some_and(|since| ready > since.0) && self.notes.has_demanded(claim) {
+            let (namespace, name) = (objects::namespace(&claim.metadata), objects::name(&pool.metadata));
+            self.demand.took(namespace, name, ready.duration_since(created));
+        }
     }
 
     /// Makes a sandbox for the claim.
@@ -496,6 +540,7 @@ impl ClaimContext {
             && let Some(sandbox) = &planned.sandbox
         {
             self.count_startup(claim, sandbox, observed.since, now);
+            self.time_refill(observed, sandbox);
         }
         let mut changes = Map::new();
         if let Some(sandbox) = &planned.sandbox {
@@ -548,12 +593,6 @@ impl ClaimContext {
         let at = |key: &str| {
             objects::annotation(&claim.metadata, key).and_then(|text| text.parse::<Timestamp>().ok())
         };
-        let ready = sandbox
-            .status
-            .as_ref()
-            .and_then(|status| condition(&status.conditions, READY))
-            .map(|condition| condition.last_transition_time.0);
-        let created = sandbox.metadata.creation_timestamp.as_ref().map(|time| time.0);
         self.metrics.claims().started(&Startup {
             namespace: objects::namespace(&claim.metadata),
             sandbox,
@@ -561,24 +600,18 @@ impl ClaimContext {
             since_observed: now
                 .duration_since(at(annotations::CONTROLLER_FIRST_OBSERVED_AT).unwrap_or(since)),
             since_client: at(annotations::CLIENT_FIRST_REQUESTED_AT).map(|then| now.duration_since(then)),
-            of_sandbox: ready
-                .zip(created)
-                .map(|(ready, created)| ready.duration_since(created)),
+            of_sandbox: birth(sandbox).map(|(created, ready)| ready.duration_since(created)),
         });
     }
 
     fn tell_of_gain(&self, claim: &SandboxClaim, gained: &Gained) {
         let sandbox = &*gained.sandbox;
-        let is_ready = sandbox
-            .status
-            .as_ref()
-            .is_some_and(|status| is_true(&status.conditions, READY));
         self.metrics.claims().created(&Created {
             namespace: objects::namespace(&claim.metadata),
             sandbox,
             warm: gained.warm,
             pool: &claim.spec.warm_pool_ref.name,
-            ready: is_ready,
+            ready: is_ready(sandbox),
             creator: objects::label(&claim.metadata, labels::CREATED_BY),
         });
         let name = objects::name(&sandbox.metadata);
@@ -619,6 +652,18 @@ impl ClaimContext {
         let about = claim.object_ref(&());
         tokio::spawn(async move { events::publish(&recorder, &about, &event).await });
     }
+}
+
+fn is_ready(sandbox: &Sandbox) -> bool {
+    let status = sandbox.status.as_ref();
+    status.is_some_and(|status| is_true(&status.conditions, READY))
+}
+
+/// When it was made, and when it became ready.
+fn birth(sandbox: &Sandbox) -> Option<(Timestamp, Timestamp)> {
+    let created = sandbox.metadata.creation_timestamp.as_ref()?.0;
+    let ready = condition(&sandbox.status.as_ref()?.conditions, READY)?;
+    Some((created, ready.last_transition_time.0))
 }
 
 /// RFC 3339 with a fraction: clients take one without for a time that was rounded.

@@ -3,10 +3,13 @@
 mod sleepers;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use dormouse_api::agents::Sandbox;
-use dormouse_api::extensions::{SandboxClaim, SandboxTemplate, SandboxWarmPool};
+use dormouse_api::extensions::{ClaimEnv, InjectionPolicy, SandboxClaim, SandboxTemplate, SandboxWarmPool};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::runtime::reflector;
 
 use super::tests::{claim, pool, standby, template};
@@ -52,6 +55,7 @@ impl Controller {
             templates: Arc::new(Cache::new(reflector::store().0, |_: &SandboxTemplate| None)),
             candidates: Candidates::default(),
             notes: Arc::new(Notes::default()),
+            demand: Arc::default(),
             pool_queue: Queue::default(),
             pods: Arc::new(Cache::new(reflector::store().0, |_: &Pod| None)),
             agents: Agents::new(|_, _| {}, |_| {}),
@@ -170,6 +174,68 @@ async fn a_claim_without_a_standby_is_noted_while_it_waits() {
         ["patch sandboxclaims/status claim", "patch sandboxclaims claim"]
     );
     assert!(is_ready(&server.claim()));
+}
+
+#[tokio::test]
+async fn a_pool_that_is_sized_learns_once_of_each_claim_what_it_found() {
+    let found = async |standbys: &[Sandbox], most: Option<i32>, cold: bool| {
+        let server = Server::new(standbys);
+        let mut claim = claim();
+        let mut template = template();
+        if cold {
+            claim.spec.env = vec![ClaimEnv {
+                name: "NEW".to_owned(),
+                ..ClaimEnv::default()
+            }];
+            template.spec.env_vars_injection_policy = InjectionPolicy::Allowed;
+            server.put("sandboxclaims", &claim);
+        }
+        let controller = Controller::of(&server);
+        controller.known.templates.wrote(template);
+        let mut pool = pool();
+        pool.spec.max_ready = most;
+        controller.known.pools.wrote(pool);
+        for _ in 0..2 {
+            controller.look().await.unwrap();
+            controller.hear(&server);
+        }
+        controller.known.demand.claims("ns", "pool")
+    };
+    let starting = standby(&pool(), "a", false);
+    assert_eq!(found(&standbys(), Some(5), false).await, (1, 0));
+    assert_eq!(found(&[starting], Some(5), false).await, (1, 1));
+    assert_eq!(found(&[], Some(5), false).await, (1, 1));
+    assert_eq!(found(&[], None, false).await, (0, 0));
+    // It would not have taken one.
+    assert_eq!(found(&[], Some(5), true).await, (0, 0));
+}
+
+#[tokio::test]
+async fn a_pool_that_is_sized_learns_how_long_its_claims_waited() {
+    let server = Server::new(&[]);
+    let controller = Controller::of(&server);
+    let mut pool = pool();
+    pool.spec.max_ready = Some(5);
+    controller.known.pools.wrote(pool.clone());
+    let at = |second| Time(Timestamp::from_second(second).unwrap());
+    let mut waits = server.claim();
+    waits.metadata.creation_timestamp = Some(at(1000));
+    server.put("sandboxclaims", &waits);
+    controller.hear(&server);
+    controller.look().await.unwrap();
+    let mut made = server.all::<Sandbox>("sandboxes").remove(0);
+    made.metadata.creation_timestamp = Some(at(1001));
+    made.status = standby(&pool, "x", true).status;
+    for condition in &mut made.status.get_or_insert_default().conditions {
+        condition.last_transition_time = at(1034);
+    }
+    server.put("sandboxes", &made);
+    for _ in 0..2 {
+        controller.hear(&server);
+        controller.look().await.unwrap();
+    }
+    let refill = controller.known.demand.refill("ns", "pool");
+    assert_eq!(refill, Some(Duration::from_secs(33)));
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! How many standbys the pools have, by rung, counted when it is asked.
+//! How many standbys the pools have, by rung, and how many they are to have, counted when it is asked.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -16,6 +16,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::gauge::ConstGauge;
 
 use crate::objects::{self, controller_of_kind, is_true};
+use crate::pool::Pools;
 use crate::sandbox::asleep_on;
 
 /// Counts standbys once it is told where the sandboxes are.
@@ -53,6 +54,42 @@ impl Collector for StandbyCounts {
             MetricType::Gauge,
         )?;
         for (labels, count) in counts {
+            ConstGauge::new(count).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+}
+
+/// Says how many standbys the pools are to have, once it is told where that is known.
+#[derive(Clone, Default)]
+pub(super) struct WantedStandbys(pub(super) Arc<OnceLock<Arc<Pools>>>);
+
+impl fmt::Debug for WantedStandbys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("WantedStandbys").finish()
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PoolLabels {
+    namespace: String,
+    pool: String,
+}
+
+impl Collector for WantedStandbys {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let Some(pools) = self.0.get() else {
+            return Ok(());
+        };
+        let mut family = encoder.encode_descriptor(
+            "dormouse_pool_wanted_standbys",
+            "Standbys that there are to be",
+            None,
+            MetricType::Gauge,
+        )?;
+        for ((namespace, pool), count) in pools.wanted() {
+            let count = i64::try_from(count).unwrap_or(i64::MAX);
+            let labels = PoolLabels { namespace, pool };
             ConstGauge::new(count).encode(family.encode_family(&labels)?)?;
         }
         Ok(())

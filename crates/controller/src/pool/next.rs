@@ -13,10 +13,12 @@ use dormouse_core::Rung;
 use jiff::Timestamp;
 use serde_json::json;
 
+use super::sizing::There;
 use super::step::Why;
 use super::wish::wishes;
-use super::{Pending, Refill, Step, build};
+use super::{Pending, Refill, Sizing, Step, build};
 use crate::objects::{self, Ownership, is_true, owner_reference, ownership};
+use crate::sandbox::asleep_on;
 use crate::template::Vetting;
 
 /// When to look again although the watch is silent about what was written.
@@ -61,6 +63,8 @@ pub struct Settings {
 /// What is to be done for a pool.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Next {
+    /// How many standbys there are to be.
+    pub wanted: usize,
     /// Writes to standbys that there are.
     pub steps: Vec<Step>,
     /// How many are made.
@@ -94,7 +98,13 @@ struct Count {
 
 /// What is to be done for a pool.
 #[must_use]
-pub fn next(observed: &Observed, settings: &Settings, refill: &mut Refill, now: Timestamp) -> Next {
+pub fn next(
+    observed: &Observed,
+    settings: &Settings,
+    refill: &mut Refill,
+    sizing: &mut Sizing,
+    now: Timestamp,
+) -> Next {
     let pool = &*observed.pool;
     let mut next = Next::default();
     if pool.metadata.deletion_timestamp.is_some() {
@@ -117,10 +127,15 @@ pub fn next(observed: &Observed, settings: &Settings, refill: &mut Refill, now: 
         observed_generation: pool.metadata.generation,
     };
 
-    let wanted = usize::try_from(pool.spec.replicas).unwrap_or_default();
     let there = count.active.len();
-    let hold = refill.hold(there, wanted, settings.replenish_delay, now);
     let all = there.saturating_add(count.leaving);
+    let active = &count.active;
+    let (wanted, again) = sizing.wanted(pool, &There { active, all }, settings, now);
+    next.wanted = wanted;
+    if let Some(again) = again {
+        next.look_again_in(again);
+    }
+    let hold = refill.hold(there, wanted, settings.replenish_delay, now);
     if let (Some(template), Some(vetting)) = (&observed.template, &vetting) {
         if !hold.is_zero() && there < wanted {
             next.look_again_in(hold);
@@ -150,7 +165,11 @@ pub fn next(observed: &Observed, settings: &Settings, refill: &mut Refill, now: 
         if observed.pending.is_empty() {
             let too_many = there.saturating_sub(wanted).min(settings.batch.max(1));
             let mut active = count.active;
-            active.sort_by_key(|standby| (is_ready(standby), Reverse(created(standby))));
+            // Of those that are ready first the ones that claims would be given last.
+            active.sort_by_cached_key(|standby| {
+                let rung = asleep_on(standby).unwrap_or(Rung::Running);
+                (is_ready(standby), Reverse((rung, created(standby))))
+            });
             next.steps.extend(
                 active
                     .iter()

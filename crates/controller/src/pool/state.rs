@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use dormouse_api::agents::Sandbox;
 use dormouse_core::Rung;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::expected::{Expected, Pending};
 use super::wish::{Wished, Wishes};
-use super::{Next, Observed, Refill, Settings, next};
+use super::{Next, Observed, Refill, Settings, Sizing, next};
 use crate::backoff;
 use crate::objects;
 
@@ -31,6 +31,9 @@ struct Inner {
 #[derive(Debug, Default)]
 struct State {
     refill: Refill,
+    sizing: Sizing,
+    /// How many standbys there are to be, as last decided.
+    wanted: Option<usize>,
     halted: bool,
     failures: u32,
 }
@@ -56,6 +59,48 @@ impl Pools {
         self.lock().wishes.rung(uid)
     }
 
+    /// A claim came to a pool that the controller sizes. `blocked`: it found no standby ready. To be said once for each
+    /// claim.
+    pub fn claimed(&self, namespace: &str, name: &str, blocked: bool, now: Timestamp) {
+        let key = (namespace.to_owned(), name.to_owned());
+        let mut inner = self.lock();
+        inner.pools.entry(key).or_default().sizing.claimed(blocked, now);
+    }
+
+    /// So long a sandbox of the pool's template took until it was ready, that a claim has waited for.
+    pub fn took(&self, namespace: &str, name: &str, took: SignedDuration) {
+        let key = (namespace.to_owned(), name.to_owned());
+        let mut inner = self.lock();
+        inner.pools.entry(key).or_default().sizing.took(took);
+    }
+
+    /// How long a standby of a pool is known to take.
+    #[cfg(test)]
+    pub(crate) fn refill(&self, namespace: &str, name: &str) -> Option<Duration> {
+        let key = (namespace.to_owned(), name.to_owned());
+        let inner = self.lock();
+        inner.pools.get(&key).map(|state| state.sizing.refill())
+    }
+
+    /// How many claims are known to have come to a pool of late, and how many of them found none.
+    #[cfg(test)]
+    pub(crate) fn claims(&self, namespace: &str, name: &str) -> (usize, usize) {
+        let key = (namespace.to_owned(), name.to_owned());
+        let inner = self.lock();
+        let state = inner.pools.get(&key);
+        state.map(|state| state.sizing.claims()).unwrap_or_default()
+    }
+
+    /// How many standbys each pool is to have, by namespace and name.
+    #[must_use]
+    pub fn wanted(&self) -> BTreeMap<(String, String), usize> {
+        let inner = self.lock();
+        let pools = inner.pools.iter();
+        pools
+            .filter_map(|(key, state)| Some((key.clone(), state.wanted?)))
+            .collect()
+    }
+
     pub(super) fn wishes(&self, key: &Key) -> BTreeMap<String, Wished> {
         self.lock().wishes.of(key)
     }
@@ -72,8 +117,10 @@ impl Pools {
 
     pub(super) fn next(&self, key: &Key, observed: &Observed, settings: &Settings, now: Timestamp) -> Next {
         let mut inner = self.lock();
-        let refill = &mut inner.pools.entry(key.clone()).or_default().refill;
-        next(observed, settings, refill, now)
+        let state = inner.pools.entry(key.clone()).or_default();
+        let next = next(observed, settings, &mut state.refill, &mut state.sizing, now);
+        state.wanted = Some(next.wanted);
+        next
     }
 
     /// Some were made. What the watch has shown already need not be waited for; it is asked under the lock, so that the

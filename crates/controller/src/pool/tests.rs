@@ -1,5 +1,6 @@
 //! What is decided for pools, case by case.
 
+mod sizing;
 mod wish;
 
 use std::collections::BTreeMap;
@@ -19,7 +20,7 @@ use serde_json::json;
 
 use super::next::as_go_writes;
 use super::step::Why;
-use super::{Next, Observed, Pending, Refill, Settings, Step, build, next};
+use super::{Next, Observed, Pending, Refill, Settings, Sizing, Step, build, next};
 use crate::objects::owner_reference;
 use crate::template::Hashes;
 
@@ -87,7 +88,7 @@ fn settings() -> Settings {
 }
 
 /// A standby as the pool makes it, that was made so long ago.
-fn standby(name: &str, is_ready: bool, seconds_ago: i64) -> Sandbox {
+pub(super) fn standby(name: &str, is_ready: bool, seconds_ago: i64) -> Sandbox {
     let hashes = Hashes::of(&template().spec);
     let mut sandbox = build::standby(&pool(1), &template(), &hashes, &settings());
     let made = ObjectMeta {
@@ -123,7 +124,13 @@ fn with(pool: SandboxWarmPool, members: Vec<Sandbox>) -> Observed {
 }
 
 fn decide(observed: &Observed) -> Next {
-    next(observed, &settings(), &mut Refill::default(), now())
+    next(
+        observed,
+        &settings(),
+        &mut Refill::default(),
+        &mut Sizing::default(),
+        now(),
+    )
 }
 
 fn deleted(next: &Next) -> Vec<(&str, Why)> {
@@ -215,12 +222,12 @@ fn not_more_are_made_than_the_batch_the_rate_and_the_delay_allow() {
         ..settings()
     };
     let mut refill = Refill::default();
-    let first = next(&observed, &paced, &mut refill, now());
+    let first = next(&observed, &paced, &mut refill, &mut Sizing::default(), now());
     assert_eq!(
         (first.make, first.requeue),
         (10, Some(Duration::from_millis(100)))
     );
-    let second = next(&observed, &paced, &mut refill, now());
+    let second = next(&observed, &paced, &mut refill, &mut Sizing::default(), now());
     assert_eq!(
         (second.make, second.requeue),
         (0, Some(Duration::from_millis(100)))
@@ -232,9 +239,12 @@ fn not_more_are_made_than_the_batch_the_rate_and_the_delay_allow() {
     };
     let mut refill = Refill::default();
     let full = with(pool(2), vec![standby("a", true, 10), standby("b", true, 10)]);
-    assert_eq!(next(&full, &delayed, &mut refill, now()).requeue, None);
+    assert_eq!(
+        next(&full, &delayed, &mut refill, &mut Sizing::default(), now()).requeue,
+        None
+    );
     let less = with(pool(2), vec![standby("a", true, 10)]);
-    let held = next(&less, &delayed, &mut refill, now());
+    let held = next(&less, &delayed, &mut refill, &mut Sizing::default(), now());
     assert_eq!((held.make, held.requeue), (0, Some(Duration::from_secs(5))));
 }
 

@@ -26,6 +26,7 @@ pub(super) fn begin(
     stop: &CancellationToken,
     tracker: &TaskTracker,
 ) {
+    metrics.count_wanted(Arc::clone(&known.state));
     let recorder = |controller: &str| {
         let reporter = Reporter {
             controller: controller.to_owned(),
@@ -47,6 +48,7 @@ pub(super) fn begin(
             templates: Arc::clone(&known.templates),
             candidates: known.candidates.clone(),
             notes: Arc::clone(&known.notes),
+            demand: Arc::clone(&known.state),
             pool_queue: known.pool_queue.clone(),
             pods: Arc::clone(&known.pods),
             agents: index.agents.clone(),
