@@ -1,6 +1,7 @@
 //! What the controller counts. Names without `dormouse` are agent-sandbox's.
 
 mod claims;
+mod counted;
 mod pools;
 mod sandboxes;
 mod snapshots;
@@ -219,15 +220,13 @@ impl Metrics {
 
     /// Where the sandboxes are that are counted; it is said once.
     pub fn count_sandboxes(&self, store: Store<Sandbox>) {
-        // There is one cache of sandboxes in a process.
-        let _ = self.standbys.0.set(store.clone());
-        let _ = self.sandboxes.0.set(store);
+        self.standbys.0.set(store.clone());
+        self.sandboxes.0.set(store);
     }
 
     /// Where it is known how many standbys the pools are to have; it is said once.
     pub fn count_wanted(&self, pools: Arc<Pools>) {
-        // There is one controller of pools in a process.
-        let _ = self.wanted.0.set(pools);
+        self.wanted.0.set(pools);
     }
 
     /// All of it, in the text format.

@@ -19,6 +19,7 @@ mod wish;
 mod tests;
 
 pub use expected::Pending;
+pub(crate) use next::began_in_pool;
 pub use next::{Next, Observed, Settings, next};
 pub use reconcile::{Known, PoolContext, PoolError, on_error, reconcile};
 pub use refill::Refill;

@@ -32,6 +32,7 @@ pub(crate) use capacity::given_away;
 pub use guest::READINESS_GATE;
 pub(crate) use metadata::known_creator;
 pub use next::{Next, Observed, Refusal, Settings, next};
+pub(crate) use pod::tracked_name;
 pub(crate) use policy::holds_memory;
 pub use reconcile::{Known, Pooled, SandboxContext, SandboxError, on_error, reconcile};
 pub use restore::RESTORE_GATE;

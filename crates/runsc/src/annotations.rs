@@ -172,13 +172,7 @@ impl Bundle {
             mounts.push(serde_json::value::to_raw_value(mount)?);
             replace(&self.text, "mounts", &mounts)
         };
-        let text = with_mount().map_err(|source| BundleError::Invalid {
-            path: self.path.clone(),
-            source,
-        })?;
-        self.write(&text)?;
-        self.text = text;
-        Ok(())
+        self.rewrite(with_mount())
     }
 
     /// Takes limits over, as `update` has them: what is not said stays. Rewrites the file.
@@ -207,13 +201,7 @@ impl Bundle {
                 &serde_json::from_slice::<Box<RawValue>>(&linux)?,
             )
         };
-        let text = limited().map_err(|source| BundleError::Invalid {
-            path: self.path.clone(),
-            source,
-        })?;
-        self.write(&text)?;
-        self.text = text;
-        Ok(())
+        self.rewrite(limited())
     }
 
     /// Where the mounts come from, as far as that is said.
@@ -286,14 +274,19 @@ impl Bundle {
         for key in &dropped {
             self.annotations.remove(key);
         }
-        let text =
-            replace(&self.text, "annotations", &self.annotations).map_err(|source| BundleError::Invalid {
-                path: self.path.clone(),
-                source,
-            })?;
+        self.rewrite(replace(&self.text, "annotations", &self.annotations))?;
+        Ok(dropped)
+    }
+
+    /// Puts a new text in the place of the old one, in the file and here.
+    fn rewrite(&mut self, text: Result<Vec<u8>, serde_json::Error>) -> Result<(), BundleError> {
+        let text = text.map_err(|source| BundleError::Invalid {
+            path: self.path.clone(),
+            source,
+        })?;
         self.write(&text)?;
         self.text = text;
-        Ok(dropped)
+        Ok(())
     }
 
     fn write(&self, text: &[u8]) -> Result<(), BundleError> {

@@ -29,7 +29,7 @@ use crate::events;
 use crate::metrics::{Created, Metrics, Startup};
 use crate::objects::{self, condition, is_true};
 use crate::patch::status_patch;
-use crate::pool::{Pools, is_sized};
+use crate::pool::{Pools, began_in_pool, is_sized};
 use crate::queue::Queue;
 use crate::template::Vetting;
 use crate::write::{Which, Writer, is_already_there, is_conflict, is_not_found};
@@ -544,8 +544,7 @@ impl ClaimContext {
         }
         let mut changes = Map::new();
         if let Some(sandbox) = &planned.sandbox {
-            let warm = objects::label(&sandbox.metadata, labels::LAUNCH_TYPE) == Some("warm");
-            let wanted = warm.then(|| objects::name(&sandbox.metadata));
+            let wanted = began_in_pool(&sandbox.metadata).then(|| objects::name(&sandbox.metadata));
             let there = objects::annotation(&claim.metadata, annotations::SANDBOX_NAME);
             if there != wanted {
                 changes.insert(annotations::SANDBOX_NAME.to_owned(), json!(wanted));

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_api::agents::Sandbox;
-use dormouse_api::names::annotations;
 use k8s_openapi::api::core::v1::Pod;
 use tokio::time::timeout;
 use tracing::{debug, info};
@@ -13,7 +12,7 @@ use tracing::{debug, info};
 use crate::agents::{Agents, Order, Sight};
 use crate::cache::Cache;
 use crate::objects;
-use crate::sandbox::asleep_on;
+use crate::sandbox::{asleep_on, tracked_name};
 
 /// How long a claim waits for a wake beyond its own write. One that takes longer goes on: the claim is told then.
 const BOUND: Duration = Duration::from_secs(1);
@@ -62,10 +61,7 @@ impl Guests {
     /// How the guest of a sandbox stands.
     pub(super) fn stands(&self, sandbox: &Sandbox, is_moving: bool) -> Stands {
         let meta = &sandbox.metadata;
-        let name = objects::annotation(meta, annotations::POD_NAME)
-            .filter(|name| !name.is_empty())
-            .unwrap_or_else(|| objects::name(meta));
-        let pod = self.pods.get(objects::namespace(meta), name);
+        let pod = self.pods.get(objects::namespace(meta), tracked_name(sandbox));
         let node = pod.as_ref().and_then(|pod| pod.spec.as_ref()?.node_name.clone());
         let sight = match (&pod, &node) {
             (Some(pod), Some(node)) => self.agents.sight(node, objects::uid(&pod.metadata)),

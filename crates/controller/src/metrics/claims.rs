@@ -1,7 +1,7 @@
 //! What is counted about claims, in agent-sandbox's names, labels and buckets.
 
 use dormouse_api::agents::Sandbox;
-use dormouse_api::names::{annotations, labels};
+use dormouse_api::names::annotations;
 use jiff::SignedDuration;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -10,6 +10,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use crate::objects;
+use crate::pool::began_in_pool;
 use crate::sandbox::known_creator;
 
 /// Milliseconds, to four minutes.
@@ -176,7 +177,7 @@ fn milliseconds(took: SignedDuration) -> Option<f64> {
 }
 
 pub(super) fn launch_type(sandbox: &Sandbox) -> &'static str {
-    if objects::label(&sandbox.metadata, labels::LAUNCH_TYPE) == Some("warm") {
+    if began_in_pool(&sandbox.metadata) {
         "warm"
     } else {
         "cold"

@@ -1,8 +1,7 @@
 //! How many standbys the pools have, by rung, and how many they are to have, counted when it is asked.
 
-use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use dormouse_api::agents::Sandbox;
 use dormouse_api::conditions::READY;
@@ -11,23 +10,16 @@ use dormouse_api::names::labels;
 use dormouse_core::Rung;
 use kube::runtime::reflector::Store;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
-use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet};
 
+use super::counted::{Counted, gauges, tally};
 use crate::objects::{self, controller_of_kind, is_true};
 use crate::pool::Pools;
 use crate::sandbox::asleep_on;
 
 /// Counts standbys once it is told where the sandboxes are.
-#[derive(Clone, Default)]
-pub(super) struct StandbyCounts(pub(super) Arc<OnceLock<Store<Sandbox>>>);
-
-impl fmt::Debug for StandbyCounts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("StandbyCounts").finish()
-    }
-}
+#[derive(Debug, Clone, Default)]
+pub(super) struct StandbyCounts(pub(super) Counted<Store<Sandbox>>);
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Labels {
@@ -37,38 +29,23 @@ struct Labels {
 }
 
 impl Collector for StandbyCounts {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let Some(store) = self.0.get() else {
             return Ok(());
         };
-        let mut counts: HashMap<Labels, i64> = HashMap::new();
-        for sandbox in store.state() {
-            if let Some(labels) = labels_of(&sandbox) {
-                *counts.entry(labels).or_default() += 1;
-            }
-        }
-        let mut family = encoder.encode_descriptor(
+        let counts = tally(store.state().iter().filter_map(|sandbox| labels_of(sandbox)));
+        gauges(
+            encoder,
             "dormouse_pool_standbys",
             "Standbys that a claim could have now",
-            None,
-            MetricType::Gauge,
-        )?;
-        for (labels, count) in counts {
-            ConstGauge::new(count).encode(family.encode_family(&labels)?)?;
-        }
-        Ok(())
+            counts,
+        )
     }
 }
 
 /// Says how many standbys the pools are to have, once it is told where that is known.
-#[derive(Clone, Default)]
-pub(super) struct WantedStandbys(pub(super) Arc<OnceLock<Arc<Pools>>>);
-
-impl fmt::Debug for WantedStandbys {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("WantedStandbys").finish()
-    }
-}
+#[derive(Debug, Clone, Default)]
+pub(super) struct WantedStandbys(pub(super) Counted<Arc<Pools>>);
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PoolLabels {
@@ -77,22 +54,20 @@ struct PoolLabels {
 }
 
 impl Collector for WantedStandbys {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let Some(pools) = self.0.get() else {
             return Ok(());
         };
-        let mut family = encoder.encode_descriptor(
+        let counts = pools.wanted().into_iter().map(|((namespace, pool), count)| {
+            let count = i64::try_from(count).unwrap_or(i64::MAX);
+            (PoolLabels { namespace, pool }, count)
+        });
+        gauges(
+            encoder,
             "dormouse_pool_wanted_standbys",
             "Standbys that there are to be",
-            None,
-            MetricType::Gauge,
-        )?;
-        for ((namespace, pool), count) in pools.wanted() {
-            let count = i64::try_from(count).unwrap_or(i64::MAX);
-            let labels = PoolLabels { namespace, pool };
-            ConstGauge::new(count).encode(family.encode_family(&labels)?)?;
-        }
-        Ok(())
+            counts,
+        )
     }
 }
 

@@ -1,8 +1,6 @@
 //! How many sandboxes there are, counted when it is asked.
 
-use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, OnceLock};
 
 use dormouse_api::agents::Sandbox;
 use dormouse_api::conditions::{READY, ready::SANDBOX_EXPIRED};
@@ -10,23 +8,16 @@ use dormouse_api::extensions::{SandboxClaim, SandboxWarmPool};
 use dormouse_api::names::labels;
 use kube::runtime::reflector::Store;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
-use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet};
 
 use super::claims::{launch_type, template_of};
+use super::counted::{Counted, gauges, tally};
 use crate::objects::{self, condition, controller_of_kind};
 use crate::sandbox::known_creator;
 
 /// Counts sandboxes once it is told where they are.
-#[derive(Clone, Default)]
-pub(super) struct SandboxCounts(pub(super) Arc<OnceLock<Store<Sandbox>>>);
-
-impl fmt::Debug for SandboxCounts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("SandboxCounts").finish()
-    }
-}
+#[derive(Debug, Clone, Default)]
+pub(super) struct SandboxCounts(pub(super) Counted<Store<Sandbox>>);
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Labels {
@@ -40,24 +31,12 @@ struct Labels {
 }
 
 impl Collector for SandboxCounts {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let Some(store) = self.0.get() else {
             return Ok(());
         };
-        let mut counts: HashMap<Labels, i64> = HashMap::new();
-        for sandbox in store.state() {
-            *counts.entry(labels_of(&sandbox)).or_default() += 1;
-        }
-        let mut family = encoder.encode_descriptor(
-            "agent_sandboxes",
-            "Sandboxes that there are",
-            None,
-            MetricType::Gauge,
-        )?;
-        for (labels, count) in counts {
-            ConstGauge::new(count).encode(family.encode_family(&labels)?)?;
-        }
-        Ok(())
+        let counts = tally(store.state().iter().map(|sandbox| labels_of(sandbox)));
+        gauges(encoder, "agent_sandboxes", "Sandboxes that there are", counts)
     }
 }
 

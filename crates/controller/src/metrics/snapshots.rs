@@ -1,19 +1,16 @@
 //! What is counted about snapshots.
 
-use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, OnceLock};
 
 use dormouse_api::dormouse::{SandboxSnapshot, SnapshotOrigin};
 use kube::runtime::reflector::Store;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
-use prometheus_client::metrics::MetricType;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
+use super::counted::{Counted, gauges, tally};
 use crate::snapshot;
 
 /// What is counted about snapshots.
@@ -49,20 +46,13 @@ impl SnapshotMetrics {
 
     /// Where the snapshots are that are counted; it is said once.
     pub fn count(&self, store: Store<SandboxSnapshot>) {
-        // There is one cache of snapshots in a process.
-        let _ = self.counts.0.set(store);
+        self.counts.0.set(store);
     }
 }
 
 /// Counts snapshots once it is told where they are.
-#[derive(Clone, Default)]
-struct SnapshotCounts(Arc<OnceLock<Store<SandboxSnapshot>>>);
-
-impl fmt::Debug for SnapshotCounts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("SnapshotCounts").finish()
-    }
-}
+#[derive(Debug, Clone, Default)]
+struct SnapshotCounts(Counted<Store<SandboxSnapshot>>);
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CountLabels {
@@ -71,35 +61,27 @@ struct CountLabels {
 }
 
 impl Collector for SnapshotCounts {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let Some(store) = self.0.get() else {
             return Ok(());
         };
-        let mut counts: HashMap<CountLabels, i64> = HashMap::new();
-        for snapshot in store.state() {
-            let labels = CountLabels {
-                origin: match snapshot.spec.origin {
-                    SnapshotOrigin::Request => "Request",
-                    SnapshotOrigin::Suspend => "Suspend",
-                    SnapshotOrigin::Drain => "Drain",
-                },
-                ready: if snapshot::is_ready(&snapshot) {
-                    "true"
-                } else {
-                    "false"
-                },
-            };
-            *counts.entry(labels).or_default() += 1;
-        }
-        let mut family = encoder.encode_descriptor(
+        let counts = tally(store.state().iter().map(|snapshot| CountLabels {
+            origin: match snapshot.spec.origin {
+                SnapshotOrigin::Request => "Request",
+                SnapshotOrigin::Suspend => "Suspend",
+                SnapshotOrigin::Drain => "Drain",
+            },
+            ready: if snapshot::is_ready(snapshot) {
+                "true"
+            } else {
+                "false"
+            },
+        }));
+        gauges(
+            encoder,
             "dormouse_sandbox_snapshots",
             "SandboxSnapshots that there are",
-            None,
-            MetricType::Gauge,
-        )?;
-        for (labels, count) in counts {
-            ConstGauge::new(count).encode(family.encode_family(&labels)?)?;
-        }
-        Ok(())
+            counts,
+        )
     }
 }

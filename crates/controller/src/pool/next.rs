@@ -11,6 +11,7 @@ use dormouse_api::extensions::{SandboxTemplate, SandboxWarmPool, SandboxWarmPool
 use dormouse_api::names::{labels, name_hash};
 use dormouse_core::Rung;
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::json;
 
 use super::sizing::There;
@@ -271,11 +272,15 @@ fn stuck(
     true
 }
 
+/// Whether a sandbox began as a standby, claimed or not.
+pub(crate) fn began_in_pool(meta: &ObjectMeta) -> bool {
+    objects::label(meta, labels::LAUNCH_TYPE) == Some("warm")
+}
+
 /// What makes a standby the pool's own, and look like it.
 fn correction(standby: &Sandbox, pool: &SandboxWarmPool, own: bool) -> Option<Step> {
     let meta = &standby.metadata;
-    let labelled = objects::label(meta, labels::LAUNCH_TYPE) == Some("warm");
-    if own && labelled {
+    if own && began_in_pool(meta) {
         return None;
     }
     let mut changes = json!({

@@ -48,7 +48,7 @@ impl PodSight {
 }
 
 /// The pod that the sandbox says it has, or would have.
-pub(super) fn tracked_name(sandbox: &Sandbox) -> &str {
+pub(crate) fn tracked_name(sandbox: &Sandbox) -> &str {
     tracked(sandbox).unwrap_or_else(|| objects::name(&sandbox.metadata))
 }
 

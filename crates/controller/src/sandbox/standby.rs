@@ -11,7 +11,6 @@ use std::time::Duration;
 use dormouse_api::agents::{OperatingMode, Sandbox};
 use dormouse_api::conditions::{DORMANT, READY, messages};
 use dormouse_api::extensions::SandboxWarmPool;
-use dormouse_api::names::labels;
 use dormouse_core::{ANNOTATION_PROBES, Policy, ResumePolicy, Rung};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -21,7 +20,7 @@ use super::policy::{generation, of_standby, policy};
 use super::{Observed, Step, Trouble};
 use crate::agents::{Guest, Order, Sight};
 use crate::objects::{self, condition, controller_of_kind};
-use crate::pool::Wish;
+use crate::pool::{Wish, began_in_pool};
 
 /// How long a standby is ready before it goes to sleep. Without probes it is ready as soon as its process has begun, and
 /// what that has yet to do is what its user would wait for.
@@ -47,8 +46,7 @@ pub(super) fn is_moved_by_pool(observed: &Observed) -> bool {
 
 /// Whether it began as a standby, and its agent manages it for that.
 pub(super) fn was_one(sandbox: &Sandbox, guest: &Sight) -> bool {
-    objects::label(&sandbox.metadata, labels::LAUNCH_TYPE) == Some("warm")
-        && matches!(guest, Sight::Seen(guest) if guest.managed)
+    began_in_pool(&sandbox.metadata) && matches!(guest, Sight::Seen(guest) if guest.managed)
 }
 
 /// Whether a policy is one of a standby: it neither falls asleep nor wakes by itself.
@@ -59,16 +57,14 @@ pub(super) const fn is_of_standby(policy: &Policy) -> bool {
 /// Whether a guest still has the policy of a standby, and the sandbox, which has become something else, another.
 pub(super) fn has_outgrown(sandbox: &Sandbox, guest: &Guest) -> bool {
     let own = policy(&sandbox.spec).unwrap_or_default();
-    objects::label(&sandbox.metadata, labels::LAUNCH_TYPE) == Some("warm")
-        && is_of_standby(&guest.policy)
-        && !is_of_standby(&own)
+    began_in_pool(&sandbox.metadata) && is_of_standby(&guest.policy) && !is_of_standby(&own)
 }
 
 /// Whether a guest sleeps on as a standby although its sandbox is none any more, or its pool's standbys run.
 pub(super) fn is_left_asleep(sandbox: &Sandbox, guest: &Guest) -> bool {
     let of_pool = controller_of_kind::<SandboxWarmPool>(&sandbox.metadata).is_some();
     let is_news = guest.generation < generation(sandbox);
-    objects::label(&sandbox.metadata, labels::LAUNCH_TYPE) == Some("warm")
+    began_in_pool(&sandbox.metadata)
         && guest.sleeps()
         && is_of_standby(&guest.policy)
         && (is_news || of_pool || has_outgrown(sandbox, guest))
