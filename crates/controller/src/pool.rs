@@ -19,8 +19,8 @@ mod wish;
 mod tests;
 
 pub use expected::Pending;
-pub(crate) use next::began_in_pool;
 pub use next::{Next, Observed, Settings, next};
+pub(crate) use next::{began_in_pool, birth, is_ready};
 pub use reconcile::{Known, PoolContext, PoolError, on_error, reconcile};
 pub use refill::Refill;
 pub use sizing::{Sizing, is_sized};

@@ -27,9 +27,9 @@ use crate::agents::Agents;
 use crate::cache::Cache;
 use crate::events;
 use crate::metrics::{Created, Metrics, Startup};
-use crate::objects::{self, condition, is_true};
+use crate::objects::{self, is_true};
 use crate::patch::status_patch;
-use crate::pool::{Pools, began_in_pool, is_sized};
+use crate::pool::{Pools, began_in_pool, birth, is_ready, is_sized};
 use crate::queue::Queue;
 use crate::template::Vetting;
 use crate::write::{Which, Writer, is_already_there, is_conflict, is_not_found};
@@ -651,18 +651,6 @@ impl ClaimContext {
         let about = claim.object_ref(&());
         tokio::spawn(async move { events::publish(&recorder, &about, &event).await });
     }
-}
-
-fn is_ready(sandbox: &Sandbox) -> bool {
-    let status = sandbox.status.as_ref();
-    status.is_some_and(|status| is_true(&status.conditions, READY))
-}
-
-/// When it was made, and when it became ready.
-fn birth(sandbox: &Sandbox) -> Option<(Timestamp, Timestamp)> {
-    let created = sandbox.metadata.creation_timestamp.as_ref()?.0;
-    let ready = condition(&sandbox.status.as_ref()?.conditions, READY)?;
-    Some((created, ready.last_transition_time.0))
 }
 
 /// RFC 3339 with a fraction: clients take one without for a time that was rounded.

@@ -12,11 +12,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_api::agents::Sandbox;
-use dormouse_api::conditions::READY;
 use jiff::{SignedDuration, Timestamp};
 
-use super::next::{created, is_ready};
-use crate::objects::{self, condition};
+use super::next::{birth, is_ready};
+use crate::objects;
 
 /// Over what time the rate of claims is taken, unless a standby takes longer.
 const RATE_OVER: Duration = Duration::from_secs(60);
@@ -154,11 +153,10 @@ fn since(time: Duration, now: Timestamp) -> i64 {
         .saturating_sub(i64::try_from(whole).unwrap_or(i64::MAX))
 }
 
-/// From creation to Ready, to the second, as both are written.
+/// From creation to Ready.
 fn refill_time(standby: &Sandbox) -> Option<Duration> {
-    let ready = condition(&standby.status.as_ref()?.conditions, READY)?;
-    let took = ready.last_transition_time.0.duration_since(created(standby)?);
-    Duration::try_from(took).ok()
+    let (created, ready) = birth(standby)?;
+    Duration::try_from(ready.duration_since(created)).ok()
 }
 
 /// How many are needed where this many are missed on average.
@@ -176,6 +174,7 @@ fn staffing(mean: f64) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pool::next::created;
     use crate::pool::tests::standby;
 
     fn at(second: i64) -> Timestamp {

@@ -18,7 +18,7 @@ use super::sizing::There;
 use super::step::Why;
 use super::wish::wishes;
 use super::{Pending, Refill, Sizing, Step, build};
-use crate::objects::{self, Ownership, is_true, owner_reference, ownership};
+use crate::objects::{self, Ownership, condition, is_true, owner_reference, ownership};
 use crate::sandbox::asleep_on;
 use crate::template::Vetting;
 
@@ -309,11 +309,17 @@ fn delete(standby: &Sandbox, why: Why) -> Step {
     }
 }
 
-pub(super) fn is_ready(standby: &Sandbox) -> bool {
+pub(crate) fn is_ready(standby: &Sandbox) -> bool {
     standby
         .status
         .as_ref()
         .is_some_and(|status| is_true(&status.conditions, READY))
+}
+
+/// When a sandbox was made, and when it became ready; to the second, as both are written.
+pub(crate) fn birth(sandbox: &Sandbox) -> Option<(Timestamp, Timestamp)> {
+    let ready = condition(&sandbox.status.as_ref()?.conditions, READY)?;
+    Some((created(sandbox)?, ready.last_transition_time.0))
 }
 
 pub(super) fn created(standby: &Sandbox) -> Option<Timestamp> {
