@@ -1,5 +1,7 @@
 //! The demo on a cluster: Kubernetes from nothing, Dormouse by helm, sandboxes that sleep by themselves, by kubectl, as a
-//! snapshot, and through the drain of their node.
+//! snapshot, as standbys of a pool, and through the drain of their node.
+
+mod pool;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -8,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use dormouse_testkit::cluster::release;
 use dormouse_testkit::guest::remembers_a_word;
 use dormouse_testkit::host::wait;
+use dormouse_testkit::swap::TestSwap;
 use dormouse_testkit::{Cluster, ClusterOptions, PYTHON, http};
 use serde_json::{Value, json};
 
@@ -23,18 +26,25 @@ const KNOCK: Duration = Duration::from_secs(2);
 const SPACE: &str = "default";
 const PORT: u16 = 8080;
 
-/// A machine's nodes share its swap: who wants to see a pod doze has the demo without a cluster.
-const VALUES: &str = "
+/// Compressed swap in RAM, more than all sleepers here have together; it is the node's as well as this machine's.
+const SWAP_BYTES: u64 = 2 << 30;
+
+/// Sandboxes that are idle are Frozen for as long as this takes; standbys doze when they are told to.
+const VALUES: &str = r#"
 agent:
   config: |
+    [swap]
+    kubelet_config = "/var/lib/kubelet/config.yaml"
+    allow_plain_swap = true
     [manage]
-    doze_after_freeze = \"1h\"
-";
+    doze_after_freeze = "1h"
+"#;
 
 /// All of it; the cluster is gone afterwards, whatever happens.
 pub(crate) async fn show() -> Result<()> {
     let began = Instant::now();
     say::line(&words::machine()?);
+    let swap = TestSwap::zram(SWAP_BYTES, "lz4", 100)?;
     say::heading("1. A Kubernetes of its own");
     let cluster = say::step(
         "etcd, control plane, a node with kubelet, containerd and gVisor",
@@ -50,6 +60,8 @@ pub(crate) async fn show() -> Result<()> {
     }
     say::heading("Clean up");
     let removed = say::step("the cluster", async { cluster.down() }).await;
+    // Swap is not taken away before what may be in it.
+    drop(swap);
     told?;
     removed?;
     say::blank();
@@ -63,6 +75,7 @@ async fn acts(cluster: &Cluster) -> Result<()> {
     wakes(cluster, &word).await?;
     suspends(cluster, &word).await?;
     let other = hibernates(cluster).await?;
+    pool::show(cluster).await?;
     drains(cluster, &[("agent-1", word), ("agent-2", other)]).await
 }
 
@@ -161,7 +174,7 @@ async fn hibernates(cluster: &Cluster) -> Result<String> {
 }
 
 async fn drains(cluster: &Cluster, words: &[(&str, String)]) -> Result<()> {
-    say::heading("7. Its node is drained: nobody is evicted before its memory is a snapshot");
+    say::heading("8. Its node is drained: nobody is evicted before its memory is a snapshot");
     let node = at(&get(cluster, "agent-2").await?, "/status/nodeName").clone();
     let node = node.as_str().context("the sandbox has no node")?;
     let arguments = [
@@ -226,15 +239,7 @@ async fn shown(cluster: &Cluster, arguments: &[&str]) -> Result<()> {
 }
 
 async fn make(cluster: &Cluster, name: &str, more: &Value) -> Result<()> {
-    let mut spec = json!({"podTemplate": {"spec": {
-        "runtimeClassName": "dormouse-gvisor", "automountServiceAccountToken": false,
-        "terminationGracePeriodSeconds": 1,
-        "containers": [{
-            "name": "main", "image": PYTHON, "imagePullPolicy": "Never",
-            "command": ["python3", "-c", remembers_a_word(24)],
-            "resources": {"requests": {"cpu": "100m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}},
-        }],
-    }}});
+    let mut spec = json!({"podTemplate": {"spec": pod_spec()}});
     if let (Some(spec), Some(more)) = (spec.as_object_mut(), more.as_object()) {
         spec.extend(more.clone());
     }
@@ -243,6 +248,19 @@ async fn make(cluster: &Cluster, name: &str, more: &Value) -> Result<()> {
         "metadata": {"name": name, "namespace": SPACE}, "spec": spec,
     });
     cluster.apply(&object).await.map(drop)
+}
+
+/// A pod that remembers a word.
+fn pod_spec() -> Value {
+    json!({
+        "runtimeClassName": "dormouse-gvisor", "automountServiceAccountToken": false,
+        "terminationGracePeriodSeconds": 1,
+        "containers": [{
+            "name": "main", "image": PYTHON, "imagePullPolicy": "Never",
+            "command": ["python3", "-c", remembers_a_word(24)],
+            "resources": {"requests": {"cpu": "100m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}},
+        }],
+    })
 }
 
 /// A Service with an address of its own in front of a sandbox's pod.
@@ -269,15 +287,18 @@ async fn pod_uid(cluster: &Cluster, name: &str) -> Result<Value> {
 async fn until_ready(cluster: &Cluster, name: &str) -> Result<Value> {
     wait::until("the sandbox to be ready", LIMIT, async || {
         let object = get(cluster, name).await?;
-        let conditions = at(&object, "/status/conditions").as_array();
-        let is_ready = conditions.is_some_and(|all| {
-            all.iter()
-                .any(|one| at(one, "/type") == "Ready" && at(one, "/status") == "True")
-        });
-        ensure!(is_ready, "{}", at(&object, "/status"));
+        ensure!(is_ready(&object), "{}", at(&object, "/status"));
         Ok(object)
     })
     .await
+}
+
+fn is_ready(object: &Value) -> bool {
+    let conditions = at(object, "/status/conditions").as_array();
+    conditions.is_some_and(|all| {
+        all.iter()
+            .any(|one| at(one, "/type") == "Ready" && at(one, "/status") == "True")
+    })
 }
 
 /// Waits until `kubectl dormouse ps` says that the sandbox stands so.
