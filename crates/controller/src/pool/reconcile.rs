@@ -1,8 +1,10 @@
 //! Doing what a pool needs.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use dormouse_api::agents::Sandbox;
+use dormouse_api::dormouse::{SandboxNode, SandboxSnapshot};
 use dormouse_api::extensions::{SandboxTemplate, SandboxWarmPool};
 use dormouse_api::names::{annotations, name_hash};
 use futures::future::join_all;
@@ -15,15 +17,18 @@ use kube::{Client, Resource};
 use thiserror::Error;
 use tracing::{debug, info};
 
+use super::build::placed;
 use super::next::is_ready;
 use super::state::Key;
-use super::{FIELD_MANAGER, Next, Observed, Pools, Settings, Step};
+use super::{FIELD_MANAGER, Next, Observed, PoolNode, Pools, Settings, Step};
+use crate::agents::Agents;
 use crate::cache::Cache;
 use crate::events;
-use crate::objects;
+use crate::nodes::Nodes;
+use crate::objects::{self, Ownership, controller_of};
 use crate::patch::status_patch;
 use crate::queue::Queue;
-use crate::write::{Which, Writer, is_conflict, is_not_found};
+use crate::write::{Which, Writer, is_already_there, is_conflict, is_not_found};
 
 /// What pools are reconciled with.
 #[allow(missing_debug_implementations, reason = "the API server's client has none")]
@@ -32,7 +37,12 @@ pub struct PoolContext {
     recorder: Recorder,
     settings: Settings,
     known: Known,
+    /// Nodes that standbys can go to, and when that was found out.
+    nodes: Mutex<Option<(Instant, Arc<[PoolNode]>)>>,
 }
+
+/// How old what is known of the nodes may be. There may be thousands, and pools that are looked at with each claim.
+const NODES_ARE_KNOWN: Duration = Duration::from_secs(1);
 
 /// Caches and notes that pools are reconciled with.
 #[derive(Debug, Clone)]
@@ -49,6 +59,14 @@ pub struct Known {
     pub state: Arc<Pools>,
     /// Sandboxes that are to be looked at.
     pub sandbox_queue: Queue<Sandbox>,
+    /// All SandboxSnapshots.
+    pub snapshots: Arc<Cache<SandboxSnapshot>>,
+    /// What the agents say of their nodes.
+    pub sandbox_nodes: Arc<Cache<SandboxNode>>,
+    /// The nodes.
+    pub nodes: Nodes,
+    /// The agents of the nodes.
+    pub agents: Agents,
 }
 
 /// Why a pool is looked at again.
@@ -123,6 +141,7 @@ impl PoolContext {
             recorder,
             settings,
             known,
+            nodes: Mutex::new(None),
         }
     }
 
@@ -142,11 +161,62 @@ impl PoolContext {
         Observed {
             pending: self.known.state.pending(key, now),
             wishes: self.known.state.wishes(key),
+            goldens: self.goldens(&pool),
+            named: pool
+                .spec
+                .golden
+                .as_deref()
+                .and_then(|name| self.known.snapshots.get(&key.0, name)),
+            attempts: self.known.state.attempts(key),
+            nodes: self.nodes(),
             members,
             unschedulable,
             template,
             pool,
         }
+    }
+
+    /// Golden snapshots that the pool owns, as they are now.
+    fn goldens(&self, pool: &SandboxWarmPool) -> Vec<Arc<SandboxSnapshot>> {
+        let uid = objects::uid(&pool.metadata);
+        let names = self.known.state.goldens(uid).into_iter();
+        let namespace = objects::namespace(&pool.metadata);
+        names
+            .filter_map(|name| self.known.snapshots.get(namespace, &name))
+            .filter(|golden| objects::ownership(&golden.metadata, uid) == Ownership::Own)
+            .collect()
+    }
+
+    fn nodes(&self) -> Arc<[PoolNode]> {
+        let mut known = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*known {
+            Some((then, nodes)) if then.elapsed() < NODES_ARE_KNOWN => Arc::clone(nodes),
+            _ => {
+                let nodes = self.look_at_nodes();
+                *known = Some((Instant::now(), Arc::clone(&nodes)));
+                nodes
+            }
+        }
+    }
+
+    /// Nodes that standbys can go to.
+    fn look_at_nodes(&self) -> Arc<[PoolNode]> {
+        let Known {
+            sandbox_nodes,
+            nodes,
+            agents,
+            ..
+        } = &self.known;
+        let all = sandbox_nodes.store().state();
+        let reached = all
+            .iter()
+            .filter(|node| agents.reaches(objects::name(&node.metadata)));
+        reached
+            .filter_map(|node| {
+                let name = objects::name(&node.metadata);
+                PoolNode::of(node, nodes.sight(name), nodes.pressure(name))
+            })
+            .collect()
     }
 
     fn is_unschedulable(&self, standby: &Sandbox) -> bool {
@@ -172,12 +242,20 @@ impl PoolContext {
         let Some(standby) = &planned.standby else {
             return Ok(());
         };
-        let mut left = planned.make;
+        let mut places = planned.places.iter();
+        let mut left = places.len();
         let mut at_a_time = 1;
         let mut failure = None;
         while left > 0 && failure.is_none() {
             let count = left.min(at_a_time);
-            let made = (0..count).map(|_| self.writer.create(&self.known.sandboxes, &key.0, &**standby));
+            let new: Vec<Sandbox> = places
+                .by_ref()
+                .take(count)
+                .map(|place| placed(standby, place))
+                .collect();
+            let made = new
+                .iter()
+                .map(|standby| self.writer.create(&self.known.sandboxes, &key.0, standby));
             let mut standbys = Vec::new();
             for result in join_all(made).await {
                 match result {
@@ -272,6 +350,29 @@ impl PoolContext {
                 }
                 ("delete sandbox", deleted)
             }
+            Step::CreateGolden(golden) => {
+                self.make_golden(golden, key).await;
+                return Ok(());
+            }
+            Step::DeleteGolden { name, uid, why } => {
+                let which = Which {
+                    name,
+                    uid,
+                    version: None,
+                };
+                let deleted = self
+                    .writer
+                    .delete(&self.known.snapshots, &key.0, which, false)
+                    .await;
+                info!(
+                    namespace = key.0,
+                    pool = key.1,
+                    snapshot = name,
+                    why,
+                    "a golden snapshot is deleted"
+                );
+                ("delete SandboxSnapshot", deleted)
+            }
         };
         match written {
             // Somebody else has it, or it is another one by now: the watch tells.
@@ -280,6 +381,31 @@ impl PoolContext {
                 Ok(())
             }
             other => other.map_err(|source| PoolError::Api { step: what, source }),
+        }
+    }
+
+    /// Has a golden snapshot taken. The pool fares without, so that what the API server says against it is no failure.
+    async fn make_golden(&self, golden: &SandboxSnapshot, key: &Key) {
+        let name = objects::name(&golden.metadata);
+        let made = self.writer.create(&self.known.snapshots, &key.0, golden).await;
+        match made {
+            Ok(made) => {
+                let uid = controller_of(&made.metadata).map(|pool| pool.uid.clone());
+                self.known.state.saw_golden(&uid.unwrap_or_default(), name, true);
+                info!(
+                    namespace = key.0,
+                    pool = key.1,
+                    snapshot = name,
+                    standby = golden.spec.sandbox_name,
+                    "a golden snapshot is taken"
+                );
+            }
+            // The watch shows it.
+            Err(error) if is_already_there(&error) => {}
+            Err(error) => {
+                info!(namespace = key.0, pool = key.1, snapshot = name, %error, "standbys boot");
+                self.known.state.golden_refused(key, name, Timestamp::now());
+            }
         }
     }
 
@@ -303,6 +429,15 @@ impl PoolContext {
 
     /// Says that the pool does not get on, or does again.
     async fn tell(&self, pool: &SandboxWarmPool, planned: &Next, key: &Key) {
+        for news in &planned.news {
+            let type_ = if news.good {
+                EventType::Normal
+            } else {
+                EventType::Warning
+            };
+            let event = events::event(type_, news.reason, "Reconciling", news.note.clone());
+            events::publish(&self.recorder, &pool.object_ref(&()), &event).await;
+        }
         if !self.known.state.halts(key, planned.halted.is_some()) {
             return;
         }

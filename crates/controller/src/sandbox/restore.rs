@@ -170,11 +170,7 @@ pub(super) fn restore(
         .and_then(|age| Duration::try_from(age).ok())
         .unwrap_or_default();
     let bound = |patience| {
-        if filling.golden {
-            GOLDEN_PATIENCE
-        } else {
-            patience
-        }
+        if filling.golden { GOLDEN_PATIENCE } else { patience }
     };
     let (how, patience) = if !stands.exists {
         ("is not in the cluster any more", PATIENCE)
@@ -206,7 +202,10 @@ fn stranded(observed: &Observed, pod: &Pod, now: Timestamp) -> Option<Restore> {
     if !filling.golden || !is_it || !node_of(pod).is_empty() {
         return None;
     }
-    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_deref());
+    let conditions = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_deref());
     let unschedulable = conditions.unwrap_or_default().iter().find(|condition| {
         condition.type_ == "PodScheduled"
             && condition.status == "False"
@@ -215,7 +214,10 @@ fn stranded(observed: &Observed, pod: &Pod, now: Timestamp) -> Option<Restore> {
     let since = unschedulable.last_transition_time.as_ref().map(|time| time.0);
     let waited = since.map(|since| Duration::try_from(now.duration_since(since)).unwrap_or_default());
     let node = filling.at.node_name.as_deref().unwrap_or_default();
-    let what = format!("node {node}, which has snapshot {}, has no room for it", filling.name);
+    let what = format!(
+        "node {node}, which has snapshot {}, has no room for it",
+        filling.name
+    );
     Some(if waited.is_none_or(|waited| waited >= GOLDEN_PATIENCE) {
         Restore::GiveUp(what)
     } else {

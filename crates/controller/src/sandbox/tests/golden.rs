@@ -80,12 +80,18 @@ fn a_standby_is_filled_from_its_pools_golden_and_boots_where_that_is_not_to_be_h
     let standby = clone_of("gold");
     assert!(names_a_snapshot(&standby, "gold") && !names_a_snapshot(&standby, "other"));
     let filling = filling(source(&standby, found, None));
-    assert_eq!((filling.at.name.as_str(), filling.fallback), ("snap-1", Fallback::ColdStart));
+    assert_eq!(
+        (filling.at.name.as_str(), filling.fallback),
+        ("snap-1", Fallback::ColdStart)
+    );
     // Gone, or not taken: nobody waits for it.
     assert_eq!(source(&standby, |_| None, None), Source::Nothing);
     let mut taken = object("gold", "snap-1");
     Arc::make_mut(&mut taken).status = None;
-    assert_eq!(source(&standby, |_| Some(Arc::clone(&taken)), None), Source::Nothing);
+    assert_eq!(
+        source(&standby, |_| Some(Arc::clone(&taken)), None),
+        Source::Nothing
+    );
 }
 
 #[test]
@@ -98,11 +104,17 @@ fn whatever_the_template_says_of_its_own_memory_a_clone_may_boot() {
     });
     let from = source(&standby, found, None);
     let pod = super::super::pod::build(&standby, false, &from, &settings()).unwrap();
-    assert_eq!(pod.metadata.annotations.as_ref().unwrap()["dormouse.dev/fallback"], "ColdStart");
+    assert_eq!(
+        pod.metadata.annotations.as_ref().unwrap()["dormouse.dev/fallback"],
+        "ColdStart"
+    );
     assert_eq!(PodMetadata::of(&standby, false, false).patch(&pod.metadata), None);
     // Once it is claimed its own memory is what counts.
     let patch = PodMetadata::of(&claimed(standby), false, false).patch(&pod.metadata);
-    assert_eq!(patch.unwrap()["metadata"]["annotations"]["dormouse.dev/fallback"], "Hold");
+    assert_eq!(
+        patch.unwrap()["metadata"]["annotations"]["dormouse.dev/fallback"],
+        "Hold"
+    );
 }
 
 #[test]
@@ -116,7 +128,13 @@ fn what_a_clone_became_for_its_claim_is_not_filled_from_a_strangers_past() {
     let Step::CreatePod(pod) = &next.steps[0] else {
         panic!("{:?}", next.steps)
     };
-    assert!(!pod.metadata.annotations.clone().unwrap_or_default().contains_key("dormouse.dev/restore-from"));
+    assert!(
+        !pod.metadata
+            .annotations
+            .clone()
+            .unwrap_or_default()
+            .contains_key("dormouse.dev/restore-from")
+    );
     assert_eq!(pod.spec.as_ref().unwrap().affinity, None);
     // Its own memory is another matter.
     let mut suspended = sandbox;
@@ -187,7 +205,10 @@ fn a_snapshot_that_a_pools_template_names_holds_nobody() {
         sandbox
     };
     for mut sandbox in [naming(clone_of("")), naming(claimed(clone_of("")))] {
-        assert_eq!(filling(source(&sandbox, found, None)).fallback, Fallback::ColdStart);
+        assert_eq!(
+            filling(source(&sandbox, found, None)).fallback,
+            Fallback::ColdStart
+        );
         assert_eq!(source(&sandbox, |_| None, None), Source::Nothing);
         sandbox.spec.suspension_strategy = Some(SuspensionStrategy {
             type_: SuspensionType::Stop,
@@ -202,9 +223,15 @@ fn the_node_that_a_pool_prefers_is_preferred_and_what_the_template_prefers_count
     let mut standby = clone_of("");
     let preferred = |sandbox: &Sandbox| {
         let spec = built(sandbox).spec.unwrap();
-        let terms = spec.affinity?.node_affinity?.preferred_during_scheduling_ignored_during_execution?;
+        let terms = spec
+            .affinity?
+            .node_affinity?
+            .preferred_during_scheduling_ignored_during_execution?;
         let fields = terms[0].preference.match_fields.as_ref();
-        Some((terms[0].weight, fields.map(|fields| fields[0].values.clone().unwrap())))
+        Some((
+            terms[0].weight,
+            fields.map(|fields| fields[0].values.clone().unwrap()),
+        ))
     };
     let node = Some(vec!["node-1".to_owned()]);
     assert_eq!(preferred(&standby), Some((100, node)));
@@ -219,7 +246,13 @@ fn the_node_that_a_pool_prefers_is_preferred_and_what_the_template_prefers_count
 fn what_is_to_follow_on_a_restore_is_said_of_clones_alone() {
     let mut standby = clone_of("gold");
     standby.spec.pod_template.metadata = Some(TemplateMetadata {
-        annotations: Some([("dormouse.dev/post-restore-signal".to_owned(), "SIGUSR1".to_owned())].into()),
+        annotations: Some(
+            [(
+                "dormouse.dev/post-restore-signal".to_owned(),
+                "SIGUSR1".to_owned(),
+            )]
+            .into(),
+        ),
         ..TemplateMetadata::default()
     });
     let is_said = |from: &Source| {

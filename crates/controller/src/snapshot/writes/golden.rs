@@ -58,7 +58,10 @@ async fn a_standby_is_saved_and_may_be_handed_over_then() {
     controller.look().await.unwrap();
     assert_eq!(controller.says("Ready"), said("True", "SnapshotReady"));
     assert_eq!(controller.agent.log(), ["create", "get"]);
-    assert!(matches!(candidates.reserve_named("ns", "pool", "box"), Choice::Reserved(_)));
+    assert!(matches!(
+        candidates.reserve_named("ns", "pool", "box"),
+        Choice::Reserved(_)
+    ));
 }
 
 #[tokio::test]
