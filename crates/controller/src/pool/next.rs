@@ -15,13 +15,12 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::json;
 
-use super::golden::{Decision, Look, Standing, decide};
 use super::sizing::There;
 use super::step::Why;
 use super::wish::wishes;
-use super::{Attempts, News, Pending, Place, PoolNode, Refill, Sizing, Step, build};
+use super::{Attempts, News, Pending, Place, PoolNode, Refill, Sizing, Step, build, golden};
 use crate::objects::{self, Ownership, condition, is_true, owner_reference, ownership};
-use crate::sandbox::{asleep_on, settling};
+use crate::sandbox::asleep_on;
 use crate::template::Vetting;
 
 /// When to look again although the watch is silent about what was written.
@@ -133,7 +132,7 @@ pub fn next(
     }
     let mut vetting = observed.template.as_deref().map(Vetting::by);
     let count = count(observed, vetting.as_mut(), settings, now, &mut next);
-    let golden = golden(observed, &count.active, vetting.as_mut(), now);
+    let golden = golden::next(observed, &count.active, vetting.as_mut(), now);
     next.wishes = Some(wishes(pool, &count.active, &observed.wishes, &golden.awake));
     next.steps.extend(golden.steps);
     next.news = golden.news;
@@ -219,39 +218,6 @@ pub fn next(
         next.look_again_in(settings.recheck);
     }
     next
-}
-
-/// What is to be done about golden snapshots, and where the next standbys go. Without its template nothing is.
-fn golden(
-    observed: &Observed,
-    active: &[Arc<Sandbox>],
-    vetting: Option<&mut Vetting<'_>>,
-    now: Timestamp,
-) -> Decision {
-    let (Some(template), Some(vetting)) = (&observed.template, vetting) else {
-        return Decision {
-            attempts: observed.attempts.clone(),
-            ..Decision::default()
-        };
-    };
-    let standings: Vec<Standing> = active
-        .iter()
-        .map(|standby| Standing::new(Arc::clone(standby), !vetting.is_stale(standby)))
-        .collect();
-    let mut containers = template.spec.pod_template.spec.containers.iter();
-    let is_probed =
-        containers.any(|container| container.readiness_probe.is_some() || container.startup_probe.is_some());
-    let look = Look {
-        pool: &observed.pool,
-        hashes: vetting.hashes(),
-        standbys: &standings,
-        goldens: &observed.goldens,
-        named: observed.named.as_deref(),
-        nodes: &observed.nodes,
-        settles: settling(is_probed),
-        now,
-    };
-    decide(&look, observed.attempts.clone())
 }
 
 fn count(

@@ -303,14 +303,12 @@ mod tests {
             let assigned = choice(nodes).assign(count);
             prop_assert_eq!(assigned.places.len() + assigned.withheld, count);
             prop_assert!(assigned.seeded.len() <= seeds);
-            for at in 0..stands.len() {
+            for (at, stand) in stands.iter().enumerate() {
                 let name = at.to_string();
                 let there = names(&assigned).iter().filter(|node| **node == name).count();
                 prop_assert!(there <= share);
-                if stands[at] == 1 {
-                    prop_assert!(there <= 1);
-                }
-                prop_assert!(stands[at] != 2 || there == 0);
+                prop_assert!(*stand != 1 || there <= 1);
+                prop_assert!(*stand != 2 || there == 0);
             }
         }
     }

@@ -1,7 +1,9 @@
 //! Doing what a pool needs.
 
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+mod golden;
+
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use dormouse_api::agents::Sandbox;
 use dormouse_api::dormouse::{SandboxNode, SandboxSnapshot};
@@ -25,10 +27,10 @@ use crate::agents::Agents;
 use crate::cache::Cache;
 use crate::events;
 use crate::nodes::Nodes;
-use crate::objects::{self, Ownership, controller_of};
+use crate::objects;
 use crate::patch::status_patch;
 use crate::queue::Queue;
-use crate::write::{Which, Writer, is_already_there, is_conflict, is_not_found};
+use crate::write::{Which, Writer, is_conflict, is_not_found};
 
 /// What pools are reconciled with.
 #[allow(missing_debug_implementations, reason = "the API server's client has none")]
@@ -40,9 +42,6 @@ pub struct PoolContext {
     /// Nodes that standbys can go to, and when that was found out.
     nodes: Mutex<Option<(Instant, Arc<[PoolNode]>)>>,
 }
-
-/// How old what is known of the nodes may be. There may be thousands, and pools that are looked at with each claim.
-const NODES_ARE_KNOWN: Duration = Duration::from_secs(1);
 
 /// Caches and notes that pools are reconciled with.
 #[derive(Debug, Clone)]
@@ -174,49 +173,6 @@ impl PoolContext {
             template,
             pool,
         }
-    }
-
-    /// Golden snapshots that the pool owns, as they are now.
-    fn goldens(&self, pool: &SandboxWarmPool) -> Vec<Arc<SandboxSnapshot>> {
-        let uid = objects::uid(&pool.metadata);
-        let names = self.known.state.goldens(uid).into_iter();
-        let namespace = objects::namespace(&pool.metadata);
-        names
-            .filter_map(|name| self.known.snapshots.get(namespace, &name))
-            .filter(|golden| objects::ownership(&golden.metadata, uid) == Ownership::Own)
-            .collect()
-    }
-
-    fn nodes(&self) -> Arc<[PoolNode]> {
-        let mut known = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*known {
-            Some((then, nodes)) if then.elapsed() < NODES_ARE_KNOWN => Arc::clone(nodes),
-            _ => {
-                let nodes = self.look_at_nodes();
-                *known = Some((Instant::now(), Arc::clone(&nodes)));
-                nodes
-            }
-        }
-    }
-
-    /// Nodes that standbys can go to.
-    fn look_at_nodes(&self) -> Arc<[PoolNode]> {
-        let Known {
-            sandbox_nodes,
-            nodes,
-            agents,
-            ..
-        } = &self.known;
-        let all = sandbox_nodes.store().state();
-        let reached = all
-            .iter()
-            .filter(|node| agents.reaches(objects::name(&node.metadata)));
-        reached
-            .filter_map(|node| {
-                let name = objects::name(&node.metadata);
-                PoolNode::of(node, nodes.sight(name), nodes.pressure(name))
-            })
-            .collect()
     }
 
     fn is_unschedulable(&self, standby: &Sandbox) -> bool {
@@ -381,31 +337,6 @@ impl PoolContext {
                 Ok(())
             }
             other => other.map_err(|source| PoolError::Api { step: what, source }),
-        }
-    }
-
-    /// Has a golden snapshot taken. The pool fares without, so that what the API server says against it is no failure.
-    async fn make_golden(&self, golden: &SandboxSnapshot, key: &Key) {
-        let name = objects::name(&golden.metadata);
-        let made = self.writer.create(&self.known.snapshots, &key.0, golden).await;
-        match made {
-            Ok(made) => {
-                let uid = controller_of(&made.metadata).map(|pool| pool.uid.clone());
-                self.known.state.saw_golden(&uid.unwrap_or_default(), name, true);
-                info!(
-                    namespace = key.0,
-                    pool = key.1,
-                    snapshot = name,
-                    standby = golden.spec.sandbox_name,
-                    "a golden snapshot is taken"
-                );
-            }
-            // The watch shows it.
-            Err(error) if is_already_there(&error) => {}
-            Err(error) => {
-                info!(namespace = key.0, pool = key.1, snapshot = name, %error, "standbys boot");
-                self.known.state.golden_refused(key, name, Timestamp::now());
-            }
         }
     }
 

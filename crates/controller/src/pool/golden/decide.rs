@@ -246,6 +246,12 @@ fn automatic(look: &Look<'_>, decision: &mut Decision) {
         };
         sights.insert(name.to_owned(), sight);
     }
+    // It may be there before anybody looks again, and that is news all the same.
+    for step in &decision.steps {
+        if let Step::CreateGolden(golden) = step {
+            sights.insert(objects::name(&golden.metadata).to_owned(), Sight::Pending);
+        }
+    }
     decision.tell(sights);
 }
 
