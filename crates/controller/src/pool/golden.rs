@@ -6,6 +6,7 @@
 
 mod attempts;
 mod decide;
+mod keep;
 mod object;
 mod standing;
 

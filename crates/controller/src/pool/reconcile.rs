@@ -41,6 +41,7 @@ pub struct PoolContext {
     known: Known,
     /// Nodes that standbys can go to, and when that was found out.
     nodes: Mutex<Option<(Instant, Arc<[PoolNode]>)>>,
+    begun: Instant,
 }
 
 /// Caches and notes that pools are reconciled with.
@@ -134,13 +135,14 @@ pub async fn reconcile(pool: Arc<SandboxWarmPool>, context: Arc<PoolContext>) ->
 impl PoolContext {
     /// A context for all pools.
     #[must_use]
-    pub const fn new(client: Client, recorder: Recorder, settings: Settings, known: Known) -> Self {
+    pub fn new(client: Client, recorder: Recorder, settings: Settings, known: Known) -> Self {
         Self {
             writer: Writer::new(client, FIELD_MANAGER),
             recorder,
             settings,
             known,
             nodes: Mutex::new(None),
+            begun: Instant::now(),
         }
     }
 

@@ -9,6 +9,7 @@ use dormouse_api::extensions::SandboxWarmPool;
 use jiff::Timestamp;
 
 use super::attempts::{Attempts, Hope, RETRY};
+use super::keep;
 use super::object::{self, State};
 use super::standing::Standing;
 use crate::objects;
@@ -18,8 +19,9 @@ use crate::pool::wish::sleeps_on;
 use crate::snapshot;
 use crate::template::Hashes;
 
-/// How long a golden snapshot may be on its way.
-const TAKES: Duration = Duration::from_secs(120);
+/// Reasons of events.
+const READY: &str = "GoldenSnapshotReady";
+pub(super) const FAILED: &str = "GoldenSnapshotFailed";
 
 /// What is known about a pool's golden snapshots.
 pub(in crate::pool) struct Look<'a> {
@@ -74,11 +76,17 @@ pub(in crate::pool) struct Decision {
 }
 
 impl Decision {
-    fn look_again_in(&mut self, wait: Duration) {
+    pub(super) fn look_again_in(&mut self, wait: Duration) {
         self.again = Some(self.again.map_or(wait, |other| other.min(wait)));
     }
 
-    fn delete(&mut self, golden: &SandboxSnapshot, why: &'static str) {
+    /// Has those stay awake that are about to be saved. One that sleeps is saved asleep.
+    pub(super) fn keep_awake(&mut self, seeds: &[&Standing]) {
+        let awake = seeds.iter().filter(|seed| !seed.sleeps());
+        self.awake.extend(awake.map(|seed| seed.uid().to_owned()));
+    }
+
+    pub(super) fn delete(&mut self, golden: &SandboxSnapshot, why: &'static str) {
         if golden.metadata.deletion_timestamp.is_none() {
             self.steps.push(Step::DeleteGolden {
                 name: objects::name(&golden.metadata).to_owned(),
@@ -96,13 +104,13 @@ impl Decision {
                 Sight::Ready if before.is_some_and(|before| *before != Sight::Ready) => {
                     self.news.push(News {
                         good: true,
-                        reason: "GoldenSnapshotReady",
+                        reason: READY,
                         note: format!("standbys can be clones of SandboxSnapshot {name}"),
                     });
                 }
                 Sight::Failed(why) if !matches!(before, Some(Sight::Failed(_))) => self.news.push(News {
                     good: false,
-                    reason: "GoldenSnapshotFailed",
+                    reason: FAILED,
                     note: format!("standbys boot without SandboxSnapshot {name}: {why}"),
                 }),
                 _ => {}
@@ -158,12 +166,8 @@ fn choice(look: &Look<'_>) -> Choice {
     choice
 }
 
-fn age(made: Timestamp, now: Timestamp) -> Duration {
+pub(super) fn age(made: Timestamp, now: Timestamp) -> Duration {
     Duration::try_from(now.duration_since(made)).unwrap_or_default()
-}
-
-fn created(golden: &SandboxSnapshot) -> Option<Timestamp> {
-    golden.metadata.creation_timestamp.as_ref().map(|time| time.0)
 }
 
 /// The pool wants none, or not its own.
@@ -234,7 +238,7 @@ fn automatic(look: &Look<'_>, decision: &mut Decision) {
             }
             continue;
         }
-        keep_or_not(look, golden, state, decision);
+        keep::keep_or_not(look, golden, state, decision);
         let sight = match state {
             State::Ready => Sight::Ready,
             State::Pending => Sight::Pending,
@@ -297,10 +301,15 @@ fn on_node(
         }
         Hope::Fresh | Hope::Left(_) => return Stand::Seeds,
     };
-    decision
-        .awake
-        .extend(seeds.iter().map(|seed| seed.uid().to_owned()));
+    let is_ordered = state.is_some() || seeds.iter().any(|seed| is_saved_now(look, node, seed));
+    if !is_ordered {
+        decision.keep_awake(seeds);
+    }
     stand
+}
+
+fn is_saved_now(look: &Look<'_>, node: &PoolNode, seed: &Standing) -> bool {
+    seed.node() == Some(&node.name) && seed.can_be_saved_in(look.settles, look.now) == Some(Duration::ZERO)
 }
 
 /// Has the golden snapshot of a node made, of the oldest that has settled there.
@@ -308,63 +317,15 @@ fn make(look: &Look<'_>, node: &PoolNode, seeds: &[&Standing], decision: &mut De
     let ready = seeds.iter().filter_map(|seed| {
         let wait = seed.can_be_saved_in(look.settles, look.now)?;
         let is_there = seed.node() == Some(&node.name);
-        is_there.then_some((wait, seed.created(), seed.name()))
+        is_there.then_some(((wait, seed.created(), seed.name()), *seed))
     });
-    match ready.min() {
-        Some((Duration::ZERO, _, standby)) => {
+    match ready.min_by_key(|(key, _)| *key) {
+        Some(((Duration::ZERO, _, standby), seed)) => {
+            decision.keep_awake(&[seed]);
             let golden = object::object(look.pool, look.hashes, &node.name, standby);
             decision.steps.push(Step::CreateGolden(Box::new(golden)));
         }
-        Some((wait, ..)) => decision.look_again_in(wait),
+        Some(((wait, ..), _)) => decision.look_again_in(wait),
         None => {}
-    }
-}
-
-/// Whether a golden snapshot of the template as it is now is of use.
-fn keep_or_not(look: &Look<'_>, golden: &SandboxSnapshot, state: State, decision: &mut Decision) {
-    let name = objects::name(&golden.metadata);
-    let made = created(golden);
-    let is_older = |bound| made.is_some_and(|made| age(made, look.now) >= bound);
-    let left = |bound: Duration| made.map(|made| bound.saturating_sub(age(made, look.now)));
-    match state {
-        State::Ready => {
-            let refused = decision.attempts.was_refused(name);
-            let was_before = refused.zip(made).is_some_and(|(refused, made)| made < refused);
-            let source = look.standbys.iter().find(|standby| {
-                standby.node() == snapshot::node(golden)
-                    && standby.can_be_saved_in(look.settles, look.now) == Some(Duration::ZERO)
-            });
-            if was_before && source.is_some() {
-                // Its node may have another runtime by now: what has booted there since can be had.
-                decision.delete(golden, "a standby could not be filled from it");
-            }
-        }
-        State::Pending => {
-            let source = look
-                .standbys
-                .iter()
-                .find(|standby| standby.name() == golden.spec.sandbox_name);
-            match source {
-                None => decision.delete(golden, "its sandbox is no standby any more"),
-                Some(_) if is_older(TAKES) => {
-                    decision.attempts.refused(name, look.now, look.now);
-                    decision.delete(golden, "it is not taken in time");
-                }
-                Some(source) => {
-                    decision.awake.insert(source.uid().to_owned());
-                    if let Some(left) = left(TAKES) {
-                        decision.look_again_in(left);
-                    }
-                }
-            }
-        }
-        State::Failed if is_older(RETRY) => decision.delete(golden, "it failed, and is tried again"),
-        State::Failed => {
-            if let Some(left) = left(RETRY) {
-                decision.look_again_in(left);
-            }
-        }
-        State::Lost => decision.delete(golden, "its node does not have it any more"),
-        State::Away => {}
     }
 }

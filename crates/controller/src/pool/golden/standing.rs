@@ -65,6 +65,10 @@ impl Standing {
         self.fresh && !is_clone
     }
 
+    pub(super) fn sleeps(&self) -> bool {
+        asleep_on(&self.sandbox).is_some()
+    }
+
     /// How long until a golden snapshot can be taken of it, if it is ready and boots. What is hibernated is in a snapshot
     /// of its own, which goes when it is woken.
     pub(super) fn can_be_saved_in(&self, settles: Duration, now: Timestamp) -> Option<Duration> {

@@ -17,6 +17,9 @@ use crate::write::is_already_there;
 /// How old what is known of the nodes may be. There may be thousands, and pools that are looked at with each claim.
 const NODES_ARE_KNOWN: Duration = Duration::from_secs(1);
 
+/// How long a controller that begins takes for granted that agents can be reached which say that they are ready.
+const LINKS_ARE_MADE: Duration = Duration::from_secs(10);
+
 impl PoolContext {
     /// Golden snapshots that the pool owns, as they are now.
     pub(super) fn goldens(&self, pool: &SandboxWarmPool) -> Vec<Arc<SandboxSnapshot>> {
@@ -50,9 +53,10 @@ impl PoolContext {
             ..
         } = &self.known;
         let all = sandbox_nodes.store().state();
+        let is_new = self.begun.elapsed() < LINKS_ARE_MADE;
         let reached = all
             .iter()
-            .filter(|node| agents.reaches(objects::name(&node.metadata)));
+            .filter(|node| is_new || agents.reaches(objects::name(&node.metadata)));
         reached
             .filter_map(|node| {
                 let name = objects::name(&node.metadata);

@@ -209,9 +209,38 @@ fn who_is_to_be_saved_stays_awake_for_that_and_no_longer() {
     let golden = ordered(&first)[0].clone();
     observed.attempts = first.attempts.clone();
     // Whatever becomes of it, it is not kept awake for ever.
-    assert_eq!(rung(&at(&observed, later(now(), 60))), Rung::Hibernated);
+    let mut made = golden.clone();
+    made.metadata.creation_timestamp = Some(Time(now()));
+    observed.goldens = vec![Arc::new(made)];
+    assert_eq!(rung(&at(&observed, later(now(), 119))), Rung::Running);
+    observed.attempts = at(&observed, later(now(), 120)).attempts;
+    observed.goldens = vec![];
+    assert_eq!(rung(&at(&observed, later(now(), 121))), Rung::Hibernated);
+    observed.attempts = first.attempts.clone();
     observed.goldens = vec![Arc::new(ready(golden, "a"))];
     assert_eq!(rung(&decide(&observed)), Rung::Hibernated);
+}
+
+#[test]
+fn those_that_sleep_are_not_woken_to_be_saved() {
+    let asleep = |name: &str| {
+        let mut standby = on(standby(name, true, 60), "a");
+        let mut dormant = condition("Dormant", true, "Frozen", now());
+        dormant.message = "Sandbox sleeps until it is claimed".to_owned();
+        standby.status.as_mut().unwrap().conditions.push(dormant);
+        standby
+    };
+    let mut sleeping = golden_pool(3);
+    sleeping.spec.standby = Some(Standby::Frozen);
+    let members = vec![asleep("x"), asleep("y"), on(standby("z", true, 60), "a")];
+    let next = decide(&look(sleeping, members, &["a"]));
+    assert_eq!(ordered(&next)[0].spec.sandbox_name, "x");
+    assert!(
+        next.wishes
+            .unwrap()
+            .values()
+            .all(|(_, rung)| *rung == Rung::Frozen)
+    );
 }
 
 #[test]
@@ -255,7 +284,7 @@ fn one_that_is_not_taken_in_time_is_given_up_and_all_boot() {
     observed.attempts = next.attempts;
     let next = at(&observed, later(now(), 120));
     assert_eq!(dropped(&next), [name_of(&golden)]);
-    assert_eq!(next.requeue, Some(Duration::from_secs(59)));
+    assert!(next.news[0].reason == "GoldenSnapshotFailed" && next.news[0].note.contains("in time"));
     // It is not ordered again at once, and nobody waits for that.
     observed.attempts = next.attempts;
     observed.goldens = vec![];
