@@ -9,6 +9,7 @@
 mod access;
 mod drain;
 mod faults;
+mod golden;
 mod install;
 mod installed;
 mod installer;

@@ -48,7 +48,7 @@ async fn start(space: &str, replicas: u32, standby: &str, awake: u32) -> Arc<Clu
     cluster
 }
 
-async fn listed(cluster: &Cluster, kind: &str, space: &str) -> anyhow::Result<Vec<Value>> {
+pub(crate) async fn listed(cluster: &Cluster, kind: &str, space: &str) -> anyhow::Result<Vec<Value>> {
     let listed = cluster
         .kubectl(&["get", kind, "-n", space, "--output=json"])
         .await?;
@@ -56,13 +56,13 @@ async fn listed(cluster: &Cluster, kind: &str, space: &str) -> anyhow::Result<Ve
     Ok(listed["items"].as_array().cloned().unwrap_or_default())
 }
 
-fn owned_by<'a>(object: &'a Value, kind: &str) -> Option<&'a str> {
+pub(crate) fn owned_by<'a>(object: &'a Value, kind: &str) -> Option<&'a str> {
     let owners = object["metadata"]["ownerReferences"].as_array()?;
     let owner = owners.iter().find(|owner| owner["kind"] == kind)?;
     owner["name"].as_str()
 }
 
-fn name(object: &Value) -> String {
+pub(crate) fn name(object: &Value) -> String {
     object["metadata"]["name"].as_str().unwrap().to_owned()
 }
 
@@ -78,7 +78,7 @@ fn rung(sandbox: &Value) -> String {
 }
 
 /// Waits until the pool has so many standbys on each rung, and says that all of them are ready.
-async fn until(cluster: &Cluster, space: &str, wanted: &[(&str, usize)]) -> Vec<Value> {
+pub(crate) async fn until(cluster: &Cluster, space: &str, wanted: &[(&str, usize)]) -> Vec<Value> {
     let wanted: BTreeMap<String, usize> = wanted
         .iter()
         .map(|&(rung, count)| (rung.to_owned(), count))
@@ -109,7 +109,7 @@ async fn until(cluster: &Cluster, space: &str, wanted: &[(&str, usize)]) -> Vec<
     }
 }
 
-async fn change(cluster: &Cluster, space: &str, spec: &Value) {
+pub(crate) async fn change(cluster: &Cluster, space: &str, spec: &Value) {
     let patch = json!({"spec": spec}).to_string();
     cluster
         .kubectl(&[
@@ -136,7 +136,7 @@ async fn words_of(cluster: &Cluster, space: &str, count: usize) -> BTreeMap<Stri
 }
 
 /// Claims a sandbox, and waits for it. Says what it took by the controller's clock.
-async fn claim(cluster: &Cluster, space: &str, name: &str) -> Value {
+pub(crate) async fn claim(cluster: &Cluster, space: &str, name: &str) -> Value {
     cluster
         .apply(&json!({
             "apiVersion": "extensions.agents.x-k8s.io/v1beta1", "kind": "SandboxClaim",

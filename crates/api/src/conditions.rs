@@ -55,6 +55,8 @@ pub mod snapshot {
     pub const SANDBOX_NOT_FOUND: &str = "SandboxNotFound";
     /// The Sandbox has no pod that runs, and no snapshot that holds it.
     pub const SANDBOX_NOT_RUNNING: &str = "SandboxNotRunning";
+    /// It is a pool's golden snapshot, and its sandbox is no standby of the pool any more.
+    pub const SANDBOX_CLAIMED: &str = "SandboxClaimed";
     /// The agent of the node cannot be reached, or does not know the pod yet.
     pub const AGENT_UNREACHABLE: &str = "AgentUnreachable";
     /// The namespace's SnapshotStore allows no more.

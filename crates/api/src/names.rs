@@ -55,6 +55,10 @@ pub mod annotations {
     pub const TRACE_CONTEXT: &str = "opentelemetry.io/trace-context";
     /// Whether the cluster autoscaler may evict the pod.
     pub const SAFE_TO_EVICT: &str = "cluster-autoscaler.kubernetes.io/safe-to-evict";
+    /// Ours, on a standby: the SandboxSnapshot that its pods are filled from as long as it is one.
+    pub const GOLDEN: &str = "dormouse.dev/golden";
+    /// Ours, on a standby: the node that its pod is best on.
+    pub const PREFERRED_NODE: &str = "dormouse.dev/preferred-node";
     /// Ours, on a Node, `"false"`: that it is cordoned does not mean that it is drained.
     pub const DRAIN: &str = "dormouse.dev/drain";
 }

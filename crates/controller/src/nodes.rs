@@ -15,6 +15,10 @@ use crate::objects;
 use crate::overcommit::Overcommit;
 use dormouse_api::quantity::millis;
 
+/// Conditions of a Node that say what it runs short of.
+const MEMORY_PRESSURE: &str = "MemoryPressure";
+const DISK_PRESSURE: &str = "DiskPressure";
+
 /// How a node stands, as far as its sandboxes are concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NodeSight {
@@ -78,6 +82,40 @@ impl NodeSight {
     }
 }
 
+/// What a node's kubelet says that it runs short of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Pressure {
+    /// Memory.
+    pub memory: bool,
+    /// Room on its disk.
+    pub disk: bool,
+}
+
+impl Pressure {
+    /// Whether it is anything.
+    #[must_use]
+    pub const fn any(self) -> bool {
+        self.memory || self.disk
+    }
+
+    /// What a node says.
+    #[must_use]
+    pub fn of(node: &Node) -> Self {
+        let conditions = node
+            .status
+            .as_ref()
+            .and_then(|status| status.conditions.as_deref());
+        let is = |type_: &str| {
+            let mut all = conditions.unwrap_or_default().iter();
+            all.any(|condition| condition.type_ == type_ && condition.status == "True")
+        };
+        Self {
+            memory: is(MEMORY_PRESSURE),
+            disk: is(DISK_PRESSURE),
+        }
+    }
+}
+
 /// The nodes of the cluster.
 #[derive(Clone)]
 pub struct Nodes(Arc<Inner>);
@@ -114,6 +152,13 @@ impl Nodes {
         }
         let node = self.0.cache.get("", name);
         node.map_or(NodeSight::GONE, |node| NodeSight::of(&node, &self.0.taints))
+    }
+
+    /// What a node runs short of; nothing, as long as it is not known.
+    #[must_use]
+    pub fn pressure(&self, name: &str) -> Pressure {
+        let node = self.0.cache.get("", name);
+        node.map(|node| Pressure::of(&node)).unwrap_or_default()
     }
 
     /// Takes note of a node that may have changed; whether its sandboxes are concerned.
@@ -159,7 +204,9 @@ pub(crate) fn trim(node: &mut Node) {
             all
         }),
         conditions: status.conditions.map(|mut all| {
-            all.retain(|condition| condition.type_ == "Ready");
+            all.retain(|condition| {
+                ["Ready", MEMORY_PRESSURE, DISK_PRESSURE].contains(&condition.type_.as_str())
+            });
             all
         }),
         ..NodeStatus::default()
@@ -209,6 +256,31 @@ mod tests {
             it.metadata.annotations = Some([said].into());
         });
         assert_eq!(denied, NodeSight::default());
+    }
+
+    #[test]
+    fn a_node_says_what_it_runs_short_of() {
+        let short = |type_: &str, status: &str| {
+            let mut node = Node {
+                status: Some(NodeStatus::default()),
+                ..Node::default()
+            };
+            node.status.as_mut().unwrap().conditions = Some(vec![NodeCondition {
+                type_: type_.to_owned(),
+                status: status.to_owned(),
+                ..NodeCondition::default()
+            }]);
+            trim(&mut node);
+            Pressure::of(&node)
+        };
+        assert!(short("MemoryPressure", "True").memory && short("DiskPressure", "True").disk);
+        for (type_, status) in [
+            ("MemoryPressure", "False"),
+            ("PIDPressure", "True"),
+            ("Ready", "True"),
+        ] {
+            assert!(!short(type_, status).any());
+        }
     }
 
     #[test]

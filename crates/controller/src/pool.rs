@@ -6,7 +6,9 @@
 mod build;
 mod demand;
 mod expected;
+mod golden;
 mod next;
+mod placement;
 mod reconcile;
 mod refill;
 mod size;
@@ -17,10 +19,14 @@ mod wish;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod writes;
 
 pub use expected::Pending;
+pub use golden::{Attempts, News, Sight};
 pub use next::{Next, Observed, Settings, next};
 pub(crate) use next::{began_in_pool, birth, is_ready};
+pub use placement::{Place, PoolNode};
 pub use reconcile::{Known, PoolContext, PoolError, on_error, reconcile};
 pub use refill::Refill;
 pub use sizing::{Sizing, is_sized};

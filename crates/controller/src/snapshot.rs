@@ -24,7 +24,7 @@ mod writes;
 
 pub use next::{Next, NodeSight, Observed, next};
 pub use object::{FINALIZER, is_ready};
-pub(crate) use object::{failure, id, name_label, node, of_suspend};
+pub(crate) use object::{failure, id, name_label, node, of_suspend, pool_of};
 pub use reconcile::{Known, SnapshotContext, SnapshotError, on_error, reconcile};
 pub use store::{Limits, Used, limits_of};
 pub use store_reconcile::{

@@ -31,6 +31,8 @@ struct Inner {
     pool_of: HashMap<Key, String>,
     /// UIDs of those that were handed over, until the watch shows it. Their news of before may come late.
     spent: HashMap<Key, String>,
+    /// Nodes that run short of something.
+    pressed: BTreeSet<String>,
 }
 
 #[derive(Debug)]
@@ -113,13 +115,23 @@ impl Candidates {
         left
     }
 
+    /// Takes note of whether a node runs short of something.
+    pub fn saw_pressure(&self, node: &str, is_pressed: bool) {
+        let mut inner = self.lock();
+        if is_pressed {
+            inner.pressed.insert(node.to_owned());
+        } else {
+            inner.pressed.remove(node);
+        }
+    }
+
     /// Reserves a standby of a pool, but for those in `but`: a ready one if there is one, of these one that is soonest
-    /// awake, of the node that has most of them left, and of these the oldest.
+    /// awake, of a node that does not run short of anything, of the node that has most of them left, and of these the oldest.
     #[must_use]
     pub fn reserve(&self, namespace: &str, pool: &str, but: &BTreeSet<String>) -> Choice {
         let mut inner = self.lock();
         let key = (namespace.to_owned(), pool.to_owned());
-        let Some(members) = inner.pools.get_mut(&key) else {
+        let Some(members) = inner.pools.get(&key) else {
             return Choice::Nothing;
         };
         let free = |(name, standby): &(&String, &Standby)| !standby.reserved && !but.contains(*name);
@@ -142,7 +154,9 @@ impl Candidates {
             .min_by(|(name, one), (other_name, other)| {
                 let rank = |standby: &Standby| {
                     let left = std::cmp::Reverse(left_on(standby));
-                    (!standby.ready, standby.held, standby.rung, left)
+                    let node = standby.node.as_deref();
+                    let pressed = node.is_some_and(|node| inner.pressed.contains(node));
+                    (!standby.ready, standby.held, standby.rung, pressed, left)
                 };
                 let by_age = || (one.created, *name).cmp(&(other.created, *other_name));
                 rank(one).cmp(&rank(other)).then_with(by_age)
@@ -344,6 +358,25 @@ mod tests {
             candidates.reserve("other", "pool", &BTreeSet::new()),
             Choice::Nothing
         ));
+    }
+
+    #[test]
+    fn a_node_that_runs_short_is_left_for_others() {
+        let candidates = Candidates::default();
+        let pool = pool();
+        see(&candidates, &on(standby(&pool, "a", true), "n1", 1));
+        see(&candidates, &on(standby(&pool, "b", true), "n1", 2));
+        see(&candidates, &on(standby(&pool, "c", true), "n2", 3));
+        candidates.saw_pressure("n1", true);
+        assert_eq!(chosen(&candidates, &[]).as_deref(), Some("c"));
+        assert_eq!(chosen(&candidates, &["c"]).as_deref(), Some("a"));
+        // One that is awake is worth more.
+        let asleep = crate::claim::tests::asleep(standby(&pool, "c", true), "Frozen");
+        see(&candidates, &on(asleep, "n2", 3));
+        assert_eq!(chosen(&candidates, &[]).as_deref(), Some("a"));
+        candidates.saw_pressure("n1", false);
+        see(&candidates, &on(standby(&pool, "c", true), "n2", 3));
+        assert_eq!(chosen(&candidates, &[]).as_deref(), Some("a"));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use dormouse_api::extensions::{SandboxTemplate, SandboxWarmPool};
 use dormouse_api::names::{annotations, labels, name_hash};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::Settings;
+use super::{Place, Settings};
 use crate::objects::{self, owner_reference};
 use crate::template::{Hashes, sandbox_spec};
 
@@ -60,4 +60,18 @@ pub(super) fn standby(
         spec,
         status: None,
     }
+}
+
+/// The same where it is to be, filled from what it is to be filled from.
+pub(super) fn placed(standby: &Sandbox, place: &Place) -> Sandbox {
+    let mut standby = standby.clone();
+    let said = [
+        (annotations::PREFERRED_NODE, &place.node),
+        (annotations::GOLDEN, &place.golden),
+    ];
+    let said = said
+        .into_iter()
+        .filter_map(|(key, value)| Some((key.to_owned(), value.clone()?)));
+    standby.metadata.annotations.get_or_insert_default().extend(said);
+    standby
 }

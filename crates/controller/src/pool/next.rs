@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use dormouse_api::agents::Sandbox;
 use dormouse_api::conditions::READY;
+use dormouse_api::dormouse::SandboxSnapshot;
 use dormouse_api::extensions::{SandboxTemplate, SandboxWarmPool, SandboxWarmPoolStatus, UpdateStrategyType};
 use dormouse_api::names::{labels, name_hash};
 use dormouse_core::Rung;
@@ -17,7 +18,7 @@ use serde_json::json;
 use super::sizing::There;
 use super::step::Why;
 use super::wish::wishes;
-use super::{Pending, Refill, Sizing, Step, build};
+use super::{Attempts, News, Pending, Place, PoolNode, Refill, Sizing, Step, build, golden};
 use crate::objects::{self, Ownership, condition, is_true, owner_reference, ownership};
 use crate::sandbox::asleep_on;
 use crate::template::Vetting;
@@ -42,6 +43,14 @@ pub struct Observed {
     pub pending: Pending,
     /// On which rung its standbys were last to wait, by UID.
     pub wishes: BTreeMap<String, (String, Rung)>,
+    /// Golden snapshots that it owns.
+    pub goldens: Vec<Arc<SandboxSnapshot>>,
+    /// The one that it names.
+    pub named: Option<Arc<SandboxSnapshot>>,
+    /// What was tried with them.
+    pub attempts: Attempts,
+    /// Nodes that standbys can go to.
+    pub nodes: Arc<[PoolNode]>,
 }
 
 /// What is the same for all pools.
@@ -70,6 +79,8 @@ pub struct Next {
     pub steps: Vec<Step>,
     /// How many are made.
     pub make: usize,
+    /// Where each of them is to be, and what it is filled from.
+    pub places: Vec<Place>,
     /// Like this one.
     pub standby: Option<Box<Sandbox>>,
     /// The status, before what is made is there.
@@ -80,6 +91,10 @@ pub struct Next {
     pub requeue: Option<Duration>,
     /// On which rung its standbys are to wait, with their names, by UID; `None`: as before.
     pub wishes: Option<BTreeMap<String, (String, Rung)>>,
+    /// What has been tried with golden snapshots by now.
+    pub attempts: Attempts,
+    /// What is worth an event of that.
+    pub news: Vec<News>,
 }
 
 impl Next {
@@ -107,14 +122,24 @@ pub fn next(
     now: Timestamp,
 ) -> Next {
     let pool = &*observed.pool;
-    let mut next = Next::default();
+    let mut next = Next {
+        attempts: observed.attempts.clone(),
+        ..Next::default()
+    };
     if pool.metadata.deletion_timestamp.is_some() {
         next.status = pool.status.clone().unwrap_or_default();
         return next;
     }
     let mut vetting = observed.template.as_deref().map(Vetting::by);
     let count = count(observed, vetting.as_mut(), settings, now, &mut next);
-    next.wishes = Some(wishes(pool, &count.active, &observed.wishes));
+    let golden = golden::next(observed, &count.active, vetting.as_mut(), now);
+    next.wishes = Some(wishes(pool, &count.active, &observed.wishes, &golden.awake));
+    next.steps.extend(golden.steps);
+    next.news = golden.news;
+    if let Some(again) = golden.again {
+        next.look_again_in(again);
+    }
+    next.attempts = golden.attempts;
     let ready = count.active.iter().filter(|standby| is_ready(standby)).count();
     let as_number = |count: usize| i32::try_from(count).unwrap_or(i32::MAX);
     next.status = SandboxWarmPoolStatus {
@@ -146,13 +171,15 @@ pub fn next(
             if granted == 0 {
                 next.look_again_in(wait);
             } else if observed.pending.is_empty() {
-                next.make = granted;
-                next.standby = Some(Box::new(build::standby(
-                    pool,
-                    template,
-                    vetting.hashes(),
-                    settings,
-                )));
+                let assigned = golden.choice.assign(granted);
+                refill.give_back(assigned.withheld, settings.refill_rate);
+                for node in &assigned.seeded {
+                    next.attempts.wait_on(node, now);
+                }
+                next.make = assigned.places.len();
+                next.places = assigned.places;
+                let standby = build::standby(pool, template, vetting.hashes(), settings);
+                next.standby = Some(Box::new(standby)).filter(|_| next.make > 0);
                 if granted < missing && !wait.is_zero() {
                     next.look_again_in(wait);
                 }

@@ -1,8 +1,12 @@
 //! Doing what a pool needs.
 
-use std::sync::Arc;
+mod golden;
+
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use dormouse_api::agents::Sandbox;
+use dormouse_api::dormouse::{SandboxNode, SandboxSnapshot};
 use dormouse_api::extensions::{SandboxTemplate, SandboxWarmPool};
 use dormouse_api::names::{annotations, name_hash};
 use futures::future::join_all;
@@ -15,11 +19,14 @@ use kube::{Client, Resource};
 use thiserror::Error;
 use tracing::{debug, info};
 
+use super::build::placed;
 use super::next::is_ready;
 use super::state::Key;
-use super::{FIELD_MANAGER, Next, Observed, Pools, Settings, Step};
+use super::{FIELD_MANAGER, Next, Observed, PoolNode, Pools, Settings, Step};
+use crate::agents::Agents;
 use crate::cache::Cache;
 use crate::events;
+use crate::nodes::Nodes;
 use crate::objects;
 use crate::patch::status_patch;
 use crate::queue::Queue;
@@ -32,6 +39,9 @@ pub struct PoolContext {
     recorder: Recorder,
     settings: Settings,
     known: Known,
+    /// Nodes that standbys can go to, and when that was found out.
+    nodes: Mutex<Option<(Instant, Arc<[PoolNode]>)>>,
+    begun: Instant,
 }
 
 /// Caches and notes that pools are reconciled with.
@@ -49,6 +59,14 @@ pub struct Known {
     pub state: Arc<Pools>,
     /// Sandboxes that are to be looked at.
     pub sandbox_queue: Queue<Sandbox>,
+    /// All SandboxSnapshots.
+    pub snapshots: Arc<Cache<SandboxSnapshot>>,
+    /// What the agents say of their nodes.
+    pub sandbox_nodes: Arc<Cache<SandboxNode>>,
+    /// The nodes.
+    pub nodes: Nodes,
+    /// The agents of the nodes.
+    pub agents: Agents,
 }
 
 /// Why a pool is looked at again.
@@ -117,12 +135,14 @@ pub async fn reconcile(pool: Arc<SandboxWarmPool>, context: Arc<PoolContext>) ->
 impl PoolContext {
     /// A context for all pools.
     #[must_use]
-    pub const fn new(client: Client, recorder: Recorder, settings: Settings, known: Known) -> Self {
+    pub fn new(client: Client, recorder: Recorder, settings: Settings, known: Known) -> Self {
         Self {
             writer: Writer::new(client, FIELD_MANAGER),
             recorder,
             settings,
             known,
+            nodes: Mutex::new(None),
+            begun: Instant::now(),
         }
     }
 
@@ -142,6 +162,14 @@ impl PoolContext {
         Observed {
             pending: self.known.state.pending(key, now),
             wishes: self.known.state.wishes(key),
+            goldens: self.goldens(&pool),
+            named: pool
+                .spec
+                .golden
+                .as_deref()
+                .and_then(|name| self.known.snapshots.get(&key.0, name)),
+            attempts: self.known.state.attempts(key),
+            nodes: self.nodes(),
             members,
             unschedulable,
             template,
@@ -172,12 +200,20 @@ impl PoolContext {
         let Some(standby) = &planned.standby else {
             return Ok(());
         };
-        let mut left = planned.make;
+        let mut places = planned.places.iter();
+        let mut left = places.len();
         let mut at_a_time = 1;
         let mut failure = None;
         while left > 0 && failure.is_none() {
             let count = left.min(at_a_time);
-            let made = (0..count).map(|_| self.writer.create(&self.known.sandboxes, &key.0, &**standby));
+            let new: Vec<Sandbox> = places
+                .by_ref()
+                .take(count)
+                .map(|place| placed(standby, place))
+                .collect();
+            let made = new
+                .iter()
+                .map(|standby| self.writer.create(&self.known.sandboxes, &key.0, standby));
             let mut standbys = Vec::new();
             for result in join_all(made).await {
                 match result {
@@ -272,6 +308,29 @@ impl PoolContext {
                 }
                 ("delete sandbox", deleted)
             }
+            Step::CreateGolden(golden) => {
+                self.make_golden(golden, key).await;
+                return Ok(());
+            }
+            Step::DeleteGolden { name, uid, why } => {
+                let which = Which {
+                    name,
+                    uid,
+                    version: None,
+                };
+                let deleted = self
+                    .writer
+                    .delete(&self.known.snapshots, &key.0, which, false)
+                    .await;
+                info!(
+                    namespace = key.0,
+                    pool = key.1,
+                    snapshot = name,
+                    why,
+                    "a golden snapshot is deleted"
+                );
+                ("delete SandboxSnapshot", deleted)
+            }
         };
         match written {
             // Somebody else has it, or it is another one by now: the watch tells.
@@ -303,6 +362,15 @@ impl PoolContext {
 
     /// Says that the pool does not get on, or does again.
     async fn tell(&self, pool: &SandboxWarmPool, planned: &Next, key: &Key) {
+        for news in &planned.news {
+            let type_ = if news.good {
+                EventType::Normal
+            } else {
+                EventType::Warning
+            };
+            let event = events::event(type_, news.reason, "Reconciling", news.note.clone());
+            events::publish(&self.recorder, &pool.object_ref(&()), &event).await;
+        }
         if !self.known.state.halts(key, planned.halted.is_some()) {
             return;
         }

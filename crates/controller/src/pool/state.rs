@@ -10,7 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::expected::{Expected, Pending};
 use super::wish::{Wished, Wishes};
-use super::{Next, Observed, Refill, Settings, Sizing, next};
+use super::{Attempts, Next, Observed, Refill, Settings, Sizing, next};
 use crate::backoff;
 use crate::objects;
 
@@ -26,12 +26,15 @@ struct Inner {
     expected: Expected,
     wishes: Wishes,
     pools: HashMap<Key, State>,
+    /// Names of the golden snapshots that pools own, by UID of the pool.
+    goldens: HashMap<String, BTreeSet<String>>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     refill: Refill,
     sizing: Sizing,
+    attempts: Attempts,
     /// How many standbys there are to be, as last decided.
     wanted: Option<usize>,
     halted: bool,
@@ -51,6 +54,37 @@ impl Pools {
         inner.expected.forget(&key);
         inner.wishes.forget(&key);
         inner.pools.remove(&key);
+    }
+
+    /// A golden snapshot of a pool, by UID, was seen, or that it is gone.
+    pub fn saw_golden(&self, pool: &str, name: &str, there: bool) {
+        let mut inner = self.lock();
+        if there {
+            let known = inner.goldens.entry(pool.to_owned()).or_default();
+            known.insert(name.to_owned());
+        } else if let Some(known) = inner.goldens.get_mut(pool) {
+            known.remove(name);
+            if known.is_empty() {
+                inner.goldens.remove(pool);
+            }
+        }
+    }
+
+    pub(super) fn goldens(&self, pool: &str) -> BTreeSet<String> {
+        self.lock().goldens.get(pool).cloned().unwrap_or_default()
+    }
+
+    pub(super) fn attempts(&self, key: &Key) -> Attempts {
+        let inner = self.lock();
+        let state = inner.pools.get(key);
+        state.map(|state| state.attempts.clone()).unwrap_or_default()
+    }
+
+    /// The API server does not take a golden snapshot.
+    pub(super) fn golden_refused(&self, key: &Key, name: &str, now: Timestamp) {
+        if let Some(state) = self.lock().pools.get_mut(key) {
+            state.attempts.refused(name, now, now);
+        }
     }
 
     /// The rung on which a standby, by UID, is to wait; `None` if that has not been decided.
@@ -120,6 +154,7 @@ impl Pools {
         let state = inner.pools.entry(key.clone()).or_default();
         let next = next(observed, settings, &mut state.refill, &mut state.sizing, now);
         state.wanted = Some(next.wanted);
+        state.attempts = next.attempts.clone();
         next
     }
 

@@ -1,5 +1,6 @@
 //! Single writes that a pool needs.
 
+use dormouse_api::dormouse::SandboxSnapshot;
 use serde_json::Value;
 
 /// One write.
@@ -22,6 +23,17 @@ pub enum Step {
         version: Option<String>,
         /// Why.
         why: Why,
+    },
+    /// Has a golden snapshot taken.
+    CreateGolden(Box<SandboxSnapshot>),
+    /// Deletes a golden snapshot.
+    DeleteGolden {
+        /// Its name.
+        name: String,
+        /// Its UID.
+        uid: String,
+        /// Why.
+        why: &'static str,
     },
 }
 

@@ -1,5 +1,6 @@
 //! What is decided for pools, case by case.
 
+mod golden;
 mod sizing;
 mod wish;
 
@@ -20,7 +21,7 @@ use serde_json::json;
 
 use super::next::as_go_writes;
 use super::step::Why;
-use super::{Next, Observed, Pending, Refill, Settings, Sizing, Step, build, next};
+use super::{Attempts, Next, Observed, Pending, Refill, Settings, Sizing, Step, build, next};
 use crate::objects::owner_reference;
 use crate::template::Hashes;
 
@@ -39,7 +40,7 @@ fn meta(name: &str) -> ObjectMeta {
     }
 }
 
-fn pool(replicas: i32) -> SandboxWarmPool {
+pub(super) fn pool(replicas: i32) -> SandboxWarmPool {
     let mut pool = SandboxWarmPool {
         metadata: meta("pool"),
         ..SandboxWarmPool::default()
@@ -57,7 +58,7 @@ fn recreating(replicas: i32) -> SandboxWarmPool {
     pool
 }
 
-fn template() -> SandboxTemplate {
+pub(super) fn template() -> SandboxTemplate {
     let mut template = SandboxTemplate {
         metadata: meta("template"),
         ..SandboxTemplate::default()
@@ -76,7 +77,7 @@ fn template() -> SandboxTemplate {
     template
 }
 
-fn settings() -> Settings {
+pub(super) fn settings() -> Settings {
     Settings {
         batch: 300,
         replenish_delay: Duration::ZERO,
@@ -120,6 +121,10 @@ fn with(pool: SandboxWarmPool, members: Vec<Sandbox>) -> Observed {
         unschedulable: std::collections::BTreeSet::new(),
         pending: Pending::default(),
         wishes: BTreeMap::new(),
+        goldens: vec![],
+        named: None,
+        attempts: Attempts::default(),
+        nodes: Arc::new([]),
     }
 }
 
@@ -138,7 +143,7 @@ fn deleted(next: &Next) -> Vec<(&str, Why)> {
         .iter()
         .filter_map(|step| match step {
             Step::Delete { name, why, .. } => Some((name.as_str(), *why)),
-            Step::Patch { .. } => None,
+            _ => None,
         })
         .collect()
 }

@@ -52,12 +52,14 @@ pub(super) type Wished = (String, Rung);
 
 /// On which rung each of a pool's standbys is to wait, by UID; nothing where they just run. `before`: what was wished.
 ///
+/// Those in `kept_awake`, by UID, are awake in any case: a golden snapshot is about to be taken of them.
 /// Awake are first those that can be claimed, then those that were chosen before, then those that are awake already, and
 /// of these the oldest.
 pub(super) fn wishes(
     pool: &SandboxWarmPool,
     standbys: &[Arc<Sandbox>],
     before: &BTreeMap<String, Wished>,
+    kept_awake: &BTreeSet<String>,
 ) -> BTreeMap<String, Wished> {
     let Some(rung) = sleeps_on(pool) else {
         return BTreeMap::new();
@@ -77,11 +79,10 @@ pub(super) fn wishes(
     });
     let wished = |(place, standby): (usize, &Arc<Sandbox>)| {
         let meta = &standby.metadata;
-        let rung = if place < awake { Rung::Running } else { rung };
-        (
-            objects::uid(meta).to_owned(),
-            (objects::name(meta).to_owned(), rung),
-        )
+        let uid = objects::uid(meta);
+        let is_awake = place < awake || kept_awake.contains(uid);
+        let rung = if is_awake { Rung::Running } else { rung };
+        (uid.to_owned(), (objects::name(meta).to_owned(), rung))
     };
     all.into_iter().enumerate().map(wished).collect()
 }

@@ -83,6 +83,10 @@ pub(super) fn begin(
             pods: Arc::clone(&known.pods),
             state: Arc::clone(&known.state),
             sandbox_queue: index.sandbox_queue.clone(),
+            snapshots: Arc::clone(&index.snapshots.snapshots),
+            sandbox_nodes: Arc::clone(&index.snapshots.nodes),
+            nodes: index.nodes.clone(),
+            agents: index.agents.clone(),
         },
     );
     tracker.spawn(work(

@@ -165,7 +165,15 @@ impl Index {
             },
         ));
         let vocabulary = gke.clone();
+        let concerned = index.extensions.clone();
+        let all = Arc::clone(&snapshots.snapshots);
         snapshots.start(client, &index.sandboxes, &sandbox_queue, move |snapshot| {
+            if let Some(concerned) = &concerned {
+                let meta = &snapshot.metadata;
+                let there = all.get(objects::namespace(meta), objects::name(meta));
+                let is_there = there.is_some_and(|there| there.metadata.uid == meta.uid);
+                concerned.saw_snapshot(snapshot, is_there);
+            }
             if let Some(vocabulary) = &vocabulary {
                 vocabulary.saw_snapshot(snapshot);
             }

@@ -46,6 +46,7 @@ pub(super) fn begin(
             sandboxes: Arc::clone(&index.sandboxes),
             pods: Arc::clone(&index.pods),
             agents: index.agents.clone(),
+            candidates: index.extensions.as_ref().map(|known| known.candidates.clone()),
         },
         Arc::clone(metrics),
     );

@@ -5,18 +5,29 @@
 
 use std::collections::BTreeMap;
 
-use dormouse_api::agents::Sandbox;
+use dormouse_api::agents::{Fallback, Sandbox};
 use dormouse_api::extensions::{SandboxClaim, SandboxWarmPool};
 use dormouse_api::names::{annotations, is_reserved, labels, name_hash};
-use dormouse_core::ANNOTATION_RESTORE_FROM;
+use dormouse_core::{
+    ANNOTATION_FALLBACK, ANNOTATION_POST_RESTORE_CONTAINER, ANNOTATION_POST_RESTORE_EXEC,
+    ANNOTATION_POST_RESTORE_SIGNAL, ANNOTATION_RESTORE_FROM,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::Resource;
 use serde_json::{Map, Value, json};
 
+use super::source::golden;
 use crate::objects::{self, controller_of, owner_reference};
 
 /// Who may stand in the label [`labels::CREATED_BY`]; it becomes a label of metrics, so everybody else is `unknown`.
 const CREATORS: [&str; 3] = ["go-client", "python-client", "controller"];
+
+/// What a template says of that which follows on a restore; only for pods that are filled from a snapshot.
+const AFTER_RESTORE: [&str; 3] = [
+    ANNOTATION_POST_RESTORE_EXEC,
+    ANNOTATION_POST_RESTORE_CONTAINER,
+    ANNOTATION_POST_RESTORE_SIGNAL,
+];
 
 /// Labels and annotations, as a pod is to have them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -38,6 +49,11 @@ impl PodMetadata {
         let mut given_annotations = super::policy::annotations(&sandbox.spec, stands_by);
         given_annotations.extend(template.annotations.unwrap_or_default());
         given_annotations.retain(|key, _| !is_system_annotation(key));
+        if golden(sandbox).is_some() {
+            // Whatever becomes of its own memory one day: that of the snapshot is nobody's loss.
+            let fallback = Fallback::ColdStart.as_str().to_owned();
+            given_annotations.insert(ANNOTATION_FALLBACK.to_owned(), fallback);
+        }
         let mut own_labels = own_labels(sandbox);
         if held {
             own_labels.insert(labels::HOLDS_MEMORY.to_owned(), "true".to_owned());
@@ -47,6 +63,14 @@ impl PodMetadata {
             own_labels,
             given_annotations,
         }
+    }
+
+    /// The same for a pod that is filled from no snapshot: what is to follow on a restore would be refused there.
+    pub(super) fn of_boot(mut self) -> Self {
+        for key in AFTER_RESTORE {
+            self.given_annotations.remove(key);
+        }
+        self
     }
 
     /// For a new pod.

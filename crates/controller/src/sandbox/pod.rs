@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use dormouse_api::agents::{Fallback, Sandbox};
 use dormouse_api::names::{annotations, labels, name_hash};
-use dormouse_core::ANNOTATION_PROBES;
+use dormouse_core::{ANNOTATION_PROBES, ANNOTATION_RESTORE_FROM};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -15,7 +15,7 @@ use super::guest::{self, GuestNext, Hibernation, Stand};
 use super::metadata::{PodMetadata, owners_with};
 use super::policy::fallback;
 use super::restore::{self, Restore};
-use super::source::Source;
+use super::source::{Source, preferred_node};
 use super::{Observed, Settings, Step, Trouble, lost, probes, volumes};
 use crate::objects::{self, Ownership, owner_reference, ownership};
 
@@ -248,7 +248,11 @@ fn keep_metadata(observed: &Observed, pod: &Pod, drain: &Drain, settings: &Setti
     let name = objects::name(&pod.metadata);
     let held = drain::holds_pod(sandbox, Some(pod), drain, settings);
     track(sandbox, name, steps, |steps| {
-        if let Some(patch) = PodMetadata::of(sandbox, held, observed.wish.is_any()).patch(&pod.metadata) {
+        let mut metadata = PodMetadata::of(sandbox, held, observed.wish.is_any());
+        if objects::annotation(&pod.metadata, ANNOTATION_RESTORE_FROM).is_none() {
+            metadata = metadata.of_boot();
+        }
+        if let Some(patch) = metadata.patch(&pod.metadata) {
             steps.push(Step::PatchPod {
                 name: name.to_owned(),
                 patch,
@@ -358,7 +362,11 @@ pub(super) fn build(
     settings: &Settings,
 ) -> Result<Pod, Trouble> {
     let held = drain::holds_pod(sandbox, None, &Drain::No, settings);
-    let (pod_labels, mut pod_annotations) = PodMetadata::of(sandbox, held, stands_by).into_maps();
+    let mut metadata = PodMetadata::of(sandbox, held, stands_by);
+    if !matches!(source, Source::Snapshot(_)) {
+        metadata = metadata.of_boot();
+    }
+    let (pod_labels, mut pod_annotations) = metadata.into_maps();
     let mut spec = sandbox.spec.pod_template.spec.clone();
     volumes::mount(&mut spec, sandbox);
     let probes = probes::move_out(sandbox, stands_by, &mut spec)?;
@@ -367,6 +375,9 @@ pub(super) fn build(
         pod_annotations.insert(ANNOTATION_PROBES.to_owned(), probes);
     }
     guest::stay(sandbox, &mut spec);
+    if let Some(node) = preferred_node(sandbox) {
+        restore::prefer(&mut spec, node);
+    }
     let mut pod = Pod {
         metadata: ObjectMeta {
             name: sandbox.metadata.name.clone(),

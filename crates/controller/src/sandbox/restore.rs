@@ -10,11 +10,11 @@ use dormouse_core::ANNOTATION_RESTORE_FROM;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Affinity, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodReadinessGate,
-    PodSchedulingGate, PodSpec,
+    PodSchedulingGate, PodSpec, PreferredSchedulingTerm,
 };
 use serde_json::json;
 
-use super::guest::ANNOTATION_RESTORED_FROM;
+use super::guest::{ANNOTATION_RESTORED_FROM, node_of};
 use super::source::{Filling, Source};
 use super::{Observed, Settings, Step};
 use crate::agents::Order;
@@ -29,6 +29,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The same where the node is there and its agent is not, or refuses for now: one that is replaced is back by then. A memory that is
 /// given up does not come back.
 const AGENT_PATIENCE: Duration = Duration::from_secs(120);
+
+/// How long a pool's golden snapshot is waited for, whatever is in the way: to boot takes no longer.
+const GOLDEN_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Makes a pod one that is filled from a snapshot: it asks for it, goes where the snapshot is, and waits for leave.
 pub(super) fn fill(pod: &mut Pod, filling: &Filling) {
@@ -57,13 +60,36 @@ pub(super) fn fill(pod: &mut Pod, filling: &Filling) {
     }
 }
 
-/// Has the pod go to one node, whatever else it wants.
-fn bind(spec: &mut PodSpec, node: &str) {
-    let here = NodeSelectorRequirement {
+/// Has the pod go to a node if it can: what the scheduler knows of the node's room counts for more. What the template
+/// prefers counts instead.
+pub(super) fn prefer(spec: &mut PodSpec, node: &str) {
+    let affinity: &mut Affinity = spec.affinity.get_or_insert_default();
+    let affinity: &mut NodeAffinity = affinity.node_affinity.get_or_insert_default();
+    let preferred = affinity
+        .preferred_during_scheduling_ignored_during_execution
+        .get_or_insert_default();
+    if preferred.is_empty() {
+        preferred.push(PreferredSchedulingTerm {
+            weight: 100,
+            preference: NodeSelectorTerm {
+                match_fields: Some(vec![is_node(node)]),
+                ..NodeSelectorTerm::default()
+            },
+        });
+    }
+}
+
+fn is_node(name: &str) -> NodeSelectorRequirement {
+    NodeSelectorRequirement {
         key: "metadata.name".to_owned(),
         operator: "In".to_owned(),
-        values: Some(vec![node.to_owned()]),
-    };
+        values: Some(vec![name.to_owned()]),
+    }
+}
+
+/// Has the pod go to one node, whatever else it wants.
+fn bind(spec: &mut PodSpec, node: &str) {
+    let here = is_node(node);
     let affinity: &mut Affinity = spec.affinity.get_or_insert_default();
     let affinity: &mut NodeAffinity = affinity.node_affinity.get_or_insert_default();
     let selector: &mut NodeSelector = affinity
@@ -94,7 +120,7 @@ pub(super) fn restore(
         .iter()
         .any(|gate| gate.name == RESTORE_GATE);
     if !waits {
-        return None;
+        return stranded(observed, pod, now);
     }
     let wanted = objects::annotation(&pod.metadata, ANNOTATION_RESTORE_FROM);
     let filling = match (&observed.source, wanted) {
@@ -143,6 +169,9 @@ pub(super) fn restore(
     let age = age
         .and_then(|age| Duration::try_from(age).ok())
         .unwrap_or_default();
+    let bound = |patience| {
+        if filling.golden { GOLDEN_PATIENCE } else { patience }
+    };
     let (how, patience) = if !stands.exists {
         ("is not in the cluster any more", PATIENCE)
     } else if stands.draining {
@@ -157,7 +186,39 @@ pub(super) fn restore(
         || format!("node {node}, which has snapshot {}, {how}", filling.name),
         |refusal| refusal.message.clone(),
     );
-    Some(if may_start_anew && age >= patience {
+    Some(if may_start_anew && age >= bound(patience) {
+        Restore::GiveUp(what)
+    } else {
+        Restore::Wait(what)
+    })
+}
+
+/// A clone that has leave, and for which its node has no room: it boots elsewhere.
+fn stranded(observed: &Observed, pod: &Pod, now: Timestamp) -> Option<Restore> {
+    let Source::Snapshot(filling) = &observed.source else {
+        return None;
+    };
+    let is_it = objects::annotation(&pod.metadata, ANNOTATION_RESTORE_FROM) == Some(&filling.at.name);
+    if !filling.golden || !is_it || !node_of(pod).is_empty() {
+        return None;
+    }
+    let conditions = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_deref());
+    let unschedulable = conditions.unwrap_or_default().iter().find(|condition| {
+        condition.type_ == "PodScheduled"
+            && condition.status == "False"
+            && condition.reason.as_deref() == Some("Unschedulable")
+    })?;
+    let since = unschedulable.last_transition_time.as_ref().map(|time| time.0);
+    let waited = since.map(|since| Duration::try_from(now.duration_since(since)).unwrap_or_default());
+    let node = filling.at.node_name.as_deref().unwrap_or_default();
+    let what = format!(
+        "node {node}, which has snapshot {}, has no room for it",
+        filling.name
+    );
+    Some(if waited.is_none_or(|waited| waited >= GOLDEN_PATIENCE) {
         Restore::GiveUp(what)
     } else {
         Restore::Wait(what)

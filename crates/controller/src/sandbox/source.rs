@@ -1,7 +1,8 @@
 //! What a sandbox's next pod is filled from.
 //!
 //! The memory that a suspend has kept counts first. A new sandbox may name a SandboxSnapshot of its namespace in its pod
-//! template's annotation `dormouse.dev/restore-from`. In the vocabulary of `podsnapshot.gke.io` the annotation
+//! template's annotation `dormouse.dev/restore-from`. A standby is filled from the golden snapshot that its pool has written
+//! on it, for as long as it is one: what it becomes for its claim begins with no stranger's memory. In the vocabulary of `podsnapshot.gke.io` the annotation
 //! `podsnapshot.gke.io/ps-name` counts before all of this, and without one the newest PodSnapshot of the sandbox last.
 
 use std::sync::Arc;
@@ -9,11 +10,15 @@ use std::sync::Arc;
 use dormouse_api::agents::{Fallback, Sandbox, SnapshotRef};
 use dormouse_api::conditions::{READY, RESTORED, restored};
 use dormouse_api::dormouse::SandboxSnapshot;
+use dormouse_api::extensions::SandboxWarmPool;
 use dormouse_api::gke::ANNOTATION_SNAPSHOT;
+use dormouse_api::names::annotations;
 use dormouse_core::ANNOTATION_RESTORE_FROM;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::policy::fallback;
-use crate::objects::{self, condition};
+use crate::objects::{self, condition, controller_of_kind};
+use crate::pool::began_in_pool;
 use crate::snapshot;
 
 /// What a sandbox's next pod is filled from.
@@ -39,6 +44,8 @@ pub struct Filling {
     pub fallback: Fallback,
     /// Whether the pod says so in the words of `podsnapshot.gke.io`.
     pub says_so: bool,
+    /// Whether it is a pool's golden snapshot: who would be its clone boots sooner than that it waits.
+    pub golden: bool,
 }
 
 /// The snapshots of a sandbox in the vocabulary of `podsnapshot.gke.io`.
@@ -61,6 +68,31 @@ pub fn names_a_snapshot(sandbox: &Sandbox, snapshot: &str) -> bool {
     [ANNOTATION_RESTORE_FROM, ANNOTATION_SNAPSHOT]
         .into_iter()
         .any(|key| named(sandbox, key) == Some(snapshot))
+        || golden(sandbox) == Some(snapshot)
+}
+
+/// The golden snapshot whose clone a standby is to be; `None`: it is none, or a standby no more.
+pub(crate) fn golden(sandbox: &Sandbox) -> Option<&str> {
+    of_pool(sandbox, annotations::GOLDEN)
+}
+
+/// The node that a standby's pod is best on.
+pub(crate) fn preferred_node(sandbox: &Sandbox) -> Option<&str> {
+    of_pool(sandbox, annotations::PREFERRED_NODE)
+}
+
+/// What its pool has written on a standby. It counts for nobody else: on a claim's sandbox it only says how that began.
+fn of_pool<'a>(sandbox: &'a Sandbox, key: &str) -> Option<&'a str> {
+    let meta = &sandbox.metadata;
+    controller_of_kind::<SandboxWarmPool>(meta)?;
+    objects::annotation(meta, key).filter(|value| !value.is_empty())
+}
+
+/// That a sandbox has started without the memory that it was to have, and why.
+pub(crate) fn given_up(sandbox: &Sandbox) -> Option<&Condition> {
+    let conditions = sandbox.status.as_ref().map(|status| status.conditions.as_slice());
+    condition(conditions.unwrap_or_default(), RESTORED)
+        .filter(|restored| restored.reason == restored::COLD_START)
 }
 
 /// What the next pod of a sandbox is filled from. `find` looks for a SandboxSnapshot of its namespace; `gke` is there
@@ -93,15 +125,38 @@ pub(super) fn source(
             name,
             fallback: by_default,
             says_so: newest.is_some(),
+            golden: false,
         });
     }
+    if let Some(name) = golden(sandbox) {
+        return match of_object(find(name).as_deref(), name, Fallback::ColdStart, false) {
+            Source::Snapshot(filling) => Source::Snapshot(Filling {
+                golden: true,
+                ..filling
+            }),
+            // Nobody waits for a clone: a standby that boots is as good, only later.
+            Source::Missing(_) | Source::Nothing => Source::Nothing,
+        };
+    }
     if let Some(name) = named(sandbox, ANNOTATION_RESTORE_FROM) {
-        // Somebody wants this memory: without a word to the contrary nothing else will do.
+        // Somebody wants this memory: without a word to the contrary nothing else will do. From a pool, however, one gets
+        // a sandbox that works, and its template's snapshot as a head start.
         let strategy = sandbox.spec.suspension_strategy.as_ref();
+        let by_pool = began_in_pool(&sandbox.metadata);
+        let otherwise = if by_pool {
+            Fallback::ColdStart
+        } else {
+            Fallback::Hold
+        };
         let fallback = strategy
             .and_then(|strategy| strategy.fallback)
-            .unwrap_or(Fallback::Hold);
-        return of_object(find(name).as_deref(), name, fallback, false);
+            .unwrap_or(otherwise);
+        let source = of_object(find(name).as_deref(), name, fallback, false);
+        let is_missing = matches!(source, Source::Missing(_));
+        if is_missing && by_pool && fallback == Fallback::ColdStart {
+            return Source::Nothing;
+        }
+        return source;
     }
     newest.map_or(Source::Nothing, |newest| {
         of_object(Some(newest), objects::name(&newest.metadata), by_default, true)
@@ -122,6 +177,7 @@ fn of_object(object: Option<&SandboxSnapshot>, name: &str, fallback: Fallback, s
             name: name.to_owned(),
             fallback,
             says_so,
+            golden: false,
         }),
         _ => {
             let conditions = object.status.as_ref().map(|status| status.conditions.as_slice());
@@ -136,8 +192,5 @@ fn of_object(object: Option<&SandboxSnapshot>, name: &str, fallback: Fallback, s
 
 /// Whether its memory was given up since its specification was last changed: it is not tried over and over.
 fn was_given_up(sandbox: &Sandbox) -> bool {
-    let conditions = sandbox.status.as_ref().map(|status| status.conditions.as_slice());
-    condition(conditions.unwrap_or_default(), RESTORED).is_some_and(|restored| {
-        restored.reason == restored::COLD_START && restored.observed_generation == sandbox.metadata.generation
-    })
+    given_up(sandbox).is_some_and(|given_up| given_up.observed_generation == sandbox.metadata.generation)
 }

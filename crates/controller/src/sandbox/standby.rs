@@ -29,6 +29,11 @@ const SETTLES: Duration = Duration::from_secs(5);
 /// The same where its probes say that it is ready: time enough for its pool to choose who stays awake.
 const SETTLES_PROBED: Duration = Duration::from_secs(1);
 
+/// How long a standby is ready before it has settled.
+pub(crate) const fn settling(is_probed: bool) -> Duration {
+    if is_probed { SETTLES_PROBED } else { SETTLES }
+}
+
 /// Orders that an agent has refused, and when they may be given again.
 pub type Refused = BTreeMap<&'static str, Timestamp>;
 
@@ -75,9 +80,8 @@ fn settles_in(sandbox: &Sandbox, pod: &Pod, now: Timestamp) -> Option<Duration> 
     let status = sandbox.status.as_ref()?;
     let ready = condition(&status.conditions, READY).filter(|ready| ready.status == "True")?;
     let is_probed = objects::annotation(&pod.metadata, ANNOTATION_PROBES).is_some();
-    let wait = if is_probed { SETTLES_PROBED } else { SETTLES };
     let age = now.duration_since(ready.last_transition_time.0);
-    Some(wait.saturating_sub(Duration::try_from(age).unwrap_or_default()))
+    Some(settling(is_probed).saturating_sub(Duration::try_from(age).unwrap_or_default()))
 }
 
 /// What is to be done about the guest of a standby whose agent is heard.

@@ -3,6 +3,7 @@
 mod capacity;
 mod drain;
 mod drain_model;
+mod golden;
 mod lost;
 mod memory;
 mod probes;

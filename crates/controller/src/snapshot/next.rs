@@ -9,7 +9,7 @@ use dormouse_api::dormouse::SandboxSnapshot;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
-use super::object::{conditions, failure, id, is_held, is_of_suspend, is_ready, runs};
+use super::object::{conditions, failure, has_been_claimed, id, is_held, is_of_suspend, is_ready, runs};
 use super::store::Limits;
 use crate::agents::Sight;
 use crate::objects;
@@ -130,6 +130,10 @@ fn take(observed: &Observed) -> Next {
         );
         return Next::wait(reasons::SANDBOX_NOT_FOUND, message, None);
     };
+    if has_been_claimed(snapshot, sandbox) {
+        let message = format!("{name} is no standby of the pool any more: what it knows is its claim's");
+        return Next::wait(reasons::SANDBOX_CLAIMED, message, None);
+    }
     if is_of_suspend(snapshot) {
         // It was resumed before the object was looked at: the memory is awake, and its node's limits see to the rest.
         let shown = asleep(observed, sandbox).filter(|held| held.name == objects::name(&snapshot.metadata));

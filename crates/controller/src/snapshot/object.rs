@@ -3,11 +3,12 @@
 use dormouse_api::agents::{Sandbox, SnapshotRef};
 use dormouse_api::conditions::{FAILED, READY};
 use dormouse_api::dormouse::{SandboxSnapshot, SandboxSnapshotSpec, SnapshotOrigin};
+use dormouse_api::extensions::SandboxWarmPool;
 use dormouse_api::names::{labels, name_hash};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta, OwnerReference};
 
-use crate::objects::{self, condition, controller_of_kind, is_true, owner_reference};
+use crate::objects::{self, Ownership, condition, controller_of_kind, is_true, owner_reference, ownership};
 
 /// Holds an object until its snapshot is removed from its node.
 pub const FINALIZER: &str = "dormouse.dev/snapshot";
@@ -52,6 +53,17 @@ pub(super) fn is_held(snapshot: &SandboxSnapshot) -> bool {
 pub(super) fn is_of_suspend(snapshot: &SandboxSnapshot) -> bool {
     snapshot.spec.origin == SnapshotOrigin::Suspend
         && controller_of_kind::<Sandbox>(&snapshot.metadata).is_some()
+}
+
+/// The pool whose golden snapshot it is, by the reference to its owner.
+pub(crate) fn pool_of(snapshot: &SandboxSnapshot) -> Option<&OwnerReference> {
+    controller_of_kind::<SandboxWarmPool>(&snapshot.metadata)
+}
+
+/// Whether it is a pool's golden snapshot and the sandbox no standby of the pool any more: clones must not get the memory
+/// of a claim's sandbox.
+pub(super) fn has_been_claimed(snapshot: &SandboxSnapshot, sandbox: &Sandbox) -> bool {
+    pool_of(snapshot).is_some_and(|pool| !matches!(ownership(&sandbox.metadata, &pool.uid), Ownership::Own))
 }
 
 /// The object that shows the snapshot that a suspend has made. It has the snapshot's own name, which no other can have.

@@ -2,21 +2,26 @@
 
 use std::sync::Arc;
 
-use dormouse_api::agents::SnapshotRef;
+use dormouse_api::agents::{Sandbox, SnapshotRef};
 use dormouse_api::conditions::snapshot as reasons;
 use dormouse_api::dormouse::SandboxSnapshot;
 use dormouse_core::Reason;
 use jiff::Timestamp;
+use kube::api::Api;
 use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
 use tracing::info;
 
 use super::describe::Described;
 use super::next::LOOK;
-use super::reconcile::key;
+use super::reconcile::{api as api_error, key};
 use super::{Observed, SnapshotContext, SnapshotError, object, status};
 use crate::agents::{Order, OrderError, Ordered};
+use crate::claim::{Choice, Reservation};
 use crate::objects;
+
+/// A claim is getting a standby.
+struct BeingHandedOver;
 
 impl SnapshotContext {
     async fn order(&self, verb: &'static str, node: &str, order: Order) -> Result<Ordered, OrderError> {
@@ -41,8 +46,15 @@ impl SnapshotContext {
             pod,
             operation: objects::uid(&snapshot.metadata).to_owned(),
         };
+        let Ok(kept) = self.keep_standby(snapshot) else {
+            return Ok(Some(Action::requeue(LOOK)));
+        };
         match self.order("take", node, order).await {
             Ok(ordered) => {
+                if self.was_claimed(snapshot).await? {
+                    return self.take_back(snapshot, node, ordered.snapshot_id).await;
+                }
+                drop(kept);
                 let at = SnapshotRef {
                     name: ordered.snapshot_id.unwrap_or_default(),
                     size_bytes: None,
@@ -56,6 +68,49 @@ impl SnapshotContext {
             }
             Err(error) => self.refused(snapshot, error, true).await,
         }
+    }
+
+    /// Keeps a standby from being handed over while it is saved for its pool; an error if it is being handed over.
+    fn keep_standby(&self, snapshot: &SandboxSnapshot) -> Result<Option<Reservation>, BeingHandedOver> {
+        let Some((pool, candidates)) = object::pool_of(snapshot).zip(self.known.candidates.as_ref()) else {
+            return Ok(None);
+        };
+        let namespace = objects::namespace(&snapshot.metadata);
+        match candidates.reserve_named(namespace, &pool.name, &snapshot.spec.sandbox_name) {
+            Choice::Reserved(reservation) => Ok(Some(reservation)),
+            Choice::WithoutAddress | Choice::Nothing => Err(BeingHandedOver),
+        }
+    }
+
+    /// Whether a standby that was saved for its pool may have been a claim's by then. Another controller may have handed
+    /// it over: only the API server knows.
+    async fn was_claimed(&self, snapshot: &SandboxSnapshot) -> Result<bool, SnapshotError> {
+        if object::pool_of(snapshot).is_none() {
+            return Ok(false);
+        }
+        let api: Api<Sandbox> = self.writer.api(objects::namespace(&snapshot.metadata));
+        let found = api.get_opt(&snapshot.spec.sandbox_name).await;
+        let found = found.map_err(api_error("get sandbox"))?;
+        Ok(found.is_none_or(|sandbox| object::has_been_claimed(snapshot, &sandbox)))
+    }
+
+    /// What was saved may be a claim's memory, and goes. That it does is tried once: nobody learns its name.
+    async fn take_back(
+        &self,
+        snapshot: &SandboxSnapshot,
+        node: &str,
+        id: Option<String>,
+    ) -> Result<Option<Action>, SnapshotError> {
+        if let Some(id) = id {
+            let removed = self.order("remove", node, Order::Remove { snapshot: id }).await;
+            if let Err(error) = removed {
+                info!(node, %error, "a snapshot of a sandbox that was claimed meanwhile stays on its node");
+            }
+        }
+        let name = &snapshot.spec.sandbox_name;
+        let message = format!("{name} was claimed while it was saved: what it knows is its claim's");
+        self.give_up(snapshot, reasons::SANDBOX_CLAIMED, &message).await?;
+        Ok(Some(Action::await_change()))
     }
 
     /// Asks the node what the snapshot is, and tells it whether it is pinned.

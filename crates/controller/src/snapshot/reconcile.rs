@@ -21,6 +21,7 @@ use super::{FIELD_MANAGER, Next, NodeSight, Observed, next, object};
 use crate::agents::{Agents, OrderError, Sight};
 use crate::backoff;
 use crate::cache::Cache;
+use crate::claim::Candidates;
 use crate::metrics::Metrics;
 use crate::objects::{self, Ownership};
 use crate::write::{Which, Writer};
@@ -56,6 +57,8 @@ pub struct Known {
     pub pods: Arc<Cache<Pod>>,
     /// The agents of the nodes.
     pub agents: Agents,
+    /// Standbys that may be handed over, where there are pools.
+    pub candidates: Option<Candidates>,
 }
 
 /// Why a snapshot is looked at again.

@@ -1,5 +1,7 @@
 //! What is written and ordered for snapshots, against a small API server and a small agent.
 
+mod golden;
+
 use std::sync::Arc;
 
 use dormouse_api::agents::Sandbox;
@@ -56,6 +58,7 @@ impl Controller {
                 label(&pod.metadata, labels::SANDBOX_NAME_HASH)
             })),
             agents: Agents::new(|_, _| {}, |_| {}),
+            candidates: None,
         };
         let reporter = Reporter::from("test".to_owned());
         let context = SnapshotContext::new(

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use dormouse_api::agents::Sandbox;
 use dormouse_api::conditions::{READY, claim as reasons};
+use dormouse_api::dormouse::SandboxSnapshot;
 use dormouse_api::extensions::{SandboxClaim, SandboxTemplate, SandboxWarmPool};
 use dormouse_api::names::{labels, name_hash};
 use k8s_openapi::api::core::v1::Pod;
@@ -15,6 +16,7 @@ use crate::claim::{Candidates, Notes};
 use crate::objects::{self, condition, controller_of, controller_of_kind, label};
 use crate::pool::Pools;
 use crate::queue::Queue;
+use crate::snapshot;
 
 /// What is watched for claims and pools, and what is kept in mind about them.
 pub(crate) struct Extensions {
@@ -109,6 +111,22 @@ impl Extensions {
         }
         self.pool_queue.push(namespace, name);
         self.wake_claims_of(namespace, name);
+    }
+
+    /// A SandboxSnapshot has changed, after its cache has: it may be a pool's golden one.
+    pub(super) fn saw_snapshot(&self, snapshot: &SandboxSnapshot, is_there: bool) {
+        let meta = &snapshot.metadata;
+        let (namespace, name) = (objects::namespace(meta), objects::name(meta));
+        if let Some(pool) = snapshot::pool_of(snapshot) {
+            self.state.saw_golden(&pool.uid, name, is_there);
+            self.pool_queue.push(namespace, &pool.name);
+        }
+        for pool in self.pools.store().state() {
+            let meta = &pool.metadata;
+            if objects::namespace(meta) == namespace && pool.spec.golden.as_deref() == Some(name) {
+                self.pool_queue.push(namespace, objects::name(meta));
+            }
+        }
     }
 
     pub(super) fn saw_template(&self, template: &SandboxTemplate) {

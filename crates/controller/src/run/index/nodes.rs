@@ -25,6 +25,7 @@ impl Index {
         let queue = self.sandbox_queue.clone();
         let known = self.nodes.clone();
         let (pods, sandboxes) = (Arc::clone(&self.pods), Arc::clone(&self.sandboxes));
+        let candidates = self.extensions.as_ref().map(|known| known.candidates.clone());
         tokio::spawn(watch(
             Api::all(client.clone()),
             watcher::Config::default(),
@@ -32,6 +33,9 @@ impl Index {
             nodes::trim,
             move |node: &Node| {
                 let name = objects::name(&node.metadata);
+                if let Some(candidates) = &candidates {
+                    candidates.saw_pressure(name, known.pressure(name).any());
+                }
                 if !known.turned(name) {
                     return;
                 }

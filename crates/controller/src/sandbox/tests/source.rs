@@ -11,7 +11,7 @@ use super::*;
 use crate::sandbox::source::source;
 use crate::sandbox::{Filling, PodSnapshots, Source};
 
-fn object(name: &str, id: &str) -> Arc<SandboxSnapshot> {
+pub(super) fn object(name: &str, id: &str) -> Arc<SandboxSnapshot> {
     let mut snapshot = SandboxSnapshot::new(name, SandboxSnapshotSpec::default());
     snapshot.status = Some(SandboxSnapshotStatus {
         snapshot_id: Some(id.to_owned()),
@@ -38,7 +38,7 @@ fn naming(key: &str, name: &str) -> Sandbox {
     sandbox
 }
 
-fn filling(source: Source) -> Filling {
+pub(super) fn filling(source: Source) -> Filling {
     match source {
         Source::Snapshot(filling) => filling,
         other => panic!("{other:?}"),

@@ -20,7 +20,7 @@ fn waiting() -> Policy {
     }
 }
 
-fn owner<K: kube::Resource<DynamicType = ()> + Default>(name: &str) -> OwnerReference {
+pub(super) fn owner<K: kube::Resource<DynamicType = ()> + Default>(name: &str) -> OwnerReference {
     let mut owner = K::default();
     owner.meta_mut().name = Some(name.to_owned());
     owner.meta_mut().uid = Some(format!("{name}-uid"));
