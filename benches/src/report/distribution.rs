@@ -21,7 +21,8 @@ const BARS: i32 = 84;
 /// The series of a group whose distribution is shown.
 pub(super) fn shown(row: &Row) -> Vec<&Series> {
     let all = row.series.iter();
-    all.filter(|one| one.distribution && one.samples.n() > 0).collect()
+    all.filter(|one| one.distribution && one.samples.n() > 0)
+        .collect()
 }
 
 /// The picture; `None` if the group shows no distribution.
@@ -102,7 +103,11 @@ fn paint(area: &Area<'_>, title: &str, series: &[&Series], height: i32) -> Resul
         if let Some(limit) = one.limit {
             stroke(limit, LIMIT, BARS - 10)?;
             let limit_text = digits(limit);
-            area.draw_text(&limit_text, &text(13, &LIMIT, left), (x(limit) + 4, top + NAME + 4))?;
+            area.draw_text(
+                &limit_text,
+                &text(13, &LIMIT, left),
+                (x(limit) + 4, top + NAME + 4),
+            )?;
         }
     }
     area.present()

@@ -78,7 +78,9 @@ pub(super) fn page(suite: Suite, machine: &str, quick: bool, rows: &[Row]) -> St
         }
         text.push_str(&format!("* Took {:.0} s.\n\n", row.seconds));
         if !row.series.is_empty() {
-            text.push_str("| series | unit | n | min | p50 | p95 | p99 | max |\n|---|---|---|---|---|---|---|---|\n");
+            text.push_str(
+                "| series | unit | n | min | p50 | p95 | p99 | max |\n|---|---|---|---|---|---|---|---|\n",
+            );
             for one in &row.series {
                 text.push_str(&series(one));
             }
@@ -86,7 +88,9 @@ pub(super) fn page(suite: Suite, machine: &str, quick: bool, rows: &[Row]) -> St
         let shown = distribution::shown(row);
         if !shown.is_empty() {
             let slug = slug(row.id);
-            text.push_str(&format!("\n![distribution of the latencies]({name}.{slug}.svg)\n"));
+            text.push_str(&format!(
+                "\n![distribution of the latencies]({name}.{slug}.svg)\n"
+            ));
         }
         for one in shown {
             text.push_str(&format!(
@@ -101,7 +105,9 @@ pub(super) fn page(suite: Suite, machine: &str, quick: bool, rows: &[Row]) -> St
 
 fn series(one: &Series) -> String {
     let line = |name: &str, unit: &str, s: &crate::samples::Samples| {
-        let numbers = [s.min(), s.p50(), s.p95(), s.p99(), s.max()].map(digits).join(" | ");
+        let numbers = [s.min(), s.p50(), s.p95(), s.p99(), s.max()]
+            .map(digits)
+            .join(" | ");
         format!("| {name} | {unit} | {} | {numbers} |\n", s.n())
     };
     let mut text = line(&one.name, one.unit, &one.samples);

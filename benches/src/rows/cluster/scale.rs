@@ -17,7 +17,7 @@ use crate::row::{Line, Row};
 use crate::samples::mib;
 
 /// Pods that a node takes.
-const PER_NODE: u32 = 500;
+pub(super) const PER_NODE: u32 = 500;
 /// Objects that are made at once.
 const AT_ONCE: usize = 8;
 /// How long all of them may take.
@@ -154,7 +154,7 @@ async fn ready(site: &Site) -> Result<u32> {
     }
 }
 
-async fn nodes(site: &Site, count: u32) -> Result<()> {
+pub(super) async fn nodes(site: &Site, count: u32) -> Result<()> {
     for index in 0..count {
         let name = format!("fake-{index}");
         let room = json!({"cpu": "1000", "memory": "4Ti", "pods": PER_NODE.to_string()});
@@ -176,7 +176,7 @@ async fn nodes(site: &Site, count: u32) -> Result<()> {
     Ok(())
 }
 
-fn sandbox(name: &str) -> Value {
+pub(super) fn sandbox(name: &str) -> Value {
     json!({
         "apiVersion": "agents.x-k8s.io/v1beta1", "kind": "Sandbox",
         "metadata": {"name": name, "namespace": SPACE},
