@@ -6,6 +6,7 @@
 
 mod client;
 mod control;
+pub mod fake;
 pub mod machine;
 mod network;
 mod node;

@@ -8,9 +8,14 @@ use kube::api::{DeleteParams, DynamicObject, ListParams};
 use serde_json::{Value, json};
 
 use crate::rows::cluster::site::{SPACE, Site, create, is, sandbox};
+use crate::rows::cluster::watched::Watched;
 
 /// How long a pool may take until all its standbys wait as they are to, and until all of them are gone.
 const LONG: Duration = Duration::from_secs(900);
+/// A watch ends after 290 s, and is begun again.
+const WATCH: Duration = Duration::from_secs(280);
+/// How long to wait between looks at thousands of objects.
+const LOOK: Duration = Duration::from_millis(250);
 /// Objects that are asked for at once.
 const PAGE: u32 = 500;
 
@@ -82,30 +87,29 @@ impl<'a> Pool<'a> {
     pub(super) async fn ready(&self) -> Result<()> {
         let what = format!("pool {} to be full", self.name);
         wait::until(&what, LONG, async || {
-            let pool = self.site.pools().get(&self.name).await?;
-            let status = &pool.data["status"];
-            ensure!(status["readyReplicas"] == self.replicas, "it is {status}");
-            Ok(())
+            let mut seen = Watched::begin(self.site.pools(), &self.name).await?;
+            let is_full = |pool: &DynamicObject| pool.data["status"]["readyReplicas"] == self.replicas;
+            seen.until_within(WATCH, "to be full", is_full).await.map(drop)
         })
         .await
     }
 
-    /// Waits until all its standbys are ready and wait on their rung, and nothing is there of those that were before.
+    /// Waits until all its standbys are ready and wait on their rung, and nothing goes that was a claim's.
     pub(super) async fn settled(&self) -> Result<()> {
         self.ready().await?;
         let what = format!("standbys of {} to wait as they are to", self.name);
         wait::until(&what, LONG, async || {
-            let standbys = self.standbys().await?;
+            tokio::time::sleep(LOOK).await;
+            let sandboxes = all(&self.site.sandboxes()).await?;
+            let standbys: Vec<_> = sandboxes.iter().filter(|sandbox| self.owns(sandbox)).collect();
             let waiting = standbys.iter().filter(|standby| self.waits(standby)).count();
             let wanted = usize::try_from(self.replicas)?;
-            let going = all(&self.site.pods())
-                .await?
-                .iter()
-                .filter(|pod| pod.metadata.deletion_timestamp.is_some())
-                .count();
+            // Each claim has its sandbox, and that its pod.
+            let kept = wanted + all(&self.site.claims()).await?.len();
+            let (sandboxes, pods) = (sandboxes.len(), all(&self.site.pods()).await?.len());
             ensure!(
-                waiting == wanted && standbys.len() == wanted && going == 0,
-                "{waiting} of {} wait, {going} pods go",
+                waiting == wanted && standbys.len() == wanted && sandboxes == kept && pods == kept,
+                "{waiting} of {} wait; there are {sandboxes} Sandboxes and {pods} pods, and {kept} are to be",
                 standbys.len()
             );
             Ok(())
@@ -123,15 +127,11 @@ impl<'a> Pool<'a> {
         is(standby, "Ready", "True") && asleep_on == self.rung
     }
 
-    /// Its standbys.
-    pub(super) async fn standbys(&self) -> Result<Vec<DynamicObject>> {
-        let mut found = all(&self.site.sandboxes()).await?;
-        found.retain(|sandbox| {
-            let owners = sandbox.metadata.owner_references.iter().flatten();
-            let mut pools = owners.filter(|owner| owner.kind == "SandboxWarmPool");
-            pools.any(|owner| owner.name == self.name)
-        });
-        Ok(found)
+    /// Whether a Sandbox is one of its standbys.
+    fn owns(&self, sandbox: &DynamicObject) -> bool {
+        let owners = sandbox.metadata.owner_references.iter().flatten();
+        let mut pools = owners.filter(|owner| owner.kind == "SandboxWarmPool");
+        pools.any(|owner| owner.name == self.name)
     }
 
     /// Removes it and all claims, and waits until no pod is left.
@@ -145,6 +145,7 @@ impl<'a> Pool<'a> {
             .await
             .context("delete all claims")?;
         wait::until("all pods to be gone", LONG, async || {
+            tokio::time::sleep(LOOK).await;
             let (pods, sandboxes) = (
                 all(&self.site.pods()).await?.len(),
                 all(&self.site.sandboxes()).await?.len(),

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, bail, ensure};
 use dormouse_core::Policy;
 use dormouse_rpc::v1;
+use dormouse_testkit::cluster::fake;
 use dormouse_testkit::host::{command, wait};
 use dormouse_tls::{Authority, LIFETIME, Listener, Name, Request};
 use futures::{StreamExt, TryStreamExt};
@@ -51,7 +52,7 @@ impl Agents {
         let mut tasks = JoinSet::new();
         let mut agents = HashMap::new();
         for index in 0..count {
-            let node = format!("fake-{index}");
+            let node = fake::name(index);
             let address = address(site.cluster.host_address(), index)?;
             let assigned = format!("{address}/32");
             let arguments = ["addr", "add", &assigned, "dev", site.cluster.bridge()];
@@ -118,7 +119,10 @@ fn identity(authority: &Authority, node: &str) -> Result<Listener> {
 /// Has the controller find an agent: says of the pod of the DaemonSet on that node, of which kwok says that it runs, that
 /// it is there.
 async fn locate(site: &Site, index: u32) -> Result<()> {
-    let (node, pods) = (format!("fake-{index}"), site.installed("Pod", "pods"));
+    let (node, pods) = (fake::name(index), site.installed("Pod", "pods"));
+    // Which is what the DaemonSet goes by.
+    let label = ["label", "node", &node, "kubernetes.io/os=linux"];
+    site.cluster.kubectl(&label).await?;
     let pod = wait::until(&format!("an agent's pod on {node}"), LONG, async || {
         let found = all(&pods).await?;
         let pod = found.into_iter().find(|pod| {

@@ -8,7 +8,7 @@ mod load;
 use std::time::Duration;
 
 use anyhow::Result;
-use dormouse_testkit::cluster::{Cluster, ClusterOptions};
+use dormouse_testkit::cluster::{Cluster, ClusterOptions, fake};
 use serde_json::json;
 
 use self::agents::Agents;
@@ -17,7 +17,7 @@ use super::pool::Pool;
 use crate::plan::Plan;
 use crate::progress::say;
 use crate::row::{Line, Row};
-use crate::rows::cluster::scale::{PER_NODE, nodes, sandbox};
+use crate::rows::cluster::scale::PER_NODE;
 use crate::rows::cluster::site::Site;
 use crate::samples::{Series, digits, mib};
 
@@ -44,7 +44,7 @@ async fn loads(plan: &Plan, site: &Site, row: &mut Row) -> Result<()> {
     // Nobody gives a claim back: the pool, the steady load and the burst, all with a standby in their place.
     let pods = f64::from(plan.pool) + rate * f64::from(seconds) * 1.5 + f64::from(plan.burst) * 2.0;
     let count = (pods as u32).div_ceil(PER_NODE) + 1;
-    nodes(site, count).await?;
+    fake::add(&site.cluster, count, PER_NODE).await?;
     let agents = Agents::start(site, count).await?;
 
     for (name, rung, limits) in [
@@ -52,7 +52,7 @@ async fn loads(plan: &Plan, site: &Site, row: &mut Row) -> Result<()> {
         ("Dozing", Some("Dozing"), None),
     ] {
         say(format!("a pool of {}, {name}", plan.pool));
-        let template = sandbox("template")["spec"]["podTemplate"].take();
+        let template = json!({"spec": fake::pod_spec()});
         let pool = format!("many-{}", name.to_lowercase());
         let pool = Pool::make(site, &pool, &template, plan.pool, rung, &json!({})).await?;
         pool.settled().await?;
