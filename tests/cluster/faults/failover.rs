@@ -6,9 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use dormouse_testkit::Cluster;
 use dormouse_testkit::cluster::fake;
 use dormouse_testkit::host::wait;
-use dormouse_testkit::{Cluster, ClusterOptions};
 use futures::future::try_join_all;
 use kube::Api;
 use kube::api::{DeleteParams, DynamicObject, ListParams, PostParams};
@@ -204,11 +204,7 @@ fn fits(claims: &[DynamicObject], sandboxes: &[DynamicObject], pods: &[DynamicOb
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_controller_that_is_killed_in_a_burst_leaves_no_claim_with_none_or_two() {
-    let options = ClusterOptions {
-        fake_nodes: true,
-        ..ClusterOptions::default()
-    };
-    let cluster = cluster_with(options, &["controller.replicas=2"]).await;
+    let cluster = cluster_with(fake::options(), &["controller.replicas=2"]).await;
     fake::add(&cluster, 1, 500).await.unwrap();
     let kinds = Kinds::of(&cluster).await;
     kinds.make_pool().await;

@@ -4,8 +4,21 @@
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::Cluster;
+use super::{Cluster, ClusterOptions};
 use crate::BUSYBOX;
+
+/// A cluster for many pods that are not there: the scheduler and the garbage collector may ask the API server as fast as they
+/// can. By themselves they hold to 50 and 20 requests per second, which thousands of pods wait for, and not for us.
+#[must_use]
+pub fn options() -> ClusterOptions {
+    let fast = ["--kube-api-qps=1000", "--kube-api-burst=2000"].map(str::to_owned);
+    ClusterOptions {
+        fake_nodes: true,
+        controller_manager: fast.to_vec(),
+        scheduler: fast.to_vec(),
+        ..ClusterOptions::default()
+    }
+}
 
 /// The name of one of them, from 0.
 #[must_use]

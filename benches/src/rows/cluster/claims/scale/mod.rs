@@ -8,7 +8,7 @@ mod load;
 use std::time::Duration;
 
 use anyhow::Result;
-use dormouse_testkit::cluster::{Cluster, ClusterOptions, fake};
+use dormouse_testkit::cluster::{Cluster, fake};
 use serde_json::json;
 
 use self::agents::Agents;
@@ -27,11 +27,7 @@ const WORKERS: usize = 50;
 const REST: Duration = Duration::from_secs(5);
 
 pub(super) async fn measure(plan: &Plan, row: &mut Row) -> Result<()> {
-    let options = ClusterOptions {
-        fake_nodes: true,
-        ..ClusterOptions::default()
-    };
-    let cluster = Cluster::up(options).await?;
+    let cluster = Cluster::up(fake::options()).await?;
     let site = Site::install(cluster, &[]).await?;
     let done = loads(plan, &site, row).await;
     let done = site.explain(done).await;
