@@ -42,6 +42,8 @@ enum Command {
     Hibernate(Args),
     /// A Kubernetes cluster with the controller: suspend and resume, idle sandboxes, writes, scale.
     Cluster(Args),
+    /// Warm pools: claims of standbys on each rung, what a pool costs, how fast it fills, claims by the thousand.
+    Claims(Args),
 }
 
 /// What to measure, and where to put it.
@@ -72,6 +74,7 @@ fn main() -> ExitCode {
         Command::Node(args) => (Suite::Node, args),
         Command::Hibernate(args) => (Suite::Hibernate, args),
         Command::Cluster(args) => (Suite::Cluster, args),
+        Command::Claims(args) => (Suite::Claims, args),
     };
     match start(suite, &args) {
         Ok(()) => ExitCode::SUCCESS,
@@ -107,6 +110,7 @@ async fn measure(suite: Suite, args: &Args) -> Result<()> {
             n_residency: n,
             n_image: n,
             n_up: n,
+            n_claims: n,
             ..plan
         };
     }

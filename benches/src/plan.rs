@@ -43,6 +43,14 @@ pub(crate) enum Which {
     Writes,
     /// Thousands of Sandboxes: the controller's memory, its restart, and whether it is quiet.
     Scale,
+    /// Claims of standbys on each rung, real pods, one claim at a time; what is written for one.
+    Claims,
+    /// Memory of a pool's standbys, asleep and running.
+    PoolMemory,
+    /// How fast a pool fills up, with and without a golden snapshot.
+    PoolFill,
+    /// Claims of a pool of a thousand on nodes that are not there: a steady load, and a burst.
+    ClaimsScale,
 }
 
 /// What is measured in one run, written to files and a table of its own.
@@ -54,6 +62,8 @@ pub(crate) enum Suite {
     Hibernate,
     /// A Kubernetes cluster with the controller.
     Cluster,
+    /// Warm pools and claims on a Kubernetes cluster.
+    Claims,
 }
 
 impl Suite {
@@ -63,6 +73,7 @@ impl Suite {
             Self::Node => "node",
             Self::Hibernate => "hibernate",
             Self::Cluster => "cluster",
+            Self::Claims => "claims",
         }
     }
 
@@ -71,6 +82,7 @@ impl Suite {
             Self::Node => "one node",
             Self::Hibernate => "hibernation, snapshots and clones",
             Self::Cluster => "a Kubernetes cluster",
+            Self::Claims => "warm pools and claims",
         }
     }
 
@@ -101,12 +113,18 @@ impl Suite {
                 Which::Writes,
                 Which::Scale,
             ],
+            Self::Claims => &[
+                Which::Claims,
+                Which::PoolMemory,
+                Which::PoolFill,
+                Which::ClaimsScale,
+            ],
         }
     }
 }
 
 /// Sample sizes and waits.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Plan {
     /// Samples of most things.
     pub(crate) n: u32,
@@ -152,6 +170,18 @@ pub(crate) struct Plan {
     pub(crate) n_writes: u32,
     /// Sandboxes on nodes that are not there.
     pub(crate) sandboxes: u32,
+    /// Claims per rung of the standbys.
+    pub(crate) n_claims: u32,
+    /// Standbys of the pool whose memory is measured.
+    pub(crate) pool_memory: u32,
+    /// Standbys of the pool that is filled, and how often.
+    pub(crate) pool_fill: (u32, u32),
+    /// Standbys of the pool on nodes that are not there.
+    pub(crate) pool: u32,
+    /// Claims per second that come by chance, and for how many seconds.
+    pub(crate) poisson: (f64, u32),
+    /// Claims that come at once.
+    pub(crate) burst: u32,
     /// Seed of everything random.
     pub(crate) seed: u64,
 }
@@ -180,6 +210,12 @@ impl Plan {
             n_up: 20,
             n_writes: 5,
             sandboxes: 2000,
+            n_claims: 24,
+            pool_memory: 30,
+            pool_fill: (20, 3),
+            pool: 1000,
+            poisson: (45.0, 60),
+            burst: 300,
             seed: 3,
         }
     }
@@ -207,6 +243,12 @@ impl Plan {
             n_up: 2,
             n_writes: 1,
             sandboxes: 100,
+            n_claims: 3,
+            pool_memory: 4,
+            pool_fill: (4, 1),
+            pool: 60,
+            poisson: (5.0, 10),
+            burst: 30,
             seed: 3,
         }
     }

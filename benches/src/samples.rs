@@ -43,6 +43,10 @@ impl Samples {
         self.quantile(0.95)
     }
 
+    pub(crate) fn p99(&self) -> f64 {
+        self.quantile(0.99)
+    }
+
     pub(crate) fn max(&self) -> f64 {
         self.0.iter().copied().fold(f64::NAN, f64::max)
     }
@@ -66,11 +70,12 @@ impl Samples {
 
 impl Serialize for Samples {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut out = serializer.serialize_struct("Samples", 7)?;
+        let mut out = serializer.serialize_struct("Samples", 8)?;
         out.serialize_field("n", &self.n())?;
         out.serialize_field("min", &tidy(self.min()))?;
         out.serialize_field("p50", &tidy(self.p50()))?;
         out.serialize_field("p95", &tidy(self.p95()))?;
+        out.serialize_field("p99", &tidy(self.p99()))?;
         out.serialize_field("max", &tidy(self.max()))?;
         out.serialize_field("mean", &tidy(self.mean()))?;
         out.serialize_field("samples", &self.0.iter().copied().map(tidy).collect::<Vec<_>>())?;
@@ -116,6 +121,9 @@ pub(crate) struct Series {
     /// Not in the plot.
     #[serde(skip)]
     pub(crate) plotted: bool,
+    /// Its distribution is shown: as a histogram in the report, and in a picture of its group.
+    #[serde(skip)]
+    pub(crate) distribution: bool,
 }
 
 /// A part of a series.
@@ -135,6 +143,7 @@ impl Series {
             phases: Vec::new(),
             limit: None,
             plotted: false,
+            distribution: false,
         }
     }
 
@@ -144,6 +153,14 @@ impl Series {
             limit,
             plotted: true,
             ..Self::new(name, "ms")
+        }
+    }
+
+    /// Milliseconds whose distribution is shown.
+    pub(crate) fn latency(name: impl Into<String>, limit: Option<f64>) -> Self {
+        Self {
+            distribution: true,
+            ..Self::wait(name, limit)
         }
     }
 
@@ -170,6 +187,17 @@ impl Series {
             "{} / {} {}",
             digits(self.samples.p50()),
             digits(self.samples.p95()),
+            self.unit
+        )
+    }
+
+    /// `p50 / p95 / p99`, to three digits.
+    pub(crate) fn thirds(&self) -> String {
+        format!(
+            "{} / {} / {} {}",
+            digits(self.samples.p50()),
+            digits(self.samples.p95()),
+            digits(self.samples.p99()),
             self.unit
         )
     }
@@ -206,6 +234,7 @@ mod tests {
         let samples = Samples((1..=30).map(f64::from).collect());
         assert_eq!(samples.p50(), 15.0);
         assert_eq!(samples.p95(), 29.0);
+        assert_eq!(samples.p99(), 30.0);
         assert_eq!(samples.max(), 30.0);
         assert!(Samples::default().p50().is_nan());
     }

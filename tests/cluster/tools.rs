@@ -2,7 +2,8 @@
 
 use std::fs;
 
-use dormouse_testkit::{BUSYBOX, Cluster, ClusterOptions};
+use dormouse_testkit::cluster::fake;
+use dormouse_testkit::{Cluster, ClusterOptions};
 use serde_json::json;
 
 use crate::support::{namespace, shared};
@@ -54,29 +55,11 @@ async fn nodes_that_are_not_there_take_pods() {
         ..ClusterOptions::default()
     };
     let cluster = Cluster::up(options).await.unwrap();
-    cluster
-        .apply(&json!({
-            "apiVersion": "v1", "kind": "Node",
-            "metadata": {
-                "name": "fake", "annotations": {"kwok.x-k8s.io/node": "fake"}, "labels": {"type": "fake"},
-            },
-            "spec": {"taints": [{"key": "fake", "effect": "NoSchedule"}]},
-            "status": {"allocatable": {"cpu": "32", "memory": "256Gi", "pods": "110"},
-                       "capacity": {"cpu": "32", "memory": "256Gi", "pods": "110"}},
-        }))
-        .await
-        .unwrap();
-    cluster
-        .kubectl(&["wait", "--for=condition=Ready", "node/fake", "--timeout=60s"])
-        .await
-        .unwrap();
+    fake::add(&cluster, 1, 110).await.unwrap();
     cluster
         .apply(&json!({
             "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "nowhere", "namespace": "default"},
-            "spec": {
-                "nodeSelector": {"type": "fake"}, "tolerations": [{"key": "fake", "operator": "Exists"}],
-                "containers": [{"name": "main", "image": BUSYBOX, "imagePullPolicy": "Never"}],
-            },
+            "spec": fake::pod_spec(),
         }))
         .await
         .unwrap();

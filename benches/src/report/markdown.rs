@@ -1,5 +1,8 @@
 //! Markdown.
 
+use clap::ValueEnum;
+
+use super::{distribution, histogram};
 use crate::plan::{Suite, Which};
 use crate::row::Row;
 use crate::samples::{Series, digits};
@@ -23,7 +26,19 @@ pub(super) fn group(which: Which) -> &'static str {
         Which::Idle => "Idle, woken through a Service",
         Which::Writes => "Writes to the API server",
         Which::Scale => "Thousands of Sandboxes",
+        Which::Claims => "Claims",
+        Which::PoolMemory => "Memory of a pool",
+        Which::PoolFill => "Filling a pool",
+        Which::ClaimsScale => "Claims by the thousand",
     }
+}
+
+/// Its name in names of files: as `--only` takes it.
+pub(super) fn slug(which: Which) -> String {
+    which
+        .to_possible_value()
+        .map(|value| value.get_name().to_owned())
+        .unwrap_or_default()
 }
 
 /// The table of promises.
@@ -63,10 +78,26 @@ pub(super) fn page(suite: Suite, machine: &str, quick: bool, rows: &[Row]) -> St
         }
         text.push_str(&format!("* Took {:.0} s.\n\n", row.seconds));
         if !row.series.is_empty() {
-            text.push_str("| series | unit | n | min | p50 | p95 | max |\n|---|---|---|---|---|---|---|\n");
+            text.push_str(
+                "| series | unit | n | min | p50 | p95 | p99 | max |\n|---|---|---|---|---|---|---|---|\n",
+            );
             for one in &row.series {
                 text.push_str(&series(one));
             }
+        }
+        let shown = distribution::shown(row);
+        if !shown.is_empty() {
+            let slug = slug(row.id);
+            text.push_str(&format!(
+                "\n![distribution of the latencies]({name}.{slug}.svg)\n"
+            ));
+        }
+        for one in shown {
+            text.push_str(&format!(
+                "\n{}\n\n```text\n{}```\n",
+                one.name,
+                histogram::text(&one.samples, one.unit)
+            ));
         }
     }
     text
@@ -74,7 +105,9 @@ pub(super) fn page(suite: Suite, machine: &str, quick: bool, rows: &[Row]) -> St
 
 fn series(one: &Series) -> String {
     let line = |name: &str, unit: &str, s: &crate::samples::Samples| {
-        let numbers = [s.min(), s.p50(), s.p95(), s.max()].map(digits).join(" | ");
+        let numbers = [s.min(), s.p50(), s.p95(), s.p99(), s.max()]
+            .map(digits)
+            .join(" | ");
         format!("| {name} | {unit} | {} | {numbers} |\n", s.n())
     };
     let mut text = line(&one.name, one.unit, &one.samples);

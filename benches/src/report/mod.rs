@@ -1,5 +1,7 @@
-//! What is written: JSON with every sample, Markdown and a plot for people, the table in SPECIFICATION.md.
+//! What is written: JSON with every sample, Markdown and plots for people, the table in SPECIFICATION.md.
 
+mod distribution;
+mod histogram;
 mod markdown;
 mod plot;
 
@@ -73,7 +75,13 @@ impl Report {
             "md",
             &markdown::page(self.suite, &self.machine.sentence(), self.quick, &self.rows),
         )?;
-        put("svg", &plot::draw(&self.rows)?)
+        put("svg", &plot::draw(&self.rows)?)?;
+        for row in &self.rows {
+            if let Some(picture) = distribution::draw(markdown::group(row.id), row)? {
+                put(&format!("{}.svg", markdown::slug(row.id)), &picture)?;
+            }
+        }
+        Ok(())
     }
 
     /// Puts the table between the markers.

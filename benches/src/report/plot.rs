@@ -14,10 +14,10 @@ const LINE: i32 = 22;
 const TOP: i32 = 56;
 const BOTTOM: i32 = 56;
 
-const DOT: RGBColor = RGBColor(60, 110, 180);
-const LIMIT: RGBColor = RGBColor(190, 60, 50);
-const GRID: RGBColor = RGBColor(220, 220, 220);
-const INK: RGBColor = RGBColor(40, 40, 40);
+pub(super) const DOT: RGBColor = RGBColor(60, 110, 180);
+pub(super) const LIMIT: RGBColor = RGBColor(190, 60, 50);
+pub(super) const GRID: RGBColor = RGBColor(220, 220, 220);
+pub(super) const INK: RGBColor = RGBColor(40, 40, 40);
 
 pub(super) fn draw(rows: &[Row]) -> Result<String> {
     let series: Vec<&Series> = rows
@@ -37,8 +37,8 @@ pub(super) fn draw(rows: &[Row]) -> Result<String> {
     Ok(text)
 }
 
-type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
-type DrawError = DrawingAreaErrorKind<<SVGBackend<'static> as DrawingBackend>::ErrorType>;
+pub(super) type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
+pub(super) type DrawError = DrawingAreaErrorKind<<SVGBackend<'static> as DrawingBackend>::ErrorType>;
 
 fn paint(area: &Area<'_>, series: &[&Series], height: i32) -> Result<(), DrawError> {
     area.fill(&WHITE)?;
@@ -107,7 +107,7 @@ fn paint(area: &Area<'_>, series: &[&Series], height: i32) -> Result<(), DrawErr
 }
 
 /// The powers of ten around the values; some, whatever the values are.
-fn decades(values: impl Iterator<Item = f64>) -> (i32, i32) {
+pub(super) fn decades(values: impl Iterator<Item = f64>) -> (i32, i32) {
     let (low, high) = values
         .filter(|value| value.is_finite())
         .fold((f64::MAX, f64::MIN_POSITIVE), |(low, high), value| {
@@ -123,7 +123,7 @@ fn decades(values: impl Iterator<Item = f64>) -> (i32, i32) {
     (low, high)
 }
 
-fn tick(value: f64) -> String {
+pub(super) fn tick(value: f64) -> String {
     if value >= 1000.0 {
         format!("{:.0} s", value / 1000.0)
     } else {

@@ -74,7 +74,11 @@ pub(crate) async fn run(plan: &Plan, wanted: &[Which]) -> Vec<Row> {
             | Which::Suspended
             | Which::Idle
             | Which::Writes
-            | Which::Scale => Ok(()),
+            | Which::Scale
+            | Which::Claims
+            | Which::PoolMemory
+            | Which::PoolFill
+            | Which::ClaimsScale => Ok(()),
         };
         let mut one = [row];
         finish(&mut one, began, outcome);

@@ -6,6 +6,7 @@
 
 mod client;
 mod control;
+pub mod fake;
 pub mod machine;
 mod network;
 mod node;
@@ -77,6 +78,8 @@ pub struct ClusterOptions {
     pub apiserver: Vec<String>,
     /// More arguments of kube-controller-manager.
     pub controller_manager: Vec<String>,
+    /// More arguments of kube-scheduler.
+    pub scheduler: Vec<String>,
     /// More of the kubelets' configuration, in the place of what the cluster says.
     pub kubelet: Map<String, Value>,
     /// It stays when this process ends, until [`take_down`] or [`Cluster::down`].
@@ -90,6 +93,7 @@ impl Default for ClusterOptions {
             fake_nodes: false,
             apiserver: Vec::new(),
             controller_manager: Vec::new(),
+            scheduler: Vec::new(),
             kubelet: Map::new(),
             detached: false,
         }
@@ -569,7 +573,7 @@ async fn bring_up(
 
     let control = made.control()?;
     control.start_unit(control::controller_manager(&options.controller_manager))?;
-    control.start_unit(control::scheduler())?;
+    control.start_unit(control::scheduler(&options.scheduler))?;
     control.start_unit(control::dns())?;
     if options.fake_nodes {
         control.start_unit(control::fake_nodes())?;

@@ -27,11 +27,22 @@ pub(crate) fn write_programs(dir: &Path) -> Result<()> {
 /// has lost its memory answers with another.
 #[must_use]
 pub fn remembers_a_word(mib: u32) -> String {
+    remembers_a_word_in(
+        &format!("bytearray(secrets.token_bytes(1 << 20)) * {mib}"),
+        "pass",
+    )
+}
+
+/// The same with another block, a Python expression, after something that is done first, Python statements. `secrets` and
+/// `time` are there.
+#[must_use]
+pub fn remembers_a_word_in(block: &str, first: &str) -> String {
     format!(
         "
-import http.server, secrets
+import http.server, secrets, time
+{first}
 WORD = secrets.token_hex(16)
-BLOCK = bytearray(secrets.token_bytes(1 << 20)) * {mib}
+BLOCK = {block}
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         body = WORD.encode()

@@ -30,6 +30,12 @@ pub(crate) enum Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         rest: Vec<String>,
     },
+    /// Warm pools: claims of standbys on each rung, what a pool costs, how fast it fills, claims by the thousand.
+    Claims {
+        /// Handed to the measuring program: --only ROW, --quick, --help.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
 }
 
 /// Prepares everything, then runs the measuring program.
@@ -38,10 +44,11 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
         Bench::Node { rest } => ("node", rest),
         Bench::Hibernate { rest } => ("hibernate", rest),
         Bench::Cluster { rest } => ("cluster", rest),
+        Bench::Claims { rest } => ("claims", rest),
     };
     let paths = Paths::discover()?;
     let mut groups = vec![Group::Rust, Group::Stack, Group::Node];
-    let stack = if matches!(bench, Bench::Cluster { .. }) {
+    let stack = if matches!(bench, Bench::Cluster { .. } | Bench::Claims { .. }) {
         groups.push(Group::Cluster);
         prereq::ensure(&groups)?;
         binaries::build_cluster(&paths, Profile::Release)?;

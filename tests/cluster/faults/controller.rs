@@ -82,7 +82,7 @@ async fn of_two_controllers_one_works_and_a_late_one_ends() {
 }
 
 /// The pod that holds the controllers' Lease.
-async fn holder(cluster: &Cluster) -> anyhow::Result<String> {
+pub(super) async fn holder(cluster: &Cluster) -> anyhow::Result<String> {
     let lease = cluster
         .get("lease", NAMESPACE, "a3317529.agent-sandbox.x-k8s.io")
         .await?;
@@ -92,7 +92,7 @@ async fn holder(cluster: &Cluster) -> anyhow::Result<String> {
 }
 
 /// The controller in that pod.
-async fn process_of(cluster: &Cluster, pod: &str) -> dormouse_testkit::host::ProcessId {
+pub(super) async fn process_of(cluster: &Cluster, pod: &str) -> dormouse_testkit::host::ProcessId {
     let pod: Value = cluster.get("pod", NAMESPACE, pod).await.unwrap();
     let uid = pod["metadata"]["uid"].as_str().unwrap().to_owned();
     wait::until("the pod's process", LIMIT, async || {

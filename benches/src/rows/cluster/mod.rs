@@ -5,6 +5,7 @@
     reason = "only JSON is indexed here, which answers null for what is not there"
 )]
 
+mod claims;
 mod idle;
 mod scale;
 mod site;
@@ -50,6 +51,7 @@ pub(super) async fn measure(plan: &Plan, wanted: &[Which]) -> Vec<Row> {
     if wanted.contains(&Which::Scale) {
         rows.push(alone(Which::Scale, async |row| scale::measure(plan, row).await).await);
     }
+    rows.extend(claims::measure(plan, wanted).await);
     rows
 }
 
@@ -62,12 +64,24 @@ async fn alone(which: Which, measure: impl AsyncFnOnce(&mut Row) -> Result<()>) 
 }
 
 async fn on_a_node(plan: &Plan, rows: &mut [Row]) -> Result<()> {
-    let disk = TestSwap::file(SWAP_BYTES, DISK)?;
-    let mut zram = Some(TestSwap::zram(SWAP_BYTES, "lz4", ZRAM_FIRST)?);
+    with_site(SWAP_BYTES, async |site, zram| {
+        groups(plan, site, rows, zram).await
+    })
+    .await
+}
+
+/// A cluster of one node with Dormouse, and with swap of so many bytes on the disk and before that in zram, which may be
+/// taken away while nothing sleeps in it.
+async fn with_site(
+    swap: u64,
+    work: impl AsyncFnOnce(&Site, &mut Option<TestSwap>) -> Result<()>,
+) -> Result<()> {
+    let disk = TestSwap::file(swap, DISK)?;
+    let mut zram = Some(TestSwap::zram(swap, "lz4", ZRAM_FIRST)?);
     say("a cluster of one node, with Dormouse");
     let cluster = Cluster::up(ClusterOptions::default()).await?;
     let site = Site::install(cluster, &[]).await?;
-    let done = groups(plan, &site, rows, &mut zram).await;
+    let done = work(&site, &mut zram).await;
     let done = site.explain(done).await;
     // Swap is not taken away before what may be in it.
     site.down()?;

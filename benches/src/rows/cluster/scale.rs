@@ -3,8 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use dormouse_testkit::BUSYBOX;
-use dormouse_testkit::cluster::{Cluster, ClusterOptions, release};
+use dormouse_testkit::cluster::{Cluster, ClusterOptions, fake, release};
 use dormouse_testkit::host::wait;
 use futures::{StreamExt, TryStreamExt, stream};
 use kube::api::ListParams;
@@ -17,7 +16,7 @@ use crate::row::{Line, Row};
 use crate::samples::mib;
 
 /// Pods that a node takes.
-const PER_NODE: u32 = 500;
+pub(super) const PER_NODE: u32 = 500;
 /// Objects that are made at once.
 const AT_ONCE: usize = 8;
 /// How long all of them may take.
@@ -40,7 +39,7 @@ pub(super) async fn measure(plan: &Plan, row: &mut Row) -> Result<()> {
 
 async fn many(plan: &Plan, site: &Site, row: &mut Row) -> Result<()> {
     let count = plan.sandboxes;
-    nodes(site, count.div_ceil(PER_NODE)).await?;
+    fake::add(&site.cluster, count.div_ceil(PER_NODE), PER_NODE).await?;
     say(format!("{count} Sandboxes"));
     let began = Instant::now();
     stream::iter((0..count).map(|index| sandbox(&format!("many-{index}"))))
@@ -154,39 +153,10 @@ async fn ready(site: &Site) -> Result<u32> {
     }
 }
 
-async fn nodes(site: &Site, count: u32) -> Result<()> {
-    for index in 0..count {
-        let name = format!("fake-{index}");
-        let room = json!({"cpu": "1000", "memory": "4Ti", "pods": PER_NODE.to_string()});
-        site.cluster
-            .apply(&json!({
-                "apiVersion": "v1", "kind": "Node",
-                "metadata": {
-                    "name": name, "annotations": {"kwok.x-k8s.io/node": "fake"}, "labels": {"type": "fake"},
-                },
-                "spec": {"taints": [{"key": "fake", "effect": "NoSchedule"}]},
-                "status": {"allocatable": room, "capacity": room},
-            }))
-            .await?;
-        let node = format!("node/{name}");
-        site.cluster
-            .kubectl(&["wait", "--for=condition=Ready", &node, "--timeout=60s"])
-            .await?;
-    }
-    Ok(())
-}
-
 fn sandbox(name: &str) -> Value {
     json!({
         "apiVersion": "agents.x-k8s.io/v1beta1", "kind": "Sandbox",
         "metadata": {"name": name, "namespace": SPACE},
-        "spec": {"service": true, "podTemplate": {"spec": {
-            "automountServiceAccountToken": false,
-            "nodeSelector": {"type": "fake"}, "tolerations": [{"key": "fake", "operator": "Exists"}],
-            "containers": [{
-                "name": "main", "image": BUSYBOX, "ports": [{"containerPort": 8080}],
-                "resources": {"requests": {"cpu": "100m", "memory": "64Mi"}},
-            }],
-        }}},
+        "spec": {"service": true, "podTemplate": {"spec": fake::pod_spec()}},
     })
 }

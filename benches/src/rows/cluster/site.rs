@@ -71,6 +71,11 @@ impl Site {
         Ok(site)
     }
 
+    /// Changes the installation.
+    pub(super) async fn upgrade(&self, settings: &[&str]) -> Result<()> {
+        release::upgrade(&self.cluster, VALUES, settings).await
+    }
+
     /// Adds to an error what the parts say.
     pub(super) async fn explain<T>(&self, outcome: Result<T>) -> Result<T> {
         match outcome {
@@ -87,24 +92,49 @@ impl Site {
     }
 
     pub(super) fn sandboxes(&self) -> Api<DynamicObject> {
-        let kind = GroupVersionKind::gvk("agents.x-k8s.io", "v1beta1", "Sandbox");
-        let resource = ApiResource::from_gvk_with_plural(&kind, "sandboxes");
-        Api::namespaced_with(self.client.clone(), SPACE, &resource)
+        self.objects(SPACE, "agents.x-k8s.io", "v1beta1", "Sandbox", "sandboxes")
+    }
+
+    pub(super) fn claims(&self) -> Api<DynamicObject> {
+        let group = "extensions.agents.x-k8s.io";
+        self.objects(SPACE, group, "v1beta1", "SandboxClaim", "sandboxclaims")
+    }
+
+    pub(super) fn pools(&self) -> Api<DynamicObject> {
+        let group = "extensions.agents.x-k8s.io";
+        self.objects(SPACE, group, "v1beta1", "SandboxWarmPool", "sandboxwarmpools")
+    }
+
+    pub(super) fn templates(&self) -> Api<DynamicObject> {
+        let group = "extensions.agents.x-k8s.io";
+        self.objects(SPACE, group, "v1beta1", "SandboxTemplate", "sandboxtemplates")
     }
 
     pub(super) fn pods(&self) -> Api<DynamicObject> {
-        let kind = GroupVersionKind::gvk("", "v1", "Pod");
-        Api::namespaced_with(self.client.clone(), SPACE, &ApiResource::from_gvk(&kind))
+        self.objects(SPACE, "", "v1", "Pod", "pods")
+    }
+
+    /// Objects of Dormouse's own namespace.
+    pub(super) fn installed(&self, kind: &str, plural: &str) -> Api<DynamicObject> {
+        self.objects(release::NAMESPACE, "", "v1", kind, plural)
+    }
+
+    fn objects(
+        &self,
+        space: &str,
+        group: &str,
+        version: &str,
+        kind: &str,
+        plural: &str,
+    ) -> Api<DynamicObject> {
+        let kind = GroupVersionKind::gvk(group, version, kind);
+        let resource = ApiResource::from_gvk_with_plural(&kind, plural);
+        Api::namespaced_with(self.client.clone(), space, &resource)
     }
 
     /// Makes a Sandbox.
     pub(super) async fn create(&self, object: &Value) -> Result<()> {
-        let object: DynamicObject = serde_json::from_value(object.clone())?;
-        self.sandboxes()
-            .create(&PostParams::default(), &object)
-            .await
-            .map(drop)
-            .context("create a Sandbox")
+        create(&self.sandboxes(), object).await
     }
 
     /// Tells a Sandbox to run, or not to.
@@ -196,6 +226,15 @@ impl Site {
             other => bail!("{} processes are {program}", other.len()),
         }
     }
+}
+
+/// Makes an object.
+pub(super) async fn create(api: &Api<DynamicObject>, object: &Value) -> Result<()> {
+    let object: DynamicObject = serde_json::from_value(object.clone())?;
+    api.create(&PostParams::default(), &object)
+        .await
+        .map(drop)
+        .with_context(|| format!("create {}", object.metadata.name.unwrap_or_default()))
 }
 
 /// Requests of the controller that write, without those for its Lease.

@@ -181,7 +181,7 @@ async fn back(site: &Site, name: &str, seen: &mut Watched, word: Option<&String>
 }
 
 /// What lies between points in time; one that was reached before the one before it took nothing.
-fn parts(began: Instant, points: &[(&str, Instant)]) -> Taken {
+pub(super) fn parts(began: Instant, points: &[(&str, Instant)]) -> Taken {
     let mut last = began;
     let mut all = Vec::new();
     for (name, at) in points {

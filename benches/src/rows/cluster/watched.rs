@@ -1,6 +1,6 @@
 //! An object, as a client that watches it sees it.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use futures::{StreamExt, stream::BoxStream};
@@ -39,6 +39,16 @@ impl Watched {
 
     /// Waits until the object is so, as it was seen last or is seen next.
     pub(super) async fn until(&mut self, what: &str, is_so: impl Fn(&DynamicObject) -> bool) -> Result<Seen> {
+        self.until_within(LIMIT, what, is_so).await
+    }
+
+    /// The same for what may take longer, or may not; the watch ends after some minutes.
+    pub(super) async fn until_within(
+        &mut self,
+        limit: Duration,
+        what: &str,
+        is_so: impl Fn(&DynamicObject) -> bool,
+    ) -> Result<Seen> {
         let wait = async {
             loop {
                 if let Some(seen) = self.last.as_ref().filter(|seen| is_so(&seen.object)) {
@@ -47,7 +57,7 @@ impl Watched {
                 self.last = Some(self.next().await?);
             }
         };
-        let waited = tokio::time::timeout(LIMIT, wait).await;
+        let waited = tokio::time::timeout(limit, wait).await;
         match waited {
             Ok(seen) => seen,
             Err(_) => bail!(

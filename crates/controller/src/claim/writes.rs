@@ -1,5 +1,6 @@
 //! What is written for claims, and what becomes of it when the controller ends in between, against a small API server.
 
+mod failover;
 mod sleepers;
 
 use std::sync::Arc;

@@ -203,15 +203,14 @@ pub(super) fn controller_manager(more: &[String]) -> Unit {
     Unit::new(part::CONTROLLER_MANAGER, all.chain(more.iter().cloned()))
 }
 
-pub(super) fn scheduler() -> Unit {
-    Unit::new(
-        part::SCHEDULER,
-        [
-            "--kubeconfig=/etc/kubernetes/scheduler.kubeconfig",
-            "--leader-elect=false",
-            "--secure-port=0",
-        ],
-    )
+pub(super) fn scheduler(more: &[String]) -> Unit {
+    let all = [
+        "--kubeconfig=/etc/kubernetes/scheduler.kubeconfig",
+        "--leader-elect=false",
+        "--secure-port=0",
+    ];
+    let all = all.into_iter().map(str::to_owned);
+    Unit::new(part::SCHEDULER, all.chain(more.iter().cloned()))
 }
 
 pub(super) fn dns() -> Unit {
