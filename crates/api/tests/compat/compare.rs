@@ -36,6 +36,7 @@ const BEYOND: &[(&str, &[&str])] = &[
             ".spec.maxReady",
             ".spec.minReady",
             ".spec.standby",
+            ".status.conditions",
         ],
     ),
 ];

@@ -1,5 +1,6 @@
 //! What is decided for pools, case by case.
 
+mod quota;
 mod sizing;
 mod wish;
 
@@ -20,7 +21,7 @@ use serde_json::json;
 
 use super::next::as_go_writes;
 use super::step::Why;
-use super::{Next, Observed, Pending, Refill, Settings, Sizing, Step, build, next};
+use super::{Limits, Next, Observed, Pending, Refill, Settings, Sizing, Step, build, next};
 use crate::objects::owner_reference;
 use crate::template::Hashes;
 
@@ -120,6 +121,9 @@ fn with(pool: SandboxWarmPool, members: Vec<Sandbox>) -> Observed {
         unschedulable: std::collections::BTreeSet::new(),
         pending: Pending::default(),
         wishes: BTreeMap::new(),
+        limits: Limits::default(),
+        neighbours: vec![],
+        bytes: 0,
     }
 }
 
@@ -158,6 +162,7 @@ fn an_empty_pool_is_filled() {
             ready_replicas: Some(0),
             selector: Some(format!("agents.x-k8s.io/warm-pool-sandbox={}", name_hash("pool"))),
             observed_generation: Some(2),
+            conditions: vec![],
         }
     );
     let standby = next.standby.unwrap();

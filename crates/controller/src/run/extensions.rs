@@ -13,7 +13,7 @@ use super::index::{Extensions, Index};
 use crate::args::{Args, label_domains};
 use crate::claim::{self, ClaimContext};
 use crate::metrics::Metrics;
-use crate::pool::{self, PoolContext};
+use crate::pool::{self, PoolContext, QuotaContext, on_quota_error, reconcile_quota};
 use crate::worker::work;
 
 /// Begins to work on claims and pools, until `stop`.
@@ -82,6 +82,8 @@ pub(super) fn begin(
             templates: Arc::clone(&known.templates),
             pods: Arc::clone(&known.pods),
             state: Arc::clone(&known.state),
+            quotas: Arc::clone(&known.quotas),
+            pool_queue: known.pool_queue.clone(),
             sandbox_queue: index.sandbox_queue.clone(),
         },
     );
@@ -92,6 +94,21 @@ pub(super) fn begin(
         pool::reconcile,
         pool::on_error,
         Arc::new(pools),
+        Arc::clone(metrics),
+        stop.clone(),
+    ));
+    let quotas = QuotaContext::new(
+        client.clone(),
+        Arc::clone(&known.quotas),
+        Arc::clone(&known.state),
+    );
+    tracker.spawn(work(
+        known.quota_queue.clone(),
+        known.quotas.store().clone(),
+        1,
+        reconcile_quota,
+        on_quota_error,
+        Arc::new(quotas),
         Arc::clone(metrics),
         stop.clone(),
     ));

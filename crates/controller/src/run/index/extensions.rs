@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use dormouse_api::agents::Sandbox;
 use dormouse_api::conditions::{READY, claim as reasons};
+use dormouse_api::dormouse::StandbyQuota;
 use dormouse_api::extensions::{SandboxClaim, SandboxTemplate, SandboxWarmPool};
 use dormouse_api::names::{labels, name_hash};
 use k8s_openapi::api::core::v1::Pod;
@@ -23,13 +24,17 @@ pub(crate) struct Extensions {
     pub(crate) templates: Arc<Cache<SandboxTemplate>>,
     pub(crate) claims: Arc<Cache<SandboxClaim>>,
     pub(crate) pools: Arc<Cache<SandboxWarmPool>>,
+    pub(crate) quotas: Arc<Cache<StandbyQuota>>,
+    pub(crate) quota_queue: Queue<StandbyQuota>,
     pub(crate) claim_queue: Queue<SandboxClaim>,
     pub(crate) pool_queue: Queue<SandboxWarmPool>,
     pub(crate) candidates: Candidates,
     pub(crate) notes: Arc<Notes>,
     pub(crate) state: Arc<Pools>,
-    feeds: Mutex<Option<(Feed<SandboxClaim>, Feed<SandboxWarmPool>)>>,
+    feeds: Mutex<Option<Feeds>>,
 }
+
+type Feeds = (Feed<SandboxClaim>, Feed<SandboxWarmPool>, Feed<StandbyQuota>);
 
 impl std::fmt::Debug for Extensions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -53,25 +58,29 @@ impl Extensions {
     ) -> Self {
         let claims = feed::<SandboxClaim>(|claim| Some(&claim.spec.warm_pool_ref.name));
         let pools = feed::<SandboxWarmPool>(|pool| Some(&pool.spec.sandbox_template_ref.name));
+        // They are looked for by namespace.
+        let quotas = feed::<StandbyQuota>(|quota| quota.metadata.namespace.as_deref());
         Self {
             sandboxes: Arc::clone(sandboxes),
             pods: Arc::clone(pods),
             templates: Arc::clone(templates),
             claims: Arc::clone(&claims.cache),
             pools: Arc::clone(&pools.cache),
+            quotas: Arc::clone(&quotas.cache),
+            quota_queue: Queue::default(),
             claim_queue: Queue::default(),
             pool_queue: Queue::default(),
             candidates: Candidates::default(),
             notes: Arc::default(),
             state: Arc::default(),
-            feeds: Mutex::new(Some((claims, pools))),
+            feeds: Mutex::new(Some((claims, pools, quotas))),
         }
     }
 
     /// Begins to watch.
     pub(super) fn start(self: &Arc<Self>, client: &Client) {
         let feeds = self.feeds.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some((claims, pools)) = feeds else {
+        let Some((claims, pools, quotas)) = feeds else {
             return;
         };
         let concerned = Arc::clone(self);
@@ -89,6 +98,14 @@ impl Extensions {
             pools,
             |_| {},
             move |pool: &SandboxWarmPool| concerned.saw_pool(pool),
+        ));
+        let concerned = Arc::clone(self);
+        tokio::spawn(watch(
+            Api::all(client.clone()),
+            watcher::Config::default(),
+            quotas,
+            |_| {},
+            move |quota: &StandbyQuota| concerned.saw_quota(quota),
         ));
     }
 
@@ -109,6 +126,17 @@ impl Extensions {
         }
         self.pool_queue.push(namespace, name);
         self.wake_claims_of(namespace, name);
+    }
+
+    /// What it allows counts for all pools of its namespace.
+    fn saw_quota(&self, quota: &StandbyQuota) {
+        let namespace = objects::namespace(&quota.metadata);
+        self.quota_queue.push(namespace, objects::name(&quota.metadata));
+        for pool in self.pools.store().state() {
+            if objects::namespace(&pool.metadata) == namespace {
+                self.pool_queue.push(namespace, objects::name(&pool.metadata));
+            }
+        }
     }
 
     pub(super) fn saw_template(&self, template: &SandboxTemplate) {
