@@ -2,6 +2,9 @@
 
 use k8s_openapi::api::core::v1::Container;
 
+/// Memory that a container requests while its guest dozes or is hibernated.
+pub const MEMORY_ASLEEP: &str = "16Mi";
+
 /// Suffixes and how many thousandths they stand for.
 const SUFFIXES: [(&str, u128); 14] = [
     ("Ki", 1_024_000),

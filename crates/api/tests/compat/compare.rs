@@ -37,6 +37,7 @@ const BEYOND: &[(&str, &[&str])] = &[
             ".spec.minReady",
             ".spec.standby",
             ".status.conditions",
+            ".status.demand",
         ],
     ),
 ];

@@ -155,6 +155,7 @@ pub fn next(
             .as_ref()
             .map(|status| status.conditions.clone())
             .unwrap_or_default(),
+        demand: pool.status.as_ref().and_then(|status| status.demand.clone()),
     };
 
     let there = count.active.len();

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use dormouse_api::agents::Sandbox;
 use dormouse_api::dormouse::StandbyQuota;
-use dormouse_api::extensions::{SandboxTemplate, SandboxWarmPool};
+use dormouse_api::extensions::{PoolDemand, SandboxTemplate, SandboxWarmPool};
 use dormouse_api::names::{annotations, name_hash};
 use dormouse_api::quantity::memory_requests;
 use futures::future::join_all;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::controller::Action;
 use kube::runtime::events::{EventType, Recorder};
@@ -27,6 +27,9 @@ use crate::objects::{self, Ownership, ownership};
 use crate::patch::status_patch;
 use crate::queue::Queue;
 use crate::write::{Which, Writer, is_conflict, is_not_found};
+
+/// How old the record of claims in a status may be before it is written by itself.
+const DEMAND: SignedDuration = SignedDuration::from_mins(10);
 
 /// What pools are reconciled with.
 #[allow(missing_debug_implementations, reason = "the API server's client has none")]
@@ -126,6 +129,13 @@ pub async fn reconcile(pool: Arc<SandboxWarmPool>, context: Arc<PoolContext>) ->
     made?;
     context.known.state.went_well(&key);
     Ok(planned.requeue.map_or_else(Action::await_change, Action::requeue))
+}
+
+/// Whether claims have come that a status has not told of for long.
+fn is_overdue(told: Option<&PoolDemand>, demand: &PoolDemand) -> bool {
+    told.is_none_or(|told| {
+        told.claims != demand.claims && demand.until.0.duration_since(told.until.0) >= DEMAND
+    })
 }
 
 impl PoolContext {
@@ -371,7 +381,16 @@ impl PoolContext {
 
     async fn write_status(&self, pool: &SandboxWarmPool, planned: &Next, key: &Key) -> Result<(), PoolError> {
         let old = pool.status.clone().unwrap_or_default();
-        let Some(patch) = status_patch(&old, &planned.status) else {
+        let mut new = planned.status.clone();
+        let now = Timestamp::now();
+        // It goes with what is written anyway, and is a write of its own only where there is none for long.
+        let demand = self.known.state.demand(key, now);
+        if let Some(demand) = demand
+            && (status_patch(&old, &new).is_some() || is_overdue(old.demand.as_ref(), &demand))
+        {
+            new.demand = Some(demand);
+        }
+        let Some(patch) = status_patch(&old, &new) else {
             return Ok(());
         };
         let written = self

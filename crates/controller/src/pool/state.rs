@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dormouse_api::agents::Sandbox;
+use dormouse_api::extensions::PoolDemand;
 use dormouse_core::Rung;
 use jiff::{SignedDuration, Timestamp};
 
@@ -78,7 +79,7 @@ impl Pools {
         self.lock().wishes.rung(uid)
     }
 
-    /// A claim came to a pool that the controller sizes. `blocked`: it found no standby ready. To be said once for each
+    /// A claim came to a pool. `blocked`: it found no standby ready. To be said once for each
     /// claim.
     pub fn claimed(&self, namespace: &str, name: &str, blocked: bool, now: Timestamp) {
         let key = (namespace.to_owned(), name.to_owned());
@@ -91,6 +92,11 @@ impl Pools {
         let key = (namespace.to_owned(), name.to_owned());
         let mut inner = self.lock();
         inner.pools.entry(key).or_default().sizing.took(took);
+    }
+
+    /// What is known of the claims of the last day; `None` if none came.
+    pub(super) fn demand(&self, key: &Key, now: Timestamp) -> Option<PoolDemand> {
+        self.lock().pools.get(key)?.sizing.record(now)
     }
 
     /// How long a standby of a pool is known to take.

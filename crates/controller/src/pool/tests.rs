@@ -3,6 +3,7 @@
 mod quota;
 mod sizing;
 mod wish;
+mod writes;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -163,6 +164,7 @@ fn an_empty_pool_is_filled() {
             selector: Some(format!("agents.x-k8s.io/warm-pool-sandbox={}", name_hash("pool"))),
             observed_generation: Some(2),
             conditions: vec![],
+            demand: None,
         }
     );
     let standby = next.standby.unwrap();

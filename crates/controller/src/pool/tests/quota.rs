@@ -1,7 +1,5 @@
 //! What pools do where quotas leave no room.
 
-mod refused;
-
 use proptest::prelude::*;
 
 use super::super::quota::{Account, Exceeded, Room};

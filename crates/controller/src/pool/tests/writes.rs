@@ -1,13 +1,14 @@
-//! A ResourceQuota that refuses standbys, or their pods, against a small API server.
+//! What pools write where quotas refuse standbys or their pods, and of their claims, against a small API server.
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector;
 
-use super::super::*;
-use super::{Exceeded, quota};
+use super::quota::quota;
+use super::*;
 use crate::cache::Cache;
 use crate::objects::{self, condition, controller_of};
+use crate::pool::Exceeded;
 use crate::pool::{Known, PoolContext, Pools, reconcile};
 use crate::queue::Queue;
 use crate::test_server::Server;
@@ -138,6 +139,50 @@ async fn a_standby_quota_is_said_beside_what_is_made() {
     controller.known.quotas.gone("ns", "q", "q-uid");
     controller.look().await;
     assert_eq!((controller.said(), posts(&server)), (None, (1, 0)));
+}
+
+#[tokio::test]
+async fn what_claims_ask_for_goes_with_what_is_written_anyway() {
+    let server = Server::empty();
+    let controller = Controller::of(&server);
+    controller.look().await;
+    controller.look().await;
+    server.log();
+    let told = || {
+        controller
+            .known
+            .pools
+            .get("ns", "pool")
+            .unwrap()
+            .status
+            .clone()
+            .unwrap()
+            .demand
+    };
+    assert_eq!(told(), None);
+    // The first is said at once.
+    let state = &controller.known.state;
+    let claimed = || state.claimed("ns", "pool", false, Timestamp::now());
+    claimed();
+    controller.look().await;
+    assert_eq!(server.log(), ["patch sandboxwarmpools/status pool"]);
+    claimed();
+    controller.look().await;
+    assert_eq!((server.log(), told().unwrap().claims), (vec![], 1));
+    // One is gone, and the status is written for that.
+    let standby = &controller.known.sandboxes.group("ns", "pool-uid")[0];
+    let meta = &standby.metadata;
+    controller
+        .known
+        .sandboxes
+        .gone("ns", objects::name(meta), objects::uid(meta));
+    controller.look().await;
+    let log = server.log();
+    assert!(
+        log.contains(&"patch sandboxwarmpools/status pool".to_owned()),
+        "{log:?}"
+    );
+    assert_eq!(told().unwrap().claims, 2);
 }
 
 #[test]
