@@ -12,7 +12,7 @@ use super::identity;
 use super::index::{Extensions, Index};
 use crate::args::{Args, label_domains};
 use crate::claim::{self, ClaimContext};
-use crate::metrics::Metrics;
+use crate::metrics::{CostSources, Metrics};
 use crate::pool::{self, PoolContext, QuotaContext, on_quota_error, reconcile_quota};
 use crate::worker::work;
 
@@ -27,6 +27,12 @@ pub(super) fn begin(
     tracker: &TaskTracker,
 ) {
     metrics.count_wanted(Arc::clone(&known.state));
+    metrics.count_costs(CostSources {
+        sandboxes: known.sandboxes.store().clone(),
+        pods: Arc::clone(&known.pods),
+        agents: index.agents.clone(),
+        nodes: index.snapshots.nodes.store().clone(),
+    });
     let recorder = |controller: &str| {
         let reporter = Reporter {
             controller: controller.to_owned(),
