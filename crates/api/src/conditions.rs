@@ -71,6 +71,24 @@ pub mod snapshot {
     pub const STORE_IN_FORCE: &str = "InForce";
 }
 
+/// Ours, on a SandboxWarmPool: a quota leaves no room for all standbys that there are to be; only there then.
+pub const QUOTA_EXCEEDED: &str = "QuotaExceeded";
+
+/// Ours, on a StandbyQuota: a pool of its namespace has [`QUOTA_EXCEEDED`] for a StandbyQuota.
+pub const LIMITING: &str = "Limiting";
+
+/// Reasons of [`QUOTA_EXCEEDED`], which are those of the events about it, and of [`LIMITING`].
+pub mod quota {
+    /// A StandbyQuota leaves no room.
+    pub const STANDBY_QUOTA_EXCEEDED: &str = "StandbyQuotaExceeded";
+    /// A ResourceQuota does not.
+    pub const RESOURCE_QUOTA_EXCEEDED: &str = "ResourceQuotaExceeded";
+    /// A pool waits for room.
+    pub const POOLS_WAIT: &str = "PoolsWait";
+    /// None does.
+    pub const ROOM_LEFT: &str = "RoomLeft";
+}
+
 /// Reasons of [`DORMANT`] beside the names of rungs.
 pub mod dormant {
     /// It does not sleep.

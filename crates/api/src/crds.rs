@@ -51,6 +51,7 @@ pub fn all() -> Result<Vec<Definition>, DefinitionError> {
         dormouse::SandboxNode::crd(),
         dormouse::SandboxSnapshot::crd(),
         dormouse::SnapshotStore::crd(),
+        dormouse::StandbyQuota::crd(),
     ];
     let optional = [
         gke::PodSnapshot::crd(),

@@ -13,6 +13,6 @@ pub use template::{
     VolumeClaimTemplatesPolicy,
 };
 pub use warm_pool::{
-    SandboxTemplateRef, SandboxWarmPool, SandboxWarmPoolSpec, SandboxWarmPoolStatus, Standby, UpdateStrategy,
-    UpdateStrategyType,
+    PoolDemand, SandboxTemplateRef, SandboxWarmPool, SandboxWarmPoolSpec, SandboxWarmPoolStatus, Standby,
+    UpdateStrategy, UpdateStrategyType,
 };

@@ -1,5 +1,10 @@
 //! Kubernetes' quantities, as far as requests need them.
 
+use k8s_openapi::api::core::v1::Container;
+
+/// Memory that a container requests while its guest dozes or is hibernated.
+pub const MEMORY_ASLEEP: &str = "16Mi";
+
 /// Suffixes and how many thousandths they stand for.
 const SUFFIXES: [(&str, u128); 14] = [
     ("Ki", 1_024_000),
@@ -45,9 +50,43 @@ pub fn millis(text: &str) -> Option<u128> {
     Some(digits.checked_mul(*factor)?.div_ceil(scale))
 }
 
+/// A quantity in bytes, rounded up; `None` as with [`millis`], or beyond what fits.
+#[must_use]
+pub fn bytes(text: &str) -> Option<u64> {
+    u64::try_from(millis(text)?.div_ceil(1000)).ok()
+}
+
+/// Bytes of memory that containers request; `None` if none of them requests any.
+#[must_use]
+pub fn memory_requests(containers: &[Container]) -> Option<u64> {
+    let mut asked = containers.iter().filter_map(|container| {
+        let requests = container.resources.as_ref()?.requests.as_ref()?;
+        bytes(&requests.get("memory")?.0)
+    });
+    let first = asked.next()?;
+    Some(asked.fold(first, u64::saturating_add))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_containers_request_is_summed_up() {
+        let containers = |requests: &[Option<&str>]| -> Vec<Container> {
+            let container = |memory: &Option<&str>| {
+                let requests = memory.map(|memory| serde_json::json!({"requests": {"memory": memory}}));
+                serde_json::from_value(serde_json::json!({"name": "c", "resources": requests})).unwrap()
+            };
+            requests.iter().map(container).collect()
+        };
+        assert_eq!(
+            memory_requests(&containers(&[Some("16Mi"), None, Some("1Ki")])),
+            Some((16 << 20) + 1024)
+        );
+        assert_eq!(memory_requests(&containers(&[None])), None);
+        assert_eq!(bytes("1.5"), Some(2));
+    }
 
     #[test]
     fn quantities_are_compared_whatever_they_are_written_in() {

@@ -2,6 +2,7 @@
 
 mod claims;
 mod counted;
+mod pool_costs;
 mod pools;
 mod sandboxes;
 mod snapshots;
@@ -24,6 +25,8 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::pool::Pools;
 use crate::sandbox::Transition;
 pub use claims::{ClaimMetrics, Created, Startup};
+pub use pool_costs::CostSources;
+use pool_costs::StandbyCosts;
 use pools::{StandbyCounts, WantedStandbys};
 use sandboxes::SandboxCounts;
 pub use snapshots::SnapshotMetrics;
@@ -43,6 +46,7 @@ pub struct Metrics {
     sandboxes: SandboxCounts,
     standbys: StandbyCounts,
     wanted: WantedStandbys,
+    costs: StandbyCosts,
     snapshots: SnapshotMetrics,
 }
 
@@ -133,6 +137,8 @@ impl Default for Metrics {
         registry.register_collector(Box::new(standbys.clone()));
         let wanted = WantedStandbys::default();
         registry.register_collector(Box::new(wanted.clone()));
+        let costs = StandbyCosts::default();
+        registry.register_collector(Box::new(costs.clone()));
         let snapshots = SnapshotMetrics::register(&mut registry);
         Self {
             registry,
@@ -147,6 +153,7 @@ impl Default for Metrics {
             sandboxes,
             standbys,
             wanted,
+            costs,
             snapshots,
         }
     }
@@ -227,6 +234,11 @@ impl Metrics {
     /// Where it is known how many standbys the pools are to have; it is said once.
     pub fn count_wanted(&self, pools: Arc<Pools>) {
         self.wanted.0.set(pools);
+    }
+
+    /// Where it is known what standbys cost; it is said once.
+    pub fn count_costs(&self, sources: CostSources) {
+        self.costs.0.set(sources);
     }
 
     /// All of it, in the text format.

@@ -7,9 +7,13 @@ mod build;
 mod demand;
 mod expected;
 mod golden;
+mod limit;
 mod next;
 mod placement;
+mod quota;
+mod quota_reconcile;
 mod reconcile;
+mod record;
 mod refill;
 mod size;
 mod sizing;
@@ -19,17 +23,17 @@ mod wish;
 
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod writes;
 
 pub use expected::Pending;
 pub use golden::{Attempts, News, Sight};
 pub use next::{Next, Observed, Settings, next};
 pub(crate) use next::{began_in_pool, birth, is_ready};
 pub use placement::{Place, PoolNode};
+pub use quota::{Exceeded, Limits, Usage};
+pub use quota_reconcile::{QuotaContext, on_error as on_quota_error, reconcile as reconcile_quota};
 pub use reconcile::{Known, PoolContext, PoolError, on_error, reconcile};
 pub use refill::Refill;
-pub use sizing::{Sizing, is_sized};
+pub use sizing::Sizing;
 pub use state::Pools;
 pub use step::Step;
 pub use wish::{Wish, sleeps_on};

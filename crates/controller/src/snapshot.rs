@@ -18,7 +18,7 @@ mod store;
 mod store_reconcile;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 #[cfg(test)]
 mod writes;
 

@@ -23,6 +23,8 @@ pub(crate) struct State {
     takes: usize,
     /// Whether there is no room for another object.
     pub(crate) full: bool,
+    /// A ResourceQuota that allows no more than so many sandboxes.
+    pub(crate) most_sandboxes: usize,
 }
 
 impl Server {
@@ -33,6 +35,7 @@ impl Server {
             log: vec![],
             takes: usize::MAX,
             full: false,
+            most_sandboxes: usize::MAX,
         })))
     }
 
@@ -104,7 +107,10 @@ impl Server {
         } else {
             format!("{verb} {resource}")
         };
-        let name = name.unwrap_or_else(|| body["metadata"]["name"].as_str().unwrap_or_default().to_owned());
+        let name = name.unwrap_or_else(|| match body["metadata"]["generateName"].as_str() {
+            Some(prefix) => format!("{prefix}{}", state.version),
+            None => body["metadata"]["name"].as_str().unwrap_or_default().to_owned(),
+        });
         state.log.push(format!("{what} {name}"));
         state.version += 1;
         let version = state.version.to_string();
@@ -113,12 +119,28 @@ impl Server {
             if state.full {
                 return Ok(refused(403, "Forbidden"));
             }
+            let there = state
+                .objects
+                .keys()
+                .filter(|(kind, _)| kind == "sandboxes")
+                .count();
+            if key.0 == "sandboxes" && there >= state.most_sandboxes {
+                let (code, mut answer) = refused(403, "Forbidden");
+                answer["message"] = json!(format!(
+                    "sandboxes.agents.x-k8s.io \"{name}\" is forbidden: exceeded quota: few, requested: \
+                     count/sandboxes.agents.x-k8s.io=1, used: count/sandboxes.agents.x-k8s.io={there}, limited: \
+                     count/sandboxes.agents.x-k8s.io={}",
+                    state.most_sandboxes
+                ));
+                return Ok((code, answer));
+            }
             if state.objects.contains_key(&key) {
                 return Ok(refused(409, "AlreadyExists"));
             }
             let mut object = body.clone();
             object["metadata"]["resourceVersion"] = json!(version);
             object["metadata"]["uid"] = json!(format!("{name}-uid"));
+            object["metadata"]["name"] = json!(name);
             state.objects.insert(key, object.clone());
             return Ok((201, object));
         }

@@ -15,6 +15,7 @@ mod reason;
 mod releases;
 mod rung;
 mod shell;
+mod standby;
 mod step;
 mod wake;
 mod wish;
@@ -41,6 +42,7 @@ pub use rung::{Rung, UnknownRung};
 pub use shell::{
     HABIT_DAYS, MOST_WAKES, ShellPolicy, ShellSpan, ShellTimes, WakeSchedule, expected_by_habit, shell_span,
 };
+pub use standby::{PoolAdvice, PoolRecord, staffing};
 pub use step::{
     Abilities, Action, Input, Order, OrderId, PodState, Refusal, ShellSight, ShellStand, ShellTime, Step,
     StepEnd, Transition, Waiting, next,

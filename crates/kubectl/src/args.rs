@@ -70,6 +70,8 @@ pub(crate) enum Verb {
     Snapshot(SnapshotArgs),
     /// Look at nodes: what each can do for sandboxes, or why it cannot.
     Node(NodeArgs),
+    /// Look at warm pools.
+    Pool(PoolArgs),
     /// List sandboxes by memory, as far as the API knows it.
     Top(TopArgs),
     /// Tell what has happened to sandboxes, their pods, their snapshots and their nodes.
@@ -188,6 +190,25 @@ pub(crate) enum NodeVerb {
         /// The node.
         #[arg(value_name = "NODE")]
         name: String,
+    },
+}
+
+/// What to do with warm pools.
+#[derive(Debug, Args)]
+pub(crate) struct PoolArgs {
+    #[command(subcommand)]
+    pub(crate) verb: PoolVerb,
+}
+
+/// What to do with warm pools.
+#[derive(Debug, Subcommand)]
+pub(crate) enum PoolVerb {
+    /// Say how pools would serve the claims of the last day: how many standbys, on which rung, and what these request.
+    /// Nothing is changed.
+    Advise {
+        /// The pools: names, or NAMESPACE/NAME; all of the namespace without, or of all namespaces with -A.
+        #[arg(value_name = "POOL")]
+        names: Vec<String>,
     },
 }
 

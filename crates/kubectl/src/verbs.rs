@@ -4,6 +4,7 @@ mod completion;
 mod events;
 mod node;
 mod operate;
+mod pool;
 mod ps;
 mod snapshot;
 mod top;
@@ -15,7 +16,7 @@ use std::process::ExitCode;
 
 use dormouse_api::agents::OperatingMode;
 
-use crate::args::{Cli, NodeVerb, Verb};
+use crate::args::{Cli, NodeVerb, PoolVerb, Verb};
 use crate::cluster::Cluster;
 use crate::error::PluginError;
 
@@ -37,6 +38,9 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode, PluginError> {
         Verb::Node(args) => match args.verb {
             NodeVerb::Ls => node::ls(&cluster, &global).await,
             NodeVerb::Describe { name } => node::describe(&cluster, &global, &name).await,
+        },
+        Verb::Pool(args) => match args.verb {
+            PoolVerb::Advise { names } => pool::advise(&cluster, &global, &names).await,
         },
         Verb::Top(args) => top::top(&cluster, &global, &args).await,
         Verb::Events(args) => events::events(&cluster, &global, &args).await,

@@ -7,6 +7,7 @@ mod columns;
 mod event;
 mod memory;
 mod node;
+mod pool;
 mod sandbox;
 mod snapshot;
 mod stand;
@@ -17,8 +18,9 @@ mod top;
 
 pub(crate) use columns::Columns;
 pub(crate) use event::{EventView, Interest, event_header, event_table, key, sorted};
-pub(crate) use memory::{asked, pod_of, used};
+pub(crate) use memory::{pod_of, used};
 pub(crate) use node::{NodeView, capability_text, describe_node, node_table};
+pub(crate) use pool::{PoolView, advice_table};
 pub(crate) use sandbox::{SandboxView, policy_text, sandbox_header, sandbox_table};
 pub(crate) use snapshot::{SnapshotView, condition, describe_snapshot, snapshot_table};
 pub(crate) use stand::{Stand, is_managed_by_annotation, sandbox_condition, stand, strategy};

@@ -126,6 +126,21 @@ async fn patch(
     answer(&told)
 }
 
+async fn pools() -> Response {
+    let demand = json!({
+        "since": "2026-01-01T00:00:00Z", "until": "2026-01-01T01:00:00Z", "claims": 450, "blocked": 4,
+        "refillMilliseconds": 40_000, "mostNeeded": 14,
+    });
+    let pool = |name: &str, status: Value| {
+        json!({"metadata": {"name": name, "namespace": "team"}, "status": status,
+               "spec": {"replicas": 3, "sandboxTemplateRef": {"name": "python"}}})
+    };
+    answer(
+        &json!({"apiVersion": "extensions.agents.x-k8s.io/v1beta1", "kind": "SandboxWarmPoolList", "metadata": {},
+                   "items": [pool("used", json!({"demand": demand})), pool("new", json!({}))]}),
+    )
+}
+
 /// A stub, and a kubeconfig for it.
 struct Stub {
     dir: TempDir,
@@ -149,6 +164,10 @@ impl Stub {
             .route(
                 "/api/v1/namespaces/{namespace}/pods",
                 get(async || status(StatusCode::FORBIDDEN, "Forbidden", "")),
+            )
+            .route(
+                "/apis/extensions.agents.x-k8s.io/v1beta1/namespaces/{namespace}/sandboxwarmpools",
+                get(pools),
             )
             // As the API server answers for kinds that it does not have.
             .fallback(async || (StatusCode::NOT_FOUND, "404 page not found\n"))
@@ -261,6 +280,25 @@ async fn what_is_missing_is_left_out_or_named() {
         "{}",
         err(&top)
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pools_are_advised_without_their_templates() {
+    let stub = Stub::start(true).await;
+    let output = stub.run(&["pool", "advise", "-o", "json"]).await;
+    assert!(output.status.success(), "{output:?}");
+    let advised: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(advised[0]["name"], "new");
+    assert!(advised[0].get("advice").is_none(), "{advised}");
+    assert_eq!(advised[1]["advice"]["maxReady"], 14);
+    assert!(advised[1]["advice"].get("runningBytes").is_none(), "{advised}");
+    assert!(
+        err(&output).contains("what a template requests is left out: NotInstalled"),
+        "{}",
+        err(&output)
+    );
+    let table = out(&stub.run(&["pool", "advise"]).await);
+    assert!(table.starts_with("NAMESPACE   POOL   NOW"), "{table}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,5 +1,6 @@
 //! `SandboxWarmPool`.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -105,7 +106,7 @@ pub enum Standby {
 }
 
 /// What is so.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SandboxWarmPoolStatus {
     /// Standbys that there are.
@@ -121,4 +122,29 @@ pub struct SandboxWarmPoolStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub observed_generation: Option<i64>,
+    /// `QuotaExceeded`, while a quota leaves no room for all standbys that there are to be.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "crate::schema::conditions")]
+    pub conditions: Vec<Condition>,
+    /// What claims have asked of the pool, once some came. It is written with what else changes, and may be minutes old.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub demand: Option<PoolDemand>,
+}
+
+/// What the claims of the last day asked of a pool, as far as its controller has seen it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PoolDemand {
+    /// Since when claims are counted: a day ago, or the begin of the controller or the pool.
+    pub since: Time,
+    /// Until when.
+    pub until: Time,
+    /// Claims that asked for a standby.
+    pub claims: i64,
+    /// How many of them found none ready.
+    pub blocked: i64,
+    /// How long a standby takes from its creation until it is ready: the median of the last ones.
+    pub refill_milliseconds: i64,
+    /// How many standbys were needed when most were.
+    pub most_needed: i32,
 }

@@ -18,6 +18,12 @@ pub const SHORTEST_IDLE_TIMEOUT: &str = "100ms";
 /// What an object's name looks like.
 const SUBDOMAIN: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";
 
+/// What an amount of memory looks like, with so few digits that it fits into 63 bits.
+pub const MEMORY: &str = "^([0-9]{1,15}|[0-9]{1,6}([.][0-9]{1,3})?(k|M|G|T|Ki|Mi|Gi|Ti))$";
+
+/// The longest text of one.
+const MEMORY_LENGTH: usize = 15;
+
 /// What a namespace's name looks like.
 const LABEL: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
 
@@ -55,6 +61,15 @@ pub fn time_to_live(_: &mut SchemaGenerator) -> Schema {
         "must be a duration longer than nothing, as in \"72h\" or \"30m\"",
     );
     string(DURATION_LENGTH, &[rule])
+}
+
+/// An amount of memory: what [`crate::quantity::bytes`] reads.
+pub fn memory(_: &mut SchemaGenerator) -> Schema {
+    let rule = rule(
+        format!("self.matches('{MEMORY}')"),
+        "must be an amount of memory, as in \"512Mi\" or \"8Gi\"",
+    );
+    string(MEMORY_LENGTH, &[rule])
 }
 
 fn policy_duration_rule() -> Value {
@@ -158,6 +173,15 @@ pub fn snapshot_store() -> Value {
     json!([rule(
         format!("self.metadata.name.size() <= 63 && self.metadata.name.matches('{LABEL}')"),
         "a SnapshotStore has the name of the namespace that it is for, or \"default\" for all that have none of their own",
+    )])
+}
+
+/// Of the specification of a StandbyQuota.
+#[must_use]
+pub fn standby_quota() -> Value {
+    json!([rule(
+        "has(self.standbys) || has(self.memory)",
+        "a StandbyQuota limits standbys, memory or both; set one, or delete it",
     )])
 }
 

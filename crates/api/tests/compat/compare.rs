@@ -36,6 +36,8 @@ const BEYOND: &[(&str, &[&str])] = &[
             ".spec.maxReady",
             ".spec.minReady",
             ".spec.standby",
+            ".status.conditions",
+            ".status.demand",
         ],
     ),
 ];

@@ -4,7 +4,8 @@
 use dormouse_api::agents::Sandbox;
 use dormouse_api::dormouse as own;
 use dormouse_api::extensions::{SandboxClaim, SandboxTemplate, SandboxWarmPool};
-use dormouse_api::schema::rules::{DURATION, DURATION_LENGTH, SHORTEST_IDLE_TIMEOUT};
+use dormouse_api::quantity::bytes;
+use dormouse_api::schema::rules::{DURATION, DURATION_LENGTH, MEMORY, SHORTEST_IDLE_TIMEOUT};
 use dormouse_core::{MAX_DURATION, format_duration, parse_duration};
 use proptest::prelude::*;
 use regex::Regex;
@@ -72,6 +73,7 @@ fn accepted_objects_can_be_read() {
                 "SandboxWarmPool" => serde_json::from_value::<SandboxWarmPool>(object).map(drop),
                 "SandboxSnapshot" => serde_json::from_value::<own::SandboxSnapshot>(object).map(drop),
                 "SnapshotStore" => serde_json::from_value::<own::SnapshotStore>(object).map(drop),
+                "StandbyQuota" => serde_json::from_value::<own::StandbyQuota>(object).map(drop),
                 "SandboxNode" => serde_json::from_value::<own::SandboxNode>(object).map(drop),
                 other => panic!("{other}"),
             };
@@ -118,6 +120,14 @@ proptest! {
         let text = format_duration(duration);
         prop_assert!(text.len() <= DURATION_LENGTH);
         prop_assert!(Regex::new(DURATION).unwrap().is_match(&text), "{}", text);
+    }
+}
+
+proptest! {
+    /// What the rules let through, the controller can read.
+    #[test]
+    fn amounts_of_memory_that_pass_can_be_read(text in MEMORY.trim_matches(['^', '$'])) {
+        prop_assert!(bytes(&text).is_some(), "{}", text);
     }
 }
 

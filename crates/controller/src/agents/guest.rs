@@ -37,6 +37,10 @@ pub struct Guest {
     pub message: String,
     /// What its probes say, if the agent runs any.
     pub probes: Option<GuestProbes>,
+    /// Bytes that it has in memory, as last said.
+    pub resident: u64,
+    /// Bytes that it had before it last went to sleep; 0 if it never did.
+    pub resident_before: u64,
 }
 
 /// What the probes of a pod say together.
@@ -97,6 +101,8 @@ impl Guest {
             woken: pod.last_wake.as_ref().and_then(Woken::from_agent),
             reason: pod.reason,
             message: pod.message,
+            resident: pod.resident_bytes,
+            resident_before: pod.resident_before_bytes,
             probes: pod.probes.map(|probes| GuestProbes {
                 ready: probes.ready,
                 message: probes.message,

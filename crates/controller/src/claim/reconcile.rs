@@ -29,7 +29,7 @@ use crate::events;
 use crate::metrics::{Created, Metrics, Startup};
 use crate::objects::{self, is_true};
 use crate::patch::status_patch;
-use crate::pool::{Pools, began_in_pool, birth, is_ready, is_sized};
+use crate::pool::{Pools, began_in_pool, birth, is_ready};
 use crate::queue::Queue;
 use crate::template::Vetting;
 use crate::write::{Which, Writer, is_already_there, is_conflict, is_not_found};
@@ -322,10 +322,10 @@ impl ClaimContext {
         Ok(None)
     }
 
-    /// Takes note of what the claim found, where its pool is sized by that. What it finds later is its own affair.
+    /// Takes note of what the claim found, for the size of its pool. What it finds later is its own affair.
     fn count_demand(&self, observed: &Observed, gained: Option<&Gained>) {
         let claim = &*observed.claim;
-        let Some(pool) = observed.pool.as_deref().filter(|pool| is_sized(pool)) else {
+        let Some(pool) = observed.pool.as_deref() else {
             return;
         };
         if !self.notes.demands(claim) {
@@ -347,7 +347,7 @@ impl ClaimContext {
     /// that was made for the claim: of a pool that is empty all the time no standby is ever seen to become ready.
     fn time_refill(&self, observed: &Observed, sandbox: &Sandbox) {
         let claim = &*observed.claim;
-        let Some(pool) = observed.pool.as_deref().filter(|pool| is_sized(pool)) else {
+        let Some(pool) = observed.pool.as_deref() else {
             return;
         };
         let Some((created, ready)) = birth(sandbox) else {

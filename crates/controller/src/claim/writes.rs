@@ -178,7 +178,7 @@ async fn a_claim_without_a_standby_is_noted_while_it_waits() {
 }
 
 #[tokio::test]
-async fn a_pool_that_is_sized_learns_once_of_each_claim_what_it_found() {
+async fn a_pool_learns_once_of_each_claim_what_it_found() {
     let found = async |standbys: &[Sandbox], most: Option<i32>, cold: bool| {
         let server = Server::new(standbys);
         let mut claim = claim();
@@ -206,13 +206,14 @@ async fn a_pool_that_is_sized_learns_once_of_each_claim_what_it_found() {
     assert_eq!(found(&standbys(), Some(5), false).await, (1, 0));
     assert_eq!(found(&[starting], Some(5), false).await, (1, 1));
     assert_eq!(found(&[], Some(5), false).await, (1, 1));
-    assert_eq!(found(&[], None, false).await, (0, 0));
+    // Also one that the controller does not size: it is advised by that.
+    assert_eq!(found(&[], None, false).await, (1, 1));
     // It would not have taken one.
     assert_eq!(found(&[], Some(5), true).await, (0, 0));
 }
 
 #[tokio::test]
-async fn a_pool_that_is_sized_learns_how_long_its_claims_waited() {
+async fn a_pool_learns_how_long_its_claims_waited() {
     let server = Server::new(&[]);
     let controller = Controller::of(&server);
     let mut pool = pool();

@@ -5,16 +5,19 @@
 //! laid on top: the square-root staffing rule (Halfin and Whitt, "Heavy-traffic limits for queues with many exponential
 //! servers", 1981). The square root is the standard deviation of a Poisson number. By Erlang's loss formula 6 claims in 100 find
 //! none then where one is missed on average, 3 with a mean of 4, 1.5 with 16. Claims that have just found none are owed
-//! one each.
+//! one each. It is known of all pools; those that the controller does not size are advised by it.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_api::agents::Sandbox;
+use dormouse_api::extensions::PoolDemand;
+use dormouse_core::staffing;
 use jiff::{SignedDuration, Timestamp};
 
 use super::next::{birth, is_ready};
+use super::record::Record;
 use crate::objects;
 
 /// Over what time the rate of claims is taken, unless a standby takes longer.
@@ -25,8 +28,6 @@ const MEMORY: Duration = Duration::from_secs(600);
 const UNTIMED: Duration = Duration::from_secs(10);
 /// Of so many standbys it is known how long they took.
 const TIMED: usize = 15;
-/// How many standard deviations are laid on top of the mean.
-const MARGIN: f64 = 2.0;
 
 /// What is known of the claims of one pool, and of how long its standbys take.
 #[derive(Debug, Clone, Default)]
@@ -37,6 +38,10 @@ pub(super) struct Demand {
     took: VecDeque<Duration>,
     /// UIDs of standbys that were timed and are there.
     timed: BTreeSet<String>,
+    /// How long after a standby was given away the next is made.
+    delay: Duration,
+    /// What came of it in the last day.
+    record: Record,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -59,6 +64,18 @@ impl Demand {
         } else {
             self.claims.push_back(Second { at, all: 1, blocked });
         }
+        let need = self.need(self.delay, now);
+        self.record.claimed(blocked > 0, need, now);
+    }
+
+    /// What is known of the last day; `None` if no claim came.
+    pub(super) fn record(&self, now: Timestamp) -> Option<PoolDemand> {
+        self.record.shown(self.refill(), now)
+    }
+
+    /// The pool was looked at; its record begins with the first time.
+    pub(super) fn begin(&mut self, now: Timestamp) {
+        self.record.begin(now);
     }
 
     /// So long a sandbox took that a claim has waited for. One that took longer than is remembered was held up by something
@@ -71,23 +88,18 @@ impl Demand {
 
     /// Times those standbys that have become ready. One that took longer than `grace` was not ready for the first time.
     pub(super) fn time(&mut self, standbys: &[Arc<Sandbox>], grace: Duration) {
-        let mut there = BTreeSet::new();
         for standby in standbys.iter().filter(|standby| is_ready(standby)) {
             let uid = objects::uid(&standby.metadata);
-            there.insert(uid.to_owned());
             if !self.timed.contains(uid) {
+                self.timed.insert(uid.to_owned());
                 self.took
                     .extend(refill_time(standby).filter(|took| *took <= grace));
             }
         }
         // Those that are not ready for a moment are not timed anew after that.
         let members = standbys.iter().map(|standby| objects::uid(&standby.metadata));
-        there.extend(
-            members
-                .filter(|uid| self.timed.contains(*uid))
-                .map(ToOwned::to_owned),
-        );
-        self.timed = there;
+        let members: HashSet<&str> = members.collect();
+        self.timed.retain(|uid| members.contains(uid.as_str()));
         self.drop_old_times();
     }
 
@@ -105,6 +117,7 @@ impl Demand {
     /// How many standbys are needed, if the first is made `delay` after one was given away.
     pub(super) fn need(&mut self, delay: Duration, now: Timestamp) -> usize {
         self.forget(now);
+        self.delay = delay;
         let refill = self.refill().saturating_add(delay);
         let over = RATE_OVER.max(refill).min(MEMORY);
         let (all, _) = self.within(over, now);
@@ -157,18 +170,6 @@ fn since(time: Duration, now: Timestamp) -> i64 {
 fn refill_time(standby: &Sandbox) -> Option<Duration> {
     let (created, ready) = birth(standby)?;
     Duration::try_from(ready.duration_since(created)).ok()
-}
-
-/// How many are needed where this many are missed on average.
-fn staffing(mean: f64) -> usize {
-    let all = (mean + MARGIN * mean.sqrt()).ceil();
-    #[allow(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "a cast of a float stays within the bounds of the integer"
-    )]
-    let all = all as usize;
-    all
 }
 
 #[cfg(test)]

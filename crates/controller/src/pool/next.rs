@@ -10,11 +10,13 @@ use dormouse_api::conditions::READY;
 use dormouse_api::dormouse::SandboxSnapshot;
 use dormouse_api::extensions::{SandboxTemplate, SandboxWarmPool, SandboxWarmPoolStatus, UpdateStrategyType};
 use dormouse_api::names::{labels, name_hash};
+use dormouse_api::quantity::memory_requests;
 use dormouse_core::Rung;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::json;
 
+use super::quota::{Exceeded, Limits, of_resource_quota};
 use super::sizing::There;
 use super::step::Why;
 use super::wish::wishes;
@@ -51,6 +53,22 @@ pub struct Observed {
     pub attempts: Attempts,
     /// Nodes that standbys can go to.
     pub nodes: Arc<[PoolNode]>,
+    /// What the namespace's quotas allow to all of its pools.
+    pub limits: Limits,
+    /// Names of all pools of the namespace, where there are such limits.
+    pub neighbours: Vec<String>,
+    /// Bytes of memory that its standbys request, where there are such limits.
+    pub bytes: u64,
+}
+
+impl Observed {
+    /// Bytes of memory that one more standby requests.
+    pub(super) fn each(&self) -> u64 {
+        let template = self.template.as_ref();
+        template
+            .and_then(|template| memory_requests(&template.spec.pod_template.spec.containers))
+            .unwrap_or_default()
+    }
 }
 
 /// What is the same for all pools.
@@ -75,6 +93,8 @@ pub struct Settings {
 pub struct Next {
     /// How many standbys there are to be.
     pub wanted: usize,
+    /// How many there are, with those that are on their way out.
+    pub there: usize,
     /// Writes to standbys that there are.
     pub steps: Vec<Step>,
     /// How many are made.
@@ -87,6 +107,10 @@ pub struct Next {
     pub status: SandboxWarmPoolStatus,
     /// Why the pool does not get on, if it does not.
     pub halted: Option<String>,
+    /// The quota that leaves no room for all standbys that there are to be, if one does.
+    pub exceeded: Option<Exceeded>,
+    /// Other pools that are to be looked at, as there is room for them.
+    pub wake: Vec<String>,
     /// When to look again although nothing has changed.
     pub requeue: Option<Duration>,
     /// On which rung its standbys are to wait, with their names, by UID; `None`: as before.
@@ -98,7 +122,7 @@ pub struct Next {
 }
 
 impl Next {
-    fn look_again_in(&mut self, wait: Duration) {
+    pub(super) fn look_again_in(&mut self, wait: Duration) {
         self.requeue = Some(self.requeue.map_or(wait, |other| other.min(wait)));
     }
 }
@@ -151,11 +175,20 @@ pub fn next(
             name_hash(objects::name(&pool.metadata))
         )),
         observed_generation: pool.metadata.generation,
+        conditions: pool
+            .status
+            .as_ref()
+            .map(|status| status.conditions.clone())
+            .unwrap_or_default(),
+        demand: pool.status.as_ref().and_then(|status| status.demand.clone()),
     };
 
     let there = count.active.len();
     let all = there.saturating_add(count.leaving);
+    next.there = all;
     let active = &count.active;
+    let refused = active.iter().find_map(|standby| refused_by_quota(standby));
+    let refused = refused.map(Exceeded::resource_quota);
     let (wanted, again) = sizing.wanted(pool, &There { active, all }, settings, now);
     next.wanted = wanted;
     if let Some(again) = again {
@@ -165,7 +198,7 @@ pub fn next(
     if let (Some(template), Some(vetting)) = (&observed.template, &vetting) {
         if !hold.is_zero() && there < wanted {
             next.look_again_in(hold);
-        } else if all < wanted {
+        } else if all < wanted && refused.is_none() {
             let missing = wanted.saturating_sub(all).min(settings.batch.max(1));
             let (granted, wait) = refill.take(missing, settings.refill_rate, now);
             if granted == 0 {
@@ -189,6 +222,7 @@ pub fn next(
             }
         }
     }
+    next.exceeded = refused;
     if there > wanted {
         if observed.pending.is_empty() {
             let too_many = there.saturating_sub(wanted).min(settings.batch.max(1));
@@ -292,11 +326,22 @@ fn stuck(
         next.look_again_in(left.saturating_add(SLACK));
         return false;
     }
+    // Another one would be refused as well; and this one is tried again.
+    if refused_by_quota(standby).is_some() {
+        next.look_again_in(settings.recheck);
+        return false;
+    }
     if observed.unschedulable.contains(objects::uid(&standby.metadata)) {
         *unschedulable = unschedulable.saturating_add(1);
         return false;
     }
     true
+}
+
+/// What is said of the ResourceQuota for which a standby has no pod, if that is why.
+fn refused_by_quota(standby: &Sandbox) -> Option<&str> {
+    let ready = condition(&standby.status.as_ref()?.conditions, READY)?;
+    (ready.status != "True").then(|| of_resource_quota(&ready.message))?
 }
 
 /// Whether a sandbox began as a standby, claimed or not.

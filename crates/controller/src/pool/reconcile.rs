@@ -6,11 +6,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use dormouse_api::agents::Sandbox;
-use dormouse_api::dormouse::{SandboxNode, SandboxSnapshot};
-use dormouse_api::extensions::{SandboxTemplate, SandboxWarmPool};
+use dormouse_api::dormouse::{SandboxNode, SandboxSnapshot, StandbyQuota};
+use dormouse_api::extensions::{PoolDemand, SandboxTemplate, SandboxWarmPool};
 use dormouse_api::names::{annotations, name_hash};
+use dormouse_api::quantity::memory_requests;
 use futures::future::join_all;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::controller::Action;
 use kube::runtime::events::{EventType, Recorder};
@@ -21,16 +22,20 @@ use tracing::{debug, info};
 
 use super::build::placed;
 use super::next::is_ready;
+use super::quota::of_resource_quota;
 use super::state::Key;
-use super::{FIELD_MANAGER, Next, Observed, PoolNode, Pools, Settings, Step};
+use super::{Exceeded, FIELD_MANAGER, Limits, Next, Observed, PoolNode, Pools, Settings, Step};
 use crate::agents::Agents;
 use crate::cache::Cache;
 use crate::events;
 use crate::nodes::Nodes;
-use crate::objects;
+use crate::objects::{self, Ownership, ownership};
 use crate::patch::status_patch;
 use crate::queue::Queue;
 use crate::write::{Which, Writer, is_conflict, is_not_found};
+
+/// How old the record of claims in a status may be before it is written by itself.
+const DEMAND: SignedDuration = SignedDuration::from_mins(10);
 
 /// What pools are reconciled with.
 #[allow(missing_debug_implementations, reason = "the API server's client has none")]
@@ -57,6 +62,10 @@ pub struct Known {
     pub pods: Arc<Cache<Pod>>,
     /// What is kept in mind about pools.
     pub state: Arc<Pools>,
+    /// All quotas of standbys, in groups by their namespace.
+    pub quotas: Arc<Cache<StandbyQuota>>,
+    /// Pools that are to be looked at.
+    pub pool_queue: Queue<SandboxWarmPool>,
     /// Sandboxes that are to be looked at.
     pub sandbox_queue: Queue<Sandbox>,
     /// All SandboxSnapshots.
@@ -115,7 +124,10 @@ pub async fn reconcile(pool: Arc<SandboxWarmPool>, context: Arc<PoolContext>) ->
     };
     let now = Timestamp::now();
     let observed = context.observe(pool, &key, now);
-    let planned = context.known.state.next(&key, &observed, &context.settings, now);
+    let mut planned = context.known.state.next(&key, &observed, &context.settings, now);
+    for other in &planned.wake {
+        context.known.pool_queue.push(&key.0, other);
+    }
     if let Some(wishes) = &planned.wishes {
         for standby in context.known.state.wished(&key, wishes) {
             context.known.sandbox_queue.push(&key.0, &standby);
@@ -124,12 +136,23 @@ pub async fn reconcile(pool: Arc<SandboxWarmPool>, context: Arc<PoolContext>) ->
     // Whatever fails, the rest is done: the status is true in any case.
     let deleted = context.perform(&planned.steps, &key).await;
     let made = context.make(&planned, &key).await;
+    let made = context.note_refusal(made, &mut planned, &key, now);
+    let conditions = &mut planned.status.conditions;
+    let generation = observed.pool.metadata.generation;
+    Exceeded::show(planned.exceeded.as_ref(), conditions, generation, now);
     context.tell(&observed.pool, &planned, &key).await;
     context.write_status(&observed.pool, &planned, &key).await?;
     deleted?;
     made?;
     context.known.state.went_well(&key);
     Ok(planned.requeue.map_or_else(Action::await_change, Action::requeue))
+}
+
+/// Whether claims have come that a status has not told of for long.
+fn is_overdue(told: Option<&PoolDemand>, demand: &PoolDemand) -> bool {
+    told.is_none_or(|told| {
+        told.claims != demand.claims && demand.until.0.duration_since(told.until.0) >= DEMAND
+    })
 }
 
 impl PoolContext {
@@ -159,6 +182,12 @@ impl PoolContext {
             .known
             .templates
             .get(&key.0, &pool.spec.sandbox_template_ref.name);
+        let limits = Limits::of(&self.known.quotas.group(&key.0, &key.0));
+        let (neighbours, bytes) = if limits.is_any() {
+            (self.neighbours(&key.0), self.requested(&members, &pool))
+        } else {
+            (vec![], 0)
+        };
         Observed {
             pending: self.known.state.pending(key, now),
             wishes: self.known.state.wishes(key),
@@ -173,18 +202,51 @@ impl PoolContext {
             members,
             unschedulable,
             template,
+            limits,
+            neighbours,
+            bytes,
             pool,
         }
     }
 
-    fn is_unschedulable(&self, standby: &Sandbox) -> bool {
+    /// Names of all pools of a namespace.
+    fn neighbours(&self, namespace: &str) -> Vec<String> {
+        let all = self.known.pools.store().state();
+        let of_it = all.iter().map(|pool| &pool.metadata);
+        of_it
+            .filter(|meta| objects::namespace(meta) == namespace)
+            .map(|meta| objects::name(meta).to_owned())
+            .collect()
+    }
+
+    /// Bytes of memory that the standbys of a pool request: their pods, or what these will be made from.
+    fn requested(&self, members: &[Arc<Sandbox>], pool: &SandboxWarmPool) -> u64 {
+        let own = members.iter().filter(|standby| {
+            !matches!(
+                ownership(&standby.metadata, objects::uid(&pool.metadata)),
+                Ownership::Others(_)
+            )
+        });
+        own.fold(0, |sum, standby| {
+            let pod = self.pod_of(standby);
+            let there = pod.as_ref().and_then(|pod| pod.spec.as_ref());
+            let there = there.unwrap_or(&standby.spec.pod_template.spec);
+            sum.saturating_add(memory_requests(&there.containers).unwrap_or_default())
+        })
+    }
+
+    fn pod_of(&self, standby: &Sandbox) -> Option<Arc<Pod>> {
         let meta = &standby.metadata;
         let pod = objects::annotation(meta, annotations::POD_NAME).filter(|name| !name.is_empty());
-        let pod = self.known.pods.get(
-            objects::namespace(meta),
-            pod.unwrap_or_else(|| objects::name(meta)),
-        );
-        let Some(pod) = pod.filter(|pod| pod.metadata.deletion_timestamp.is_none()) else {
+        let name = pod.unwrap_or_else(|| objects::name(meta));
+        self.known.pods.get(objects::namespace(meta), name)
+    }
+
+    fn is_unschedulable(&self, standby: &Sandbox) -> bool {
+        let Some(pod) = self
+            .pod_of(standby)
+            .filter(|pod| pod.metadata.deletion_timestamp.is_none())
+        else {
             return false;
         };
         let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
@@ -241,6 +303,39 @@ impl PoolContext {
                 source,
             })
         })
+    }
+
+    /// Takes a refusal for a ResourceQuota for what it is: no failure, but something to be said, and tried again ever less
+    /// often.
+    fn note_refusal(
+        &self,
+        made: Result<(), PoolError>,
+        planned: &mut Next,
+        key: &Key,
+        now: Timestamp,
+    ) -> Result<(), PoolError> {
+        let said = match &made {
+            Ok(()) => {
+                if planned.make > 0 {
+                    self.known.state.accepted(key);
+                    planned.exceeded = planned.exceeded.take().filter(|exceeded| !exceeded.is_refusal());
+                }
+                None
+            }
+            Err(PoolError::Api {
+                source: kube::Error::Api(status),
+                ..
+            }) if status.code == 403 => of_resource_quota(&status.message),
+            Err(_) => None,
+        };
+        let Some(said) = said else {
+            return made;
+        };
+        let exceeded = Exceeded::resource_quota(said);
+        let wait = self.known.state.refused(key, exceeded.clone(), now);
+        planned.exceeded = Some(exceeded);
+        planned.look_again_in(wait);
+        Ok(())
     }
 
     /// Whether the watch has shown a sandbox.
@@ -344,7 +439,16 @@ impl PoolContext {
 
     async fn write_status(&self, pool: &SandboxWarmPool, planned: &Next, key: &Key) -> Result<(), PoolError> {
         let old = pool.status.clone().unwrap_or_default();
-        let Some(patch) = status_patch(&old, &planned.status) else {
+        let mut new = planned.status.clone();
+        let now = Timestamp::now();
+        // It goes with what is written anyway, and is a write of its own only where there is none for long.
+        let demand = self.known.state.demand(key, now);
+        if let Some(demand) = demand
+            && (status_patch(&old, &new).is_some() || is_overdue(old.demand.as_ref(), &demand))
+        {
+            new.demand = Some(demand);
+        }
+        let Some(patch) = status_patch(&old, &new) else {
             return Ok(());
         };
         let written = self
@@ -360,7 +464,7 @@ impl PoolContext {
         }
     }
 
-    /// Says that the pool does not get on, or does again.
+    /// Says that the pool does not get on, or does again, and for which quota it does not.
     async fn tell(&self, pool: &SandboxWarmPool, planned: &Next, key: &Key) {
         for news in &planned.news {
             let type_ = if news.good {
@@ -369,6 +473,16 @@ impl PoolContext {
                 EventType::Warning
             };
             let event = events::event(type_, news.reason, "Reconciling", news.note.clone());
+            events::publish(&self.recorder, &pool.object_ref(&()), &event).await;
+        }
+        let exceeded = planned.exceeded.as_ref();
+        let is_new = self
+            .known
+            .state
+            .exceeds(key, exceeded.map(|exceeded| exceeded.reason));
+        if let Some(exceeded) = exceeded.filter(|_| is_new) {
+            let note = exceeded.message.clone();
+            let event = events::event(EventType::Warning, exceeded.reason, "Reconciling", note);
             events::publish(&self.recorder, &pool.object_ref(&()), &event).await;
         }
         if !self.known.state.halts(key, planned.halted.is_some()) {

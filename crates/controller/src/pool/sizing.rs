@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_api::agents::Sandbox;
-use dormouse_api::extensions::SandboxWarmPool;
+use dormouse_api::extensions::{PoolDemand, SandboxWarmPool};
 use jiff::{SignedDuration, Timestamp};
 
 use super::Settings;
@@ -26,12 +26,6 @@ pub(super) struct There<'a> {
     pub(super) all: usize,
 }
 
-/// Whether the controller sizes a pool.
-#[must_use]
-pub fn is_sized(pool: &SandboxWarmPool) -> bool {
-    Bounds::of(pool).is_some()
-}
-
 impl Sizing {
     /// A claim came. `blocked`: it found no standby ready. To be said once for each claim.
     pub(super) fn claimed(&mut self, blocked: bool, now: Timestamp) {
@@ -41,6 +35,11 @@ impl Sizing {
     /// So long a sandbox took that a claim has waited for.
     pub(super) fn took(&mut self, took: SignedDuration) {
         self.demand.took(took);
+    }
+
+    /// What is known of the claims of the last day; `None` if none came.
+    pub(super) fn record(&self, now: Timestamp) -> Option<PoolDemand> {
+        self.demand.record(now)
     }
 
     /// How long a standby takes.
@@ -63,11 +62,12 @@ impl Sizing {
         settings: &Settings,
         now: Timestamp,
     ) -> (usize, Option<Duration>) {
+        self.demand.begin(now);
+        self.demand.time(there.active, settings.grace);
         let Some(bounds) = Bounds::of(pool) else {
-            *self = Self::default();
+            self.size = Size::default();
             return (usize::try_from(pool.spec.replicas).unwrap_or_default(), None);
         };
-        self.demand.time(there.active, settings.grace);
         let need = self.demand.need(settings.replenish_delay, now);
         let wanted = self.size.decide(need, there.all, bounds, now);
         (wanted, self.size.wait(bounds, now))

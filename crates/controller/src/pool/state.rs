@@ -5,10 +5,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dormouse_api::agents::Sandbox;
+use dormouse_api::extensions::PoolDemand;
 use dormouse_core::Rung;
 use jiff::{SignedDuration, Timestamp};
 
 use super::expected::{Expected, Pending};
+use super::limit::{Refusal, limit};
+use super::quota::{Account, Exceeded, Usage};
 use super::wish::{Wished, Wishes};
 use super::{Attempts, Next, Observed, Refill, Settings, Sizing, next};
 use crate::backoff;
@@ -39,6 +42,23 @@ struct State {
     wanted: Option<usize>,
     halted: bool,
     failures: u32,
+    /// What it has of what quotas limit, where there are any.
+    account: Option<Account>,
+    /// That a standby was refused for a ResourceQuota.
+    refusal: Option<Refusal>,
+    /// For which quota it was said to be short of standbys.
+    exceeds: Option<&'static str>,
+}
+
+impl Inner {
+    /// What the pools of these names in a namespace have; `None`: of one it is not known.
+    fn accounts<'a>(&self, namespace: &str, names: &'a [String]) -> Option<BTreeMap<&'a str, Account>> {
+        let account = |name: &'a String| {
+            let state = self.pools.get(&(namespace.to_owned(), name.clone()))?;
+            Some((name.as_str(), state.account?))
+        };
+        names.iter().map(account).collect()
+    }
 }
 
 impl Pools {
@@ -93,7 +113,7 @@ impl Pools {
         self.lock().wishes.rung(uid)
     }
 
-    /// A claim came to a pool that the controller sizes. `blocked`: it found no standby ready. To be said once for each
+    /// A claim came to a pool. `blocked`: it found no standby ready. To be said once for each
     /// claim.
     pub fn claimed(&self, namespace: &str, name: &str, blocked: bool, now: Timestamp) {
         let key = (namespace.to_owned(), name.to_owned());
@@ -106,6 +126,11 @@ impl Pools {
         let key = (namespace.to_owned(), name.to_owned());
         let mut inner = self.lock();
         inner.pools.entry(key).or_default().sizing.took(took);
+    }
+
+    /// What is known of the claims of the last day; `None` if none came.
+    pub(super) fn demand(&self, key: &Key, now: Timestamp) -> Option<PoolDemand> {
+        self.lock().pools.get(key)?.sizing.record(now)
     }
 
     /// How long a standby of a pool is known to take.
@@ -151,11 +176,70 @@ impl Pools {
 
     pub(super) fn next(&self, key: &Key, observed: &Observed, settings: &Settings, now: Timestamp) -> Next {
         let mut inner = self.lock();
+        let (namespace, name) = key;
+        let others: Vec<String> = observed
+            .neighbours
+            .iter()
+            .filter(|other| *other != name)
+            .cloned()
+            .collect();
+        let accounts = inner.accounts(namespace, &others);
+        let waiting = accounts.iter().flatten().filter(|(_, account)| account.waits);
+        let waiting: Vec<String> = waiting.map(|(name, _)| (*name).to_owned()).collect();
         let state = inner.pools.entry(key.clone()).or_default();
-        let next = next(observed, settings, &mut state.refill, &mut state.sizing, now);
+        let refill = &mut state.refill;
+        let mut next = next(observed, settings, refill, &mut state.sizing, now);
         state.wanted = Some(next.wanted);
         state.attempts = next.attempts.clone();
+        let refusal = &mut state.refusal;
+        let account = limit(&mut next, observed, settings, refill, refusal, accounts, now);
+        let before = state.account.take();
+        if observed.limits.is_any() {
+            state.account = Some(account);
+            if before.is_none_or(|before| account.leaves_room(&before)) {
+                next.wake = waiting;
+            }
+        }
         next
+    }
+
+    /// What the pools of a namespace have of what quotas limit.
+    #[must_use]
+    pub fn usage(&self, namespace: &str) -> Usage {
+        let inner = self.lock();
+        let mut of_it: Vec<(&str, Account)> = inner
+            .pools
+            .iter()
+            .filter(|((of, _), _)| of == namespace)
+            .filter_map(|((_, name), state)| Some((name.as_str(), state.account?)))
+            .collect();
+        of_it.sort_unstable_by_key(|(name, _)| *name);
+        of_it.iter().fold(Usage::default(), |usage, (name, account)| {
+            usage.and(name, account)
+        })
+    }
+
+    /// A standby was refused for a ResourceQuota; how long none is to be tried again.
+    pub(super) fn refused(&self, key: &Key, exceeded: Exceeded, now: Timestamp) -> Duration {
+        let mut inner = self.lock();
+        let state = inner.pools.entry(key.clone()).or_default();
+        let (refusal, wait) = Refusal::after(state.refusal.take(), exceeded, now);
+        state.refusal = Some(refusal);
+        wait
+    }
+
+    /// A standby was refused for no quota any more.
+    pub(super) fn accepted(&self, key: &Key) {
+        if let Some(state) = self.lock().pools.get_mut(key) {
+            state.refusal = None;
+        }
+    }
+
+    /// Takes note of the quota that leaves a pool no room; whether there is one, and it was not said yet.
+    pub(super) fn exceeds(&self, key: &Key, reason: Option<&'static str>) -> bool {
+        let mut inner = self.lock();
+        let state = inner.pools.entry(key.clone()).or_default();
+        std::mem::replace(&mut state.exceeds, reason) != reason && reason.is_some()
     }
 
     /// Some were made. What the watch has shown already need not be waited for; it is asked under the lock, so that the

@@ -1,6 +1,8 @@
 //! What is decided for pools, case by case.
 
 mod golden;
+mod known;
+mod quota;
 mod sizing;
 mod wish;
 
@@ -21,7 +23,7 @@ use serde_json::json;
 
 use super::next::as_go_writes;
 use super::step::Why;
-use super::{Attempts, Next, Observed, Pending, Refill, Settings, Sizing, Step, build, next};
+use super::{Attempts, Limits, Next, Observed, Pending, Refill, Settings, Sizing, Step, build, next};
 use crate::objects::owner_reference;
 use crate::template::Hashes;
 
@@ -125,6 +127,9 @@ fn with(pool: SandboxWarmPool, members: Vec<Sandbox>) -> Observed {
         named: None,
         attempts: Attempts::default(),
         nodes: Arc::new([]),
+        limits: Limits::default(),
+        neighbours: vec![],
+        bytes: 0,
     }
 }
 
@@ -163,6 +168,8 @@ fn an_empty_pool_is_filled() {
             ready_replicas: Some(0),
             selector: Some(format!("agents.x-k8s.io/warm-pool-sandbox={}", name_hash("pool"))),
             observed_generation: Some(2),
+            conditions: vec![],
+            demand: None,
         }
     );
     let standby = next.standby.unwrap();

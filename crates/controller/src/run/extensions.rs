@@ -12,8 +12,8 @@ use super::identity;
 use super::index::{Extensions, Index};
 use crate::args::{Args, label_domains};
 use crate::claim::{self, ClaimContext};
-use crate::metrics::Metrics;
-use crate::pool::{self, PoolContext};
+use crate::metrics::{CostSources, Metrics};
+use crate::pool::{self, PoolContext, QuotaContext, on_quota_error, reconcile_quota};
 use crate::worker::work;
 
 /// Begins to work on claims and pools, until `stop`.
@@ -27,6 +27,12 @@ pub(super) fn begin(
     tracker: &TaskTracker,
 ) {
     metrics.count_wanted(Arc::clone(&known.state));
+    metrics.count_costs(CostSources {
+        sandboxes: known.sandboxes.store().clone(),
+        pods: Arc::clone(&known.pods),
+        agents: index.agents.clone(),
+        nodes: index.snapshots.nodes.store().clone(),
+    });
     let recorder = |controller: &str| {
         let reporter = Reporter {
             controller: controller.to_owned(),
@@ -82,6 +88,8 @@ pub(super) fn begin(
             templates: Arc::clone(&known.templates),
             pods: Arc::clone(&known.pods),
             state: Arc::clone(&known.state),
+            quotas: Arc::clone(&known.quotas),
+            pool_queue: known.pool_queue.clone(),
             sandbox_queue: index.sandbox_queue.clone(),
             snapshots: Arc::clone(&index.snapshots.snapshots),
             sandbox_nodes: Arc::clone(&index.snapshots.nodes),
@@ -96,6 +104,21 @@ pub(super) fn begin(
         pool::reconcile,
         pool::on_error,
         Arc::new(pools),
+        Arc::clone(metrics),
+        stop.clone(),
+    ));
+    let quotas = QuotaContext::new(
+        client.clone(),
+        Arc::clone(&known.quotas),
+        Arc::clone(&known.state),
+    );
+    tracker.spawn(work(
+        known.quota_queue.clone(),
+        known.quotas.store().clone(),
+        1,
+        reconcile_quota,
+        on_quota_error,
+        Arc::new(quotas),
         Arc::clone(metrics),
         stop.clone(),
     ));

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_api::agents::Sandbox;
+use dormouse_api::dormouse::{SandboxSnapshot, StandbyQuota};
 use dormouse_api::extensions::SandboxTemplate;
 use dormouse_api::names::labels;
 use k8s_openapi::api::core::v1::{Container, Node, PersistentVolumeClaim, Pod, PodSpec, Service};
@@ -255,7 +256,7 @@ impl Index {
         if let Some(network_policies) = &self.network_policies {
             filled(network_policies).await;
         }
-        if snapshots::are_served(client).await {
+        if snapshots::is_served::<SandboxSnapshot>(client).await {
             filled(&self.snapshots.snapshots).await;
             filled(&self.snapshots.nodes).await;
             filled(&self.snapshots.stores).await;
@@ -268,6 +269,9 @@ impl Index {
         if let Some(extensions) = &self.extensions {
             filled(&extensions.claims).await;
             filled(&extensions.pools).await;
+            if snapshots::is_served::<StandbyQuota>(client).await {
+                filled(&extensions.quotas).await;
+            }
         }
     }
 }

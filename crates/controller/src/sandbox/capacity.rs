@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use dormouse_api::agents::Sandbox;
-use dormouse_api::quantity::millis;
+use dormouse_api::quantity::{MEMORY_ASLEEP, millis};
 use dormouse_core::Rung;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -19,8 +19,7 @@ use super::guest::{Stand, node_of};
 use crate::objects;
 
 /// What a sleeper asks for: its shim and the wrapper want a moment now and then, and its skeleton stays in memory.
-const ASLEEP: [(&str, &str); 2] = [("cpu", "10m"), ("memory", SMALL_MEMORY)];
-const SMALL_MEMORY: &str = "16Mi";
+const ASLEEP: [(&str, &str); 2] = [("cpu", "10m"), ("memory", MEMORY_ASLEEP)];
 
 /// Brings the pod's requests in line with how its guest stands.
 pub(super) fn resize(sandbox: &Sandbox, pod: &Pod, stand: &Stand) -> Option<Step> {
@@ -64,7 +63,7 @@ fn gives(sandbox: &Sandbox, there: &[Container]) -> u64 {
         if restarts(template) || !there.iter().any(|container| container.name == template.name) {
             return 0;
         }
-        let small = millis(SMALL_MEMORY).unwrap_or_default();
+        let small = millis(MEMORY_ASLEEP).unwrap_or_default();
         memory(template).saturating_sub(small)
     };
     bytes(sandbox.spec.pod_template.spec.containers.iter().map(of).sum())

@@ -92,7 +92,7 @@ pub(super) fn pod() -> Pod {
     pod
 }
 
-pub(super) fn guest_of() -> Guest {
+pub(crate) fn guest_of() -> Guest {
     Guest {
         uid: "pod-1".to_owned(),
         namespace: "ns".to_owned(),
@@ -104,6 +104,8 @@ pub(super) fn guest_of() -> Guest {
         policy: Policy::default(),
         generation: 0,
         probes: None,
+        resident: 0,
+        resident_before: 0,
         woken: None,
         snapshot: None,
         reason: String::new(),

@@ -4,23 +4,8 @@ use std::collections::BTreeMap;
 
 use dormouse_api::agents::Sandbox;
 use dormouse_api::quantity;
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use serde_json::Value;
-
-/// A quantity in bytes, rounded up; `None` if it is none.
-pub(crate) fn bytes_of(quantity: &str) -> Option<u64> {
-    u64::try_from(quantity::millis(quantity)?.div_ceil(1000)).ok()
-}
-
-/// What containers ask for; `None` if none asks for memory.
-pub(crate) fn asked(containers: &[Container]) -> Option<u64> {
-    let mut asked = containers.iter().filter_map(|container| {
-        let requests = container.resources.as_ref()?.requests.as_ref()?;
-        bytes_of(&requests.get("memory")?.0)
-    });
-    let first = asked.next()?;
-    Some(asked.fold(first, u64::saturating_add))
-}
 
 /// What the pods of a `PodMetricsList` use, by namespace and name.
 pub(crate) fn used(metrics: &Value) -> BTreeMap<(String, String), u64> {
@@ -34,7 +19,7 @@ fn used_by(item: &Value) -> Option<((String, String), u64)> {
     let containers = item.get("containers")?.as_array()?;
     let used = containers
         .iter()
-        .filter_map(|container| bytes_of(container.pointer("/usage/memory")?.as_str()?))
+        .filter_map(|container| quantity::bytes(container.pointer("/usage/memory")?.as_str()?))
         .fold(0, u64::saturating_add);
     Some((key, used))
 }
@@ -74,24 +59,6 @@ mod tests {
         assert_eq!(used.len(), 1);
         assert_eq!(used[&("a".into(), "x".into())], 3 << 20);
         assert!(super::used(&json!(null)).is_empty());
-    }
-
-    #[test]
-    fn what_is_asked_for_is_summed_up() {
-        let containers = |requests: &[Option<&str>]| -> Vec<Container> {
-            requests
-                .iter()
-                .map(|memory| {
-                    let requests = memory.map(|memory| json!({"requests": {"memory": memory}}));
-                    serde_json::from_value(json!({"name": "c", "resources": requests})).unwrap()
-                })
-                .collect()
-        };
-        assert_eq!(
-            asked(&containers(&[Some("16Mi"), None, Some("1Ki")])),
-            Some((16 << 20) + 1024)
-        );
-        assert_eq!(asked(&containers(&[None])), None);
     }
 
     #[test]

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 
 use dormouse_api::agents::Sandbox;
 use dormouse_api::dormouse::SandboxNode;
+use dormouse_api::quantity::memory_requests;
 use dormouse_output::{mib, or_dash, table};
 use k8s_openapi::api::core::v1::Pod;
 use serde::Serialize;
 
-use super::memory::{asked, pod_of};
+use super::memory::pod_of;
 use super::stand::stand;
 
 /// What is known of a sandbox's memory, as `-o json` and `-o yaml` print it. What is not known is not there.
@@ -147,8 +148,8 @@ impl TopView {
             used_bytes: used,
             requested_bytes: pod
                 .and_then(|pod| pod.spec.as_ref())
-                .and_then(|spec| asked(&spec.containers)),
-            template_bytes: asked(&sandbox.spec.pod_template.spec.containers),
+                .and_then(|spec| memory_requests(&spec.containers)),
+            template_bytes: memory_requests(&sandbox.spec.pod_template.spec.containers),
             snapshot_bytes: of_nodes.or(by_status),
             namespace,
             name,

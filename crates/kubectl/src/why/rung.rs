@@ -2,14 +2,14 @@
 
 use dormouse_api::agents::{ResumePolicy, SuspensionType};
 use dormouse_api::conditions::{DORMANT, READY, RESTORED, SUSPENDED, messages, suspended};
+use dormouse_api::quantity::memory_requests;
 use dormouse_core::{ANNOTATION_RESUME_POLICY, Rung};
 use dormouse_output::mib;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::{Facts, reasons};
 use crate::view::{
-    Stand, ago, asked, capability_text, is_managed_by_annotation, policy_text, sandbox_condition, stand,
-    strategy,
+    Stand, ago, capability_text, is_managed_by_annotation, policy_text, sandbox_condition, stand, strategy,
 };
 
 /// Why it stands as it stands.
@@ -269,8 +269,8 @@ fn agent_trouble(facts: &Facts<'_>) -> Vec<String> {
 
 /// That the scheduler counts less for it than its template says.
 fn requests(facts: &Facts<'_>) -> Option<String> {
-    let now = asked(&facts.pod?.spec.as_ref()?.containers)?;
-    let wanted = asked(&facts.sandbox.spec.pod_template.spec.containers)?;
+    let now = memory_requests(&facts.pod?.spec.as_ref()?.containers)?;
+    let wanted = memory_requests(&facts.sandbox.spec.pod_template.spec.containers)?;
     (now < wanted).then(|| {
         format!(
             "While it sleeps the scheduler counts {} of memory for it instead of {}.",

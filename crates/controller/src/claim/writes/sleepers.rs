@@ -26,6 +26,8 @@ fn guest(name: &str, rung: Rung) -> Guest {
         reason: String::new(),
         message: String::new(),
         probes: None,
+        resident: 0,
+        resident_before: 0,
     }
 }
 

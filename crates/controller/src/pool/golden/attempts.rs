@@ -78,8 +78,13 @@ impl Attempts {
         self.since.entry(node.to_owned()).or_insert(now);
     }
 
-    /// A node has its golden snapshot: for the next one standbys may wait again.
-    pub(super) fn fulfilled(&mut self, node: &str) {
+    /// Whether standbys of a node have begun to wait, or have waited for too long.
+    pub(in crate::pool) fn waits_on(&self, node: &str) -> bool {
+        self.since.contains_key(node)
+    }
+
+    /// A node has its golden snapshot, or nobody that is to become it: for the next one standbys may wait again.
+    pub(in crate::pool) fn fulfilled(&mut self, node: &str) {
         self.since.remove(node);
     }
 }

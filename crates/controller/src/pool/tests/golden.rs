@@ -1,6 +1,7 @@
 //! Golden snapshots: when they are made and deleted, and who is a clone of them.
 
 mod model;
+mod writes;
 
 use dormouse_api::conditions::{FAILED, RESTORED};
 use dormouse_api::dormouse::SandboxSnapshot;

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use dormouse_api::agents::Sandbox;
 use dormouse_api::conditions::{READY, claim as reasons};
-use dormouse_api::dormouse::SandboxSnapshot;
+use dormouse_api::dormouse::{SandboxSnapshot, StandbyQuota};
 use dormouse_api::extensions::{SandboxClaim, SandboxTemplate, SandboxWarmPool};
 use dormouse_api::names::{labels, name_hash};
 use k8s_openapi::api::core::v1::Pod;
@@ -25,13 +25,17 @@ pub(crate) struct Extensions {
     pub(crate) templates: Arc<Cache<SandboxTemplate>>,
     pub(crate) claims: Arc<Cache<SandboxClaim>>,
     pub(crate) pools: Arc<Cache<SandboxWarmPool>>,
+    pub(crate) quotas: Arc<Cache<StandbyQuota>>,
+    pub(crate) quota_queue: Queue<StandbyQuota>,
     pub(crate) claim_queue: Queue<SandboxClaim>,
     pub(crate) pool_queue: Queue<SandboxWarmPool>,
     pub(crate) candidates: Candidates,
     pub(crate) notes: Arc<Notes>,
     pub(crate) state: Arc<Pools>,
-    feeds: Mutex<Option<(Feed<SandboxClaim>, Feed<SandboxWarmPool>)>>,
+    feeds: Mutex<Option<Feeds>>,
 }
+
+type Feeds = (Feed<SandboxClaim>, Feed<SandboxWarmPool>, Feed<StandbyQuota>);
 
 impl std::fmt::Debug for Extensions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -55,25 +59,29 @@ impl Extensions {
     ) -> Self {
         let claims = feed::<SandboxClaim>(|claim| Some(&claim.spec.warm_pool_ref.name));
         let pools = feed::<SandboxWarmPool>(|pool| Some(&pool.spec.sandbox_template_ref.name));
+        // They are looked for by namespace.
+        let quotas = feed::<StandbyQuota>(|quota| quota.metadata.namespace.as_deref());
         Self {
             sandboxes: Arc::clone(sandboxes),
             pods: Arc::clone(pods),
             templates: Arc::clone(templates),
             claims: Arc::clone(&claims.cache),
             pools: Arc::clone(&pools.cache),
+            quotas: Arc::clone(&quotas.cache),
+            quota_queue: Queue::default(),
             claim_queue: Queue::default(),
             pool_queue: Queue::default(),
             candidates: Candidates::default(),
             notes: Arc::default(),
             state: Arc::default(),
-            feeds: Mutex::new(Some((claims, pools))),
+            feeds: Mutex::new(Some((claims, pools, quotas))),
         }
     }
 
     /// Begins to watch.
     pub(super) fn start(self: &Arc<Self>, client: &Client) {
         let feeds = self.feeds.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some((claims, pools)) = feeds else {
+        let Some((claims, pools, quotas)) = feeds else {
             return;
         };
         let concerned = Arc::clone(self);
@@ -91,6 +99,14 @@ impl Extensions {
             pools,
             |_| {},
             move |pool: &SandboxWarmPool| concerned.saw_pool(pool),
+        ));
+        let concerned = Arc::clone(self);
+        tokio::spawn(watch(
+            Api::all(client.clone()),
+            watcher::Config::default(),
+            quotas,
+            |_| {},
+            move |quota: &StandbyQuota| concerned.saw_quota(quota),
         ));
     }
 
@@ -125,6 +141,17 @@ impl Extensions {
             let meta = &pool.metadata;
             if objects::namespace(meta) == namespace && pool.spec.golden.as_deref() == Some(name) {
                 self.pool_queue.push(namespace, objects::name(meta));
+            }
+        }
+    }
+
+    /// What it allows counts for all pools of its namespace.
+    fn saw_quota(&self, quota: &StandbyQuota) {
+        let namespace = objects::namespace(&quota.metadata);
+        self.quota_queue.push(namespace, objects::name(&quota.metadata));
+        for pool in self.pools.store().state() {
+            if objects::namespace(&pool.metadata) == namespace {
+                self.pool_queue.push(namespace, objects::name(&pool.metadata));
             }
         }
     }

@@ -32,23 +32,18 @@ impl std::fmt::Debug for Snapshots {
     }
 }
 
-/// Whether the cluster has our kinds. One that has only agent-sandbox's is served without, and nobody waits for them.
-pub(super) async fn are_served(client: &Client) -> bool {
-    match client
-        .list_api_group_resources(&SandboxSnapshot::api_version(&()))
-        .await
-    {
-        Ok(list) => {
-            let kind = SandboxSnapshot::kind(&());
-            list.resources.iter().any(|resource| resource.kind == kind)
-        }
+/// Whether the cluster has a kind of ours. One that has only agent-sandbox's is served without, and nobody waits for ours.
+pub(super) async fn is_served<K: Resource<DynamicType = ()>>(client: &Client) -> bool {
+    let kind = K::kind(&());
+    match client.list_api_group_resources(&K::api_version(&())).await {
+        Ok(list) => list.resources.iter().any(|resource| resource.kind == kind),
         Err(kube::Error::Api(status)) if status.code == 404 => {
-            info!("the cluster has no kinds of dormouse.dev; what they are for begins when they are there");
+            info!(%kind, "the cluster has no kinds of dormouse.dev; what they are for begins when they are there");
             false
         }
         Err(error) => {
             // It answers again by the time that the watches begin, or they say why not.
-            warn!(%error, "the API server does not say whether it has SandboxSnapshots; it is taken for granted");
+            warn!(%kind, %error, "the API server does not say whether it has this kind; it is taken for granted");
             true
         }
     }

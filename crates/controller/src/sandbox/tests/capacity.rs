@@ -47,6 +47,8 @@ fn sleeper(rung: Rung, cpu: &str, memory: &str) -> Observed {
         reason: String::new(),
         message: String::new(),
         probes: None,
+        resident: 0,
+        resident_before: 0,
     }));
     observed
 }

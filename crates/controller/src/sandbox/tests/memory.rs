@@ -33,6 +33,8 @@ pub(super) fn guest(rung: Rung, generation: u64) -> Sight {
         reason: String::new(),
         message: String::new(),
         probes: None,
+        resident: 0,
+        resident_before: 0,
     }))
 }
 

@@ -5,22 +5,14 @@ use std::sync::Arc;
 
 use dormouse_api::agents::Sandbox;
 use dormouse_api::dormouse::{NodeCapability, SandboxNode, SandboxNodeStatus, SandboxSnapshot};
-use dormouse_api::extensions::{SandboxTemplate, SandboxWarmPool};
+use dormouse_api::extensions::SandboxWarmPool;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use kube::runtime::events::{Recorder, Reporter};
-use kube::runtime::reflector;
-use kube::runtime::watcher::Event;
 
-use super::reconcile::{Known, PoolContext, PoolError, reconcile};
-use super::tests::{pool, settings, standby, template};
-use super::{FIELD_MANAGER, Pools};
-use crate::agents::Agents;
-use crate::cache::Cache;
-use crate::nodes::Nodes;
 use crate::objects::{controller_of, name};
-use crate::queue::Queue;
+use crate::pool::tests::known::{context, nothing};
+use crate::pool::tests::{pool, standby, template};
+use crate::pool::{Known, PoolContext, PoolError, reconcile};
 use crate::test_agent::Agent;
 use crate::test_server::Server;
 
@@ -72,35 +64,14 @@ struct Controller {
 
 impl Controller {
     async fn of(server: &Server, pool: SandboxWarmPool) -> Self {
-        let (nodes, mut writer) = reflector::store();
-        writer.apply_watcher_event(&Event::Apply(said_of_node()));
-        let agents = Agents::new(|_, _| {}, |_| {});
-        agents.link("node-1", Agent::default().client().await, &[]);
-        let all_nodes = Arc::new(Cache::new(reflector::store().0, |_: &Node| None));
-        let known = Known {
-            pools: Arc::new(Cache::new(reflector::store().0, |_: &SandboxWarmPool| None)),
-            sandboxes: Arc::new(Cache::new(reflector::store().0, |sandbox: &Sandbox| {
-                controller_of(&sandbox.metadata).map(|owner| owner.uid.as_str())
-            })),
-            templates: Arc::new(Cache::new(reflector::store().0, |_: &SandboxTemplate| None)),
-            pods: Arc::new(Cache::new(reflector::store().0, |_: &Pod| None)),
-            state: Arc::new(Pools::default()),
-            sandbox_queue: Queue::default(),
-            snapshots: Arc::new(Cache::new(reflector::store().0, |_: &SandboxSnapshot| None)),
-            sandbox_nodes: Arc::new(Cache::new(nodes, |_: &SandboxNode| None)),
-            nodes: Nodes::new(all_nodes, vec![]),
-            agents,
-        };
+        let known = nothing();
+        known.agents.link("node-1", Agent::default().client().await, &[]);
+        known.sandbox_nodes.wrote(said_of_node());
         known.pools.wrote(pool);
         known.templates.wrote(template());
         known.sandboxes.wrote(settled());
-        let reporter = Reporter::from(FIELD_MANAGER.to_owned());
-        let recorder = Recorder::new(server.client(), reporter);
-        let context = PoolContext::new(server.client(), recorder, settings(), known.clone());
-        let controller = Self {
-            context: Arc::new(context),
-            known,
-        };
+        let context = context(server, &known);
+        let controller = Self { context, known };
         controller.hear(server);
         controller
     }
@@ -169,11 +140,8 @@ async fn wherever_controllers_end_a_node_has_one_golden_snapshot() {
         let blind = Controller::of(&Server::empty(), golden_pool("Auto")).await.known;
         let heir = Controller::of(&server, golden_pool("Auto")).await;
         for known in [heir.known, blind] {
-            let reporter = Reporter::from(FIELD_MANAGER.to_owned());
-            let recorder = Recorder::new(server.client(), reporter);
-            let context = PoolContext::new(server.client(), recorder, settings(), known);
             let pool = Arc::new(golden_pool("Auto"));
-            reconcile(pool, Arc::new(context)).await.unwrap();
+            reconcile(pool, context(&server, &known)).await.unwrap();
             assert_eq!(all(&server).len(), 1, "after {takes} writes");
         }
     }
