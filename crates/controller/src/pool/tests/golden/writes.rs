@@ -8,7 +8,10 @@ use dormouse_api::dormouse::{NodeCapability, SandboxNode, SandboxNodeStatus, San
 use dormouse_api::extensions::SandboxWarmPool;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::runtime::reflector;
+use kube::runtime::watcher::Event;
 
+use crate::cache::Cache;
 use crate::objects::{controller_of, name};
 use crate::pool::tests::known::{context, nothing};
 use crate::pool::tests::{pool, standby, template};
@@ -64,9 +67,12 @@ struct Controller {
 
 impl Controller {
     async fn of(server: &Server, pool: SandboxWarmPool) -> Self {
-        let known = nothing();
+        let mut known = nothing();
+        // The nodes are read as the watch shows them.
+        let (nodes, mut writer) = reflector::store();
+        writer.apply_watcher_event(&Event::Apply(said_of_node()));
+        known.sandbox_nodes = Arc::new(Cache::new(nodes, |_: &SandboxNode| None));
         known.agents.link("node-1", Agent::default().client().await, &[]);
-        known.sandbox_nodes.wrote(said_of_node());
         known.pools.wrote(pool);
         known.templates.wrote(template());
         known.sandboxes.wrote(settled());
