@@ -38,7 +38,7 @@ pub use reconcile::{Known, Pooled, SandboxContext, SandboxError, on_error, recon
 pub use restore::RESTORE_GATE;
 pub use source::{Filling, PodSnapshots, Source, names_a_snapshot};
 pub use standby::Refused;
-pub(crate) use standby::asleep_on;
+pub(crate) use standby::{asleep_on, is_left_asleep};
 pub use step::Step;
 pub use transitions::{Direction, Transition, Transitions};
 pub use trouble::Trouble;

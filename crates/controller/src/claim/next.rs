@@ -13,6 +13,7 @@ use jiff::Timestamp;
 
 use super::{Gain, Retry, Step, Trouble, cold, expiry, hand_over, metadata, status};
 use crate::objects::{self, Ownership, ownership};
+use crate::sandbox::asleep_on;
 
 /// How long a claim waits for standbys that have no address yet.
 const GRACE: Duration = Duration::from_secs(2);
@@ -151,6 +152,10 @@ pub fn next(observed: &Observed, settings: &Settings, now: Timestamp) -> Next {
         Ok(Some(sandbox)) => {
             let sleeps = observed.sleepers.contains(objects::uid(&sandbox.metadata));
             status::follow(&mut next.status, claim, &sandbox, sleeps, now);
+            if sleeps && asleep_on(&sandbox).is_none() {
+                // It has fallen asleep at the last moment, and its Sandbox may never say so, and thus not that it is awake.
+                next.look_again_in(LOOK);
+            }
             next.sandbox = Some(sandbox);
         }
         // It is on its way.
