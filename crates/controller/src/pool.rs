@@ -6,21 +6,26 @@
 mod build;
 mod demand;
 mod expected;
+mod halt;
 mod next;
 mod reconcile;
 mod refill;
 mod size;
 mod sizing;
+mod sleepless;
 mod state;
 mod step;
 mod wish;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod writes;
 
 pub use expected::Pending;
+pub use halt::Halt;
 pub use next::{Next, Observed, Settings, next};
-pub(crate) use next::{began_in_pool, birth, is_ready};
+pub(crate) use next::{began_in_pool, birth, is_ready, recreates};
 pub use reconcile::{Known, PoolContext, PoolError, on_error, reconcile};
 pub use refill::Refill;
 pub use sizing::{Sizing, is_sized};

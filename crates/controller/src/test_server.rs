@@ -171,6 +171,13 @@ impl Server {
         let Some(object) = state.objects.get_mut(&key) else {
             return Ok(refused(404, "NotFound"));
         };
+        let is_other = |key: &str| {
+            let expected = &body["preconditions"][key];
+            !expected.is_null() && *expected != object["metadata"][key]
+        };
+        if *method == Method::DELETE && (is_other("uid") || is_other("resourceVersion")) {
+            return Ok(refused(409, "Conflict"));
+        }
         match method.as_str() {
             "PATCH" => {
                 let expected = &body["metadata"]["resourceVersion"];

@@ -5,14 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_api::agents::Sandbox;
-use dormouse_api::extensions::{
-    SandboxClaim, SandboxClaimStatus, SandboxTemplate, SandboxWarmPool, UpdateStrategyType,
-};
+use dormouse_api::extensions::{SandboxClaim, SandboxClaimStatus, SandboxTemplate, SandboxWarmPool};
 use dormouse_api::names::{annotations, labels};
 use jiff::Timestamp;
 
 use super::{Gain, Retry, Step, Trouble, cold, expiry, hand_over, metadata, status};
 use crate::objects::{self, Ownership, ownership};
+use crate::pool::recreates;
 use crate::sandbox::asleep_on;
 
 /// How long a claim waits for standbys that have no address yet.
@@ -289,11 +288,6 @@ fn gain(observed: &Observed, now: Timestamp, next: &mut Next) -> Result<(), Trou
     }
     next.gain = Some(Gain::Create(Box::new(cold::build(claim, template?)?)));
     Ok(())
-}
-
-pub(super) fn recreates(pool: &SandboxWarmPool) -> bool {
-    let strategy = pool.spec.update_strategy.as_ref();
-    strategy.is_some_and(|strategy| strategy.type_ == UpdateStrategyType::Recreate)
 }
 
 fn template(observed: &Observed) -> Result<&SandboxTemplate, Trouble> {

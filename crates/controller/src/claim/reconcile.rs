@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 use thiserror::Error;
 use tracing::{debug, info};
 
-use super::next::{noted, recreates};
+use super::next::noted;
 use super::wake::{Found, Guests, Silent, Stands};
 use super::{
     Candidates, Choice, FIELD_MANAGER, Gain, Next, Notes, Observed, Passed, Reservation, Retry, Settings,
@@ -30,7 +30,7 @@ use crate::metrics::{Created, Metrics, Startup};
 use crate::nodes::Nodes;
 use crate::objects::{self, is_true};
 use crate::patch::status_patch;
-use crate::pool::{Pools, began_in_pool, birth, is_ready, is_sized};
+use crate::pool::{Pools, began_in_pool, birth, is_ready, is_sized, recreates};
 use crate::queue::Queue;
 use crate::template::Vetting;
 use crate::write::{Which, Writer, is_already_there, is_conflict, is_not_found};

@@ -17,7 +17,7 @@ use serde_json::json;
 use super::sizing::There;
 use super::step::Why;
 use super::wish::wishes;
-use super::{Pending, Refill, Sizing, Step, build};
+use super::{Halt, Pending, Refill, Sizing, Step, build, halt, sleepless};
 use crate::objects::{self, Ownership, condition, is_true, owner_reference, ownership};
 use crate::sandbox::asleep_on;
 use crate::template::Vetting;
@@ -38,6 +38,8 @@ pub struct Observed {
     pub template: Option<Arc<SandboxTemplate>>,
     /// UIDs of those members whose pods fit on no node.
     pub unschedulable: BTreeSet<String>,
+    /// UIDs of those members whose pods were not born to sleep.
+    pub sleepless: BTreeSet<String>,
     /// Writes that the watch has not shown yet.
     pub pending: Pending,
     /// On which rung its standbys were last to wait, by UID.
@@ -75,7 +77,9 @@ pub struct Next {
     /// The status, before what is made is there.
     pub status: SandboxWarmPoolStatus,
     /// Why the pool does not get on, if it does not.
-    pub halted: Option<String>,
+    pub halted: Option<Halt>,
+    /// When the newest of its standbys was made that is ready.
+    pub newest: Option<Timestamp>,
     /// When to look again although nothing has changed.
     pub requeue: Option<Duration>,
     /// On which rung its standbys are to wait, with their names, by UID; `None`: as before.
@@ -95,6 +99,8 @@ struct Count {
     /// Those that are on their way out. They take up room as long as they are there.
     leaving: usize,
     unschedulable: usize,
+    /// Those that had their time and are replaced, and what one of them says.
+    stuck: (usize, Option<String>),
 }
 
 /// What is to be done for a pool.
@@ -115,7 +121,9 @@ pub fn next(
     let mut vetting = observed.template.as_deref().map(Vetting::by);
     let count = count(observed, vetting.as_mut(), settings, now, &mut next);
     next.wishes = Some(wishes(pool, &count.active, &observed.wishes));
-    let ready = count.active.iter().filter(|standby| is_ready(standby)).count();
+    let ready = count.active.iter().filter(|standby| is_ready(standby));
+    next.newest = ready.clone().filter_map(|standby| created(standby)).max();
+    let ready = ready.count();
     let as_number = |count: usize| i32::try_from(count).unwrap_or(i32::MAX);
     next.status = SandboxWarmPoolStatus {
         replicas: Some(as_number(count.active.len())),
@@ -162,6 +170,12 @@ pub fn next(
             }
         }
     }
+    if there == wanted && all == there && observed.pending.is_empty() {
+        let wishes = next.wishes.as_ref();
+        let going = sleepless::replaced(observed, active, wishes).into_iter();
+        next.steps
+            .extend(going.map(|standby| delete(&standby, Why::Sleepless)));
+    }
     if there > wanted {
         if observed.pending.is_empty() {
             let too_many = there.saturating_sub(wanted).min(settings.batch.max(1));
@@ -181,16 +195,48 @@ pub fn next(
             next.look_again_in(UNSEEN);
         }
     }
-    if count.unschedulable > 0 {
-        next.halted = Some(format!(
-            "{}/{wanted} sandboxes are unschedulable past the {} readiness grace period; holding them instead of \
-             replacing (replacements would be equally unschedulable)",
-            count.unschedulable,
-            as_go_writes(settings.grace)
-        ));
+    next.halted = why(
+        observed,
+        settings,
+        (there, wanted),
+        count.unschedulable,
+        count.stuck,
+    );
+    if matches!(next.halted, Some(Halt::Unschedulable { .. })) {
         next.look_again_in(settings.recheck);
     }
     next
+}
+
+/// Why the pool does not get on.
+fn why(
+    observed: &Observed,
+    settings: &Settings,
+    (there, wanted): (usize, usize),
+    unschedulable: usize,
+    (stuck, example): (usize, Option<String>),
+) -> Option<Halt> {
+    let grace = settings.grace;
+    if unschedulable > 0 {
+        return Some(Halt::Unschedulable {
+            count: unschedulable,
+            wanted,
+            grace,
+        });
+    }
+    if observed.template.is_none() && there < wanted {
+        return Some(Halt::NoTemplate {
+            name: observed.pool.spec.sandbox_template_ref.name.clone(),
+            there,
+            wanted,
+        });
+    }
+    example.map(|example| Halt::NotReady {
+        count: stuck,
+        wanted,
+        grace,
+        example,
+    })
 }
 
 fn count(
@@ -202,11 +248,7 @@ fn count(
 ) -> Count {
     let pool = &*observed.pool;
     let hash = name_hash(objects::name(&pool.metadata));
-    let recreates = pool
-        .spec
-        .update_strategy
-        .as_ref()
-        .is_some_and(|strategy| strategy.type_ == UpdateStrategyType::Recreate);
+    let recreates = recreates(pool);
     let mut count = Count {
         leaving: observed.pending.deleted.len(),
         ..Count::default()
@@ -240,6 +282,8 @@ fn count(
         if stuck(standby, observed, settings, now, next, &mut count.unschedulable) {
             next.steps.push(delete(standby, Why::Stuck));
             count.leaving = count.leaving.saturating_add(1);
+            count.stuck.0 = count.stuck.0.saturating_add(1);
+            count.stuck.1.get_or_insert_with(|| halt::says(standby));
             continue;
         }
         count.active.push(Arc::clone(standby));
@@ -270,6 +314,12 @@ fn stuck(
         return false;
     }
     true
+}
+
+/// Whether a pool replaces standbys that are not as its template says.
+pub(crate) fn recreates(pool: &SandboxWarmPool) -> bool {
+    let strategy = pool.spec.update_strategy.as_ref();
+    strategy.is_some_and(|strategy| strategy.type_ == UpdateStrategyType::Recreate)
 }
 
 /// Whether a sandbox began as a standby, claimed or not.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use dormouse_api::agents::Sandbox;
 use dormouse_api::extensions::{SandboxTemplate, SandboxWarmPool};
-use dormouse_api::names::{annotations, name_hash};
+use dormouse_api::names::name_hash;
 use futures::future::join_all;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -15,14 +15,16 @@ use kube::{Client, Resource};
 use thiserror::Error;
 use tracing::{debug, info};
 
+use super::halt::News;
 use super::next::is_ready;
 use super::state::Key;
-use super::{FIELD_MANAGER, Next, Observed, Pools, Settings, Step};
+use super::{FIELD_MANAGER, Next, Observed, Pools, Settings, Step, sleepless, sleeps_on};
 use crate::cache::Cache;
 use crate::events;
 use crate::objects;
 use crate::patch::status_patch;
 use crate::queue::Queue;
+use crate::sandbox::tracked_name;
 use crate::write::{Which, Writer, is_conflict, is_not_found};
 
 /// What pools are reconciled with.
@@ -106,7 +108,7 @@ pub async fn reconcile(pool: Arc<SandboxWarmPool>, context: Arc<PoolContext>) ->
     // Whatever fails, the rest is done: the status is true in any case.
     let deleted = context.perform(&planned.steps, &key).await;
     let made = context.make(&planned, &key).await;
-    context.tell(&observed.pool, &planned, &key).await;
+    context.tell(&observed.pool, &planned, &key, now).await;
     context.write_status(&observed.pool, &planned, &key).await?;
     deleted?;
     made?;
@@ -135,6 +137,12 @@ impl PoolContext {
             .filter(|standby| !is_ready(standby) && self.is_unschedulable(standby))
             .map(|standby| objects::uid(&standby.metadata).to_owned())
             .collect();
+        let sleepless = members
+            .iter()
+            .filter(|_| sleeps_on(&pool).is_some())
+            .filter(|standby| self.pod(standby).is_some_and(|pod| sleepless::is_born_so(&pod)))
+            .map(|standby| objects::uid(&standby.metadata).to_owned())
+            .collect();
         let template = self
             .known
             .templates
@@ -144,19 +152,21 @@ impl PoolContext {
             wishes: self.known.state.wishes(key),
             members,
             unschedulable,
+            sleepless,
             template,
             pool,
         }
     }
 
+    /// The pod of a standby, unless it is going.
+    fn pod(&self, standby: &Sandbox) -> Option<Arc<Pod>> {
+        let namespace = objects::namespace(&standby.metadata);
+        let pod = self.known.pods.get(namespace, tracked_name(standby));
+        pod.filter(|pod| pod.metadata.deletion_timestamp.is_none())
+    }
+
     fn is_unschedulable(&self, standby: &Sandbox) -> bool {
-        let meta = &standby.metadata;
-        let pod = objects::annotation(meta, annotations::POD_NAME).filter(|name| !name.is_empty());
-        let pod = self.known.pods.get(
-            objects::namespace(meta),
-            pod.unwrap_or_else(|| objects::name(meta)),
-        );
-        let Some(pod) = pod.filter(|pod| pod.metadata.deletion_timestamp.is_none()) else {
+        let Some(pod) = self.pod(standby) else {
             return false;
         };
         let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
@@ -302,17 +312,15 @@ impl PoolContext {
     }
 
     /// Says that the pool does not get on, or does again.
-    async fn tell(&self, pool: &SandboxWarmPool, planned: &Next, key: &Key) {
-        if !self.known.state.halts(key, planned.halted.is_some()) {
-            return;
-        }
-        let (type_, reason, note) = match &planned.halted {
-            Some(why) => (EventType::Warning, "WarmPoolNotProgressing", why.clone()),
-            None => (
+    async fn tell(&self, pool: &SandboxWarmPool, planned: &Next, key: &Key, now: Timestamp) {
+        let (type_, reason, note) = match (self.known.state.halts(key, planned, now), &planned.halted) {
+            (Some(News::Halts), Some(why)) => (EventType::Warning, "WarmPoolNotProgressing", why.to_string()),
+            (Some(News::GetsOn), _) => (
                 EventType::Normal,
                 "WarmPoolProgressing",
                 "Warm pool is progressing again".to_owned(),
             ),
+            _ => return,
         };
         let event = events::event(type_, reason, "Reconciling", note);
         events::publish(&self.recorder, &pool.object_ref(&()), &event).await;

@@ -9,6 +9,7 @@ use dormouse_core::Rung;
 use jiff::{SignedDuration, Timestamp};
 
 use super::expected::{Expected, Pending};
+use super::halt::{News, Said};
 use super::wish::{Wished, Wishes};
 use super::{Next, Observed, Refill, Settings, Sizing, next};
 use crate::backoff;
@@ -34,7 +35,7 @@ struct State {
     sizing: Sizing,
     /// How many standbys there are to be, as last decided.
     wanted: Option<usize>,
-    halted: bool,
+    said: Said,
     failures: u32,
 }
 
@@ -147,11 +148,15 @@ impl Pools {
         }
     }
 
-    /// Takes note of whether the pool gets on; whether that is new.
-    pub(super) fn halts(&self, key: &Key, halted: bool) -> bool {
+    /// Takes note of how the pool gets on; what is new about that.
+    pub(super) fn halts(&self, key: &Key, planned: &Next, now: Timestamp) -> Option<News> {
+        let rests =
+            planned.steps.is_empty() && usize::try_from(planned.status.ready_replicas?) == Ok(planned.wanted);
         let mut inner = self.lock();
         let state = inner.pools.entry(key.clone()).or_default();
-        std::mem::replace(&mut state.halted, halted) != halted
+        state
+            .said
+            .note(planned.halted.as_ref(), planned.newest, rests, now)
     }
 
     pub(super) fn failed(&self, key: &Key) -> Duration {

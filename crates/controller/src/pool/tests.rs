@@ -39,7 +39,7 @@ fn meta(name: &str) -> ObjectMeta {
     }
 }
 
-fn pool(replicas: i32) -> SandboxWarmPool {
+pub(super) fn pool(replicas: i32) -> SandboxWarmPool {
     let mut pool = SandboxWarmPool {
         metadata: meta("pool"),
         ..SandboxWarmPool::default()
@@ -49,7 +49,7 @@ fn pool(replicas: i32) -> SandboxWarmPool {
     pool
 }
 
-fn recreating(replicas: i32) -> SandboxWarmPool {
+pub(super) fn recreating(replicas: i32) -> SandboxWarmPool {
     let mut pool = pool(replicas);
     pool.spec.update_strategy = Some(UpdateStrategy {
         type_: UpdateStrategyType::Recreate,
@@ -57,7 +57,7 @@ fn recreating(replicas: i32) -> SandboxWarmPool {
     pool
 }
 
-fn template() -> SandboxTemplate {
+pub(super) fn template() -> SandboxTemplate {
     let mut template = SandboxTemplate {
         metadata: meta("template"),
         ..SandboxTemplate::default()
@@ -76,7 +76,7 @@ fn template() -> SandboxTemplate {
     template
 }
 
-fn settings() -> Settings {
+pub(super) fn settings() -> Settings {
     Settings {
         batch: 300,
         replenish_delay: Duration::ZERO,
@@ -118,6 +118,7 @@ fn with(pool: SandboxWarmPool, members: Vec<Sandbox>) -> Observed {
         members: members.into_iter().map(Arc::new).collect(),
         template: Some(Arc::new(template())),
         unschedulable: std::collections::BTreeSet::new(),
+        sleepless: std::collections::BTreeSet::new(),
         pending: Pending::default(),
         wishes: BTreeMap::new(),
     }
@@ -300,6 +301,8 @@ fn one_that_does_not_get_ready_is_replaced_unless_it_fits_on_no_node() {
     let mut observed = with(pool(1), vec![standby("a", false, 301)]);
     let next = decide(&observed);
     assert_eq!(deleted(&next), [("a", Why::Stuck)]);
+    let why = "1/1 sandboxes are not ready past the 5m0s readiness grace period and are replaced: a: ";
+    assert_eq!(next.halted.as_ref().unwrap().to_string(), why);
     // Its room is free when it is gone.
     assert_eq!(next.make, 0);
     observed.unschedulable.insert("a-uid".to_owned());
@@ -308,7 +311,27 @@ fn one_that_does_not_get_ready_is_replaced_unless_it_fits_on_no_node() {
     assert_eq!(next.requeue, Some(Duration::from_secs(60)));
     let why = "1/1 sandboxes are unschedulable past the 5m0s readiness grace period; holding them instead of \
                replacing (replacements would be equally unschedulable)";
-    assert_eq!(next.halted.as_deref(), Some(why));
+    assert_eq!(next.halted.unwrap().to_string(), why);
+}
+
+#[test]
+fn without_its_template_a_pool_keeps_what_it_has_and_says_what_is_missing() {
+    for pool in [pool(2), recreating(2)] {
+        let mut observed = with(pool, vec![standby("a", true, 400)]);
+        observed.template = None;
+        let next = decide(&observed);
+        assert_eq!(
+            (next.make, next.steps.len(), counts(&next)),
+            (0, 0, (Some(1), Some(1)))
+        );
+        let why =
+            "SandboxTemplate \"template\" not found; there are 1/2 sandboxes, and none is made without it";
+        assert_eq!(next.halted.unwrap().to_string(), why);
+        // It is heard of when there is one: nothing looks for it.
+        assert_eq!(next.requeue, None);
+        observed.members.push(Arc::new(standby("b", true, 400)));
+        assert_eq!(decide(&observed).halted, None);
+    }
 }
 
 #[test]
