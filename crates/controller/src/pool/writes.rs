@@ -58,9 +58,9 @@ fn is_ready(sandbox: &Sandbox) -> bool {
 }
 
 impl World {
-    fn new(pool: SandboxWarmPool) -> Self {
+    fn new(pool: &SandboxWarmPool) -> Self {
         let server = Server::empty();
-        server.put("sandboxwarmpools", &pool);
+        server.put("sandboxwarmpools", pool);
         server.put("sandboxtemplates", &of_version(0));
         let known = Known {
             pools: Arc::new(Cache::new(reflector::store().0, |_: &SandboxWarmPool| None)),
@@ -282,7 +282,7 @@ impl World {
 
 #[tokio::test]
 async fn a_pool_without_its_template_says_so_once_serves_what_it_has_and_recovers() {
-    let mut world = World::new(pool(2));
+    let mut world = World::new(&pool(2));
     world.settle().await;
     world.delete_template();
     let (first, second, third) = (world.claim(), world.claim(), world.claim());
@@ -296,7 +296,7 @@ async fn a_pool_without_its_template_says_so_once_serves_what_it_has_and_recover
     }
     let note = "SandboxTemplate \"template\" not found; there are 0/2 sandboxes, and none is made without it";
     let halted = ("WarmPoolNotProgressing".to_owned(), note.to_owned());
-    assert_eq!(world.events(), [halted.clone()]);
+    assert_eq!(world.events(), std::slice::from_ref(&halted));
     world.put_template(1, 1);
     world.settle().await;
     assert_eq!(world.told().len(), 3);
@@ -310,7 +310,7 @@ async fn a_pool_without_its_template_says_so_once_serves_what_it_has_and_recover
 
 #[tokio::test]
 async fn a_pool_whose_standbys_do_not_get_ready_says_so_once_and_recovers() {
-    let world = World::new(pool(2));
+    let world = World::new(&pool(2));
     let made_long_ago = || {
         for mut sandbox in world.sandboxes() {
             let long_ago = jiff::Timestamp::now() - Duration::from_secs(400);
@@ -355,7 +355,7 @@ async fn a_pool_whose_standbys_do_not_get_ready_says_so_once_and_recovers() {
 #[tokio::test]
 async fn a_template_that_changes_in_a_burst_costs_no_claim_its_sandbox() {
     for (pool, is_recreating) in [(pool(4), false), (recreating(4), true)] {
-        let mut world = World::new(pool);
+        let mut world = World::new(&pool);
         world.settle().await;
         let before: Vec<String> = (0..3).map(|_| world.claim()).collect();
         world.hear();
@@ -423,7 +423,7 @@ fn deed() -> impl Strategy<Value = Deed> {
 
 async fn happens(deeds: Vec<Deed>, pool: SandboxWarmPool) -> Result<(), TestCaseError> {
     let is_recreating = super::recreates(&pool);
-    let mut world = World::new(pool);
+    let mut world = World::new(&pool);
     let mut unheard = Vec::new();
     world.hear();
     for (number, deed) in deeds.into_iter().enumerate() {
