@@ -14,7 +14,7 @@ use crate::sandboxes::condition;
 use crate::support::{LIMIT, ask, namespace, port};
 
 /// A template of sandboxes that remember a word, without any field about sleep.
-fn template(space: &str) -> Value {
+pub(crate) fn template(space: &str) -> Value {
     let sandbox = rememberer(space, "word", &json!({}));
     json!({
         "apiVersion": "extensions.agents.x-k8s.io/v1beta1", "kind": "SandboxTemplate",
@@ -27,7 +27,7 @@ fn template(space: &str) -> Value {
     })
 }
 
-fn pool(space: &str, replicas: u32, standby: &str, awake: u32) -> Value {
+pub(crate) fn pool(space: &str, replicas: u32, standby: &str, awake: u32) -> Value {
     json!({
         "apiVersion": "extensions.agents.x-k8s.io/v1beta1", "kind": "SandboxWarmPool",
         "metadata": {"name": "pool", "namespace": space},
@@ -48,7 +48,7 @@ async fn start(space: &str, replicas: u32, standby: &str, awake: u32) -> Arc<Clu
     cluster
 }
 
-async fn listed(cluster: &Cluster, kind: &str, space: &str) -> anyhow::Result<Vec<Value>> {
+pub(crate) async fn listed(cluster: &Cluster, kind: &str, space: &str) -> anyhow::Result<Vec<Value>> {
     let listed = cluster
         .kubectl(&["get", kind, "-n", space, "--output=json"])
         .await?;
@@ -56,13 +56,13 @@ async fn listed(cluster: &Cluster, kind: &str, space: &str) -> anyhow::Result<Ve
     Ok(listed["items"].as_array().cloned().unwrap_or_default())
 }
 
-fn owned_by<'a>(object: &'a Value, kind: &str) -> Option<&'a str> {
+pub(crate) fn owned_by<'a>(object: &'a Value, kind: &str) -> Option<&'a str> {
     let owners = object["metadata"]["ownerReferences"].as_array()?;
     let owner = owners.iter().find(|owner| owner["kind"] == kind)?;
     owner["name"].as_str()
 }
 
-fn name(object: &Value) -> String {
+pub(crate) fn name(object: &Value) -> String {
     object["metadata"]["name"].as_str().unwrap().to_owned()
 }
 
@@ -78,7 +78,7 @@ fn rung(sandbox: &Value) -> String {
 }
 
 /// Waits until the pool has so many standbys on each rung, and says that all of them are ready.
-async fn until(cluster: &Cluster, space: &str, wanted: &[(&str, usize)]) -> Vec<Value> {
+pub(crate) async fn until(cluster: &Cluster, space: &str, wanted: &[(&str, usize)]) -> Vec<Value> {
     let wanted: BTreeMap<String, usize> = wanted
         .iter()
         .map(|&(rung, count)| (rung.to_owned(), count))

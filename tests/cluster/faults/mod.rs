@@ -5,6 +5,7 @@ mod api_server;
 mod busy;
 mod certificates;
 mod controller;
+mod pools;
 mod storm;
 mod webhook;
 

@@ -279,7 +279,10 @@ fn count(
             continue;
         }
         next.steps.extend(correction(standby, pool, own));
-        if stuck(standby, observed, settings, now, next, &mut count.unschedulable) {
+        // One of another template may fit somewhere.
+        let is_held = observed.unschedulable.contains(objects::uid(meta))
+            && vetting.as_mut().is_none_or(|vetting| !vetting.is_stale(standby));
+        if stuck(standby, is_held, settings, now, next, &mut count.unschedulable) {
             next.steps.push(delete(standby, Why::Stuck));
             count.leaving = count.leaving.saturating_add(1);
             count.stuck.0 = count.stuck.0.saturating_add(1);
@@ -291,10 +294,11 @@ fn count(
     count
 }
 
-/// Whether a standby has had its time to become ready, and would do better anew. One that fits on no node would not.
+/// Whether a standby has had its time to become ready, and would do better anew. One that fits on no node would not
+/// (`is_held`).
 fn stuck(
     standby: &Sandbox,
-    observed: &Observed,
+    is_held: bool,
     settings: &Settings,
     now: Timestamp,
     next: &mut Next,
@@ -309,7 +313,7 @@ fn stuck(
         next.look_again_in(left.saturating_add(SLACK));
         return false;
     }
-    if observed.unschedulable.contains(objects::uid(&standby.metadata)) {
+    if is_held {
         *unschedulable = unschedulable.saturating_add(1);
         return false;
     }

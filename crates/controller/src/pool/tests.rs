@@ -312,6 +312,13 @@ fn one_that_does_not_get_ready_is_replaced_unless_it_fits_on_no_node() {
     let why = "1/1 sandboxes are unschedulable past the 5m0s readiness grace period; holding them instead of \
                replacing (replacements would be equally unschedulable)";
     assert_eq!(next.halted.unwrap().to_string(), why);
+    // Of a template that was mended others may fit.
+    let mut mended = template();
+    mended.spec.pod_template.spec.containers[0].image = Some("two".to_owned());
+    observed.template = Some(Arc::new(mended));
+    assert_eq!(deleted(&decide(&observed)), [("a", Why::Stuck)]);
+    observed.template = None;
+    assert_eq!(deleted(&decide(&observed)), []);
 }
 
 #[test]
