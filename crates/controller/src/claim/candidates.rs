@@ -399,6 +399,34 @@ mod tests {
     }
 
     #[test]
+    fn sleepers_of_a_node_whose_agent_is_away_are_passed_over_at_once() {
+        let candidates = Candidates::default();
+        let pool = pool();
+        for name in ["a", "b", "c"] {
+            let sleeper = crate::claim::tests::asleep(standby(&pool, name, true), "Frozen");
+            see(&candidates, &on(sleeper, "away", 1));
+        }
+        see(&candidates, &on(standby(&pool, "awake", true), "away", 2));
+        see(&candidates, &on(standby(&pool, "held", true), "away", 1));
+        let hold = candidates.hold("ns", "held");
+        let mut passed = Passed::over(&["awake"]);
+        assert!(matches!(
+            candidates.reserve("ns", "pool", &passed),
+            Choice::Reserved(_)
+        ));
+        passed.unreachable("away");
+        assert!(matches!(
+            candidates.reserve("ns", "pool", &passed),
+            Choice::Nothing
+        ));
+        drop(hold);
+        let Choice::Reserved(reservation) = candidates.reserve("ns", "pool", &passed) else {
+            panic!()
+        };
+        assert_eq!(reservation.name(), "held");
+    }
+
+    #[test]
     fn one_that_is_handed_over_is_not_put_to_sleep() {
         let candidates = Candidates::default();
         see(&candidates, &standby(&pool(), "a", true));
