@@ -14,7 +14,7 @@ use crate::sandboxes::condition;
 use crate::support::{LIMIT, ask, namespace, port};
 
 /// A template of sandboxes that remember a word, without any field about sleep.
-fn template(space: &str) -> Value {
+pub(crate) fn template(space: &str) -> Value {
     let sandbox = rememberer(space, "word", &json!({}));
     json!({
         "apiVersion": "extensions.agents.x-k8s.io/v1beta1", "kind": "SandboxTemplate",
@@ -27,7 +27,7 @@ fn template(space: &str) -> Value {
     })
 }
 
-fn pool(space: &str, replicas: u32, standby: &str, awake: u32) -> Value {
+pub(crate) fn pool(space: &str, replicas: u32, standby: &str, awake: u32) -> Value {
     json!({
         "apiVersion": "extensions.agents.x-k8s.io/v1beta1", "kind": "SandboxWarmPool",
         "metadata": {"name": "pool", "namespace": space},

@@ -41,21 +41,30 @@ pub(crate) struct Leadership {
 
 impl Leadership {
     /// Applies for it. The client is for the Lease alone: it tries nothing twice, waits for no answer for long, and says when
-    /// it has last `written`.
+    /// it has last `written`. An API server that has too much to do, or is away, is asked again for as long as it takes.
     pub(crate) async fn apply(
         client: Client,
         written: Arc<Written>,
         namespace: &str,
-        identity: String,
+        identity: &str,
     ) -> Result<Self, LeaseManagerError> {
-        let manager = LeaseManagerBuilder::new(client, LEASE)
-            .with_namespace(namespace)
-            .with_identity(identity)
-            .with_duration(HOLDS)
-            .with_grace(RENEWED)
-            .with_create_mode(LeaseCreateMode::AutoCreate)
-            .build()
-            .await?;
+        let manager = loop {
+            let built = LeaseManagerBuilder::new(client.clone(), LEASE)
+                .with_namespace(namespace)
+                .with_identity(identity)
+                .with_duration(HOLDS)
+                .with_grace(RENEWED)
+                .with_create_mode(LeaseCreateMode::AutoCreate)
+                .build()
+                .await;
+            match built {
+                Err(error) if may_pass(&error) => {
+                    warn!(%error, "the lease cannot be applied for, and is again");
+                    tokio::time::sleep(REST).await;
+                }
+                built => break built?,
+            }
+        };
         let (leads, receiver) = watch::channel(false);
         let task = tokio::spawn(look_after(manager, leads));
         Ok(Self {
@@ -88,6 +97,17 @@ impl Leadership {
     }
 }
 
+/// Whether another try may go better although nobody changes anything.
+fn may_pass(error: &LeaseManagerError) -> bool {
+    match error {
+        LeaseManagerError::KubeError(kube::Error::Api(status)) => status.code == 429 || status.code >= 500,
+        LeaseManagerError::KubeError(error) => {
+            matches!(error, kube::Error::HyperError(_) | kube::Error::Service(_))
+        }
+        _ => false,
+    }
+}
+
 /// Tells whether this one leads, until nobody listens any more, and then gives the Lease up.
 async fn look_after(manager: LeaseManager, leads: watch::Sender<bool>) {
     loop {
@@ -109,5 +129,56 @@ async fn look_after(manager: LeaseManager, leads: watch::Sender<bool>) {
                 tokio::time::sleep(REST).await;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use http::{Request, Response};
+    use kube::client::Body;
+    use serde_json::json;
+
+    use super::*;
+
+    /// A client whose first requests get these answers, and all others a Lease that is nobody's.
+    fn answering(codes: Vec<u16>) -> Client {
+        let codes = Mutex::new(codes.into_iter());
+        let service = tower::service_fn(move |_: Request<Body>| {
+            let code = codes.lock().unwrap().next();
+            async move {
+                let answer = match code {
+                    // It does not answer at all.
+                    Some(0) => return Err("connection refused".into()),
+                    Some(code) => json!({
+                        "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Any", "code": code,
+                        "message": "any",
+                    }),
+                    None => json!({
+                        "kind": "Lease", "apiVersion": "coordination.k8s.io/v1",
+                        "metadata": {"name": LEASE, "namespace": "ns", "resourceVersion": "1"}, "spec": {},
+                    }),
+                };
+                let body = Body::from(serde_json::to_vec(&answer).unwrap());
+                let answer = Response::builder()
+                    .status(code.unwrap_or(200))
+                    .body(body)
+                    .unwrap();
+                Ok::<_, Box<dyn std::error::Error + Send + Sync>>(answer)
+            }
+        });
+        Client::new(service, "ns")
+    }
+
+    #[tokio::test]
+    async fn a_busy_api_server_is_asked_again_and_one_that_refuses_is_not() {
+        let apply = async |codes: Vec<u16>| {
+            let applied = Leadership::apply(answering(codes), Arc::default(), "ns", "one").await;
+            applied.map(|leadership| leadership.task.abort())
+        };
+        apply(vec![429, 0, 503]).await.unwrap();
+        let error = apply(vec![403]).await.unwrap_err().to_string();
+        assert!(error.contains("403"), "{error}");
     }
 }

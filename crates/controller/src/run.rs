@@ -142,7 +142,11 @@ async fn lead(
         return Ok(());
     }
     let namespace = &args.leader_election_namespace;
-    let mut leadership = Leadership::apply(lease.0, lease.1, namespace, identity(args)).await?;
+    let identity = identity(args);
+    let mut leadership = tokio::select! {
+        applied = Leadership::apply(lease.0, lease.1, namespace, &identity) => applied?,
+        () = stop.cancelled() => return Ok(()),
+    };
     let won = tokio::select! {
         won = leadership.won() => won,
         () = stop.cancelled() => false,

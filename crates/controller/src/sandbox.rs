@@ -39,7 +39,7 @@ pub use restore::RESTORE_GATE;
 pub use source::{Filling, PodSnapshots, Source, names_a_snapshot};
 pub(crate) use source::{given_up, golden, preferred_node};
 pub use standby::Refused;
-pub(crate) use standby::{asleep_on, settling};
+pub(crate) use standby::{asleep_on, is_left_asleep, settling};
 pub use step::Step;
 pub use transitions::{Direction, Transition, Transitions};
 pub use trouble::Trouble;

@@ -8,7 +8,7 @@ use kube::Client;
 use kube::client::Body;
 use serde_json::{Value, json};
 
-/// An API server with what tests need: versions, merge patches, names that are taken once, finalizers. All is in namespace `ns`,
+/// An API server with what tests need: versions, merge patches, names that are taken once or made, finalizers, garbage collection when it is asked for. All is in namespace `ns`,
 /// or in none.
 #[derive(Clone)]
 pub(crate) struct Server(pub(crate) Arc<Mutex<State>>);
@@ -25,6 +25,8 @@ pub(crate) struct State {
     pub(crate) full: bool,
     /// A ResourceQuota that allows no more than so many sandboxes.
     pub(crate) most_sandboxes: usize,
+    /// After so many more writes this object, by resource and name, is deleted by somebody else.
+    pub(crate) vanishes: Option<(usize, String, String)>,
 }
 
 impl Server {
@@ -36,6 +38,7 @@ impl Server {
             takes: usize::MAX,
             full: false,
             most_sandboxes: usize::MAX,
+            vanishes: None,
         })))
     }
 
@@ -62,6 +65,36 @@ impl Server {
 
     pub(crate) fn takes(&self, writes: usize) {
         self.0.lock().unwrap().takes = writes;
+    }
+
+    /// Somebody deletes an object.
+    pub(crate) fn remove(&self, resource: &str, name: &str) {
+        let key = (resource.to_owned(), name.to_owned());
+        self.0.lock().unwrap().objects.remove(&key);
+    }
+
+    /// Deletes whatever has owners and none that is there, as the garbage collector does.
+    pub(crate) fn collect_garbage(&self) {
+        let mut state = self.0.lock().unwrap();
+        loop {
+            let there: Vec<(String, Value)> = state
+                .objects
+                .iter()
+                .map(|((resource, _), object)| (resource.clone(), object["metadata"]["uid"].clone()))
+                .collect();
+            let is_there = |owner: &Value| {
+                let resource = format!("{}s", owner["kind"].as_str().unwrap().to_lowercase());
+                there.contains(&(resource, owner["uid"].clone()))
+            };
+            let before = state.objects.len();
+            state.objects.retain(|_, object| {
+                let owners = object["metadata"]["ownerReferences"].as_array();
+                owners.is_none_or(|owners| owners.is_empty() || owners.iter().any(is_there))
+            });
+            if state.objects.len() == before {
+                return;
+            }
+        }
     }
 
     pub(crate) fn client(&self) -> Client {
@@ -101,19 +134,28 @@ impl Server {
             return Err("the controller is dead".into());
         }
         state.takes -= 1;
+        match state.vanishes.take() {
+            Some((0, resource, name)) => {
+                state.objects.remove(&(resource, name));
+            }
+            Some((writes, resource, name)) => state.vanishes = Some((writes - 1, resource, name)),
+            None => {}
+        }
         let verb = method.as_str().to_lowercase();
         let what = if is_status {
             format!("{verb} {resource}/status")
         } else {
             format!("{verb} {resource}")
         };
-        let name = name.unwrap_or_else(|| match body["metadata"]["generateName"].as_str() {
-            Some(prefix) => format!("{prefix}{}", state.version),
-            None => body["metadata"]["name"].as_str().unwrap_or_default().to_owned(),
-        });
-        state.log.push(format!("{what} {name}"));
         state.version += 1;
         let version = state.version.to_string();
+        let named = || match (&body["metadata"]["name"], &body["metadata"]["generateName"]) {
+            (Value::String(name), _) => name.clone(),
+            (_, Value::String(prefix)) => format!("{prefix}{version}"),
+            _ => String::new(),
+        };
+        let name = name.unwrap_or_else(named);
+        state.log.push(format!("{what} {name}"));
         let key = (resource, name.clone());
         if *method == Method::POST {
             if state.full {
@@ -147,6 +189,13 @@ impl Server {
         let Some(object) = state.objects.get_mut(&key) else {
             return Ok(refused(404, "NotFound"));
         };
+        let is_other = |key: &str| {
+            let expected = &body["preconditions"][key];
+            !expected.is_null() && *expected != object["metadata"][key]
+        };
+        if *method == Method::DELETE && (is_other("uid") || is_other("resourceVersion")) {
+            return Ok(refused(409, "Conflict"));
+        }
         match method.as_str() {
             "PATCH" => {
                 let expected = &body["metadata"]["resourceVersion"];

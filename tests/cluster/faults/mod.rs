@@ -6,6 +6,7 @@ mod busy;
 mod certificates;
 mod controller;
 mod failover;
+mod pools;
 mod storm;
 mod webhook;
 

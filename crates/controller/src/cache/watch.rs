@@ -140,3 +140,87 @@ where
         Event::InitDone => Event::InitDone,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::time::Duration;
+
+    use http::{Request, Response};
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use kube::Client;
+    use kube::client::Body;
+    use serde_json::{Value, json};
+    use tokio::time::timeout;
+
+    use super::*;
+
+    fn map(name: &str, version: u32) -> Value {
+        json!({
+            "apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": name, "namespace": "ns", "uid": name, "resourceVersion": version.to_string()},
+        })
+    }
+
+    /// An API server that turns the first request of each kind away, and then breaks each watch off after one event.
+    fn busy(asked: Arc<Mutex<Vec<&'static str>>>) -> Client {
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let is_watch = request.uri().query().unwrap_or_default().contains("watch=true");
+            let verb = if is_watch { "watch" } else { "list" };
+            let count = {
+                let mut asked = asked.lock().unwrap();
+                asked.push(verb);
+                asked.iter().filter(|other| **other == verb).count()
+            };
+            let (code, answer) = match (count, is_watch) {
+                (1, _) => (
+                    429,
+                    json!({
+                        "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "TooManyRequests",
+                        "code": 429, "message": "the server has received too many requests", "details": {"retryAfterSeconds": 1},
+                    }),
+                ),
+                (_, false) => (
+                    200,
+                    json!({
+                        "kind": "ConfigMapList", "apiVersion": "v1", "metadata": {"resourceVersion": "1"},
+                        "items": [map("a", 1)],
+                    }),
+                ),
+                (_, true) => (200, json!({"type": "ADDED", "object": map("b", 2)})),
+            };
+            async move {
+                let body = Body::from(format!("{answer}\n").into_bytes());
+                Ok::<_, std::convert::Infallible>(Response::builder().status(code).body(body).unwrap())
+            }
+        });
+        Client::new(service, "ns")
+    }
+
+    #[tokio::test]
+    async fn reads_that_are_turned_away_at_the_start_are_tried_again() {
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let feed = feed::<ConfigMap>(|_| None);
+        let cache = Arc::clone(&feed.cache);
+        let (told, mut news) = tokio::sync::mpsc::unbounded_channel();
+        let watching = tokio::spawn(watch(
+            Api::all(busy(Arc::clone(&asked))),
+            watcher::Config::default(),
+            feed,
+            |_| {},
+            move |map: &ConfigMap| told.send(map.name_any()).unwrap(),
+        ));
+        let both = async {
+            cache.store().wait_until_ready().await.unwrap();
+            while cache.get("ns", "b").is_none() {
+                news.recv().await.unwrap();
+            }
+        };
+        timeout(Duration::from_secs(60), both).await.unwrap();
+        watching.abort();
+        assert!(cache.get("ns", "a").is_some());
+        // Each is asked once more, not in a circle.
+        let asked = asked.lock().unwrap().clone();
+        assert_eq!(asked[..4], ["list", "list", "watch", "watch"]);
+    }
+}

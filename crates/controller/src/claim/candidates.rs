@@ -11,8 +11,9 @@ use dormouse_api::agents::Sandbox;
 use dormouse_api::conditions::READY;
 use dormouse_core::Rung;
 use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
 
-use super::hand_over;
+use super::{Passed, hand_over};
 use crate::objects::{self, is_true};
 use crate::sandbox::asleep_on;
 
@@ -45,8 +46,8 @@ struct Standby {
     /// Where its guest stands, as was last written.
     rung: Rung,
     reserved: bool,
-    /// Whether it is being put to sleep.
-    held: bool,
+    /// It is being put to sleep; is cancelled when that is over.
+    held: Option<CancellationToken>,
 }
 
 /// What there is for a claim.
@@ -67,7 +68,8 @@ pub struct Reservation {
     pool: Key,
     name: String,
     uid: String,
-    held: bool,
+    ready: bool,
+    held: Option<CancellationToken>,
 }
 
 /// A standby that is being put to sleep: as long as this lives it is given away only where there is no other.
@@ -77,6 +79,7 @@ pub struct Hold {
     namespace: String,
     name: String,
     uid: String,
+    over: CancellationToken,
 }
 
 impl Candidates {
@@ -104,7 +107,9 @@ impl Candidates {
             .entry((namespace.to_owned(), pool.to_owned()))
             .or_default();
         let old = members.get(name).filter(|old| old.uid == uid);
-        let (reserved, held) = old.map(|old| (old.reserved, old.held)).unwrap_or_default();
+        let (reserved, held) = old
+            .map(|old| (old.reserved, old.held.clone()))
+            .unwrap_or_default();
         let standby = Standby {
             reserved,
             held,
@@ -125,16 +130,18 @@ impl Candidates {
         }
     }
 
-    /// Reserves a standby of a pool, but for those in `but`: a ready one if there is one, of these one that is soonest
+    /// Reserves a standby of a pool, but for those that are passed over: a ready one if there is one, of these one that is soonest
     /// awake, of a node that does not run short of anything, of the node that has most of them left, and of these the oldest.
     #[must_use]
-    pub fn reserve(&self, namespace: &str, pool: &str, but: &BTreeSet<String>) -> Choice {
+    pub fn reserve(&self, namespace: &str, pool: &str, passed: &Passed) -> Choice {
         let mut inner = self.lock();
         let key = (namespace.to_owned(), pool.to_owned());
         let Some(members) = inner.pools.get(&key) else {
             return Choice::Nothing;
         };
-        let free = |(name, standby): &(&String, &Standby)| !standby.reserved && !but.contains(*name);
+        let free = |(name, standby): &(&String, &Standby)| {
+            !standby.reserved && !passed.has(name, standby.node.as_deref(), standby.is_asleep())
+        };
         let mut per_node: HashMap<(bool, Option<&str>), usize> = HashMap::new();
         for (_, standby) in members.iter().filter(free) {
             if standby.has_address {
@@ -156,7 +163,13 @@ impl Candidates {
                     let left = std::cmp::Reverse(left_on(standby));
                     let node = standby.node.as_deref();
                     let pressed = node.is_some_and(|node| inner.pressed.contains(node));
-                    (!standby.ready, standby.held, standby.rung, pressed, left)
+                    (
+                        !standby.ready,
+                        standby.held.is_some(),
+                        standby.rung,
+                        pressed,
+                        left,
+                    )
                 };
                 let by_age = || (one.created, *name).cmp(&(other.created, *other_name));
                 rank(one).cmp(&rank(other)).then_with(by_age)
@@ -190,12 +203,14 @@ impl Candidates {
     pub fn hold(&self, namespace: &str, name: &str) -> Option<Hold> {
         let mut inner = self.lock();
         let standby = inner.standby(namespace, name)?;
-        if standby.reserved || standby.held {
+        if standby.reserved || standby.held.is_some() {
             return None;
         }
-        standby.held = true;
+        let over = CancellationToken::new();
+        standby.held = Some(over.clone());
         Some(Hold {
             uid: standby.uid.clone(),
+            over,
             candidates: self.clone(),
             namespace: namespace.to_owned(),
             name: name.to_owned(),
@@ -214,7 +229,8 @@ impl Candidates {
         Choice::Reserved(Reservation {
             candidates: self.clone(),
             uid: standby.uid.clone(),
-            held: standby.held,
+            ready: standby.ready,
+            held: standby.held.clone(),
             pool,
             name,
         })
@@ -257,8 +273,13 @@ impl Standby {
             node: status.and_then(|status| status.node_name.clone()),
             rung: asleep_on(sandbox).unwrap_or(Rung::Running),
             reserved: false,
-            held: false,
+            held: None,
         }
+    }
+
+    /// Whether its guest sleeps, or is about to.
+    fn is_asleep(&self) -> bool {
+        self.rung != Rung::Running || self.held.is_some()
     }
 }
 
@@ -267,8 +288,11 @@ impl Drop for Hold {
         let mut inner = self.candidates.lock();
         let standby = inner.standby(&self.namespace, &self.name);
         if let Some(standby) = standby.filter(|standby| standby.uid == self.uid) {
-            standby.held = false;
+            standby.held = None;
         }
+        drop(inner);
+        // It may have been handed over meanwhile.
+        self.over.cancel();
     }
 }
 
@@ -279,10 +303,16 @@ impl Reservation {
         &self.name
     }
 
-    /// Whether it was being put to sleep when it was reserved.
+    /// Whether it was ready when it was reserved.
     #[must_use]
-    pub const fn was_held(&self) -> bool {
-        self.held
+    pub const fn is_ready(&self) -> bool {
+        self.ready
+    }
+
+    /// If it was being put to sleep when it was reserved: what is cancelled when that is over.
+    #[must_use]
+    pub const fn falls_asleep(&self) -> Option<&CancellationToken> {
+        self.held.as_ref()
     }
 
     /// It has been handed over.
@@ -326,8 +356,7 @@ mod tests {
     }
 
     fn chosen(candidates: &Candidates, but: &[&str]) -> Option<String> {
-        let but = but.iter().map(|&name| name.to_owned()).collect();
-        match candidates.reserve("ns", "pool", &but) {
+        match candidates.reserve("ns", "pool", &Passed::over(but)) {
             Choice::Reserved(reservation) => Some(reservation.name().to_owned()),
             _ => None,
         }
@@ -355,7 +384,7 @@ mod tests {
             Some("unready")
         );
         assert!(matches!(
-            candidates.reserve("other", "pool", &BTreeSet::new()),
+            candidates.reserve("other", "pool", &Passed::default()),
             Choice::Nothing
         ));
     }
@@ -409,13 +438,41 @@ mod tests {
     }
 
     #[test]
+    fn sleepers_of_a_node_whose_agent_is_away_are_passed_over_at_once() {
+        let candidates = Candidates::default();
+        let pool = pool();
+        for name in ["a", "b", "c"] {
+            let sleeper = crate::claim::tests::asleep(standby(&pool, name, true), "Frozen");
+            see(&candidates, &on(sleeper, "away", 1));
+        }
+        see(&candidates, &on(standby(&pool, "awake", true), "away", 2));
+        see(&candidates, &on(standby(&pool, "held", true), "away", 1));
+        let hold = candidates.hold("ns", "held");
+        let mut passed = Passed::over(&["awake"]);
+        assert!(matches!(
+            candidates.reserve("ns", "pool", &passed),
+            Choice::Reserved(_)
+        ));
+        passed.unreachable("away");
+        assert!(matches!(
+            candidates.reserve("ns", "pool", &passed),
+            Choice::Nothing
+        ));
+        drop(hold);
+        let Choice::Reserved(reservation) = candidates.reserve("ns", "pool", &passed) else {
+            panic!()
+        };
+        assert_eq!(reservation.name(), "held");
+    }
+
+    #[test]
     fn one_that_is_handed_over_is_not_put_to_sleep() {
         let candidates = Candidates::default();
         see(&candidates, &standby(&pool(), "a", true));
-        let Choice::Reserved(reservation) = candidates.reserve("ns", "pool", &BTreeSet::new()) else {
+        let Choice::Reserved(reservation) = candidates.reserve("ns", "pool", &Passed::default()) else {
             panic!()
         };
-        assert!(!reservation.was_held() && candidates.hold("ns", "a").is_none());
+        assert!(reservation.falls_asleep().is_none() && candidates.hold("ns", "a").is_none());
         reservation.spend();
         assert!(candidates.hold("ns", "a").is_none());
     }
@@ -427,7 +484,7 @@ mod tests {
         starting.status = None;
         see(&candidates, &starting);
         assert!(matches!(
-            candidates.reserve("ns", "pool", &BTreeSet::new()),
+            candidates.reserve("ns", "pool", &Passed::default()),
             Choice::WithoutAddress
         ));
     }
@@ -437,7 +494,7 @@ mod tests {
         let candidates = Candidates::default();
         let standby = standby(&pool(), "a", true);
         see(&candidates, &standby);
-        let Choice::Reserved(reservation) = candidates.reserve("ns", "pool", &BTreeSet::new()) else {
+        let Choice::Reserved(reservation) = candidates.reserve("ns", "pool", &Passed::default()) else {
             panic!()
         };
         assert_eq!(chosen(&candidates, &[]), None);
@@ -558,7 +615,7 @@ mod tests {
                     }
                     Deed::Begin { controller, claim } => {
                         let controller = &mut controllers[controller];
-                        let choice = controller.candidates.reserve("ns", "pool", &BTreeSet::new());
+                        let choice = controller.candidates.reserve("ns", "pool", &Passed::default());
                         if let Choice::Reserved(reservation) = choice {
                             // Nobody of this controller writes it at the same time.
                             prop_assert!(controller.begun.iter().all(|(other, ..)| other.name() != reservation.name()));

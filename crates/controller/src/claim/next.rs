@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_api::agents::Sandbox;
-use dormouse_api::extensions::{
-    SandboxClaim, SandboxClaimStatus, SandboxTemplate, SandboxWarmPool, UpdateStrategyType,
-};
+use dormouse_api::extensions::{SandboxClaim, SandboxClaimStatus, SandboxTemplate, SandboxWarmPool};
 use dormouse_api::names::{annotations, labels};
 use jiff::Timestamp;
 
 use super::{Gain, Retry, Step, Trouble, cold, expiry, hand_over, metadata, status};
 use crate::objects::{self, Ownership, ownership};
+use crate::pool::recreates;
+use crate::sandbox::asleep_on;
 
 /// How long a claim waits for standbys that have no address yet.
 const GRACE: Duration = Duration::from_secs(2);
@@ -151,6 +151,10 @@ pub fn next(observed: &Observed, settings: &Settings, now: Timestamp) -> Next {
         Ok(Some(sandbox)) => {
             let sleeps = observed.sleepers.contains(objects::uid(&sandbox.metadata));
             status::follow(&mut next.status, claim, &sandbox, sleeps, now);
+            if sleeps && asleep_on(&sandbox).is_none() {
+                // It has fallen asleep at the last moment, and its Sandbox may never say so, and thus not that it is awake.
+                next.look_again_in(LOOK);
+            }
             next.sandbox = Some(sandbox);
         }
         // It is on its way.
@@ -284,11 +288,6 @@ fn gain(observed: &Observed, now: Timestamp, next: &mut Next) -> Result<(), Trou
     }
     next.gain = Some(Gain::Create(Box::new(cold::build(claim, template?)?)));
     Ok(())
-}
-
-pub(super) fn recreates(pool: &SandboxWarmPool) -> bool {
-    let strategy = pool.spec.update_strategy.as_ref();
-    strategy.is_some_and(|strategy| strategy.type_ == UpdateStrategyType::Recreate)
 }
 
 fn template(observed: &Observed) -> Result<&SandboxTemplate, Trouble> {

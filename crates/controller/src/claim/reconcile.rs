@@ -17,19 +17,20 @@ use serde_json::{Map, Value, json};
 use thiserror::Error;
 use tracing::{debug, info};
 
-use super::next::{noted, recreates};
-use super::wake::{Guests, Stands};
+use super::next::noted;
+use super::wake::{Found, Guests, Silent, Stands};
 use super::{
-    Candidates, Choice, FIELD_MANAGER, Gain, Next, Notes, Observed, Retry, Settings, Step, Trouble, Warm,
-    hand_over, next,
+    Candidates, Choice, FIELD_MANAGER, Gain, Next, Notes, Observed, Passed, Reservation, Retry, Settings,
+    Step, Trouble, Warm, hand_over, next,
 };
 use crate::agents::Agents;
 use crate::cache::Cache;
 use crate::events;
 use crate::metrics::{Created, Metrics, Startup};
+use crate::nodes::Nodes;
 use crate::objects::{self, is_true};
 use crate::patch::status_patch;
-use crate::pool::{Pools, began_in_pool, birth, is_ready};
+use crate::pool::{Pools, began_in_pool, birth, is_ready, recreates};
 use crate::queue::Queue;
 use crate::template::Vetting;
 use crate::write::{Which, Writer, is_already_there, is_conflict, is_not_found};
@@ -83,6 +84,8 @@ pub struct Known {
     pub pods: Arc<Cache<Pod>>,
     /// The agents of the nodes.
     pub agents: Agents,
+    /// The nodes.
+    pub nodes: Nodes,
 }
 
 /// Why a claim is looked at again.
@@ -192,6 +195,8 @@ impl ClaimContext {
             guests: Guests {
                 pods: known.pods,
                 agents: known.agents,
+                nodes: known.nodes,
+                silent: Silent::default(),
             },
             metrics,
         }
@@ -248,43 +253,49 @@ impl ClaimContext {
         // Under another strategy an older template is no reason to refuse a standby.
         let template = observed.template.clone();
         let mut vetting = template.as_deref().filter(|_| recreates(&pool)).map(Vetting::by);
-        let mut but = BTreeSet::new();
+        let mut passed = Passed::default();
         let mut tries = 0;
         let mut first = begun;
         while tries < TRIES {
             let choice = match first.take() {
                 Some(name) => self.candidates.reserve_named(namespace, pool_name, name),
-                None => self.candidates.reserve(namespace, pool_name, &but),
+                None => self.candidates.reserve(namespace, pool_name, &passed),
             };
             let reservation = match choice {
-                Choice::Reserved(reservation) => reservation,
+                Choice::Reserved(reservation) if reservation.is_ready() || !passed.relents(true) => {
+                    reservation
+                }
+                Choice::Reserved(_) => continue,
+                Choice::WithoutAddress | Choice::Nothing if passed.relents(false) => continue,
                 Choice::WithoutAddress => {
                     observed.warm = Warm::WithoutAddress;
                     return Ok(None);
                 }
                 Choice::Nothing => break,
             };
-            but.insert(reservation.name().to_owned());
             let fit = self
                 .sandboxes
                 .get(namespace, reservation.name())
                 .filter(|standby| hand_over::is_standby_of(standby, &pool))
                 .filter(|standby| vetting.as_mut().is_none_or(|vetting| !vetting.is_stale(standby)));
             let Some(standby) = fit else {
+                passed.tried(reservation.name());
                 continue;
             };
-            let stands = self.guests.stands(&standby, reservation.was_held());
-            if stands == Stands::OutOfReach {
+            let found = self.guests.find(&standby, reservation.falls_asleep().is_some());
+            if passes_over(&mut passed, &reservation, &found) {
                 // Another one may be had at once.
                 continue;
             }
+            passed.tried(reservation.name());
             let patch =
                 hand_over::patch(&standby, &claim, template.as_deref()).map_err(ClaimError::Trouble)?;
             tries += 1;
             let write = self
                 .writer
                 .patch(&self.sandboxes, namespace, reservation.name(), &patch);
-            match self.guests.awake_with(stands, write).await {
+            let falls_asleep = reservation.falls_asleep();
+            match self.guests.awake_with(found.stands, falls_asleep, write).await {
                 Ok(sandbox) => {
                     reservation.spend();
                     self.pool_queue.push(namespace, pool_name);
@@ -651,6 +662,33 @@ impl ClaimContext {
         let about = claim.object_ref(&());
         tokio::spawn(async move { events::publish(&recorder, &about, &event).await });
     }
+}
+
+/// Whether a standby is passed over, and with it those that are passed over for the same reason.
+fn passes_over(passed: &mut Passed, reservation: &Reservation, found: &Found) -> bool {
+    let node = found.node.as_deref();
+    match &found.stands {
+        Stands::Lost => {
+            passed.tried(reservation.name());
+            if let Some(node) = node {
+                passed.lost(node);
+            }
+            return true;
+        }
+        Stands::OutOfReach => {
+            passed.tried(reservation.name());
+            if let Some(node) = node.filter(|_| !found.is_reached) {
+                passed.unreachable(node);
+            }
+            return true;
+        }
+        Stands::Awake | Stands::Asleep { .. } => {}
+    }
+    let Some(node) = node else {
+        return false;
+    };
+    let is_asleep = matches!(found.stands, Stands::Asleep { .. });
+    (found.is_drained && passed.drained(node)) || (is_asleep && found.is_silent && passed.silent(node))
 }
 
 /// RFC 3339 with a fraction: clients take one without for a time that was rounded.

@@ -1,5 +1,6 @@
 //! What is written for claims, and what becomes of it when the controller ends in between, against a small API server.
 
+mod bad_days;
 mod failover;
 mod sleepers;
 
@@ -9,7 +10,7 @@ use std::time::Duration;
 use dormouse_api::agents::Sandbox;
 use dormouse_api::extensions::{ClaimEnv, InjectionPolicy, SandboxClaim, SandboxTemplate, SandboxWarmPool};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::runtime::reflector;
 
@@ -18,6 +19,7 @@ use super::{Candidates, ClaimContext, ClaimError, Known, Notes, Settings, reconc
 use crate::agents::Agents;
 use crate::cache::Cache;
 use crate::metrics::Metrics;
+use crate::nodes::Nodes;
 use crate::objects::{self, controller_of, is_true};
 use crate::queue::Queue;
 use crate::test_server::Server;
@@ -60,9 +62,18 @@ impl Controller {
             pool_queue: Queue::default(),
             pods: Arc::new(Cache::new(reflector::store().0, |_: &Pod| None)),
             agents: Agents::new(|_, _| {}, |_| {}),
+            nodes: Nodes::new(
+                Arc::new(Cache::new(reflector::store().0, |_: &Node| None)),
+                vec![],
+            ),
         };
         known.pools.wrote(pool());
         known.templates.wrote(template());
+        Self::with(server, known)
+    }
+
+    /// One that knows this, and what the API server has.
+    fn with(server: &Server, known: Known) -> Self {
         let settings = Settings {
             label_domains: vec![],
             observability: true,
@@ -279,7 +290,7 @@ async fn who_was_written_by_somebody_else_is_left_and_the_next_is_tried() {
         controller
             .known
             .candidates
-            .reserve("ns", "pool", &std::collections::BTreeSet::new()),
+            .reserve("ns", "pool", &super::Passed::default()),
         super::Choice::Reserved(reservation) if reservation.name() == "a"
     ));
 }

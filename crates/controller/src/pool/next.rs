@@ -20,7 +20,9 @@ use super::quota::{Exceeded, Limits, of_resource_quota};
 use super::sizing::There;
 use super::step::Why;
 use super::wish::wishes;
-use super::{Attempts, News, Pending, Place, PoolNode, Refill, Sizing, Step, build, golden};
+use super::{
+    Attempts, Halt, News, Pending, Place, PoolNode, Refill, Sizing, Step, build, golden, halt, sleepless,
+};
 use crate::objects::{self, Ownership, condition, is_true, owner_reference, ownership};
 use crate::sandbox::asleep_on;
 use crate::template::Vetting;
@@ -41,6 +43,8 @@ pub struct Observed {
     pub template: Option<Arc<SandboxTemplate>>,
     /// UIDs of those members whose pods fit on no node.
     pub unschedulable: BTreeSet<String>,
+    /// UIDs of those members whose pods were not born to sleep.
+    pub sleepless: BTreeSet<String>,
     /// Writes that the watch has not shown yet.
     pub pending: Pending,
     /// On which rung its standbys were last to wait, by UID.
@@ -106,7 +110,9 @@ pub struct Next {
     /// The status, before what is made is there.
     pub status: SandboxWarmPoolStatus,
     /// Why the pool does not get on, if it does not.
-    pub halted: Option<String>,
+    pub halted: Option<Halt>,
+    /// When the newest of its standbys was made that is ready.
+    pub newest: Option<Timestamp>,
     /// The quota that leaves no room for all standbys that there are to be, if one does.
     pub exceeded: Option<Exceeded>,
     /// Other pools that are to be looked at, as there is room for them.
@@ -134,6 +140,8 @@ struct Count {
     /// Those that are on their way out. They take up room as long as they are there.
     leaving: usize,
     unschedulable: usize,
+    /// Those that had their time and are replaced, and what one of them says.
+    stuck: (usize, Option<String>),
 }
 
 /// What is to be done for a pool.
@@ -164,7 +172,9 @@ pub fn next(
         next.look_again_in(again);
     }
     next.attempts = golden.attempts;
-    let ready = count.active.iter().filter(|standby| is_ready(standby)).count();
+    let ready = count.active.iter().filter(|standby| is_ready(standby));
+    next.newest = ready.clone().filter_map(|standby| created(standby)).max();
+    let ready = ready.count();
     let as_number = |count: usize| i32::try_from(count).unwrap_or(i32::MAX);
     next.status = SandboxWarmPoolStatus {
         replicas: Some(as_number(count.active.len())),
@@ -223,6 +233,12 @@ pub fn next(
         }
     }
     next.exceeded = refused;
+    if there == wanted && all == there && observed.pending.is_empty() {
+        let wishes = next.wishes.as_ref();
+        let going = sleepless::replaced(observed, active, wishes).into_iter();
+        next.steps
+            .extend(going.map(|standby| delete(&standby, Why::Sleepless)));
+    }
     if there > wanted {
         if observed.pending.is_empty() {
             let too_many = there.saturating_sub(wanted).min(settings.batch.max(1));
@@ -242,16 +258,48 @@ pub fn next(
             next.look_again_in(UNSEEN);
         }
     }
-    if count.unschedulable > 0 {
-        next.halted = Some(format!(
-            "{}/{wanted} sandboxes are unschedulable past the {} readiness grace period; holding them instead of \
-             replacing (replacements would be equally unschedulable)",
-            count.unschedulable,
-            as_go_writes(settings.grace)
-        ));
+    next.halted = why(
+        observed,
+        settings,
+        (there, wanted),
+        count.unschedulable,
+        count.stuck,
+    );
+    if matches!(next.halted, Some(Halt::Unschedulable { .. })) {
         next.look_again_in(settings.recheck);
     }
     next
+}
+
+/// Why the pool does not get on.
+fn why(
+    observed: &Observed,
+    settings: &Settings,
+    (there, wanted): (usize, usize),
+    unschedulable: usize,
+    (stuck, example): (usize, Option<String>),
+) -> Option<Halt> {
+    let grace = settings.grace;
+    if unschedulable > 0 {
+        return Some(Halt::Unschedulable {
+            count: unschedulable,
+            wanted,
+            grace,
+        });
+    }
+    if observed.template.is_none() && there < wanted {
+        return Some(Halt::NoTemplate {
+            name: observed.pool.spec.sandbox_template_ref.name.clone(),
+            there,
+            wanted,
+        });
+    }
+    example.map(|example| Halt::NotReady {
+        count: stuck,
+        wanted,
+        grace,
+        example,
+    })
 }
 
 fn count(
@@ -263,11 +311,7 @@ fn count(
 ) -> Count {
     let pool = &*observed.pool;
     let hash = name_hash(objects::name(&pool.metadata));
-    let recreates = pool
-        .spec
-        .update_strategy
-        .as_ref()
-        .is_some_and(|strategy| strategy.type_ == UpdateStrategyType::Recreate);
+    let recreates = recreates(pool);
     let mut count = Count {
         leaving: observed.pending.deleted.len(),
         ..Count::default()
@@ -298,9 +342,14 @@ fn count(
             continue;
         }
         next.steps.extend(correction(standby, pool, own));
-        if stuck(standby, observed, settings, now, next, &mut count.unschedulable) {
+        // One of another template may fit somewhere.
+        let is_held = observed.unschedulable.contains(objects::uid(meta))
+            && vetting.as_mut().is_none_or(|vetting| !vetting.is_stale(standby));
+        if stuck(standby, is_held, settings, now, next, &mut count.unschedulable) {
             next.steps.push(delete(standby, Why::Stuck));
             count.leaving = count.leaving.saturating_add(1);
+            count.stuck.0 = count.stuck.0.saturating_add(1);
+            count.stuck.1.get_or_insert_with(|| halt::says(standby));
             continue;
         }
         count.active.push(Arc::clone(standby));
@@ -308,10 +357,11 @@ fn count(
     count
 }
 
-/// Whether a standby has had its time to become ready, and would do better anew. One that fits on no node would not.
+/// Whether a standby has had its time to become ready, and would do better anew. One that fits on no node would not
+/// (`is_held`).
 fn stuck(
     standby: &Sandbox,
-    observed: &Observed,
+    is_held: bool,
     settings: &Settings,
     now: Timestamp,
     next: &mut Next,
@@ -331,7 +381,7 @@ fn stuck(
         next.look_again_in(settings.recheck);
         return false;
     }
-    if observed.unschedulable.contains(objects::uid(&standby.metadata)) {
+    if is_held {
         *unschedulable = unschedulable.saturating_add(1);
         return false;
     }
@@ -342,6 +392,12 @@ fn stuck(
 fn refused_by_quota(standby: &Sandbox) -> Option<&str> {
     let ready = condition(&standby.status.as_ref()?.conditions, READY)?;
     (ready.status != "True").then(|| of_resource_quota(&ready.message))?
+}
+
+/// Whether a pool replaces standbys that are not as its template says.
+pub(crate) fn recreates(pool: &SandboxWarmPool) -> bool {
+    let strategy = pool.spec.update_strategy.as_ref();
+    strategy.is_some_and(|strategy| strategy.type_ == UpdateStrategyType::Recreate)
 }
 
 /// Whether a sandbox began as a standby, claimed or not.

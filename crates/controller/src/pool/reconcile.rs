@@ -1,6 +1,7 @@
 //! Doing what a pool needs.
 
 mod golden;
+mod tell;
 
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -8,15 +9,15 @@ use std::time::Instant;
 use dormouse_api::agents::Sandbox;
 use dormouse_api::dormouse::{SandboxNode, SandboxSnapshot, StandbyQuota};
 use dormouse_api::extensions::{PoolDemand, SandboxTemplate, SandboxWarmPool};
-use dormouse_api::names::{annotations, name_hash};
+use dormouse_api::names::name_hash;
 use dormouse_api::quantity::memory_requests;
 use futures::future::join_all;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
+use kube::Client;
 use kube::runtime::controller::Action;
-use kube::runtime::events::{EventType, Recorder};
+use kube::runtime::events::Recorder;
 use kube::runtime::reflector::ObjectRef;
-use kube::{Client, Resource};
 use thiserror::Error;
 use tracing::{debug, info};
 
@@ -24,14 +25,16 @@ use super::build::placed;
 use super::next::is_ready;
 use super::quota::of_resource_quota;
 use super::state::Key;
-use super::{Exceeded, FIELD_MANAGER, Limits, Next, Observed, PoolNode, Pools, Settings, Step};
+use super::{
+    Exceeded, FIELD_MANAGER, Limits, Next, Observed, PoolNode, Pools, Settings, Step, sleepless, sleeps_on,
+};
 use crate::agents::Agents;
 use crate::cache::Cache;
-use crate::events;
 use crate::nodes::Nodes;
 use crate::objects::{self, Ownership, ownership};
 use crate::patch::status_patch;
 use crate::queue::Queue;
+use crate::sandbox::tracked_name;
 use crate::write::{Which, Writer, is_conflict, is_not_found};
 
 /// How old the record of claims in a status may be before it is written by itself.
@@ -140,7 +143,7 @@ pub async fn reconcile(pool: Arc<SandboxWarmPool>, context: Arc<PoolContext>) ->
     let conditions = &mut planned.status.conditions;
     let generation = observed.pool.metadata.generation;
     Exceeded::show(planned.exceeded.as_ref(), conditions, generation, now);
-    context.tell(&observed.pool, &planned, &key).await;
+    context.tell(&observed.pool, &planned, &key, now).await;
     context.write_status(&observed.pool, &planned, &key).await?;
     deleted?;
     made?;
@@ -178,6 +181,12 @@ impl PoolContext {
             .filter(|standby| !is_ready(standby) && self.is_unschedulable(standby))
             .map(|standby| objects::uid(&standby.metadata).to_owned())
             .collect();
+        let sleepless = members
+            .iter()
+            .filter(|_| sleeps_on(&pool).is_some())
+            .filter(|standby| self.pod(standby).is_some_and(|pod| sleepless::is_born_so(&pod)))
+            .map(|standby| objects::uid(&standby.metadata).to_owned())
+            .collect();
         let template = self
             .known
             .templates
@@ -201,6 +210,7 @@ impl PoolContext {
             nodes: self.nodes(),
             members,
             unschedulable,
+            sleepless,
             template,
             limits,
             neighbours,
@@ -235,18 +245,20 @@ impl PoolContext {
         })
     }
 
+    /// The pod of a standby, going or not.
     fn pod_of(&self, standby: &Sandbox) -> Option<Arc<Pod>> {
-        let meta = &standby.metadata;
-        let pod = objects::annotation(meta, annotations::POD_NAME).filter(|name| !name.is_empty());
-        let name = pod.unwrap_or_else(|| objects::name(meta));
-        self.known.pods.get(objects::namespace(meta), name)
+        let namespace = objects::namespace(&standby.metadata);
+        self.known.pods.get(namespace, tracked_name(standby))
+    }
+
+    /// The pod of a standby, unless it is going.
+    fn pod(&self, standby: &Sandbox) -> Option<Arc<Pod>> {
+        let pod = self.pod_of(standby);
+        pod.filter(|pod| pod.metadata.deletion_timestamp.is_none())
     }
 
     fn is_unschedulable(&self, standby: &Sandbox) -> bool {
-        let Some(pod) = self
-            .pod_of(standby)
-            .filter(|pod| pod.metadata.deletion_timestamp.is_none())
-        else {
+        let Some(pod) = self.pod(standby) else {
             return false;
         };
         let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
@@ -462,41 +474,5 @@ impl PoolContext {
             }),
             _ => Ok(()),
         }
-    }
-
-    /// Says that the pool does not get on, or does again, and for which quota it does not.
-    async fn tell(&self, pool: &SandboxWarmPool, planned: &Next, key: &Key) {
-        for news in &planned.news {
-            let type_ = if news.good {
-                EventType::Normal
-            } else {
-                EventType::Warning
-            };
-            let event = events::event(type_, news.reason, "Reconciling", news.note.clone());
-            events::publish(&self.recorder, &pool.object_ref(&()), &event).await;
-        }
-        let exceeded = planned.exceeded.as_ref();
-        let is_new = self
-            .known
-            .state
-            .exceeds(key, exceeded.map(|exceeded| exceeded.reason));
-        if let Some(exceeded) = exceeded.filter(|_| is_new) {
-            let note = exceeded.message.clone();
-            let event = events::event(EventType::Warning, exceeded.reason, "Reconciling", note);
-            events::publish(&self.recorder, &pool.object_ref(&()), &event).await;
-        }
-        if !self.known.state.halts(key, planned.halted.is_some()) {
-            return;
-        }
-        let (type_, reason, note) = match &planned.halted {
-            Some(why) => (EventType::Warning, "WarmPoolNotProgressing", why.clone()),
-            None => (
-                EventType::Normal,
-                "WarmPoolProgressing",
-                "Warm pool is progressing again".to_owned(),
-            ),
-        };
-        let event = events::event(type_, reason, "Reconciling", note);
-        events::publish(&self.recorder, &pool.object_ref(&()), &event).await;
     }
 }

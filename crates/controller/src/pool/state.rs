@@ -10,6 +10,7 @@ use dormouse_core::Rung;
 use jiff::{SignedDuration, Timestamp};
 
 use super::expected::{Expected, Pending};
+use super::halt::{Said, Turn};
 use super::limit::{Refusal, limit};
 use super::quota::{Account, Exceeded, Usage};
 use super::wish::{Wished, Wishes};
@@ -40,7 +41,7 @@ struct State {
     attempts: Attempts,
     /// How many standbys there are to be, as last decided.
     wanted: Option<usize>,
-    halted: bool,
+    said: Said,
     failures: u32,
     /// What it has of what quotas limit, where there are any.
     account: Option<Account>,
@@ -266,11 +267,15 @@ impl Pools {
         }
     }
 
-    /// Takes note of whether the pool gets on; whether that is new.
-    pub(super) fn halts(&self, key: &Key, halted: bool) -> bool {
+    /// Takes note of how the pool gets on; what is new about that.
+    pub(super) fn halts(&self, key: &Key, planned: &Next, now: Timestamp) -> Option<Turn> {
+        let rests =
+            planned.steps.is_empty() && usize::try_from(planned.status.ready_replicas?) == Ok(planned.wanted);
         let mut inner = self.lock();
         let state = inner.pools.entry(key.clone()).or_default();
-        std::mem::replace(&mut state.halted, halted) != halted
+        state
+            .said
+            .note(planned.halted.as_ref(), planned.newest, rests, now)
     }
 
     pub(super) fn failed(&self, key: &Key) -> Duration {

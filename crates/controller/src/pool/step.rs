@@ -46,4 +46,6 @@ pub enum Why {
     Stuck,
     /// There are too many.
     Excess,
+    /// It was not born to sleep, and is to.
+    Sleepless,
 }

@@ -1,5 +1,6 @@
 //! What is decided for pools, case by case.
 
+mod claims;
 mod golden;
 mod known;
 mod quota;
@@ -52,7 +53,7 @@ pub(super) fn pool(replicas: i32) -> SandboxWarmPool {
     pool
 }
 
-fn recreating(replicas: i32) -> SandboxWarmPool {
+pub(super) fn recreating(replicas: i32) -> SandboxWarmPool {
     let mut pool = pool(replicas);
     pool.spec.update_strategy = Some(UpdateStrategy {
         type_: UpdateStrategyType::Recreate,
@@ -121,6 +122,7 @@ fn with(pool: SandboxWarmPool, members: Vec<Sandbox>) -> Observed {
         members: members.into_iter().map(Arc::new).collect(),
         template: Some(Arc::new(template())),
         unschedulable: std::collections::BTreeSet::new(),
+        sleepless: std::collections::BTreeSet::new(),
         pending: Pending::default(),
         wishes: BTreeMap::new(),
         goldens: vec![],
@@ -312,6 +314,8 @@ fn one_that_does_not_get_ready_is_replaced_unless_it_fits_on_no_node() {
     let mut observed = with(pool(1), vec![standby("a", false, 301)]);
     let next = decide(&observed);
     assert_eq!(deleted(&next), [("a", Why::Stuck)]);
+    let why = "1/1 sandboxes are not ready past the 5m0s readiness grace period and are replaced: a: ";
+    assert_eq!(next.halted.as_ref().unwrap().to_string(), why);
     // Its room is free when it is gone.
     assert_eq!(next.make, 0);
     observed.unschedulable.insert("a-uid".to_owned());
@@ -320,7 +324,34 @@ fn one_that_does_not_get_ready_is_replaced_unless_it_fits_on_no_node() {
     assert_eq!(next.requeue, Some(Duration::from_secs(60)));
     let why = "1/1 sandboxes are unschedulable past the 5m0s readiness grace period; holding them instead of \
                replacing (replacements would be equally unschedulable)";
-    assert_eq!(next.halted.as_deref(), Some(why));
+    assert_eq!(next.halted.unwrap().to_string(), why);
+    // Of a template that was mended others may fit.
+    let mut mended = template();
+    mended.spec.pod_template.spec.containers[0].image = Some("two".to_owned());
+    observed.template = Some(Arc::new(mended));
+    assert_eq!(deleted(&decide(&observed)), [("a", Why::Stuck)]);
+    observed.template = None;
+    assert_eq!(deleted(&decide(&observed)), []);
+}
+
+#[test]
+fn without_its_template_a_pool_keeps_what_it_has_and_says_what_is_missing() {
+    for pool in [pool(2), recreating(2)] {
+        let mut observed = with(pool, vec![standby("a", true, 400)]);
+        observed.template = None;
+        let next = decide(&observed);
+        assert_eq!(
+            (next.make, next.steps.len(), counts(&next)),
+            (0, 0, (Some(1), Some(1)))
+        );
+        let why =
+            "SandboxTemplate \"template\" not found; there are 1/2 sandboxes, and none is made without it";
+        assert_eq!(next.halted.unwrap().to_string(), why);
+        // It is heard of when there is one: nothing looks for it.
+        assert_eq!(next.requeue, None);
+        observed.members.push(Arc::new(standby("b", true, 400)));
+        assert_eq!(decide(&observed).halted, None);
+    }
 }
 
 #[test]

@@ -58,6 +58,7 @@ pub(super) fn begin(
             pool_queue: known.pool_queue.clone(),
             pods: Arc::clone(&known.pods),
             agents: index.agents.clone(),
+            nodes: index.nodes.clone(),
         },
         Arc::clone(metrics),
     );

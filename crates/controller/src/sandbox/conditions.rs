@@ -29,6 +29,8 @@ pub(super) struct Sight<'a> {
     pub(super) stand: &'a Stand,
     /// What the probes say that the agent runs.
     pub(super) probed: &'a Probed,
+    /// Whether the pod's node is lost.
+    pub(super) is_lost: bool,
     /// The guest's last wake.
     pub(super) woken: Option<&'a Woken>,
     pub(super) troubles: &'a [Trouble],
@@ -153,7 +155,7 @@ fn ready_condition(sight: &Sight<'_>) -> Condition {
     }
     let (pod_ready, mut message) = pod.map_or_else(
         || (false, no_pod(sight.stand)),
-        |pod| pod_stands(pod, sight.stand, sight.probed),
+        |pod| pod_stands(pod, sight.stand, sight.probed, sight.is_lost),
     );
     let required = sight.sandbox.spec.service.unwrap_or(sight.service);
     if required {
@@ -178,8 +180,8 @@ fn no_pod(stand: &Stand) -> String {
     }
 }
 
-/// Whether the pod is ready, and how it stands, in words.
-fn pod_stands(pod: &Pod, stand: &Stand, probed: &Probed) -> (bool, String) {
+/// Whether the pod is ready, and how it stands, in words. `is_lost`: whether its node is.
+fn pod_stands(pod: &Pod, stand: &Stand, probed: &Probed, is_lost: bool) -> (bool, String) {
     if let Stand::Leaving(where_) = stand {
         return (
             false,
@@ -201,6 +203,10 @@ fn pod_stands(pod: &Pod, stand: &Stand, probed: &Probed) -> (bool, String) {
     if pod_condition(pod, type_).is_none_or(|(status, ..)| status != "True") {
         return (false, "Pod is Running but not Ready".to_owned());
     }
+    // Of a pod on a lost node nobody takes back that its containers are ready, as is done with the pod's own readiness.
+    if is_lost && waits_for_us(pod) {
+        return (false, "Pod is Running but not Ready: its node is lost".to_owned());
+    }
     if let Probed::NotReady(why) = probed {
         return (false, format!("Pod is Running but not Ready: {why}"));
     }
@@ -210,9 +216,9 @@ fn pod_stands(pod: &Pod, stand: &Stand, probed: &Probed) -> (bool, String) {
     (true, messages::POD_READY.to_owned())
 }
 
-/// Whether the pod is ready.
-pub(super) fn is_ready(pod: &Pod, stand: &Stand, probed: &Probed) -> bool {
-    pod_stands(pod, stand, probed).0
+/// Whether the pod is ready; `is_lost`: whether its node is.
+pub(super) fn is_ready(pod: &Pod, stand: &Stand, probed: &Probed, is_lost: bool) -> bool {
+    pod_stands(pod, stand, probed, is_lost).0
 }
 
 /// Says whether the sandbox came back with its memory.

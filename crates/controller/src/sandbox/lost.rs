@@ -6,6 +6,7 @@ use dormouse_api::extensions::SandboxWarmPool;
 use dormouse_api::names::annotations;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
+use super::asleep_on;
 use crate::objects::{self, condition, controller_of_kind, is_true};
 
 /// Whether the sandbox's guest slept in its pod when it was last heard of, because it was idle.
@@ -24,8 +25,9 @@ pub(super) fn was_put_to_sleep(all: &[Condition]) -> bool {
 /// Why the memory of a sandbox that has no pod is lost; `None` if it is not, or there was none to lose.
 pub(super) fn with_pod(sandbox: &Sandbox) -> Option<String> {
     let status = sandbox.status.as_ref()?;
-    // Nobody misses what a standby knew.
+    // Nobody misses what a standby knew, and of one that has been claimed and not been awake since nobody knows it.
     let stands_by = controller_of_kind::<SandboxWarmPool>(&sandbox.metadata).is_some();
+    let stands_by = stands_by || asleep_on(sandbox).is_some();
     if status.snapshot.is_some() || stands_by {
         return None;
     }

@@ -267,13 +267,14 @@ fn status(
         status.service = None;
         status.service_fqdn = None;
     }
-    remember_memory(&mut status, sandbox, next, now);
+    remember_memory(&mut status, observed, next, now);
     let sight = conditions::Sight {
         sandbox,
         pod: &next.pod,
         service: next.service,
         stand: &next.stand,
         probed: &next.probed,
+        is_lost: observed.node.is_lost(),
         woken: observed.guest.woken(),
         troubles: &next.troubles,
         drain: &next.drain,
@@ -285,7 +286,8 @@ fn status(
 }
 
 /// Where the sandbox's memory is, and whether it came back.
-fn remember_memory(status: &mut SandboxStatus, sandbox: &Sandbox, next: &Next, now: Timestamp) {
+fn remember_memory(status: &mut SandboxStatus, observed: &Observed, next: &Next, now: Timestamp) {
+    let sandbox = &*observed.sandbox;
     if let Some(snapshot) = &next.write_down {
         status.snapshot = Some(snapshot.clone());
     }
@@ -318,7 +320,10 @@ fn remember_memory(status: &mut SandboxStatus, sandbox: &Sandbox, next: &Next, n
         let is_to_run = sandbox.spec.operating_mode == OperatingMode::Running;
         let is_awake = matches!(next.stand, Stand::None | Stand::Awake);
         let stays = pod.metadata.deletion_timestamp.is_none();
-        is_to_run && is_awake && stays && conditions::is_ready(pod, &next.stand, &next.probed)
+        is_to_run
+            && is_awake
+            && stays
+            && conditions::is_ready(pod, &next.stand, &next.probed, observed.node.is_lost())
     });
     if let Some(pod) = awake {
         // What it does from now on is not in the snapshot.

@@ -66,7 +66,7 @@ pub(super) fn has_outgrown(sandbox: &Sandbox, guest: &Guest) -> bool {
 }
 
 /// Whether a guest sleeps on as a standby although its sandbox is none any more, or its pool's standbys run.
-pub(super) fn is_left_asleep(sandbox: &Sandbox, guest: &Guest) -> bool {
+pub(crate) fn is_left_asleep(sandbox: &Sandbox, guest: &Guest) -> bool {
     let of_pool = controller_of_kind::<SandboxWarmPool>(&sandbox.metadata).is_some();
     let is_news = guest.generation < generation(sandbox);
     began_in_pool(&sandbox.metadata)

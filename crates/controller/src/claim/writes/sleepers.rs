@@ -5,12 +5,13 @@ use std::time::Duration;
 use dormouse_core::{Policy, Reason, Rung};
 use tokio::time::Instant;
 
+use super::bad_days::pod;
 use super::*;
 use crate::agents::Guest;
 use crate::claim::tests::asleep;
 use crate::test_agent::Agent;
 
-fn guest(name: &str, rung: Rung) -> Guest {
+pub(super) fn guest(name: &str, rung: Rung) -> Guest {
     Guest {
         uid: format!("{name}-pod"),
         namespace: "ns".to_owned(),
@@ -31,7 +32,7 @@ fn guest(name: &str, rung: Rung) -> Guest {
     }
 }
 
-fn sleepers(names: &[&str]) -> Vec<Sandbox> {
+pub(super) fn sleepers(names: &[&str]) -> Vec<Sandbox> {
     let all = names.iter();
     all.map(|name| asleep(standby(&pool(), name, true), "Frozen"))
         .collect()
@@ -39,15 +40,10 @@ fn sleepers(names: &[&str]) -> Vec<Sandbox> {
 
 impl Controller {
     /// One that has heard of the pods, and of their guests where the agent can be reached.
-    async fn with_guests(server: &Server, agent: Option<&Agent>, names: &[&str]) -> Self {
+    pub(super) async fn with_guests(server: &Server, agent: Option<&Agent>, names: &[&str]) -> Self {
         let controller = Self::of(server);
         for name in names {
-            let mut pod = Pod::default();
-            pod.metadata.name = Some((*name).to_owned());
-            pod.metadata.namespace = Some("ns".to_owned());
-            pod.metadata.uid = Some(format!("{name}-pod"));
-            pod.spec.get_or_insert_default().node_name = Some("node-1".to_owned());
-            controller.known.pods.wrote(pod);
+            controller.known.pods.wrote(pod(name, Some("node-1")));
         }
         if let Some(agent) = agent {
             let guests: Vec<Guest> = names.iter().map(|name| guest(name, Rung::Frozen)).collect();

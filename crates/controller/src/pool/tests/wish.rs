@@ -106,6 +106,57 @@ fn those_are_looked_at_of_whom_something_else_is_wished() {
     assert_eq!(state.wish("a-uid"), None);
 }
 
+#[test]
+fn those_that_were_not_born_to_sleep_are_replaced_by_and_by_where_the_pool_recreates() {
+    let names: Vec<String> = (0..8).map(|number| format!("s{number}")).collect();
+    let members = |unready: usize| {
+        let standbys = names.iter().enumerate();
+        standbys
+            .map(|(number, name)| standby(name, number >= unready, 10))
+            .collect::<Vec<_>>()
+    };
+    let sleepless = || names.iter().map(|name| format!("{name}-uid")).collect();
+    let pool = |awake| SandboxWarmPool {
+        spec: dormouse_api::extensions::SandboxWarmPoolSpec {
+            update_strategy: recreating(8).spec.update_strategy,
+            ..sleeping(8, awake).spec
+        },
+        ..sleeping(8, awake)
+    };
+    let replaced = |pool: SandboxWarmPool, unready: usize| {
+        let mut observed = with(pool, members(unready));
+        observed.sleepless = sleepless();
+        deleted(&decide(&observed)).len()
+    };
+    assert_eq!(replaced(pool(None), 0), 2);
+    // Their successors are waited for.
+    assert_eq!(replaced(pool(None), 1), 0);
+    // Those that wait awake need not be able to sleep.
+    assert_eq!(replaced(pool(Some(7)), 0), 1);
+    assert_eq!(replaced(pool(Some(8)), 0), 0);
+    // Where old standbys stay until they are claimed, these do.
+    assert_eq!(replaced(sleeping(8, None), 0), 0);
+    // Nothing is to sleep.
+    assert_eq!(replaced(recreating(8), 0), 0);
+    let mut fewer = with(pool(None), members(0));
+    fewer.sleepless = sleepless();
+    fewer.members.pop();
+    assert_eq!(deleted(&decide(&fewer)).len(), 0);
+}
+
+#[test]
+fn a_pod_is_born_to_sleep_if_anybody_has_said_whether_it_may() {
+    let mut pod = k8s_openapi::api::core::v1::Pod::default();
+    assert!(super::super::sleepless::is_born_so(&pod));
+    for said in ["true", "false"] {
+        pod.metadata.annotations = Some(BTreeMap::from([(
+            "dormouse.dev/managed".to_owned(),
+            said.to_owned(),
+        )]));
+        assert!(!super::super::sleepless::is_born_so(&pod));
+    }
+}
+
 proptest! {
     /// As many are awake as are to be, or all; and once the standbys are as was wished nobody else is chosen.
     #[test]

@@ -82,6 +82,31 @@ fn a_sleeper_gives_its_place_away_and_takes_it_back_with_its_wake() {
     assert_eq!(requests(&sleeper(Rung::Running, "500m", "256Mi")), None);
 }
 
+/// Who uses more than it asks for is the first that the kubelet evicts, so a standby does not stay small with its claim.
+#[test]
+fn a_standby_that_is_claimed_takes_its_place_back() {
+    for told in [false, true] {
+        let mut observed = sleeper(Rung::Running, "10m", "16Mi");
+        let sandbox = Arc::make_mut(&mut observed.sandbox);
+        sandbox.spec.idle_timeout = None;
+        let warm = (labels::LAUNCH_TYPE.to_owned(), "warm".to_owned());
+        sandbox.metadata.labels = Some(BTreeMap::from([warm]));
+        if let Sight::Seen(guest) = &mut observed.guest
+            && !told
+        {
+            // It still has the policy of a standby.
+            guest.policy.resume_policy = dormouse_core::ResumePolicy::Manual;
+            guest.generation = 0;
+        }
+        let later = decide(&observed).later;
+        let resized = later.iter().find_map(|step| match step {
+            Step::ResizePod { patch, .. } => Some(&patch["spec"]["containers"][0]["resources"]["requests"]),
+            _ => None,
+        });
+        assert_eq!(resized, Some(&json!({"cpu": "500m", "memory": "256Mi"})));
+    }
+}
+
 #[test]
 fn pods_that_would_be_another_class_or_restart_are_left_alone() {
     let change = |edit: &dyn Fn(&mut Observed)| {

@@ -1,6 +1,6 @@
 //! Standbys of pools whose standbys sleep, and what becomes of them when they are claimed.
 
-use dormouse_api::agents::SleepAfter;
+use dormouse_api::agents::{Fallback, SleepAfter, SuspensionStrategy, SuspensionType};
 use dormouse_api::extensions::{SandboxClaim, SandboxWarmPool};
 use dormouse_core::{Policy, ResumePolicy, Rung};
 use jiff::SignedDuration;
@@ -325,6 +325,72 @@ fn the_memory_of_a_standby_is_missed_by_nobody() {
     let next = decide(&observed);
     assert_eq!(what(&next), ["create pod"]);
     assert_eq!(condition(&next.status.conditions, "Restored"), None);
+}
+
+#[test]
+fn one_whose_pod_goes_with_its_claim_only_just_there_starts_anew() {
+    let mut sandbox = standby();
+    let asleep = decide(&seen(&sandbox, born(Rung::Frozen), Wish::Wait(Rung::Frozen)));
+    sandbox.status = Some(asleep.status);
+    let mut sandbox = claimed(sandbox);
+    sandbox.spec.suspension_strategy = Some(SuspensionStrategy {
+        type_: SuspensionType::Freeze,
+        fallback: Some(Fallback::Hold),
+    });
+    // Nobody has seen what it had in its memory, so nobody waits for that.
+    let next = decide(&with(sandbox.clone()));
+    assert_eq!(what(&next), ["create pod"]);
+    assert_eq!(condition(&next.status.conditions, "Restored"), None);
+    // Once it was awake it is somebody's.
+    let awake = decide(&seen(&sandbox, of(guest(Rung::Running, 4)), Wish::None));
+    sandbox.status = Some(awake.status);
+    assert_eq!(
+        condition(&sandbox.status.as_ref().unwrap().conditions, "Dormant"),
+        None
+    );
+}
+
+#[test]
+fn on_a_lost_node_it_is_not_ready_whoever_runs_its_probes() {
+    for sandbox in [standby(), with_probe(standby())] {
+        for rung in [Rung::Running, Rung::Frozen] {
+            let wish = Wish::Wait(rung);
+            let mut guest = born(rung);
+            guest.probes = Some(crate::agents::GuestProbes {
+                ready: true,
+                message: String::new(),
+            });
+            let before = decide(&seen(&sandbox, guest.clone(), wish));
+            assert_eq!(said(&before, "Ready").unwrap().0, "True");
+            let mut sandbox = sandbox.clone();
+            sandbox.status = Some(before.status);
+            let mut observed = seen(&sandbox, guest.clone(), wish);
+            observed.guest = Sight::Unreachable;
+            // Its agent alone is away.
+            assert_eq!(said(&decide(&observed), "Ready").unwrap().0, "True");
+            observed.node.ready = false;
+            // This is what the cluster does for a lost node.
+            let pod = Arc::make_mut(&mut observed.pods[0]);
+            for condition in pod.status.as_mut().unwrap().conditions.as_mut().unwrap() {
+                if condition.type_ == "Ready" {
+                    condition.status = "False".to_owned();
+                }
+            }
+            for _ in 0..2 {
+                let lost = decide(&observed);
+                assert_eq!(said(&lost, "Ready").unwrap().0, "False");
+                observed.sandbox = Arc::new(Sandbox {
+                    status: Some(lost.status),
+                    ..sandbox.clone()
+                });
+            }
+            // It comes back, as it was.
+            let back = decide(&seen(&observed.sandbox, guest, wish));
+            assert_eq!(said(&back, "Ready").unwrap().0, "True");
+            let asleep = said(&back, "Dormant").map(|(status, reason, _)| (status, reason));
+            assert_eq!(asleep, (rung != Rung::Running).then_some(("True", rung.as_str())));
+        }
+    }
 }
 
 fn rung() -> impl Strategy<Value = Rung> {
