@@ -23,6 +23,9 @@ pub mod restored {
     pub const SNAPSHOT_RESTORED: &str = "SnapshotRestored";
     /// It was started anew, as its `fallback` says.
     pub const COLD_START: &str = "ColdStart";
+    /// A clone for which its node had no room, or whose node or agent could not be reached: it was started anew, as clones of
+    /// a pool's golden snapshot may be.
+    pub const NODE_UNAVAILABLE: &str = "NodeUnavailable";
     /// Its pod went while its guest slept in it.
     pub const POD_GONE: &str = "PodGone";
 }

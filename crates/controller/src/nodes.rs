@@ -154,6 +154,17 @@ impl Nodes {
         node.map_or(NodeSight::GONE, |node| NodeSight::of(&node, &self.0.taints))
     }
 
+    /// Names of the nodes of which this is so.
+    pub fn those(&self, is_so: impl Fn(NodeSight) -> bool) -> Vec<String> {
+        let all = self.0.cache.store().state();
+        let of_them = all
+            .iter()
+            .filter(|node| is_so(NodeSight::of(node, &self.0.taints)));
+        of_them
+            .map(|node| objects::name(&node.metadata).to_owned())
+            .collect()
+    }
+
     /// What a node runs short of; nothing, as long as it is not known.
     #[must_use]
     pub fn pressure(&self, name: &str) -> Pressure {

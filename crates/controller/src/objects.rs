@@ -3,7 +3,7 @@
 mod conditions;
 mod owner;
 
-pub use conditions::{condition, is_true, mirror, remove, set};
+pub use conditions::{condition, is_true, mirror, remove, set, unschedulable};
 pub use owner::{Ownership, controller_of, controller_of_kind, owner_reference, ownership};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;

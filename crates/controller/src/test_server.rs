@@ -27,6 +27,8 @@ pub(crate) struct State {
     pub(crate) most_sandboxes: usize,
     /// After so many more writes this object, by resource and name, is deleted by somebody else.
     pub(crate) vanishes: Option<(usize, String, String)>,
+    /// Whether it has agent-sandbox's own definitions, and drops what these do not know.
+    pub(crate) prunes: bool,
 }
 
 impl Server {
@@ -39,6 +41,7 @@ impl Server {
             full: false,
             most_sandboxes: usize::MAX,
             vanishes: None,
+            prunes: false,
         })))
     }
 
@@ -186,6 +189,7 @@ impl Server {
             state.objects.insert(key, object.clone());
             return Ok((201, object));
         }
+        let prunes = state.prunes;
         let Some(object) = state.objects.get_mut(&key) else {
             return Ok(refused(404, "NotFound"));
         };
@@ -208,6 +212,9 @@ impl Server {
                     body.clone()
                 };
                 merge(object, &patch);
+                if let Some(status) = object["status"].as_object_mut().filter(|_| prunes) {
+                    status.retain(|field, _| !["conditions", "demand"].contains(&field.as_str()));
+                }
                 object["metadata"]["resourceVersion"] = json!(version);
                 let object = object.clone();
                 if !object["metadata"]["deletionTimestamp"].is_null() && !is_held(&object) {

@@ -283,7 +283,7 @@ impl ClaimContext {
                 continue;
             };
             let found = self.guests.find(&standby, reservation.falls_asleep().is_some());
-            if passes_over(&mut passed, &reservation, &found) {
+            if passes_over(&mut passed, &reservation, &found, &self.guests.nodes) {
                 // Another one may be had at once.
                 continue;
             }
@@ -665,7 +665,7 @@ impl ClaimContext {
 }
 
 /// Whether a standby is passed over, and with it those that are passed over for the same reason.
-fn passes_over(passed: &mut Passed, reservation: &Reservation, found: &Found) -> bool {
+fn passes_over(passed: &mut Passed, reservation: &Reservation, found: &Found, nodes: &Nodes) -> bool {
     let node = found.node.as_deref();
     match &found.stands {
         Stands::Lost => {
@@ -688,7 +688,14 @@ fn passes_over(passed: &mut Passed, reservation: &Reservation, found: &Found) ->
         return false;
     };
     let is_asleep = matches!(found.stands, Stands::Asleep { .. });
-    (found.is_drained && passed.drained(node)) || (is_asleep && found.is_silent && passed.silent(node))
+    if found.is_drained && passed.drained(node) {
+        // Where one is, many may be, as in an upgrade of all nodes: none of them is looked at by itself.
+        for other in nodes.those(|sight| sight.draining) {
+            passed.drained(&other);
+        }
+        return true;
+    }
+    is_asleep && found.is_silent && passed.silent(node)
 }
 
 /// RFC 3339 with a fraction: clients take one without for a time that was rounded.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use dormouse_api::agents::Sandbox;
 use dormouse_api::dormouse::SandboxNode;
 use dormouse_api::extensions::SandboxWarmPool;
-use dormouse_api::names::{annotations, labels};
+use dormouse_api::names::labels;
 use dormouse_api::quantity::memory_requests;
 use dormouse_core::Rung;
 use k8s_openapi::api::core::v1::Pod;
@@ -19,6 +19,7 @@ use super::counted::{Counted, gauges};
 use crate::agents::{Agents, Guest, Sight};
 use crate::cache::Cache;
 use crate::objects::{self, controller_of_kind};
+use crate::sandbox::tracked_name;
 
 /// Where what standbys cost is known.
 #[derive(Debug)]
@@ -130,8 +131,7 @@ impl CostSources {
                 continue;
             }
             let namespace = objects::namespace(meta);
-            let pod_name = objects::annotation(meta, annotations::POD_NAME).filter(|name| !name.is_empty());
-            let pod_name = pod_name.unwrap_or_else(|| objects::name(meta));
+            let pod_name = tracked_name(&sandbox);
             let pod = self.pods.get(namespace, pod_name);
             let guest = pod.as_deref().and_then(|pod| self.guest(pod));
             let key = (namespace.to_owned(), pod_name.to_owned());

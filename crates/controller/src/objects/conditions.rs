@@ -1,6 +1,7 @@
 //! Condition arrays. They are written whole: the arrays of these kinds are atomic.
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, PodCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 /// The condition of this type.
@@ -38,6 +39,17 @@ pub fn mirror(conditions: &mut Vec<Condition>, of: Condition) {
 /// Takes the condition of this type away.
 pub fn remove(conditions: &mut Vec<Condition>, type_: &str) {
     conditions.retain(|condition| condition.type_ != type_);
+}
+
+/// The scheduler's word that a pod fits on no node.
+#[must_use]
+pub fn unschedulable(pod: &Pod) -> Option<&PodCondition> {
+    let conditions = pod.status.as_ref()?.conditions.as_deref()?;
+    conditions.iter().find(|condition| {
+        condition.type_ == "PodScheduled"
+            && condition.status == "False"
+            && condition.reason.as_deref() == Some("Unschedulable")
+    })
 }
 
 #[cfg(test)]

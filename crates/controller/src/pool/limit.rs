@@ -55,12 +55,15 @@ pub(super) fn limit(
     if missing == 0 {
         *refusal = None;
     }
+    // Pods of standbys that there are, are refused, or it is too early to try again.
+    let mut is_blocked = next.exceeded.is_some();
     if let Some(refusal) = refusal {
         next.exceeded = Some(refusal.exceeded.clone());
         if let Ok(wait) = Duration::try_from(refusal.until.duration_since(now))
             && !wait.is_zero()
         {
             hold(next, 0, observed, settings, refill);
+            is_blocked = true;
             next.look_again_in(wait);
         }
     }
@@ -72,7 +75,7 @@ pub(super) fn limit(
     };
     if observed.limits.is_any() {
         // What cannot be made for another reason is no reason to keep others from growing.
-        if observed.template.is_some() && next.exceeded.is_none() {
+        if observed.template.is_some() && !is_blocked {
             account.wants = missing.min(settings.batch.max(1));
         }
         let room = others.map(|mut accounts| {
@@ -85,7 +88,8 @@ pub(super) fn limit(
         hold(next, grants, observed, settings, refill);
         if let Some(says) = full {
             account.waits = true;
-            next.exceeded = Some(Exceeded::standby_quota(&says));
+            next.exceeded
+                .get_or_insert_with(|| Exceeded::standby_quota(&says));
             next.look_again_in(ROOM);
         } else if unknown && account.wants > 0 {
             next.look_again_in(OTHERS);

@@ -166,7 +166,6 @@ pub fn next(
     let count = count(observed, vetting.as_mut(), settings, now, &mut next);
     let golden = golden::next(observed, &count.active, vetting.as_mut(), now);
     next.wishes = Some(wishes(pool, &count.active, &observed.wishes, &golden.awake));
-    next.steps.extend(golden.steps);
     next.news = golden.news;
     if let Some(again) = golden.again {
         next.look_again_in(again);
@@ -258,6 +257,8 @@ pub fn next(
             next.look_again_in(UNSEEN);
         }
     }
+    // What fails there keeps nothing else from being done.
+    next.steps.extend(golden.steps);
     next.halted = why(
         observed,
         settings,

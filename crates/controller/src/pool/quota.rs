@@ -171,6 +171,13 @@ pub(super) struct Account {
 }
 
 impl Account {
+    /// So many were not made that it was thought to have.
+    pub(super) fn give_back(&mut self, count: usize) {
+        let bytes = u64::try_from(count).unwrap_or(u64::MAX).saturating_mul(self.each);
+        self.has = self.has.saturating_sub(count);
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+
     /// Whether there is more room for others than there was before.
     pub(super) const fn leaves_room(&self, before: &Self) -> bool {
         self.has < before.has || self.bytes < before.bytes || self.wants < before.wants

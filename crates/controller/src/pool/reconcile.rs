@@ -3,6 +3,7 @@
 mod golden;
 mod tell;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -50,6 +51,8 @@ pub struct PoolContext {
     /// Nodes that standbys can go to, and when that was found out.
     nodes: Mutex<Option<(Instant, Arc<[PoolNode]>)>>,
     begun: Instant,
+    /// Whether the API server drops what agent-sandbox's own CustomResourceDefinitions do not know of a status.
+    prunes: AtomicBool,
 }
 
 /// Caches and notes that pools are reconciled with.
@@ -138,7 +141,14 @@ pub async fn reconcile(pool: Arc<SandboxWarmPool>, context: Arc<PoolContext>) ->
     }
     // Whatever fails, the rest is done: the status is true in any case.
     let deleted = context.perform(&planned.steps, &key).await;
-    let made = context.make(&planned, &key).await;
+    let (count, made) = context.make(&planned, &key).await;
+    for other in context
+        .known
+        .state
+        .not_made(&key, planned.make.saturating_sub(count))
+    {
+        context.known.pool_queue.push(&key.0, &other);
+    }
     let made = context.note_refusal(made, &mut planned, &key, now);
     let conditions = &mut planned.status.conditions;
     let generation = observed.pool.metadata.generation;
@@ -169,6 +179,7 @@ impl PoolContext {
             known,
             nodes: Mutex::new(None),
             begun: Instant::now(),
+            prunes: AtomicBool::new(false),
         }
     }
 
@@ -258,25 +269,20 @@ impl PoolContext {
     }
 
     fn is_unschedulable(&self, standby: &Sandbox) -> bool {
-        let Some(pod) = self.pod(standby) else {
-            return false;
-        };
-        let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
-        conditions.into_iter().flatten().any(|condition| {
-            condition.type_ == "PodScheduled"
-                && condition.status == "False"
-                && condition.reason.as_deref() == Some("Unschedulable")
-        })
+        self.pod(standby)
+            .is_some_and(|pod| objects::unschedulable(&pod).is_some())
     }
 
-    /// Makes what is missing: one, then two at a time, then four, so that what is refused is refused once.
-    async fn make(&self, planned: &Next, key: &Key) -> Result<(), PoolError> {
+    /// Makes what is missing: one, then two at a time, then four, so that what is refused is refused once. Returns how many
+    /// were made as well.
+    async fn make(&self, planned: &Next, key: &Key) -> (usize, Result<(), PoolError>) {
         let Some(standby) = &planned.standby else {
-            return Ok(());
+            return (0, Ok(()));
         };
         let mut places = planned.places.iter();
         let mut left = places.len();
         let mut at_a_time = 1;
+        let mut all: usize = 0;
         let mut failure = None;
         while left > 0 && failure.is_none() {
             let count = left.min(at_a_time);
@@ -298,23 +304,20 @@ impl PoolContext {
             self.known
                 .state
                 .made(key, &standbys, |standby| !self.is_shown(standby));
+            all = all.saturating_add(standbys.len());
             left = left.saturating_sub(count);
             at_a_time = at_a_time.saturating_mul(2);
         }
         if planned.make > 0 {
-            info!(
-                namespace = key.0,
-                pool = key.1,
-                count = planned.make.saturating_sub(left),
-                "standbys were made"
-            );
+            info!(namespace = key.0, pool = key.1, count = all, "standbys were made");
         }
-        failure.map_or(Ok(()), |source| {
+        let outcome = failure.map_or(Ok(()), |source| {
             Err(PoolError::Api {
                 step: "create sandbox",
                 source,
             })
-        })
+        });
+        (all, outcome)
     }
 
     /// Takes a refusal for a ResourceQuota for what it is: no failure, but something to be said, and tried again ever less
@@ -453,9 +456,14 @@ impl PoolContext {
         let old = pool.status.clone().unwrap_or_default();
         let mut new = planned.status.clone();
         let now = Timestamp::now();
+        if self.prunes.load(Ordering::Relaxed) {
+            // It would be another one with each look.
+            new.conditions.clear();
+        }
         // It goes with what is written anyway, and is a write of its own only where there is none for long.
         let demand = self.known.state.demand(key, now);
         if let Some(demand) = demand
+            && !self.prunes.load(Ordering::Relaxed)
             && (status_patch(&old, &new).is_some() || is_overdue(old.demand.as_ref(), &demand))
         {
             new.demand = Some(demand);
@@ -468,11 +476,22 @@ impl PoolContext {
             .patch_status(&self.known.pools, &key.0, &key.1, &patch)
             .await;
         match written {
-            Err(error) if !is_not_found(&error) => Err(PoolError::Api {
+            Ok(written) => {
+                let kept = written.status.unwrap_or_default();
+                let is_dropped = (new.demand.is_some() && kept.demand.is_none())
+                    || (!new.conditions.is_empty() && kept.conditions.is_empty());
+                if is_dropped && !self.prunes.swap(true, Ordering::Relaxed) {
+                    info!(
+                        "the API server keeps no demand and no conditions of pools: install Dormouse's own definitions"
+                    );
+                }
+                Ok(())
+            }
+            Err(error) if is_not_found(&error) => Ok(()),
+            Err(source) => Err(PoolError::Api {
                 step: "patch pool status",
-                source: error,
+                source,
             }),
-            _ => Ok(()),
         }
     }
 }

@@ -191,9 +191,9 @@ impl Pools {
         let refill = &mut state.refill;
         let mut next = next(observed, settings, refill, &mut state.sizing, now);
         state.wanted = Some(next.wanted);
-        state.attempts = next.attempts.clone();
         let refusal = &mut state.refusal;
         let account = limit(&mut next, observed, settings, refill, refusal, accounts, now);
+        state.attempts = next.attempts.clone();
         let before = state.account.take();
         if observed.limits.is_any() {
             state.account = Some(account);
@@ -202,6 +202,22 @@ impl Pools {
             }
         }
         next
+    }
+
+    /// So many were not made after all; which other pools wait for the room that they would have taken.
+    pub(super) fn not_made(&self, key: &Key, count: usize) -> Vec<String> {
+        let mut inner = self.lock();
+        let account = inner.pools.get_mut(key).and_then(|state| state.account.as_mut());
+        let Some(account) = account.filter(|_| count > 0) else {
+            return Vec::new();
+        };
+        account.give_back(count);
+        let of_it = inner
+            .pools
+            .iter()
+            .filter(|(other, _)| other.0 == key.0 && *other != key);
+        let waiting = of_it.filter(|(_, state)| state.account.is_some_and(|account| account.waits));
+        waiting.map(|((_, name), _)| name.clone()).collect()
     }
 
     /// What the pools of a namespace have of what quotas limit.

@@ -16,6 +16,7 @@ use super::guest::{self, Stand};
 use super::pod::{PodNext, PodSight};
 use super::policy::strategy;
 use super::probes::Probed;
+use super::restore::Lost;
 use super::shown::show;
 use super::source::Source;
 use super::standby::Refused;
@@ -102,7 +103,7 @@ pub struct Next {
     pub later: Vec<Step>,
     pub(super) stand: Stand,
     pub(super) probed: Probed,
-    pub(super) memory_lost: Option<String>,
+    pub(super) memory_lost: Option<Lost>,
     pub(super) memory_gone: Option<String>,
     pub(super) drain: Drain,
     pub(super) write_down: Option<SnapshotRef>,
@@ -292,9 +293,9 @@ fn remember_memory(status: &mut SandboxStatus, observed: &Observed, next: &Next,
         status.snapshot = Some(snapshot.clone());
     }
     let all = &mut status.conditions;
-    if let Some(why) = &next.memory_lost {
-        let message = format!("started without its memory: {why}");
-        conditions::restored(all, sandbox, false, restored::COLD_START, message, now);
+    if let Some(lost) = &next.memory_lost {
+        let message = format!("started without its memory: {}", lost.why);
+        conditions::restored(all, sandbox, false, lost.reason, message, now);
         status.snapshot = None;
         return;
     }

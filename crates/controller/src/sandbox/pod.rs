@@ -14,6 +14,7 @@ use super::drain::{self, Drain};
 use super::guest::{self, GuestNext, Hibernation, Stand};
 use super::metadata::{PodMetadata, owners_with};
 use super::policy::fallback;
+use super::restore::Lost;
 use super::restore::{self, Restore};
 use super::source::{Source, preferred_node};
 use super::{Observed, Settings, Step, Trouble, lost, probes, volumes};
@@ -83,7 +84,7 @@ pub(super) struct PodNext {
     pub(super) sight: PodSight,
     pub(super) guest: GuestNext,
     /// Why the sandbox starts without its memory.
-    pub(super) memory_lost: Option<String>,
+    pub(super) memory_lost: Option<Lost>,
     /// That the memory went with the pod, and how.
     pub(super) memory_gone: Option<String>,
     pub(super) drain: Drain,
@@ -130,9 +131,9 @@ pub(super) fn run(
                 steps.push(delete(&pod));
             }
         }
-        Some(Restore::GiveUp(why)) => {
-            next.guest.stand = Stand::WakingUp(why.clone());
-            next.memory_lost = Some(why);
+        Some(Restore::GiveUp(lost)) => {
+            next.guest.stand = Stand::WakingUp(lost.why.clone());
+            next.memory_lost = Some(lost);
             if pod.metadata.deletion_timestamp.is_none() {
                 steps.push(delete(&pod));
             }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_api::agents::Fallback;
+use dormouse_api::conditions::restored;
 use dormouse_api::gke::POD_RESTORED;
 use dormouse_core::ANNOTATION_RESTORE_FROM;
 use jiff::Timestamp;
@@ -128,9 +129,8 @@ pub(super) fn restore(
         (Source::Snapshot(filling), Some(wanted)) if filling.at.name == wanted => filling,
         (Source::Snapshot(_), Some(_)) => return Some(Restore::Anew),
         (Source::Nothing, _) | (_, None) => {
-            return Some(Restore::GiveUp(
-                "what it was to be filled from is not known any more".to_owned(),
-            ));
+            let why = "what it was to be filled from is not known any more".to_owned();
+            return Some(Restore::GiveUp(Lost::refused(why)));
         }
     };
     let node = filling.at.node_name.clone().unwrap_or_default();
@@ -143,7 +143,7 @@ pub(super) fn restore(
     let refusal = observed.refusal.as_ref();
     if let Some(refusal) = refusal.filter(|refusal| !refusal.may_pass) {
         return Some(if may_start_anew {
-            Restore::GiveUp(refusal.message.clone())
+            Restore::GiveUp(Lost::refused(refusal.message.clone()))
         } else {
             Restore::Wait(refusal.message.clone())
         });
@@ -187,7 +187,7 @@ pub(super) fn restore(
         |refusal| refusal.message.clone(),
     );
     Some(if may_start_anew && age >= bound(patience) {
-        Restore::GiveUp(what)
+        Restore::GiveUp(Lost::for_want_of_its_node(what, filling))
     } else {
         Restore::Wait(what)
     })
@@ -202,15 +202,7 @@ fn stranded(observed: &Observed, pod: &Pod, now: Timestamp) -> Option<Restore> {
     if !filling.golden || !is_it || !node_of(pod).is_empty() {
         return None;
     }
-    let conditions = pod
-        .status
-        .as_ref()
-        .and_then(|status| status.conditions.as_deref());
-    let unschedulable = conditions.unwrap_or_default().iter().find(|condition| {
-        condition.type_ == "PodScheduled"
-            && condition.status == "False"
-            && condition.reason.as_deref() == Some("Unschedulable")
-    })?;
+    let unschedulable = objects::unschedulable(pod)?;
     let since = unschedulable.last_transition_time.as_ref().map(|time| time.0);
     let waited = since.map(|since| Duration::try_from(now.duration_since(since)).unwrap_or_default());
     let node = filling.at.node_name.as_deref().unwrap_or_default();
@@ -219,10 +211,38 @@ fn stranded(observed: &Observed, pod: &Pod, now: Timestamp) -> Option<Restore> {
         filling.name
     );
     Some(if waited.is_none_or(|waited| waited >= GOLDEN_PATIENCE) {
-        Restore::GiveUp(what)
+        Restore::GiveUp(Lost::for_want_of_its_node(what, filling))
     } else {
         Restore::Wait(what)
     })
+}
+
+/// Memory that a sandbox is started without.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Lost {
+    /// A reason of the condition `Restored`.
+    pub(super) reason: &'static str,
+    /// Why.
+    pub(super) why: String,
+}
+
+impl Lost {
+    fn refused(why: String) -> Self {
+        Self {
+            reason: restored::COLD_START,
+            why,
+        }
+    }
+
+    /// Of a golden snapshot it says nothing that one of its clones did not get to its node in time.
+    fn for_want_of_its_node(why: String, filling: &Filling) -> Self {
+        let reason = if filling.golden {
+            restored::NODE_UNAVAILABLE
+        } else {
+            restored::COLD_START
+        };
+        Self { reason, why }
+    }
 }
 
 /// What is to be done about a pod that waits for leave to be filled.
@@ -235,5 +255,5 @@ pub(super) enum Restore {
     /// It is given up for one that is filled from another snapshot.
     Anew,
     /// It is given up for one without memory; why.
-    GiveUp(String),
+    GiveUp(Lost),
 }

@@ -92,7 +92,7 @@ fn of_pool<'a>(sandbox: &'a Sandbox, key: &str) -> Option<&'a str> {
 pub(crate) fn given_up(sandbox: &Sandbox) -> Option<&Condition> {
     let conditions = sandbox.status.as_ref().map(|status| status.conditions.as_slice());
     condition(conditions.unwrap_or_default(), RESTORED)
-        .filter(|restored| restored.reason == restored::COLD_START)
+        .filter(|said| [restored::COLD_START, restored::NODE_UNAVAILABLE].contains(&said.reason.as_str()))
 }
 
 /// What the next pod of a sandbox is filled from. `find` looks for a SandboxSnapshot of its namespace; `gke` is there

@@ -4,7 +4,7 @@ use dormouse_api::conditions::{ready, restored, suspended};
 use dormouse_core::Reason;
 
 /// What a reason of a condition means, where its message does not say so.
-const CONDITIONS: [(&str, &str); 8] = [
+const CONDITIONS: [(&str, &str); 9] = [
     (
         ready::DEPENDENCIES_NOT_READY,
         "Its pod or its Service is not ready yet.",
@@ -25,6 +25,10 @@ const CONDITIONS: [(&str, &str); 8] = [
     (
         restored::COLD_START,
         "It was started anew, as its suspensionStrategy.fallback says.",
+    ),
+    (
+        restored::NODE_UNAVAILABLE,
+        "It was to be a clone, whose node had no room or could not be reached, and was started anew.",
     ),
     (restored::POD_GONE, "Its pod went while its guest slept in it."),
     ("Unschedulable", "No node takes its pod."),

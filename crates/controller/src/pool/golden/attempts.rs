@@ -20,9 +20,15 @@ pub struct Attempts {
     since: BTreeMap<String, Timestamp>,
     /// Golden snapshots, by name, that could not be had or made, and when.
     refused: BTreeMap<String, Timestamp>,
+    /// When one was last asked for on a node.
+    asked: BTreeMap<String, Timestamp>,
     /// How each stood when it was last looked at, with those that were named.
     pub(super) seen: BTreeMap<String, super::Sight>,
 }
+
+/// How soon after one was asked for on a node the next one is. Claims may take its source each time, and an object of its name
+/// may be somebody else's.
+const PAUSE: Duration = Duration::from_secs(10);
 
 /// Whether, and for how long, standbys wait for a golden snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +51,7 @@ impl Attempts {
         if self.hash != hash {
             hash.clone_into(&mut self.hash);
             self.since.clear();
+            self.asked.clear();
             self.refused.clear();
         }
         self.refused.retain(|_, then| since(*then, now) < RETRY);
@@ -61,6 +68,17 @@ impl Attempts {
     /// When a golden snapshot could last not be had, or made, if that was of late.
     pub(super) fn was_refused(&self, golden: &str) -> Option<Timestamp> {
         self.refused.get(golden).copied()
+    }
+
+    /// How long until a golden snapshot may be asked for on a node.
+    pub(super) fn pause(&self, node: &str, now: Timestamp) -> Duration {
+        let asked = self.asked.get(node);
+        asked.map_or(Duration::ZERO, |then| PAUSE.saturating_sub(since(*then, now)))
+    }
+
+    /// One is asked for on a node.
+    pub(super) fn asked(&mut self, node: &str, now: Timestamp) {
+        self.asked.insert(node.to_owned(), now);
     }
 
     pub(super) fn hope(&self, node: &str, now: Timestamp) -> Hope {

@@ -322,6 +322,12 @@ fn make(look: &Look<'_>, node: &PoolNode, seeds: &[&Standing], decision: &mut De
     match ready.min_by_key(|(key, _)| *key) {
         Some(((Duration::ZERO, _, standby), seed)) => {
             decision.keep_awake(&[seed]);
+            let pause = decision.attempts.pause(&node.name, look.now);
+            if !pause.is_zero() {
+                decision.look_again_in(pause);
+                return;
+            }
+            decision.attempts.asked(&node.name, look.now);
             let golden = object::object(look.pool, look.hashes, &node.name, standby);
             decision.steps.push(Step::CreateGolden(Box::new(golden)));
         }

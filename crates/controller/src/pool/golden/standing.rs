@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_api::agents::Sandbox;
-use dormouse_api::conditions::READY;
+use dormouse_api::conditions::{READY, restored};
 use dormouse_core::Rung;
 use jiff::Timestamp;
 
@@ -53,10 +53,12 @@ impl Standing {
         preferred_node(&self.sandbox).filter(|node| *node != there)
     }
 
-    /// The golden snapshot that it could not be filled from, and when that was given up.
+    /// The golden snapshot that it could not be filled from, and when that was given up. That its node had no room for it, or
+    /// could not be reached, is no fault of the snapshot.
     pub(super) fn refused(&self) -> Option<(&str, Timestamp)> {
         let golden = golden(&self.sandbox)?;
-        Some((golden, given_up(&self.sandbox)?.last_transition_time.0))
+        let given_up = given_up(&self.sandbox).filter(|said| said.reason == restored::COLD_START)?;
+        Some((golden, given_up.last_transition_time.0))
     }
 
     /// Whether it is of the template as it is now, and began, or begins, without a snapshot.

@@ -9,8 +9,9 @@ use dormouse_api::extensions::Standby;
 use dormouse_core::Rung;
 use jiff::SignedDuration;
 
+use super::quota::quota;
 use super::*;
-use crate::pool::{Place, PoolNode};
+use crate::pool::{Place, PoolNode, Pools};
 
 fn golden_pool(replicas: i32) -> SandboxWarmPool {
     let mut pool = pool(replicas);
@@ -394,6 +395,55 @@ fn a_golden_that_its_node_does_not_take_is_made_anew_and_all_boot_meanwhile() {
     assert!(next.places.iter().all(|place| place.golden.is_none()));
     let next = at(&observed, later(now(), 590));
     assert!(next.places.iter().all(|place| place.golden.is_some()));
+}
+
+#[test]
+fn a_golden_is_kept_though_a_clone_found_no_room_on_its_node() {
+    let golden = ready(golden_of("a", later(now(), -100)), "a");
+    let mut without_room = given_up("s", &name_of(&golden), "a", 10);
+    without_room.status.as_mut().unwrap().conditions[1].reason = "NodeUnavailable".to_owned();
+    let mut observed = look(golden_pool(3), vec![without_room], &["a"]);
+    observed.goldens = vec![Arc::new(golden)];
+    let next = decide(&observed);
+    assert_eq!((next.make, dropped(&next)), (2, vec![]));
+    assert!(next.places.iter().all(|place| place.golden.is_some()));
+}
+
+#[test]
+fn a_golden_whose_source_was_claimed_is_not_ordered_over_and_over() {
+    let mut observed = look(golden_pool(2), vec![on(standby("s", true, 60), "a")], &["a"]);
+    let next = decide(&observed);
+    assert_eq!(ordered(&next).len(), 1);
+    // It went with its standby, and another one has settled.
+    observed.attempts = next.attempts;
+    observed.members = vec![Arc::new(on(standby("t", true, 60), "a"))];
+    let next = at(&observed, later(now(), 9));
+    assert_eq!(ordered(&next).len(), 0);
+    assert!(next.requeue.unwrap() <= Duration::from_secs(1));
+    observed.attempts = next.attempts;
+    assert_eq!(ordered(&at(&observed, later(now(), 10))).len(), 1);
+}
+
+#[test]
+fn seeds_for_which_a_quota_has_no_room_are_hoped_for_when_there_is() {
+    let key = ("ns".to_owned(), "pool".to_owned());
+    let pools = Pools::default();
+    let mut observed = look(golden_pool(4), vec![], &["a"]);
+    observed.neighbours = vec!["pool".to_owned()];
+    observed.limits = Limits::of(&[quota("q", Some(0), None)]);
+    for second in [0, 40, 80] {
+        observed.attempts = pools.attempts(&key);
+        assert_eq!(
+            pools
+                .next(&key, &observed, &settings(), later(now(), second))
+                .make,
+            0
+        );
+    }
+    observed.attempts = pools.attempts(&key);
+    observed.limits = Limits::default();
+    // One boots, and the others wait for its snapshot.
+    assert_eq!(pools.next(&key, &observed, &settings(), later(now(), 81)).make, 1);
 }
 
 #[test]

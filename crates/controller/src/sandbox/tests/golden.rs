@@ -71,8 +71,8 @@ fn unschedulable(seconds: i64) -> Observed {
     observed
 }
 
-fn boots(next: &Next) -> bool {
-    what(next) == ["delete pod"] && said(next, "Restored").is_some_and(|(_, reason, _)| reason == "ColdStart")
+fn boots(next: &Next, why: &str) -> bool {
+    what(next) == ["delete pod"] && said(next, "Restored").is_some_and(|(_, reason, _)| reason == why)
 }
 
 #[test]
@@ -162,7 +162,7 @@ fn a_clone_waits_ten_seconds_for_its_node_and_then_boots() {
         assert!(what(&next).is_empty() && next.requeue.is_some());
         let mut late = waiting(10);
         edit(&mut late);
-        assert!(boots(&decide(&late)));
+        assert!(boots(&decide(&late), "NodeUnavailable"));
     }
     // What the agent will not do another time either is not waited for.
     let mut refused = waiting(0);
@@ -172,10 +172,15 @@ fn a_clone_waits_ten_seconds_for_its_node_and_then_boots() {
         may_pass: false,
     });
     let next = decide(&refused);
-    assert!(boots(&next));
-    let mut given_up = clone_of("gold");
-    given_up.status = Some(next.status);
-    assert_eq!(source(&given_up, found, None), Source::Nothing);
+    assert!(boots(&next, "ColdStart"));
+    // Whatever it was, it is not tried again.
+    let mut late = waiting(10);
+    late.restore_node_linked = false;
+    for next in [next, decide(&late)] {
+        let mut given_up = clone_of("gold");
+        given_up.status = Some(next.status);
+        assert_eq!(source(&given_up, found, None), Source::Nothing);
+    }
 }
 
 #[test]
@@ -183,7 +188,7 @@ fn a_clone_for_which_its_node_has_no_room_boots_elsewhere() {
     let soon = decide(&unschedulable(9));
     assert!(what(&soon).is_empty() && soon.requeue.is_some());
     let next = decide(&unschedulable(10));
-    assert!(boots(&next));
+    assert!(boots(&next, "NodeUnavailable"));
     assert!(said(&next, "Restored").unwrap().2.contains("has no room for it"));
     // One that somebody has asked for by name has to be there.
     let mut named = unschedulable(60);

@@ -115,6 +115,68 @@ async fn a_standby_quota_is_said_beside_what_is_made() {
 }
 
 #[tokio::test]
+async fn what_a_resource_quota_refuses_is_tried_again_where_there_is_a_standby_quota_too() {
+    let server = Server::empty();
+    server.0.lock().unwrap().most_sandboxes = 0;
+    let controller = Controller::of(&server);
+    controller
+        .known
+        .quotas
+        .wrote((*quota("q", Some(3), None)).clone());
+    let wait = controller.look().await.unwrap();
+    assert_eq!(controller.said().unwrap().reason, "ResourceQuotaExceeded");
+    // What was refused takes up no room.
+    assert_eq!(controller.known.state.usage("ns").standbys, 0);
+    server.0.lock().unwrap().most_sandboxes = usize::MAX;
+    tokio::time::sleep(Duration::from_millis(u64::try_from(wait).unwrap())).await;
+    controller.look().await;
+    assert_eq!(controller.known.state.usage("ns").standbys, 3);
+    controller.look().await;
+    assert_eq!(controller.said().unwrap().reason, "StandbyQuotaExceeded");
+}
+
+#[tokio::test]
+async fn what_cannot_be_made_takes_up_no_room_of_a_quota() {
+    let server = Server::empty();
+    server.0.lock().unwrap().full = true;
+    let controller = Controller::of(&server);
+    controller
+        .known
+        .quotas
+        .wrote((*quota("q", Some(4), None)).clone());
+    for _ in 0..2 {
+        let looked = reconcile(Arc::new(pool(4)), Arc::clone(&controller.context)).await;
+        assert!(looked.is_err());
+        assert_eq!(controller.known.state.usage("ns").standbys, 0);
+    }
+}
+
+#[tokio::test]
+async fn what_the_api_server_does_not_keep_is_not_written_over_and_over() {
+    let server = Server::empty();
+    {
+        let mut state = server.0.lock().unwrap();
+        state.prunes = true;
+        state.most_sandboxes = 2;
+    }
+    let controller = Controller::of(&server);
+    let claimed = || {
+        let state = &controller.known.state;
+        state.claimed("ns", "pool", false, Timestamp::now());
+    };
+    claimed();
+    controller.look().await;
+    controller.look().await;
+    server.log();
+    for _ in 0..5 {
+        claimed();
+        controller.look().await;
+        let log = server.log();
+        assert!(!log.iter().any(|entry| entry.contains("status")), "{log:?}");
+    }
+}
+
+#[tokio::test]
 async fn what_claims_ask_for_goes_with_what_is_written_anyway() {
     let server = Server::empty();
     let controller = Controller::of(&server);
