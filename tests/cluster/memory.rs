@@ -111,7 +111,8 @@ async fn suspended_with_freeze_the_pod_stays_and_only_the_api_wakes_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn suspended_with_hibernate_the_pod_goes_and_the_memory_comes_back_in_another() {
     let space = "hibernate";
-    let (cluster, _, word) = start(space, "box", json!({"suspensionStrategy": {"type": "Hibernate"}})).await;
+    let spec = json!({"suspensionStrategy": {"type": "Hibernate"}, "idleTimeout": "5s"});
+    let (cluster, _, word) = start(space, "box", spec).await;
     let before = pod(&cluster, space, "box").await;
     for round in 0..2 {
         operate(&cluster, space, "box", "Suspended").await;
@@ -134,6 +135,8 @@ async fn suspended_with_hibernate_the_pod_goes_and_the_memory_comes_back_in_anot
             before["metadata"]["uid"]
         );
     }
+    // What came back from a snapshot falls asleep as before.
+    until(&cluster, space, "box", "Dormant", "True", "Frozen").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -18,6 +18,9 @@ pub const ANNOTATION_POST_RESTORE_SIGNAL: &str = "dormouse.dev/post-restore-sign
 /// `"true"`: every container sees who the pod is in `/run/dormouse/identity.json`.
 pub const ANNOTATION_IDENTITY: &str = "dormouse.dev/identity";
 
+/// What the snapshot that the pod is filled from is called to people, as the controller writes it down. Asks for nothing.
+pub const ANNOTATION_RESTORED_FROM: &str = "dormouse.dev/restored-from";
+
 /// The longest value of one of these, in bytes.
 const MAX_VALUE: usize = 4096;
 
@@ -151,6 +154,7 @@ impl BirthWish {
     pub fn knows(annotation: &str) -> bool {
         [
             ANNOTATION_RESTORE_FROM,
+            ANNOTATION_RESTORED_FROM,
             ANNOTATION_POST_RESTORE_EXEC,
             ANNOTATION_POST_RESTORE_CONTAINER,
             ANNOTATION_POST_RESTORE_SIGNAL,

@@ -231,6 +231,9 @@ pub fn spawn(ctx: Arc<Context>, pod: Arc<Pod>, ready: oneshot::Sender<()>) -> Ha
         ctx,
         pod,
     };
+    // Before anybody sees it: a managed pod never looks like one that is left alone.
+    actor.recall();
+    actor.read_policy();
     actor.publish();
     let view = actor.view.subscribe();
     tokio::spawn(async move {
@@ -269,8 +272,6 @@ pub(crate) fn guest_of(pod: &Pod) -> Guest {
 impl Actor {
     /// Establishes where the pod stands, and what may be done to it.
     async fn begin(&mut self) {
-        self.recall();
-        self.read_policy();
         self.learn_abilities().await;
         if self.state.abilities.freeze.is_ok() || self.entry.rung == Rung::Hibernated {
             self.find_rung().await;

@@ -117,7 +117,11 @@ pub(super) fn stand(observed: &Observed, pod: &Pod, settings: &Settings, now: Ti
             Drain::Securing(snapshot.to_owned())
         };
     }
-    if let Some(said) = said.filter(|said| said.reason == draining::CANNOT_BE_SAVED) {
+    // What stood in the way may have passed only where that was that nobody had told the agent of the pod.
+    let is_managed_now = |cause: &str| cause == UNMANAGED && guest.is_some_and(|guest| guest.managed);
+    if let Some(said) = said.filter(|said| said.reason == draining::CANNOT_BE_SAVED)
+        && !is_managed_now(cause(&said.message))
+    {
         return Drain::CannotBeSaved(cause(&said.message).to_owned());
     }
     let known = sandbox
@@ -132,9 +136,7 @@ pub(super) fn stand(observed: &Observed, pod: &Pod, settings: &Settings, now: Ti
         return Drain::Saved(snapshot.name.clone());
     }
     match (guest, &observed.refusal) {
-        (Some(guest), _) if !guest.managed => {
-            Drain::CannotBeSaved("the agent of the node does not manage the pod".to_owned())
-        }
+        (Some(guest), _) if !guest.managed => Drain::CannotBeSaved(UNMANAGED.to_owned()),
         (_, Some(refusal)) if is_for_good(refusal) => Drain::CannotBeSaved(refusal.message.clone()),
         (_, Some(refusal)) => Drain::Saving(Some(refusal.message.clone())),
         (None, None) => Drain::Saving(Some(format!(
@@ -144,6 +146,9 @@ pub(super) fn stand(observed: &Observed, pod: &Pod, settings: &Settings, now: Ti
         (Some(_), None) => Drain::Saving(None),
     }
 }
+
+/// Why a guest is not saved whose pod its agent leaves alone.
+const UNMANAGED: &str = "the agent of the node does not manage the pod";
 
 /// What was given as the cause in an earlier message.
 fn cause(message: &str) -> &str {

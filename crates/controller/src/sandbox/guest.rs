@@ -9,7 +9,7 @@ use std::time::Duration;
 use dormouse_api::agents::{Fallback, OperatingMode, Sandbox, SnapshotRef, SuspensionType};
 use dormouse_api::conditions::{SUSPENDED, restored, suspended};
 use dormouse_api::gke::POD_RESTORED;
-use dormouse_core::{ANNOTATION_RESTORE_FROM, Rung};
+use dormouse_core::{ANNOTATION_RESTORE_FROM, ANNOTATION_RESTORED_FROM, Rung};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodReadinessGate, PodSpec, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -27,9 +27,6 @@ pub const READINESS_GATE: &str = "dormouse.dev/ready";
 
 /// How often an agent that cannot be reached is looked for, beside the news of it.
 pub(super) const LOOK: Duration = Duration::from_secs(5);
-
-/// On a pod that is filled from a snapshot: what that is called to people.
-pub(super) const ANNOTATION_RESTORED_FROM: &str = "dormouse.dev/restored-from";
 
 /// How the guest of a sandbox stands, where that is of interest.
 #[derive(Debug, Clone, PartialEq, Default)]

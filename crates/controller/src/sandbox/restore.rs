@@ -7,7 +7,7 @@ use std::time::Duration;
 use dormouse_api::agents::Fallback;
 use dormouse_api::conditions::restored;
 use dormouse_api::gke::POD_RESTORED;
-use dormouse_core::ANNOTATION_RESTORE_FROM;
+use dormouse_core::{ANNOTATION_RESTORE_FROM, ANNOTATION_RESTORED_FROM};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Affinity, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodReadinessGate,
@@ -15,7 +15,7 @@ use k8s_openapi::api::core::v1::{
 };
 use serde_json::json;
 
-use super::guest::{ANNOTATION_RESTORED_FROM, node_of};
+use super::guest::node_of;
 use super::source::{Filling, Source};
 use super::{Observed, Settings, Step};
 use crate::agents::Order;

@@ -148,6 +148,14 @@ fn what_a_clone_became_for_its_claim_is_not_filled_from_a_strangers_past() {
 }
 
 #[test]
+fn an_agent_understands_what_stands_on_a_pod_that_is_filled() {
+    let filled = waiting(0).pods[0].metadata.annotations.clone().unwrap();
+    assert!(filled.contains_key("dormouse.dev/restored-from"));
+    dormouse_core::Policy::from_annotations(&filled).unwrap();
+    dormouse_core::BirthWish::from_annotations(&filled).unwrap();
+}
+
+#[test]
 fn a_clone_waits_ten_seconds_for_its_node_and_then_boots() {
     let granted = decide(&waiting(0));
     assert_eq!(what(&granted), ["grant the restore", "patch pod"]);
