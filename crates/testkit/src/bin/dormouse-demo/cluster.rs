@@ -239,7 +239,7 @@ async fn shown(cluster: &Cluster, arguments: &[&str]) -> Result<()> {
 }
 
 async fn make(cluster: &Cluster, name: &str, more: &Value) -> Result<()> {
-    let mut spec = json!({"podTemplate": {"spec": pod_spec()}});
+    let mut spec = json!({"podTemplate": {"spec": pod_spec(&remembers_a_word(24))}});
     if let (Some(spec), Some(more)) = (spec.as_object_mut(), more.as_object()) {
         spec.extend(more.clone());
     }
@@ -250,14 +250,14 @@ async fn make(cluster: &Cluster, name: &str, more: &Value) -> Result<()> {
     cluster.apply(&object).await.map(drop)
 }
 
-/// A pod that remembers a word.
-fn pod_spec() -> Value {
+/// A pod that runs such a Python program.
+fn pod_spec(program: &str) -> Value {
     json!({
         "runtimeClassName": "dormouse-gvisor", "automountServiceAccountToken": false,
         "terminationGracePeriodSeconds": 1,
         "containers": [{
             "name": "main", "image": PYTHON, "imagePullPolicy": "Never",
-            "command": ["python3", "-c", remembers_a_word(24)],
+            "command": ["python3", "-c", program],
             "resources": {"requests": {"cpu": "100m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}},
         }],
     })

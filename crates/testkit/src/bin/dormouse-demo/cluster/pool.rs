@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use dormouse_testkit::guest::remembers_a_word_in;
 use dormouse_testkit::host::wait;
 use dormouse_testkit::{Cluster, memory};
 use jiff::Timestamp;
@@ -17,6 +18,14 @@ use crate::words::{self, at};
 const STANDBYS: u32 = 8;
 /// Of which so many are claimed.
 const CLAIMS: u32 = 5;
+
+/// Each has so much memory, half of it random and half compressible, filled in place.
+const MEMORY: &str = "
+BLOCK = bytearray(96 << 20)
+TEXT = b'the dormouse sleeps in the teapot; ' * 29960
+for i in range(96):
+    BLOCK[i << 20:i + 1 << 20] = secrets.token_bytes(1 << 20) if i % 2 == 0 else TEXT[:1 << 20]
+";
 
 const TEMPLATE: &str = "python";
 const POOL: &str = "python";
@@ -61,12 +70,15 @@ pub(super) async fn show(cluster: &Cluster) -> Result<()> {
     .map(drop)
 }
 
-/// Claims one after the other.
+/// Claims some at once: whoever came later would get those that were made in their place, which are awake yet.
 async fn claims(cluster: &Cluster, known: &BTreeMap<String, String>) -> Result<()> {
     let mut rows = Vec::new();
-    for number in 1..=CLAIMS {
-        let claim = format!("claim-{number}");
-        cluster.apply(&claim_of(&claim)).await?;
+    let names: Vec<String> = (1..=CLAIMS).map(|number| format!("claim-{number}")).collect();
+    let items: Vec<Value> = names.iter().map(|name| claim_of(name)).collect();
+    cluster
+        .apply(&json!({"apiVersion": "v1", "kind": "List", "items": items}))
+        .await?;
+    for claim in names {
         let ready = wait::until("the claim to be ready", LIMIT, async || {
             let object = cluster.get("sandboxclaim", SPACE, &claim).await?;
             ensure!(is_ready(&object), "{}", at(&object, "/status"));
@@ -91,7 +103,9 @@ async fn claims(cluster: &Cluster, known: &BTreeMap<String, String>) -> Result<(
             "as it was".to_owned(),
         ]);
     }
-    say::good(&format!("{CLAIMS} claims, each with a standby that was asleep"));
+    say::good(&format!(
+        "{CLAIMS} claims at once, each with a standby that was asleep"
+    ));
     let header = [
         "claim",
         "sandbox",
@@ -110,7 +124,7 @@ fn template() -> Value {
         "spec": {
             // The policy that is made without it lets nobody in but the router.
             "networkPolicyManagement": "Unmanaged",
-            "podTemplate": {"spec": pod_spec()},
+            "podTemplate": {"spec": pod_spec(&remembers_a_word_in("BLOCK", MEMORY))},
         },
     })
 }
