@@ -149,7 +149,10 @@ fn what_a_clone_became_for_its_claim_is_not_filled_from_a_strangers_past() {
 
 #[test]
 fn an_agent_understands_what_stands_on_a_pod_that_is_filled() {
-    let filled = waiting(0).pods[0].metadata.annotations.clone().unwrap();
+    let mut filled = waiting(0).pods[0].metadata.annotations.clone().unwrap();
+    // As an agent names one.
+    let id = "01a22aed-33c0-7e60-8487-79d0a20fec51".to_owned();
+    filled.insert("dormouse.dev/restore-from".to_owned(), id);
     assert!(filled.contains_key("dormouse.dev/restored-from"));
     dormouse_core::Policy::from_annotations(&filled).unwrap();
     dormouse_core::BirthWish::from_annotations(&filled).unwrap();
