@@ -24,17 +24,20 @@ const SLEEPERS: [(&str, &str, &str); 4] = [
 ];
 
 /// Two nodes, the loss of one of which is noticed within seconds.
-async fn cluster() -> Cluster {
+pub(crate) fn two_nodes() -> ClusterOptions {
     let mut kubelet = Map::new();
     kubelet.insert("nodeLeaseDurationSeconds".to_owned(), json!(8));
     let controller_manager = ["--node-monitor-grace-period=12s", "--node-monitor-period=1s"];
-    let options = ClusterOptions {
+    ClusterOptions {
         nodes: 2,
         controller_manager: controller_manager.map(str::to_owned).to_vec(),
         kubelet,
         ..ClusterOptions::default()
-    };
-    let cluster = Cluster::up(options).await.unwrap();
+    }
+}
+
+async fn cluster() -> Cluster {
+    let cluster = Cluster::up(two_nodes()).await.unwrap();
     cluster.kubectl(&["cordon", LOST]).await.unwrap();
     install(&cluster, &[]).await;
     cluster.kubectl(&["uncordon", LOST]).await.unwrap();

@@ -4,8 +4,9 @@ use anyhow::{Result, anyhow};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
+use super::axis::Axis;
 use super::histogram::buckets;
-use super::plot::{Area, DOT, DrawError, GRID, INK, LIMIT, decades, tick};
+use super::plot::{Area, DOT, DrawError, INK, LIMIT};
 use crate::row::Row;
 use crate::samples::{Series, digits};
 
@@ -46,32 +47,12 @@ fn paint(area: &Area<'_>, title: &str, series: &[&Series], height: i32) -> Resul
     area.fill(&WHITE)?;
     let text = |size: i32, color: &RGBColor, pos: Pos| ("sans-serif", size).into_font().color(color).pos(pos);
     let left = Pos::new(HPos::Left, VPos::Center);
-    let middle = Pos::new(HPos::Center, VPos::Center);
     let heading = format!("{title}. Bars: samples; black: p50, p95 and p99; red: what the median must reach");
     area.draw_text(&heading, &text(17, &INK, left), (12, 20))?;
 
-    let values = series
-        .iter()
-        .flat_map(|one| one.samples.0.iter().copied().chain(one.limit))
-        .filter(|value| *value > 0.0);
-    let (low, high) = decades(values);
-    let span = f64::from(WIDTH - LEFT - RIGHT);
-    // Within the picture whatever the value is.
-    let x = |value: f64| {
-        let share = (value.max(1e-9).log10() - f64::from(low)) / f64::from(high - low);
-        LEFT + (share.clamp(0.0, 1.0) * span) as i32
-    };
-    let bottom = height - BOTTOM;
-    for decade in low..=high {
-        let value = 10f64.powi(decade);
-        area.draw(&PathElement::new(
-            [(x(value), TOP - 12), (x(value), bottom)],
-            GRID.stroke_width(1),
-        ))?;
-        area.draw_text(&tick(value), &text(15, &INK, middle), (x(value), bottom + 14))?;
-    }
-    let unit = "ms, logarithmic";
-    area.draw_text(unit, &text(15, &INK, middle), (WIDTH / 2, bottom + 34))?;
+    let axis = Axis::of(series, LEFT, WIDTH - RIGHT);
+    let x = |value: f64| axis.x(value);
+    axis.draw(area, TOP - 12, height - BOTTOM)?;
 
     for (one, top) in series
         .iter()

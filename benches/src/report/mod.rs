@@ -1,5 +1,6 @@
 //! What is written: JSON with every sample, Markdown and plots for people, the table in SPECIFICATION.md.
 
+mod axis;
 mod distribution;
 mod histogram;
 mod markdown;

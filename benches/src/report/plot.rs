@@ -4,6 +4,7 @@ use anyhow::{Result, anyhow};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
+use super::axis::Axis;
 use crate::row::Row;
 use crate::samples::{Series, digits};
 
@@ -45,42 +46,15 @@ fn paint(area: &Area<'_>, series: &[&Series], height: i32) -> Result<(), DrawErr
     let text = |size: i32, color: &RGBColor, pos: Pos| ("sans-serif", size).into_font().color(color).pos(pos);
     let left = Pos::new(HPos::Left, VPos::Center);
     let right = Pos::new(HPos::Right, VPos::Center);
-    let middle = Pos::new(HPos::Center, VPos::Center);
     area.draw_text(
         "Waits on one node. A dot: one sample; black: the median; red: its limit; at the right: p50 / p95",
         &text(17, &INK, left),
         (12, 20),
     )?;
 
-    let all = || {
-        series
-            .iter()
-            .flat_map(|one| one.samples.0.iter().copied().chain(one.limit))
-            .filter(|v| *v > 0.0)
-    };
-    let (low, high) = decades(all());
-    let span = f64::from(WIDTH - LABELS - VALUES);
-    // Within the picture whatever the value is.
-    let x = |value: f64| {
-        LABELS
-            + (((value.max(1e-9).log10() - f64::from(low)) / f64::from(high - low)).clamp(0.0, 1.0) * span)
-                as i32
-    };
-    let bottom = height - BOTTOM;
-
-    for decade in low..=high {
-        let value = 10f64.powi(decade);
-        area.draw(&PathElement::new(
-            [(x(value), TOP - 12), (x(value), bottom)],
-            GRID.stroke_width(1),
-        ))?;
-        area.draw_text(&tick(value), &text(15, &INK, middle), (x(value), bottom + 14))?;
-    }
-    area.draw_text(
-        "ms, logarithmic",
-        &text(15, &INK, middle),
-        (LABELS + (span / 2.0) as i32, bottom + 34),
-    )?;
+    let axis = Axis::of(series, LABELS, WIDTH - VALUES);
+    let x = |value: f64| axis.x(value);
+    axis.draw(area, TOP - 12, height - BOTTOM)?;
 
     for (one, y) in series
         .iter()
@@ -106,42 +80,9 @@ fn paint(area: &Area<'_>, series: &[&Series], height: i32) -> Result<(), DrawErr
     area.present()
 }
 
-/// The powers of ten around the values; some, whatever the values are.
-pub(super) fn decades(values: impl Iterator<Item = f64>) -> (i32, i32) {
-    let (low, high) = values
-        .filter(|value| value.is_finite())
-        .fold((f64::MAX, f64::MIN_POSITIVE), |(low, high), value| {
-            (low.min(value), high.max(value))
-        });
-    // A hundredth of a millisecond to 17 minutes: nothing that is measured here lies outside.
-    let low = if low == f64::MAX {
-        0
-    } else {
-        low.log10().floor().clamp(-2.0, 5.0) as i32
-    };
-    let high = (high.log10().ceil().clamp(-2.0, 6.0) as i32).max(low + 1);
-    (low, high)
-}
-
-pub(super) fn tick(value: f64) -> String {
-    if value >= 1000.0 {
-        format!("{:.0} s", value / 1000.0)
-    } else {
-        format!("{value}")
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{decades, draw};
-
-    #[test]
-    fn the_axis_is_bounded_whatever_is_on_it() {
-        assert_eq!(decades([].into_iter()), (0, 1));
-        assert_eq!(decades([f64::NAN, f64::INFINITY].into_iter()), (0, 1));
-        assert_eq!(decades([0.5, 250.0].into_iter()), (-1, 3));
-        assert_eq!(decades([0.0, 1e300].into_iter()), (-2, 6));
-    }
+    use super::draw;
 
     #[test]
     fn nothing_to_draw_is_a_plot_too() {

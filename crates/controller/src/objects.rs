@@ -6,6 +6,9 @@ mod owner;
 pub use conditions::{condition, is_true, mirror, remove, set, unschedulable};
 pub use owner::{Ownership, controller_of, controller_of_kind, owner_reference, ownership};
 
+use std::time::Duration;
+
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 /// A label; `None` if it is not there.
@@ -36,4 +39,10 @@ pub fn namespace(meta: &ObjectMeta) -> &str {
 #[must_use]
 pub fn uid(meta: &ObjectMeta) -> &str {
     meta.uid.as_deref().unwrap_or_default()
+}
+
+/// How long ago something was; nothing, if by this clock it is yet to come.
+#[must_use]
+pub fn age(then: Timestamp, now: Timestamp) -> Duration {
+    Duration::try_from(now.duration_since(then)).unwrap_or_default()
 }

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::{AGENT, SPACE, cluster_with, let_go_on, nobody_panicked, samples, writes};
 use crate::installed::{install, pod_of, words};
+use crate::lost::two_nodes;
 use crate::memory::address;
 use crate::pools::{listed, name, owned_by, pool, template, until};
 use crate::sandboxes::condition;
@@ -228,16 +229,7 @@ async fn a_claim_whose_agent_hangs_says_so_and_is_ready_when_it_goes_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_is_drained_or_lost_moves_the_pool_and_not_the_claims() {
-    let mut kubelet = serde_json::Map::new();
-    kubelet.insert("nodeLeaseDurationSeconds".to_owned(), json!(8));
-    let controller_manager = ["--node-monitor-grace-period=12s", "--node-monitor-period=1s"];
-    let options = ClusterOptions {
-        nodes: 2,
-        controller_manager: controller_manager.map(str::to_owned).to_vec(),
-        kubelet,
-        ..ClusterOptions::default()
-    };
-    let mut cluster = Cluster::up(options).await.unwrap();
+    let mut cluster = Cluster::up(two_nodes()).await.unwrap();
     // The controller is on the node that stays.
     cluster.kubectl(&["cordon", LOST]).await.unwrap();
     install(&cluster, &[GRACE]).await;

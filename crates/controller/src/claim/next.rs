@@ -272,7 +272,7 @@ fn gain(observed: &Observed, now: Timestamp, next: &mut Next) -> Result<(), Trou
             return Ok(());
         }
         Warm::WithoutAddress => {
-            let waited = Duration::try_from(now.duration_since(observed.since)).unwrap_or_default();
+            let waited = objects::age(observed.since, now);
             if let Some(left) = GRACE.checked_sub(waited).filter(|left| !left.is_zero()) {
                 next.look_again_in(left.min(LOOK));
                 return Ok(());

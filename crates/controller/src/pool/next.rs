@@ -371,7 +371,7 @@ fn stuck(
     let Some(created) = created(standby).filter(|_| !is_ready(standby)) else {
         return false;
     };
-    let age = Duration::try_from(now.duration_since(created)).unwrap_or_default();
+    let age = objects::age(created, now);
     if let Some(left) = settings.grace.checked_sub(age) {
         // Nothing happens any more to one that does not get ready.
         next.look_again_in(left.saturating_add(SLACK));

@@ -97,7 +97,7 @@ pub(super) fn stand(observed: &Observed, pod: &Pod, settings: &Settings, now: Ti
     }
     let said = said.filter(|said| said.status == "True");
     let since = said.map_or(now, |said| said.last_transition_time.0);
-    let took = Duration::try_from(now.duration_since(since)).unwrap_or_default();
+    let took = objects::age(since, now);
     let is_over = took >= settings.drain_timeout;
     let guest = match &observed.guest {
         Sight::Seen(guest) => Some(&**guest),

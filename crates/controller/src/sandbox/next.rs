@@ -359,13 +359,8 @@ pub(super) fn can_wait(sandbox: &Sandbox, next: &Next, now: Timestamp) -> Option
     if !next.troubles.is_empty() || is_true(&next.status.conditions, READY) {
         return None;
     }
-    let age = pod
-        .metadata
-        .creation_timestamp
-        .as_ref()
-        .map_or(Duration::ZERO, |made| {
-            Duration::try_from(now.duration_since(made.0)).unwrap_or_default()
-        });
+    let made = pod.metadata.creation_timestamp.as_ref();
+    let age = made.map_or(Duration::ZERO, |made| objects::age(made.0, now));
     let left = WORTH_A_WORD.checked_sub(age).filter(|left| !left.is_zero())?;
     let old = sandbox.status.clone().unwrap_or_default();
     let is_beginning = old.conditions.is_empty() && guest::has_readiness_gate(pod);

@@ -161,14 +161,8 @@ pub(super) fn restore(
         };
         return Some(Restore::Grant(vec![Step::Order { node, order: grant }, open]));
     }
-    let age = pod
-        .metadata
-        .creation_timestamp
-        .as_ref()
-        .map(|made| now.duration_since(made.0));
-    let age = age
-        .and_then(|age| Duration::try_from(age).ok())
-        .unwrap_or_default();
+    let made = pod.metadata.creation_timestamp.as_ref();
+    let age = made.map_or(Duration::ZERO, |made| objects::age(made.0, now));
     let bound = |patience| {
         if filling.golden { GOLDEN_PATIENCE } else { patience }
     };
@@ -204,7 +198,7 @@ fn stranded(observed: &Observed, pod: &Pod, now: Timestamp) -> Option<Restore> {
     }
     let unschedulable = objects::unschedulable(pod)?;
     let since = unschedulable.last_transition_time.as_ref().map(|time| time.0);
-    let waited = since.map(|since| Duration::try_from(now.duration_since(since)).unwrap_or_default());
+    let waited = since.map(|since| objects::age(since, now));
     let node = filling.at.node_name.as_deref().unwrap_or_default();
     let what = format!(
         "node {node}, which has snapshot {}, has no room for it",

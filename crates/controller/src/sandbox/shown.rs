@@ -10,7 +10,7 @@ use dormouse_api::conditions::{SUSPENDED, suspended};
 use jiff::Timestamp;
 
 use super::Step;
-use crate::objects::condition;
+use crate::objects::{self, condition};
 use crate::snapshot;
 
 /// How long a sandbox has been suspended when its snapshot is shown.
@@ -25,7 +25,7 @@ pub(super) fn show(sandbox: &Sandbox, now: Timestamp) -> Result<Step, Option<Dur
         .filter(|said| said.status == "True" && said.reason == suspended::POD_TERMINATED)
         .map(|said| said.last_transition_time.0)
         .ok_or(None)?;
-    let age = Duration::try_from(now.duration_since(since)).unwrap_or_default();
+    let age = objects::age(since, now);
     match SETTLED.checked_sub(age).filter(|left| !left.is_zero()) {
         Some(left) => Err(Some(left)),
         None => Ok(Step::CreateSnapshot(Box::new(snapshot::of_suspend(

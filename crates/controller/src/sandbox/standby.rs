@@ -80,8 +80,8 @@ fn settles_in(sandbox: &Sandbox, pod: &Pod, now: Timestamp) -> Option<Duration> 
     let status = sandbox.status.as_ref()?;
     let ready = condition(&status.conditions, READY).filter(|ready| ready.status == "True")?;
     let is_probed = objects::annotation(&pod.metadata, ANNOTATION_PROBES).is_some();
-    let age = now.duration_since(ready.last_transition_time.0);
-    Some(settling(is_probed).saturating_sub(Duration::try_from(age).unwrap_or_default()))
+    let age = objects::age(ready.last_transition_time.0, now);
+    Some(settling(is_probed).saturating_sub(age))
 }
 
 /// What is to be done about the guest of a standby whose agent is heard.

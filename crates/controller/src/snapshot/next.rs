@@ -248,7 +248,7 @@ pub(super) fn left(observed: &Observed, now: Timestamp) -> Option<Duration> {
         .filter(|_| own.is_none() && !snapshot.spec.pinned);
     let ttl = own.and_then(dormouse_core::parse_duration).or(default)?;
     let taken = snapshot.status.as_ref()?.taken_at.as_ref()?.0;
-    let age = Duration::try_from(now.duration_since(taken)).unwrap_or_default();
+    let age = objects::age(taken, now);
     Some(ttl.saturating_sub(age))
 }
 

@@ -81,6 +81,20 @@ impl Controller {
     }
 }
 
+impl Controller {
+    /// A claim of this name comes, and is looked at.
+    async fn serve(&self, server: &Server, name: &str) {
+        let mut claim = claim();
+        claim.metadata.name = Some(name.to_owned());
+        claim.metadata.uid = Some(format!("{name}-uid"));
+        server.put("sandboxclaims", &claim);
+        self.hear(server);
+        reconcile(Arc::new(claim), Arc::clone(&self.context))
+            .await
+            .unwrap();
+    }
+}
+
 #[tokio::test]
 async fn those_of_a_lost_node_are_not_given_away() {
     let server = Server::new(&placed(&[
@@ -147,14 +161,7 @@ async fn after_an_agent_that_did_not_answer_those_of_others_come_first() {
     );
     // The next claim does not wait for it, too.
     let next_claim = async |name: &str| {
-        let mut claim = claim();
-        claim.metadata.name = Some(name.to_owned());
-        claim.metadata.uid = Some(format!("{name}-uid"));
-        server.put("sandboxclaims", &claim);
-        controller.hear(&server);
-        reconcile(Arc::new(claim), Arc::clone(&controller.context))
-            .await
-            .unwrap();
+        controller.serve(&server, name).await;
         let all = server.all::<SandboxClaim>("sandboxclaims");
         let claim = all
             .iter()
@@ -328,14 +335,7 @@ async fn claims_beyond_the_pool_get_sandboxes_of_their_own() {
     let server = Server::new(&[standby(&pool(), "a", true)]);
     let controller = Controller::of(&server);
     for name in ["claim", "second", "third"] {
-        let mut claim = claim();
-        claim.metadata.name = Some(name.to_owned());
-        claim.metadata.uid = Some(format!("{name}-uid"));
-        server.put("sandboxclaims", &claim);
-        controller.hear(&server);
-        reconcile(Arc::new(claim), Arc::clone(&controller.context))
-            .await
-            .unwrap();
+        controller.serve(&server, name).await;
     }
     let told: Vec<Option<String>> = server.all("sandboxclaims").iter().map(told).collect();
     let names = ["a", "second", "third"].map(|name| Some(name.to_owned()));

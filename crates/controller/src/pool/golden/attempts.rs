@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use crate::objects::age;
+
 /// How long at most the standbys of a node wait for its golden snapshot, once for each template.
 pub(super) const HOPE: Duration = Duration::from_secs(60);
 
@@ -41,10 +43,6 @@ pub(super) enum Hope {
     Gone,
 }
 
-fn since(then: Timestamp, now: Timestamp) -> Duration {
-    Duration::try_from(now.duration_since(then)).unwrap_or_default()
-}
-
 impl Attempts {
     /// From now on it is about a template, and what is too long ago is forgotten.
     pub(super) fn turn_to(&mut self, hash: &str, now: Timestamp) {
@@ -54,12 +52,12 @@ impl Attempts {
             self.asked.clear();
             self.refused.clear();
         }
-        self.refused.retain(|_, then| since(*then, now) < RETRY);
+        self.refused.retain(|_, then| age(*then, now) < RETRY);
     }
 
     /// A golden snapshot could not be had, or made.
     pub(in crate::pool) fn refused(&mut self, golden: &str, then: Timestamp, now: Timestamp) {
-        if since(then, now) < RETRY {
+        if age(then, now) < RETRY {
             let known = self.refused.entry(golden.to_owned()).or_insert(then);
             *known = then.max(*known);
         }
@@ -73,7 +71,7 @@ impl Attempts {
     /// How long until a golden snapshot may be asked for on a node.
     pub(super) fn pause(&self, node: &str, now: Timestamp) -> Duration {
         let asked = self.asked.get(node);
-        asked.map_or(Duration::ZERO, |then| PAUSE.saturating_sub(since(*then, now)))
+        asked.map_or(Duration::ZERO, |then| PAUSE.saturating_sub(age(*then, now)))
     }
 
     /// One is asked for on a node.
@@ -84,7 +82,7 @@ impl Attempts {
     pub(super) fn hope(&self, node: &str, now: Timestamp) -> Hope {
         match self.since.get(node) {
             None => Hope::Fresh,
-            Some(then) => match HOPE.checked_sub(since(*then, now)) {
+            Some(then) => match HOPE.checked_sub(age(*then, now)) {
                 Some(left) if !left.is_zero() => Hope::Left(left),
                 _ => Hope::Gone,
             },

@@ -158,16 +158,14 @@ fn choice(look: &Look<'_>) -> Choice {
             let load = choice.loads.entry(node.to_owned()).or_default();
             *load = load.saturating_add(1);
         }
-        let is_late = standby.created().is_some_and(|made| age(made, look.now) < RETRY);
+        let is_late = standby
+            .created()
+            .is_some_and(|made| objects::age(made, look.now) < RETRY);
         choice
             .missed
             .extend(standby.missed().filter(|_| is_late).map(str::to_owned));
     }
     choice
-}
-
-pub(super) fn age(made: Timestamp, now: Timestamp) -> Duration {
-    Duration::try_from(now.duration_since(made)).unwrap_or_default()
 }
 
 /// The pool wants none, or not its own.

@@ -6,7 +6,7 @@ use dormouse_api::dormouse::SandboxSnapshot;
 use jiff::Timestamp;
 
 use super::attempts::RETRY;
-use super::decide::{Decision, FAILED, Look, News, age};
+use super::decide::{Decision, FAILED, Look, News};
 use super::object::{self, State};
 use crate::objects;
 use crate::snapshot;
@@ -18,8 +18,8 @@ const TAKES: Duration = Duration::from_secs(120);
 pub(super) fn keep_or_not(look: &Look<'_>, golden: &SandboxSnapshot, state: State, decision: &mut Decision) {
     let name = objects::name(&golden.metadata);
     let made = created(golden);
-    let is_older = |bound| made.is_some_and(|made| age(made, look.now) >= bound);
-    let left = |bound: Duration| made.map(|made| bound.saturating_sub(age(made, look.now)));
+    let is_older = |bound| made.is_some_and(|made| objects::age(made, look.now) >= bound);
+    let left = |bound: Duration| made.map(|made| bound.saturating_sub(objects::age(made, look.now)));
     match state {
         State::Ready => {
             let refused = decision.attempts.was_refused(name);

@@ -79,7 +79,7 @@ impl Standing {
             return None;
         }
         let ready = condition(&self.sandbox.status.as_ref()?.conditions, READY)?;
-        let age = now.duration_since(ready.last_transition_time.0);
-        Some(settles.saturating_sub(Duration::try_from(age).unwrap_or_default()))
+        let age = objects::age(ready.last_transition_time.0, now);
+        Some(settles.saturating_sub(age))
     }
 }
