@@ -7,7 +7,6 @@ mod written;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kube::client::ClientBuilder;
 use kube::{Client, Config};
 
 pub use limit::Rate;
@@ -21,7 +20,7 @@ use crate::metrics::Metrics;
 ///
 /// If the configuration is not sound.
 pub fn client(config: Config, rate: Option<Rate>, metrics: Arc<Metrics>) -> Result<Client, kube::Error> {
-    Ok(ClientBuilder::try_from(config)?
+    Ok(dormouse_apiserver::builder(config)?
         .with_layer(&count::CountLayer::new(metrics))
         .with_layer(&limit::LimitLayer::new(rate))
         .build())
@@ -45,7 +44,7 @@ pub(crate) fn lease_client(
     config.read_timeout = Some(LEASE_ANSWER);
     config.write_timeout = Some(LEASE_ANSWER);
     let written = Arc::new(Written::default());
-    let client = ClientBuilder::try_from(config)?
+    let client = dormouse_apiserver::builder(config)?
         .with_layer(&count::CountLayer::new(metrics))
         .with_layer(&written::WrittenLayer::new(Arc::clone(&written)))
         .build();

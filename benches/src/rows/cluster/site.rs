@@ -59,7 +59,9 @@ impl Site {
         let config = Config::from_custom_kubeconfig(config, &KubeConfigOptions::default())
             .await
             .context("the cluster's kubeconfig")?;
-        let client = Client::try_from(config).context("a client of the cluster")?;
+        let client = dormouse_apiserver::builder(config)
+            .context("a client of the cluster")?
+            .build();
         let site = Self { cluster, client };
         site.cluster
             .apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SPACE}}))

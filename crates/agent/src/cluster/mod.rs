@@ -14,7 +14,6 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use dormouse_tls::{Name, NameError};
-use kube::Client;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -80,7 +79,9 @@ pub async fn run(place: Place, service: NodeService, stop: CancellationToken) ->
         Some(config) => config,
         None => kube::Config::infer().await.map_err(ClusterError::Config)?,
     };
-    let client = Client::try_from(config).map_err(ClusterError::Client)?;
+    let client = dormouse_apiserver::builder(config)
+        .map_err(ClusterError::Client)?
+        .build();
     let published = tokio::spawn(publish::keep(
         client.clone(),
         place.node.clone(),
