@@ -71,9 +71,8 @@ impl LateEnv {
             }
         };
         let file = get(ANNOTATION_LATE_ENV)?.map(file).transpose()?;
-        let exec = get(ANNOTATION_LATE_ENV_EXEC)?.map(|value| {
-            command(value).ok_or_else(|| LateEnvError::BadExec { value: shown(value) })
-        });
+        let exec = get(ANNOTATION_LATE_ENV_EXEC)?
+            .map(|value| command(value).ok_or_else(|| LateEnvError::BadExec { value: shown(value) }));
         match (file, exec.transpose()?) {
             (Some(file), exec) => Ok(Some(Self {
                 file,
@@ -217,13 +216,27 @@ mod tests {
         let late = late.unwrap().unwrap();
         assert_eq!(late.file, "/run/claim/env");
         assert_eq!(late.exec, ["/bin/reload", "--now"]);
-        assert_eq!(read(&[(ANNOTATION_LATE_ENV, "/env")]).unwrap().unwrap().exec, [""; 0]);
+        assert_eq!(
+            read(&[(ANNOTATION_LATE_ENV, "/env")]).unwrap().unwrap().exec,
+            [""; 0]
+        );
     }
 
     #[test]
     fn what_cannot_be_meant_is_refused() {
         let long = format!("/{}", "x".repeat(MAX_VALUE));
-        for file in ["", "/", "env", "/run/", "/run//env", "/run/../env", "/./env", "/a\nb", "/a\0b", &long] {
+        for file in [
+            "",
+            "/",
+            "env",
+            "/run/",
+            "/run//env",
+            "/run/../env",
+            "/./env",
+            "/a\nb",
+            "/a\0b",
+            &long,
+        ] {
             assert!(read(&[(ANNOTATION_LATE_ENV, file)]).is_err(), "{file:?}");
         }
         for exec in ["", "[]", "/bin/true", r#"[""]"#, r#"["a\u0000b"]"#] {
@@ -261,7 +274,9 @@ mod tests {
 
     #[test]
     fn of_two_of_a_name_the_later_one_counts() {
-        let file = variables(&[("A", "1"), ("B", "it's"), ("A", "2")]).unwrap().to_file();
+        let file = variables(&[("A", "1"), ("B", "it's"), ("A", "2")])
+            .unwrap()
+            .to_file();
         assert_eq!(file, "A='2'\nB='it'\\''s'\n");
     }
 
