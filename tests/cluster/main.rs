@@ -13,6 +13,7 @@ mod golden;
 mod install;
 mod installed;
 mod installer;
+mod late_env;
 mod life;
 mod lost;
 mod memory;

@@ -135,7 +135,7 @@ async fn words_of(cluster: &Cluster, space: &str, count: usize) -> BTreeMap<Stri
     words
 }
 
-/// Claims a sandbox, and waits for it. Says what it took by the controller's clock.
+/// Claims a sandbox, and waits for it.
 pub(crate) async fn claim(cluster: &Cluster, space: &str, name: &str) -> Value {
     cluster
         .apply(&json!({
@@ -144,6 +144,11 @@ pub(crate) async fn claim(cluster: &Cluster, space: &str, name: &str) -> Value {
         }))
         .await
         .unwrap();
+    ready(cluster, space, name).await
+}
+
+/// Waits until a claim is ready, and says what it took by the controller's clock. Its sandbox.
+pub(crate) async fn ready(cluster: &Cluster, space: &str, name: &str) -> Value {
     let claimed = wait::until("a claim that is ready", LIMIT, async || {
         let claim = cluster.get("sandboxclaim", space, name).await?;
         let at = &claim["metadata"]["annotations"]["agents.x-k8s.io/claim-first-ready-at"];

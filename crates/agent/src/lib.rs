@@ -11,6 +11,7 @@ pub mod clock;
 pub mod cluster;
 pub mod config;
 pub mod context;
+mod deliver;
 pub mod drivers;
 pub mod enter;
 pub mod facts;

@@ -59,6 +59,12 @@ pub mod annotations {
     pub const GOLDEN: &str = "dormouse.dev/golden";
     /// Ours, on a standby: the node that its pod is best on.
     pub const PREFERRED_NODE: &str = "dormouse.dev/preferred-node";
+    /// Ours, on the Sandbox of a claim: UID of the pod that was started before the claim's environment was known.
+    pub const LATE_ENV_POD: &str = "dormouse.dev/late-env-pod";
+    /// Ours, on the claim: UID of the pod that its environment was delivered to.
+    pub const LATE_ENV_DELIVERED: &str = "dormouse.dev/late-env-delivered";
+    /// Ours, on the claim: why its environment could not be delivered, so that it gets a sandbox of its own.
+    pub const LATE_ENV_REFUSED: &str = "dormouse.dev/late-env-refused";
     /// Ours, on a Node, `"false"`: that it is cordoned does not mean that it is drained.
     pub const DRAIN: &str = "dormouse.dev/drain";
 }

@@ -266,6 +266,16 @@ impl Node for Stub {
         std::future::pending().await
     }
 
+    async fn deliver_environment(
+        &self,
+        _: Request<v1::DeliverEnvironmentRequest>,
+    ) -> Result<Response<v1::DeliverEnvironmentResponse>, Status> {
+        Err(status(
+            Reason::EnvironmentNotTaken,
+            "only the controller asks for it",
+        ))
+    }
+
     async fn wake(&self, request: Request<v1::WakeRequest>) -> Result<Response<v1::WakeResponse>, Status> {
         let request = request.into_inner();
         let pod = known(request.pod.clone())?;

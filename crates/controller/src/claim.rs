@@ -7,8 +7,10 @@
 
 mod candidates;
 mod cold;
+mod deliver;
 mod expiry;
 mod hand_over;
+mod late;
 mod metadata;
 mod next;
 mod note;
@@ -26,6 +28,7 @@ pub(crate) mod tests;
 mod writes;
 
 pub use candidates::{Candidates, Choice, Hold, Reservation};
+pub use late::Environment;
 pub use next::{Next, Observed, Settings, Warm, next};
 pub use note::Notes;
 pub use passed::Passed;

@@ -34,6 +34,14 @@ pub(crate) struct Store {
     pub(crate) refuses: Option<Reason>,
     /// Whether it answers no order to wake.
     pub(crate) hangs: bool,
+    /// Why it refuses environments.
+    pub(crate) refuses_environments: Option<Reason>,
+    /// Whether it answers no order to deliver one.
+    pub(crate) hangs_on_environments: bool,
+    /// Whether it is of a version that does not know them.
+    pub(crate) is_old: bool,
+    /// Those that it has delivered.
+    pub(crate) environments: Vec<v1::DeliverEnvironmentRequest>,
 }
 
 impl Agent {
@@ -109,6 +117,31 @@ impl Agent {
         })
     }
 
+    fn deliver(
+        &self,
+        request: v1::DeliverEnvironmentRequest,
+    ) -> Result<v1::DeliverEnvironmentResponse, Status> {
+        let mut store = self.0.lock().unwrap();
+        store.log.push(format!("deliver {}", request.container));
+        if let Some(reason) = store.refuses_environments {
+            return Err(status(reason, "it refuses"));
+        }
+        store.environments.push(request);
+        Ok(v1::DeliverEnvironmentResponse::default())
+    }
+
+    fn hangs_on(&self, verb: &str) -> bool {
+        let mut store = self.0.lock().unwrap();
+        match verb {
+            "Wake" => store.hangs,
+            "DeliverEnvironment" if store.hangs_on_environments => {
+                store.log.push("hangs".to_owned());
+                true
+            }
+            _ => false,
+        }
+    }
+
     fn with<T>(&self, verb: &str, id: &str, act: impl FnOnce(&mut Store, usize) -> T) -> Result<T, Status> {
         let mut store = self.0.lock().unwrap();
         store.log.push(verb.to_owned());
@@ -142,7 +175,10 @@ impl Service<Request<Body>> for Agent {
             .to_owned();
         Box::pin(async move {
             let answer = match verb.as_str() {
-                "Wake" if agent.0.lock().unwrap().hangs => std::future::pending().await,
+                verb if agent.hangs_on(verb) => std::future::pending().await,
+                "DeliverEnvironment" if !agent.0.lock().unwrap().is_old => {
+                    serve(request, move |asked| agent.deliver(asked)).await
+                }
                 "Wake" => serve(request, move |asked| agent.wake(asked)).await,
                 "CreateSnapshot" => serve(request, move |asked| agent.create(asked)).await,
                 "GetSnapshot" => {

@@ -7,6 +7,7 @@
 mod admission;
 mod bandwidth;
 mod day;
+mod late_env;
 mod moment;
 mod policy;
 mod pressure;
@@ -23,6 +24,10 @@ mod wish;
 pub use admission::{Admission, AdmissionLimits, Claim, ClaimKind, Memory, Verdict};
 pub use bandwidth::Bandwidth;
 pub use day::{Day, InvalidDay};
+pub use late_env::{
+    ANNOTATION_LATE_ENV, ANNOTATION_LATE_ENV_EXEC, LateEnv, LateEnvError, MAX_VARIABLES, MAX_VARIABLES_BYTES,
+    Variables, VariablesError,
+};
 pub use moment::Moment;
 pub use policy::{
     ANNOTATION_DOZE_AFTER, ANNOTATION_DURABLE, ANNOTATION_FALLBACK, ANNOTATION_FREEZE_AFTER,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ANNOTATION_PROBES, BirthWish, ShellPolicy, WakeSchedule};
+use crate::{ANNOTATION_PROBES, BirthWish, LateEnv, LateEnvError, ShellPolicy, WakeSchedule};
 
 /// What every annotation of Dormouse begins with.
 pub const ANNOTATION_PREFIX: &str = "dormouse.dev/";
@@ -245,6 +245,9 @@ pub enum PolicyError {
         /// Which annotation.
         annotation: String,
     },
+    /// An annotation about the environment of claims cannot be used.
+    #[error(transparent)]
+    LateEnv(#[from] LateEnvError),
 }
 
 /// Shortens hostile input for a message and takes control characters out.
@@ -274,7 +277,7 @@ impl Policy {
             if !key.starts_with(ANNOTATION_PREFIX) {
                 break;
             }
-            if BirthWish::knows(key) || key == ANNOTATION_PROBES {
+            if BirthWish::knows(key) || LateEnv::knows(key) || key == ANNOTATION_PROBES {
                 continue;
             }
             if value.len() > MAX_VALUE {
@@ -307,6 +310,7 @@ impl Policy {
                 }
             }
         }
+        LateEnv::from_annotations(annotations)?;
         policy.check()?;
         Ok((managed, policy))
     }

@@ -197,6 +197,10 @@ reasons! {
     RestoreNotGranted,
     /// The snapshot was restored into the pod, and what was to follow on that failed.
     PostRestoreFailed,
+    /// The pod takes no environment variables once it runs: it has not said so at its birth.
+    EnvironmentNotTaken,
+    /// A claim's environment could not be written into the container, or the command that follows on it failed.
+    EnvironmentNotDelivered,
     /// The pod was filled from a snapshot of another pod, or of itself in an earlier sandbox.
     Restored,
     /// The guest's memory could not be restored, and its policy let it start without.

@@ -22,10 +22,10 @@ pub const ANNOTATION_IDENTITY: &str = "dormouse.dev/identity";
 pub const ANNOTATION_RESTORED_FROM: &str = "dormouse.dev/restored-from";
 
 /// The longest value of one of these, in bytes.
-const MAX_VALUE: usize = 4096;
+pub(crate) const MAX_VALUE: usize = 4096;
 
 /// The most words of a command.
-const MAX_WORDS: usize = 64;
+pub(crate) const MAX_WORDS: usize = 64;
 
 /// Signals that a guest may be told of its new identity with.
 const SIGNALS: [&str; 5] = ["SIGHUP", "SIGUSR1", "SIGUSR2", "SIGWINCH", "SIGCONT"];
@@ -175,13 +175,17 @@ fn snapshot(value: &str) -> Result<String, WishError> {
 }
 
 fn exec(value: &str) -> Result<Vec<String>, WishError> {
+    command(value).ok_or_else(|| WishError::BadExec { value: shown(value) })
+}
+
+/// A command that is written as a JSON array of at most [`MAX_WORDS`] words; `None` if it is none.
+pub(crate) fn command(value: &str) -> Option<Vec<String>> {
     serde_json::from_str::<Vec<String>>(value)
         .ok()
         .filter(|words| (1..=MAX_WORDS).contains(&words.len()))
         .filter(|words| {
             words.iter().all(|word| !word.contains('\0')) && words.first().is_some_and(|w| !w.is_empty())
         })
-        .ok_or_else(|| WishError::BadExec { value: shown(value) })
 }
 
 fn signal(value: &str) -> Result<String, WishError> {

@@ -10,6 +10,7 @@
 mod backoff;
 mod error;
 mod event;
+mod exec;
 mod feed;
 mod index;
 mod launch;
@@ -17,7 +18,6 @@ mod look;
 mod parse;
 mod pod;
 mod podcgroup;
-mod probe_exec;
 mod runtime;
 mod session;
 mod signal;
@@ -25,10 +25,10 @@ mod state;
 
 pub use error::{AnswerError, CallError, ConnectError, RunError};
 pub use event::PodEvent;
+pub use exec::ExecEnd;
 pub use index::Index;
 pub use launch::{
     ContainerRequest, ExecOutput, ListedPod, MountRequest, PodRequest, RunningPod, pod_cgroup_parent,
 };
 pub use pod::{Container, ContainerState, Pod};
-pub use probe_exec::ProbeExec;
 pub use runtime::{CgroupDriver, DEFAULT_ENDPOINT, NAMESPACE, Runtime, RuntimeVersion, namespaced};

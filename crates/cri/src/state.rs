@@ -4,8 +4,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::event::PodEvent;
+use crate::exec::is_probes;
 use crate::pod::Pod;
-use crate::probe_exec::is_probes;
 use crate::signal::Signal;
 
 /// The pods that are known.

@@ -3,6 +3,7 @@
 
 mod client;
 mod convert;
+mod secret;
 mod status;
 
 pub use client::{ConnectError, NodeClient, connect};

@@ -76,6 +76,8 @@ const fn code(reason: Reason) -> Code {
         | Reason::NetworkKindMismatch
         | Reason::ContainersMismatch
         | Reason::RestoreNotGranted
+        | Reason::EnvironmentNotTaken
+        | Reason::EnvironmentNotDelivered
         | Reason::GuestGone => Code::FailedPrecondition,
         _ => Code::Internal,
     }

@@ -1,6 +1,7 @@
 //! One actor per pod: owns the pod's state, takes orders, observations and timers, asks `core::next`, and
 //! runs what it says through a driver.
 
+mod deliver;
 mod found;
 mod idle;
 mod orders;
@@ -19,7 +20,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use dormouse_core::{
-    Abilities, Action, Input, Moment, Order, PodState, Policy, Reason, Rung, Transition, WakeSource, next,
+    Abilities, Action, Input, Moment, Order, PodState, Policy, Reason, Rung, Transition, Variables,
+    WakeSource, next,
 };
 use dormouse_cri::Pod;
 use dormouse_net::{FrameSummary, WireMode};
@@ -83,6 +85,15 @@ pub enum Message {
         managed: bool,
         /// The policy to start with.
         policy: Option<(Policy, u64)>,
+        /// Where the answer goes.
+        answer: oneshot::Sender<Result<Arc<PodView>, OrderFailed>>,
+    },
+    /// Give environment variables to a container.
+    Deliver {
+        /// Its name.
+        container: String,
+        /// The variables.
+        variables: Variables,
         /// Where the answer goes.
         answer: oneshot::Sender<Result<Arc<PodView>, OrderFailed>>,
     },
@@ -174,6 +185,8 @@ struct Actor {
     shell: shell::OwnShell,
     probing: probing::Probing,
     settling: Vec<oneshot::Sender<()>>,
+    /// Whose turn it is to give environment variables to the pod.
+    deliveries: Arc<tokio::sync::Mutex<()>>,
     /// Whether an earlier agent knew the pod.
     recalled: bool,
     self_sender: mpsc::Sender<Message>,
@@ -224,6 +237,7 @@ pub fn spawn(ctx: Arc<Context>, pod: Arc<Pod>, ready: oneshot::Sender<()>) -> Ha
         shell: shell::OwnShell::default(),
         probing: probing::Probing::default(),
         settling: Vec::new(),
+        deliveries: Arc::default(),
         recalled: false,
         self_sender: sender.clone(),
         view: watch::channel(Arc::new(report::blank(&pod))).0,
@@ -376,6 +390,11 @@ impl Actor {
                 let result = self.manage(managed, policy).await;
                 let _ = answer.send(result.map(|()| self.view.borrow().clone()));
             }
+            Message::Deliver {
+                container,
+                variables,
+                answer,
+            } => self.deliver(&container, variables, answer),
             Message::ForgetExecs => {
                 while self.state.execs > 0 {
                     self.apply(Input::ExecEnded);

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-use dormouse_core::{Order, Policy, Reason, Rung, WakeSource};
+use dormouse_core::{Order, Policy, Reason, Rung, Variables, WakeSource};
 use dormouse_rpc::v1::{self, node_server::Node};
 use dormouse_snapshot::SnapshotId;
 use futures::future::join_all;
@@ -303,6 +303,34 @@ impl Node for NodeService {
         let view = self.ask(&handle, message, answered).await?;
         Ok(Response::new(v1::SetPolicyResponse {
             pod: Some(messages::pod(&view)),
+        }))
+    }
+
+    async fn deliver_environment(
+        &self,
+        request: Request<v1::DeliverEnvironmentRequest>,
+    ) -> Result<Response<v1::DeliverEnvironmentResponse>, Status> {
+        self.open()?;
+        let began = Instant::now();
+        let request = request.into_inner();
+        let variables = request.variables.into_iter();
+        let variables = Variables::new(
+            variables
+                .map(|variable| (variable.name, variable.value))
+                .collect(),
+        )
+        .map_err(|error| dormouse_rpc::status(Reason::InvalidRequest, error.to_string()))?;
+        let handle = self.find(request.pod)?;
+        let (answer, answered) = oneshot::channel();
+        let message = Message::Deliver {
+            container: request.container,
+            variables,
+            answer,
+        };
+        let view = self.ask(&handle, message, answered).await?;
+        Ok(Response::new(v1::DeliverEnvironmentResponse {
+            pod: Some(messages::pod(&view)),
+            took: Some(messages::duration(began.elapsed())),
         }))
     }
 

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_core::{Probe, ProbeAction, ProbeOutcome};
-use dormouse_cri::{ProbeExec, Runtime};
+use dormouse_cri::{ExecEnd, Runtime};
 use dormouse_net::{Flow, PodKey};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -191,9 +191,9 @@ impl Run {
     async fn exec(&self, command: &[String], timeout: Duration) -> Option<Result<(), Failed>> {
         let id = &self.target.container_id;
         match self.runtime.probe_exec(id, command, timeout).await {
-            Ok(ProbeExec::Exited(0)) => Some(Ok(())),
-            Ok(ProbeExec::Exited(status)) => Some(Err(Failed::Command(status))),
-            Ok(ProbeExec::TimedOut) => Some(Err(Failed::TimedOut(timeout))),
+            Ok(ExecEnd::Exited(0)) => Some(Ok(())),
+            Ok(ExecEnd::Exited(status)) => Some(Err(Failed::Command(status))),
+            Ok(ExecEnd::TimedOut) => Some(Err(Failed::TimedOut(timeout))),
             Err(error) => {
                 tracing::debug!(container = id, "a probe's command could not be run: {error}");
                 None

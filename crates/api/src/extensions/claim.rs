@@ -34,7 +34,8 @@ pub struct SandboxClaimSpec {
     /// Labels and annotations that the pod gets beside the template's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub additional_pod_metadata: Option<PodMetadata>,
-    /// Environment variables; a claim that has any gets a sandbox of its own, started for it.
+    /// Environment variables; a claim that has any gets a sandbox of its own, started for it, unless the template takes them
+    /// late.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub env: Vec<ClaimEnv>,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use dormouse_core::Policy;
+use dormouse_core::{Policy, Variables};
 use dormouse_rpc::{NodeClient, reason_of, v1};
 use thiserror::Error;
 
@@ -37,6 +37,15 @@ pub enum Order {
     Wake {
         /// UID of the pod.
         pod: String,
+    },
+    /// Gives environment variables to a container that runs.
+    DeliverEnvironment {
+        /// UID of the pod.
+        pod: String,
+        /// Name of the container.
+        container: String,
+        /// The variables.
+        variables: Variables,
     },
     /// Has the guest saved and ended.
     Hibernate {
@@ -127,6 +136,7 @@ impl Order {
             Self::Freeze { .. } => "freeze the guest",
             Self::Doze { .. } => "let the guest doze",
             Self::Wake { .. } => "wake the guest",
+            Self::DeliverEnvironment { .. } => "deliver the environment",
             Self::Hibernate { .. } => "hibernate the guest",
             Self::Snapshot { .. } => "take a snapshot",
             Self::Describe { .. } => "describe the snapshot",
@@ -140,7 +150,7 @@ impl Order {
     /// Whether a guest stands otherwise after it.
     #[must_use]
     pub const fn moves_guest(&self) -> bool {
-        !matches!(self, Self::Pin { .. })
+        !matches!(self, Self::Pin { .. } | Self::DeliverEnvironment { .. })
     }
 
     /// Whether a guest sleeps after it.
@@ -221,6 +231,28 @@ pub(super) async fn give(mut client: NodeClient, node: &str, order: Order) -> Re
                 }
             );
             ordered(done.pod, done.outcome)
+        }
+        Order::DeliverEnvironment {
+            pod,
+            container,
+            variables,
+        } => {
+            let pairs = variables.pairs().iter().cloned();
+            let request = v1::DeliverEnvironmentRequest {
+                pod: by_uid(pod),
+                container,
+                variables: pairs
+                    .map(|(name, value)| v1::deliver_environment_request::Variable { name, value })
+                    .collect(),
+            };
+            let done = call!(deliver_environment, request);
+            Ordered {
+                took: done
+                    .took
+                    .and_then(|took| took.try_into().ok())
+                    .unwrap_or_default(),
+                ..ordered(done.pod, None)
+            }
         }
         Order::Hibernate { pod } => {
             let done = call!(
@@ -306,7 +338,12 @@ fn refusal(node: &str, what: &'static str, status: &tonic::Status) -> OrderError
         may_pass: reason != Some(dormouse_core::Reason::SnapshotNotFound)
             && !matches!(
                 status.code(),
-                Code::InvalidArgument | Code::FailedPrecondition | Code::PermissionDenied | Code::DataLoss
+                Code::InvalidArgument
+                    | Code::FailedPrecondition
+                    | Code::PermissionDenied
+                    | Code::DataLoss
+                    // An agent of an earlier version.
+                    | Code::Unimplemented
             ),
     }
 }

@@ -12,7 +12,8 @@ use super::{Trouble, metadata, volumes};
 use crate::objects::{self, owner_reference};
 use crate::template::sandbox_spec;
 
-/// Whether a standby would not do: what the claim brings has to be there when the pod starts.
+/// Whether a standby would not do as it is: what the claim brings has to be there when the pod starts, unless the standby
+/// [takes it later](super::late).
 pub(super) fn is_wanted(claim: &SandboxClaim) -> bool {
     !claim.spec.env.is_empty() || !claim.spec.volume_claim_templates.is_empty()
 }
@@ -53,7 +54,10 @@ pub(super) fn build(claim: &SandboxClaim, template: &SandboxTemplate) -> Result<
 }
 
 /// Puts environment variables into the containers that they are for; without one, into the first.
-fn inject(spec: &mut PodSpec, env: &[ClaimEnv], policy: InjectionPolicy) -> Result<(), Trouble> {
+///
+/// # Errors
+/// The template does not take one of them, or there is no such container.
+pub(super) fn inject(spec: &mut PodSpec, env: &[ClaimEnv], policy: InjectionPolicy) -> Result<(), Trouble> {
     if env.is_empty() {
         return Ok(());
     }

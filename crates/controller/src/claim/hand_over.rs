@@ -5,6 +5,7 @@ use dormouse_api::extensions::{SandboxClaim, SandboxTemplate, SandboxWarmPool};
 use dormouse_api::names::{annotations, labels, name_hash};
 use serde_json::{Map, Value, json};
 
+use super::late::Taken;
 use super::{Trouble, metadata};
 use crate::objects::{self, controller_of_kind, owner_reference};
 use crate::patch::map_difference;
@@ -27,11 +28,12 @@ pub(super) fn is_standby_of(sandbox: &Sandbox, pool: &SandboxWarmPool) -> bool {
 }
 
 /// What makes a standby the claim's, in one write that fails if anybody has written it since. The UID of the claim in
-/// it is what leads back here after a crash.
+/// it is what leads back here after a crash. `late`: what it takes of the claim's environment.
 pub(super) fn patch(
     standby: &Sandbox,
     claim: &SandboxClaim,
     template: Option<&SandboxTemplate>,
+    late: Option<&Taken>,
 ) -> Result<Value, Trouble> {
     let meta = &standby.metadata;
     let mut new_labels = meta.labels.clone().unwrap_or_default();
@@ -62,6 +64,10 @@ pub(super) fn patch(
         new_annotations.insert(annotations::TRACE_CONTEXT.to_owned(), trace.to_owned());
     }
 
+    if let Some(late) = late {
+        new_annotations.insert(annotations::LATE_ENV_POD.to_owned(), late.pod.clone());
+    }
+
     let there = standby.spec.pod_template.metadata.as_ref();
     let hash = objects::label(meta, labels::TEMPLATE_REF_HASH);
     let wanted = match template {
@@ -83,7 +89,8 @@ pub(super) fn patch(
         map_difference(meta.annotations.as_ref(), Some(&new_annotations)),
     );
     let mut patch = json!({ "metadata": changed });
-    put(&mut patch, "spec", pod_metadata_patch(there, &wanted));
+    let containers = late.map(|late| json!({ "containers": late.containers }));
+    put(&mut patch, "spec", pod_template_patch(there, &wanted, containers));
     Ok(patch)
 }
 
@@ -118,14 +125,18 @@ pub(super) fn correction(
         put(&mut patch, "metadata", Some(json!({ "labels": changes })));
     }
     let there = sandbox.spec.pod_template.metadata.as_ref();
-    put(&mut patch, "spec", pod_metadata_patch(there, &wanted));
+    put(&mut patch, "spec", pod_template_patch(there, &wanted, None));
     Ok(patch
         .as_object()
         .is_some_and(|fields| !fields.is_empty())
         .then_some(patch))
 }
 
-fn pod_metadata_patch(there: Option<&PodMetadata>, wanted: &PodMetadata) -> Option<Value> {
+fn pod_template_patch(
+    there: Option<&PodMetadata>,
+    wanted: &PodMetadata,
+    spec: Option<Value>,
+) -> Option<Value> {
     let mut changed = Map::new();
     let pairs = [
         (
@@ -144,7 +155,15 @@ fn pod_metadata_patch(there: Option<&PodMetadata>, wanted: &PodMetadata) -> Opti
             changed.insert(key.to_owned(), changes);
         }
     }
-    (!changed.is_empty()).then(|| json!({ "podTemplate": { "metadata": changed } }))
+    let mut template = json!({});
+    put(
+        &mut template,
+        "metadata",
+        (!changed.is_empty()).then_some(Value::Object(changed)),
+    );
+    put(&mut template, "spec", spec);
+    let is_any = template.as_object().is_some_and(|fields| !fields.is_empty());
+    is_any.then(|| json!({ "podTemplate": template }))
 }
 
 fn put(into: &mut Value, key: &str, value: Option<Value>) {

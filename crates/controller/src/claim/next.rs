@@ -1,16 +1,18 @@
 //! What is to be done for a claim.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_api::agents::Sandbox;
+use dormouse_api::conditions::READY;
 use dormouse_api::extensions::{SandboxClaim, SandboxClaimStatus, SandboxTemplate, SandboxWarmPool};
 use dormouse_api::names::{annotations, labels};
 use jiff::Timestamp;
 
+use super::late::{self, Environment};
 use super::{Gain, Retry, Step, Trouble, cold, expiry, hand_over, metadata, status};
-use crate::objects::{self, Ownership, ownership};
+use crate::objects::{self, Ownership, is_true, ownership};
 use crate::pool::recreates;
 use crate::sandbox::asleep_on;
 
@@ -20,6 +22,11 @@ const GRACE: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(500);
 /// When to look for a pool or a template again whose coming went by unseen.
 const LATER: Duration = Duration::from_secs(60);
+
+/// How often an environment is tried to be delivered that could not be.
+const AGAIN: Duration = Duration::from_secs(1);
+/// When to look after one whose end went by unseen.
+const UNSEEN: Duration = Duration::from_secs(15);
 
 /// What is known about a claim and what belongs to it.
 #[derive(Debug, Clone)]
@@ -36,6 +43,12 @@ pub struct Observed {
     pub warm: Warm,
     /// UIDs of those of its sandboxes whose guests still sleep as those of standbys.
     pub sleepers: BTreeSet<String>,
+    /// UIDs of the pods that there are, by those of its sandboxes.
+    pub pods: BTreeMap<String, String>,
+    /// How the environment of its sandbox stands.
+    pub environment: Environment,
+    /// Whether the template's standbys have not taken an environment of late.
+    pub env_fails: bool,
     /// When this controller first saw the claim.
     pub since: Timestamp,
 }
@@ -118,6 +131,11 @@ impl Observed {
         })
     }
 
+    /// UID of the pod of a sandbox.
+    pub(super) fn pod_of(&self, sandbox: &Sandbox) -> Option<&str> {
+        self.pods.get(objects::uid(&sandbox.metadata)).map(String::as_str)
+    }
+
     fn all_own(&self) -> impl Iterator<Item = &Arc<Sandbox>> {
         let uid = objects::uid(&self.claim.metadata);
         self.sandboxes
@@ -154,6 +172,9 @@ pub fn next(observed: &Observed, settings: &Settings, now: Timestamp) -> Next {
             if sleeps && asleep_on(&sandbox).is_none() {
                 // It has fallen asleep at the last moment, and its Sandbox may never say so, and thus not that it is awake.
                 next.look_again_in(LOOK);
+            }
+            if bind(observed, &sandbox, now, &mut next) {
+                return next;
             }
             next.sandbox = Some(sandbox);
         }
@@ -237,6 +258,42 @@ fn keep(observed: &Observed, sandbox: &Arc<Sandbox>, next: &mut Next) -> Result<
     Ok(Arc::clone(sandbox))
 }
 
+/// Sees to it that a standby gets the claim's environment before the claim is ready. Returns whether all else has to be
+/// decided anew.
+fn bind(observed: &Observed, sandbox: &Arc<Sandbox>, now: Timestamp, next: &mut Next) -> bool {
+    let claim = &*observed.claim;
+    let Some(pod) = late::due(observed, sandbox) else {
+        return false;
+    };
+    if late::refusal(claim).is_some() {
+        let sandbox = Arc::clone(sandbox);
+        next.gain = Some(Gain::GiveUp { sandbox });
+        return true;
+    }
+    if !is_true(&next.status.conditions, READY) {
+        return false;
+    }
+    match &observed.environment {
+        // A pod that is not known may be another one by now, which has it.
+        Environment::Untried | Environment::Delivered { .. } if observed.pod_of(sandbox).is_some() => {
+            next.gain = Some(Gain::Deliver {
+                sandbox: Arc::clone(sandbox),
+                pod: pod.to_owned(),
+            });
+            return true;
+        }
+        Environment::Untried | Environment::Delivered { .. } => {
+            status::lack_environment(&mut next.status, claim, "", now);
+            next.look_again_in(AGAIN);
+        }
+        Environment::UnderWay { why } => {
+            status::lack_environment(&mut next.status, claim, why, now);
+            next.look_again_in(if why.is_empty() { UNSEEN } else { AGAIN });
+        }
+    }
+    false
+}
+
 /// How the claim comes to a sandbox.
 fn gain(observed: &Observed, now: Timestamp, next: &mut Next) -> Result<(), Trouble> {
     let claim = &*observed.claim;
@@ -263,7 +320,15 @@ fn gain(observed: &Observed, now: Timestamp, next: &mut Next) -> Result<(), Trou
         metadata::wanted(claim, template)?;
     }
     // Which standbys a pool that recreates them may still give away only its template can say.
-    let may_be_warm = !cold::is_wanted(claim) && (template.is_ok() || !recreates(pool));
+    let may_be_warm = match &template {
+        Ok(template) if cold::is_wanted(claim) => late::may_be_late(observed, template),
+        Ok(_) => true,
+        Err(_) => !cold::is_wanted(claim) && !recreates(pool),
+    };
+    if let (true, Ok(template)) = (may_be_warm && cold::is_wanted(claim), &template) {
+        // What the template does not allow it allows on no way.
+        cold::build(claim, template)?;
+    }
     match observed.warm {
         Warm::Untried if may_be_warm => {
             next.gain = Some(Gain::HandOver {

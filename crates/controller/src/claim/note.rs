@@ -1,4 +1,5 @@
-//! What a controller keeps in mind about claims: when it first saw them, and how often they failed in a row.
+//! What a controller keeps in mind about claims: when it first saw them, and how often they failed in a row, and how their
+//! environment is being delivered.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -7,6 +8,7 @@ use std::time::Duration;
 use dormouse_api::extensions::SandboxClaim;
 use jiff::Timestamp;
 
+use super::deliver::Attempt;
 use crate::backoff;
 use crate::objects;
 
@@ -21,6 +23,7 @@ struct Note {
     failures: u32,
     counted: bool,
     demanded: bool,
+    delivery: Option<Attempt>,
 }
 
 impl Notes {
@@ -64,6 +67,11 @@ impl Notes {
         self.with(claim, |note| note.demanded)
     }
 
+    /// The last attempt to deliver the claim's environment.
+    pub(super) fn delivery<T>(&self, claim: &SandboxClaim, act: impl FnOnce(&mut Option<Attempt>) -> T) -> T {
+        self.with(claim, |note| act(&mut note.delivery))
+    }
+
     fn with<T>(&self, claim: &SandboxClaim, act: impl FnOnce(&mut Note) -> T) -> T {
         let meta = &claim.metadata;
         let key = (
@@ -77,6 +85,7 @@ impl Notes {
             failures: 0,
             counted: false,
             demanded: false,
+            delivery: None,
         };
         let mut notes = self.lock();
         let note = notes.entry(key).or_insert_with(new);

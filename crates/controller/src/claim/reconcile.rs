@@ -1,6 +1,6 @@
 //! Doing what a claim needs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,11 +17,13 @@ use serde_json::{Map, Value, json};
 use thiserror::Error;
 use tracing::{debug, info};
 
+use super::deliver::Failing;
+use super::late::{self, Environment};
 use super::next::noted;
 use super::wake::{Found, Guests, Silent, Stands};
 use super::{
     Candidates, Choice, FIELD_MANAGER, Gain, Next, Notes, Observed, Passed, Reservation, Retry, Settings,
-    Step, Trouble, Warm, hand_over, next,
+    Step, Trouble, Warm, cold, hand_over, next,
 };
 use crate::agents::Agents;
 use crate::cache::Cache;
@@ -37,27 +39,30 @@ use crate::write::{Which, Writer, is_already_there, is_conflict, is_not_found};
 
 /// How many standbys are tried in one go.
 const TRIES: usize = 3;
-/// How often a look is taken again in one go: after the standbys were tried, after a sandbox came, after one was found.
-const LOOKS: usize = 4;
+/// How often a look is taken again in one go: after the standbys were tried, after a sandbox came, after one was found, after
+/// one got an environment or did not, after it was freed.
+const LOOKS: usize = 6;
 /// When to look again after somebody else has written the claim.
 const AFTER_CONFLICT: Duration = Duration::from_millis(50);
 
 /// What claims are reconciled with.
 #[allow(missing_debug_implementations, reason = "the API server's client has none")]
 pub struct ClaimContext {
-    writer: Writer,
+    pub(super) writer: Writer,
     /// Events about claims; `None`: none are written.
     recorder: Option<Recorder>,
     settings: Settings,
-    claims: Arc<Cache<SandboxClaim>>,
+    pub(super) claims: Arc<Cache<SandboxClaim>>,
     sandboxes: Arc<Cache<Sandbox>>,
     pools: Arc<Cache<SandboxWarmPool>>,
     templates: Arc<Cache<SandboxTemplate>>,
     candidates: Candidates,
-    notes: Arc<Notes>,
+    pub(super) notes: Arc<Notes>,
     demand: Arc<Pools>,
     pool_queue: Queue<SandboxWarmPool>,
-    guests: Guests,
+    pub(super) claim_queue: Queue<SandboxClaim>,
+    pub(super) guests: Guests,
+    pub(super) failing: Failing,
     metrics: Arc<Metrics>,
 }
 
@@ -80,6 +85,8 @@ pub struct Known {
     pub demand: Arc<Pools>,
     /// Pools that are to be looked at.
     pub pool_queue: Queue<SandboxWarmPool>,
+    /// Claims that are to be looked at.
+    pub claim_queue: Queue<SandboxClaim>,
     /// All pods that bear a name's hash.
     pub pods: Arc<Cache<Pod>>,
     /// The agents of the nodes.
@@ -133,13 +140,20 @@ pub async fn reconcile(claim: Arc<SandboxClaim>, context: Arc<ClaimContext>) -> 
     let mut observed = context.observe(claim);
     let mut gained = None;
     for _ in 0..LOOKS {
-        observed.sleepers = context.sleepers(&observed.sandboxes);
+        context.look_at_guests(&mut observed);
         let planned = next(&observed, &context.settings, Timestamp::now());
         match &planned.gain {
             None => return context.conclude(&observed, planned, gained).await,
             Some(Gain::HandOver { begun }) => {
                 gained = context.hand_over(&mut observed, begun.as_deref()).await?;
                 context.count_demand(&observed, gained.as_ref());
+            }
+            Some(Gain::Deliver { sandbox, pod }) => {
+                context.deliver(&mut observed, sandbox, pod).await?;
+            }
+            Some(Gain::GiveUp { sandbox }) => {
+                context.free(&mut observed, sandbox).await?;
+                gained = None;
             }
             Some(Gain::Create(sandbox)) => match context.create(&mut observed, sandbox).await? {
                 Made::Now(made) => gained = Some(made),
@@ -192,6 +206,8 @@ impl ClaimContext {
             notes: known.notes,
             demand: known.demand,
             pool_queue: known.pool_queue,
+            claim_queue: known.claim_queue,
+            failing: Failing::default(),
             guests: Guests {
                 pods: known.pods,
                 agents: known.agents,
@@ -222,21 +238,48 @@ impl ClaimContext {
         });
         Observed {
             since: self.notes.since(&claim),
+            env_fails: pool
+                .as_ref()
+                .is_some_and(|pool| self.failing.is(namespace, &pool.spec.sandbox_template_ref.name)),
+            environment: self
+                .notes
+                .delivery(&claim, |attempt| Environment::of(attempt.as_ref())),
             sandboxes,
             pool,
             template,
             warm: Warm::Untried,
             sleepers: BTreeSet::new(),
+            pods: BTreeMap::new(),
             claim,
         }
     }
 
-    /// UIDs of those sandboxes whose guests still sleep as those of standbys.
-    fn sleepers(&self, sandboxes: &[Arc<Sandbox>]) -> BTreeSet<String> {
-        let asleep = sandboxes.iter().filter(|sandbox| self.guests.sleeps(sandbox));
-        asleep
-            .map(|sandbox| objects::uid(&sandbox.metadata).to_owned())
-            .collect()
+    /// Takes note of the pods of the sandboxes, and of those whose guests still sleep as those of standbys.
+    fn look_at_guests(&self, observed: &mut Observed) {
+        let uid = |sandbox: &Sandbox| objects::uid(&sandbox.metadata).to_owned();
+        let all = &observed.sandboxes;
+        let asleep = all.iter().filter(|sandbox| self.guests.sleeps(sandbox));
+        observed.sleepers = asleep.map(|sandbox| uid(sandbox)).collect();
+        let pods = all.iter();
+        observed.pods = pods
+            .filter_map(|sandbox| Some((uid(sandbox), self.guests.pod_of(sandbox)?)))
+            .collect();
+    }
+
+    /// Deletes a sandbox that the claim has and cannot use.
+    async fn free(&self, observed: &mut Observed, sandbox: &Sandbox) -> Result<(), ClaimError> {
+        let meta = &sandbox.metadata;
+        let step = Step::DeleteSandbox {
+            name: objects::name(meta).to_owned(),
+            uid: objects::uid(meta).to_owned(),
+        };
+        let done = self.perform(&step, &observed.claim).await;
+        done.map_err(|source| ClaimError::Api {
+            step: step.what(),
+            source,
+        })?;
+        observed.sandboxes.retain(|other| other.metadata.uid != meta.uid);
+        Ok(())
     }
 
     /// Hands a standby over to the claim, if one can be had.
@@ -288,8 +331,20 @@ impl ClaimContext {
                 continue;
             }
             passed.tried(reservation.name());
-            let patch =
-                hand_over::patch(&standby, &claim, template.as_deref()).map_err(ClaimError::Trouble)?;
+            let late = template
+                .as_deref()
+                .filter(|_| cold::is_wanted(&claim))
+                .map(|template| {
+                    let policy = template.spec.env_vars_injection_policy;
+                    late::taken(&standby, self.guests.pod_of(&standby), &claim, policy)
+                });
+            if matches!(late, Some(None)) {
+                // It was made before the template took environments, for example.
+                continue;
+            }
+            let late = late.flatten();
+            let patch = hand_over::patch(&standby, &claim, template.as_deref(), late.as_ref())
+                .map_err(ClaimError::Trouble)?;
             tries += 1;
             let write = self
                 .writer
@@ -561,6 +616,14 @@ impl ClaimContext {
                 changes.insert(annotations::SANDBOX_NAME.to_owned(), json!(wanted));
             }
         }
+        if is_ready
+            && let Some(sandbox) = &planned.sandbox
+            && let Some(pod) = late::born_without(sandbox)
+            && observed.pod_of(sandbox) == Some(pod)
+            && objects::annotation(&claim.metadata, annotations::LATE_ENV_DELIVERED) != Some(pod)
+        {
+            changes.insert(annotations::LATE_ENV_DELIVERED.to_owned(), json!(pod));
+        }
         if self.settings.observability {
             let seen = annotations::CONTROLLER_FIRST_OBSERVED_AT;
             if objects::annotation(&claim.metadata, seen).is_none_or(str::is_empty) {
@@ -655,10 +718,22 @@ impl ClaimContext {
 
     /// Writes an event, without waiting for it.
     fn publish(&self, claim: &SandboxClaim, reason: &str, action: &str, note: String) {
+        self.tell(claim, EventType::Normal, reason, action, note);
+    }
+
+    /// The same of a kind.
+    pub(super) fn tell(
+        &self,
+        claim: &SandboxClaim,
+        kind: EventType,
+        reason: &str,
+        action: &str,
+        note: String,
+    ) {
         let Some(recorder) = self.recorder.clone() else {
             return;
         };
-        let event = events::event(EventType::Normal, reason, action, note);
+        let event = events::event(kind, reason, action, note);
         let about = claim.object_ref(&());
         tokio::spawn(async move { events::publish(&recorder, &about, &event).await });
     }

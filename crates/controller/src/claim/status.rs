@@ -34,6 +34,22 @@ pub(super) fn follow(
     set(&mut status.conditions, condition, now);
 }
 
+/// Shows that the sandbox is there and does not have its environment yet; `why` it has not, if that is known.
+pub(super) fn lack_environment(
+    status: &mut SandboxClaimStatus,
+    claim: &SandboxClaim,
+    why: &str,
+    now: Timestamp,
+) {
+    let message = if why.is_empty() {
+        "Sandbox is not ready: its environment is being delivered".to_owned()
+    } else {
+        format!("Sandbox is not ready: its environment could not be delivered yet: {why}")
+    };
+    let condition = no(claim, reasons::SANDBOX_NOT_READY, message);
+    set(&mut status.conditions, condition, now);
+}
+
 /// Shows which sandbox it is, and whether it has finished.
 pub(super) fn show(status: &mut SandboxClaimStatus, sandbox: &Sandbox) {
     let of = sandbox.status.clone().unwrap_or_default();

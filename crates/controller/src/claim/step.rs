@@ -1,5 +1,7 @@
 //! Single writes that a claim needs.
 
+use std::sync::Arc;
+
 use dormouse_api::agents::Sandbox;
 use serde_json::Value;
 
@@ -13,6 +15,18 @@ pub enum Gain {
     },
     /// A sandbox is made for it.
     Create(Box<Sandbox>),
+    /// The standby that became the claim's gets the claim's environment.
+    Deliver {
+        /// The sandbox.
+        sandbox: Arc<Sandbox>,
+        /// UID of its pod.
+        pod: String,
+    },
+    /// It did not take the environment, and is freed.
+    GiveUp {
+        /// The sandbox.
+        sandbox: Arc<Sandbox>,
+    },
 }
 
 /// One write.

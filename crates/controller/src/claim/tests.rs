@@ -16,7 +16,7 @@ use k8s_openapi::api::core::v1::{Container, EnvFromSource, EnvVar};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta, Time};
 use serde_json::{Value, json};
 
-use super::{Gain, Next, Observed, Settings, Step, Trouble, Warm, hand_over, next};
+use super::{Environment, Gain, Next, Observed, Settings, Step, Trouble, Warm, hand_over, next};
 use crate::objects::{condition, owner_reference};
 
 fn now() -> Timestamp {
@@ -136,7 +136,7 @@ pub(crate) fn asleep(mut standby: Sandbox, rung: &str) -> Sandbox {
 /// The same once it is the claim's.
 fn handed_over(claim: &SandboxClaim, name: &str) -> Sandbox {
     let standby = standby(&pool(), name, true);
-    let patch = hand_over::patch(&standby, claim, Some(&template())).unwrap();
+    let patch = hand_over::patch(&standby, claim, Some(&template()), None).unwrap();
     patched(&standby, &patch)
 }
 
@@ -150,6 +150,9 @@ fn patched(sandbox: &Sandbox, patch: &Value) -> Sandbox {
 fn with(claim: SandboxClaim) -> Observed {
     Observed {
         sleepers: std::collections::BTreeSet::new(),
+        pods: BTreeMap::new(),
+        environment: Environment::Untried,
+        env_fails: false,
         claim: Arc::new(claim),
         sandboxes: vec![],
         pool: Some(Arc::new(pool())),
@@ -238,7 +241,7 @@ fn one_write_makes_a_standby_the_claims() {
         annotations: map(&[("note", "n")]),
     });
     let before = standby(&pool(), "pool-abcde", true);
-    let patch = hand_over::patch(&before, &claim, Some(&template())).unwrap();
+    let patch = hand_over::patch(&before, &claim, Some(&template()), None).unwrap();
     assert_eq!(patch["metadata"]["resourceVersion"], "7");
     assert_eq!(patch["metadata"].get("name"), None);
     let after = patched(&before, &patch);
@@ -288,7 +291,7 @@ fn one_write_makes_a_standby_the_claims() {
 #[test]
 fn without_its_template_a_standby_keeps_what_it_has() {
     let before = standby(&pool(), "a", true);
-    let patch = hand_over::patch(&before, &claim(), None).unwrap();
+    let patch = hand_over::patch(&before, &claim(), None, None).unwrap();
     let pod = patched(&before, &patch).spec.pod_template.metadata.unwrap();
     assert_eq!(pod.annotations, map(&[("given", "1")]));
     assert!(pod.labels.unwrap().contains_key(labels::CLAIM_UID));
@@ -648,6 +651,69 @@ fn environment_variables_force_a_cold_start_as_the_template_allows() {
              safely prevent overriding EnvFrom-provided variables"
         )
     );
+}
+
+/// The same with a template that takes them late.
+fn taking_late(policy: InjectionPolicy, variable: ClaimEnv) -> Observed {
+    let mut observed = with_env(policy, variable);
+    let mut template = (**observed.template.as_ref().unwrap()).clone();
+    let meta = template.spec.pod_template.metadata.get_or_insert_default();
+    meta.annotations
+        .get_or_insert_default()
+        .insert("dormouse.dev/late-env".to_owned(), "/run/claim/env".to_owned());
+    observed.template = Some(Arc::new(template));
+    observed
+}
+
+#[test]
+fn where_the_template_takes_them_late_a_standby_is_tried_first() {
+    let new = || env("NEW", None);
+    let tries = |observed: &Observed| decide(observed).gain == Some(Gain::HandOver { begun: None });
+    let mut observed = taking_late(InjectionPolicy::Allowed, new());
+    assert!(tries(&observed));
+    assert!(tries(&taking_late(
+        InjectionPolicy::Overrides,
+        env("THERE", Some("main"))
+    )));
+    observed.warm = Warm::Exhausted;
+    cold(&decide(&observed));
+
+    // Those of the template did not take any of late.
+    let mut observed = taking_late(InjectionPolicy::Allowed, new());
+    observed.env_fails = true;
+    cold(&decide(&observed));
+    // Nor did one for this claim.
+    let mut observed = taking_late(InjectionPolicy::Allowed, new());
+    let mut claim = (*observed.claim).clone();
+    claim.metadata.annotations = map(&[(annotations::LATE_ENV_REFUSED, "why")]);
+    observed.claim = Arc::new(claim);
+    cold(&decide(&observed));
+    // What kubelet replaces, only a new pod has.
+    let mut expanded = new();
+    expanded.value = "$(THERE)/x".to_owned();
+    cold(&decide(&taking_late(InjectionPolicy::Allowed, expanded)));
+    // Volumes are there from the start.
+    let mut observed = taking_late(InjectionPolicy::Allowed, new());
+    let mut claim = (*observed.claim).clone();
+    claim.spec.volume_claim_templates = vec![volume("data", "fast")];
+    observed.claim = Arc::new(claim);
+    assert!(!tries(&observed));
+}
+
+#[test]
+fn what_the_template_does_not_allow_it_does_not_allow_late_either() {
+    for (policy, variable) in [
+        (InjectionPolicy::Disallowed, env("NEW", None)),
+        (InjectionPolicy::Allowed, env("THERE", None)),
+        (InjectionPolicy::Allowed, env("NEW", Some("nowhere"))),
+    ] {
+        let (late, early) = (
+            decide(&taking_late(policy, variable.clone())),
+            decide(&with_env(policy, variable)),
+        );
+        assert_eq!(late.gain, None);
+        assert_eq!(said(&late), said(&early));
+    }
 }
 
 fn volume(name: &str, class: &str) -> VolumeClaimTemplate {

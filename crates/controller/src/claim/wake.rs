@@ -124,6 +124,18 @@ impl Guests {
         }
     }
 
+    /// UID of its pod.
+    pub(super) fn pod_of(&self, sandbox: &Sandbox) -> Option<String> {
+        let meta = &sandbox.metadata;
+        let pod = self.pods.get(objects::namespace(meta), tracked_name(sandbox))?;
+        Some(objects::uid(&pod.metadata).to_owned())
+    }
+
+    /// The node that it is on.
+    pub(super) fn node_of(&self, sandbox: &Sandbox) -> Option<String> {
+        self.look(sandbox).2
+    }
+
     /// Its pod, what is known of the guest in it, and its node.
     fn look(&self, sandbox: &Sandbox) -> (Option<Arc<Pod>>, Sight, Option<String>) {
         let meta = &sandbox.metadata;

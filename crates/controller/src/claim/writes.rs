@@ -2,6 +2,7 @@
 
 mod bad_days;
 mod failover;
+mod late;
 mod sleepers;
 
 use std::sync::Arc;
@@ -60,6 +61,7 @@ impl Controller {
             notes: Arc::new(Notes::default()),
             demand: Arc::default(),
             pool_queue: Queue::default(),
+            claim_queue: Queue::default(),
             pods: Arc::new(Cache::new(reflector::store().0, |_: &Pod| None)),
             agents: Agents::new(|_, _| {}, |_| {}),
             nodes: Nodes::new(

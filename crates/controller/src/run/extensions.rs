@@ -56,6 +56,7 @@ pub(super) fn begin(
             notes: Arc::clone(&known.notes),
             demand: Arc::clone(&known.state),
             pool_queue: known.pool_queue.clone(),
+            claim_queue: known.claim_queue.clone(),
             pods: Arc::clone(&known.pods),
             agents: index.agents.clone(),
             nodes: index.nodes.clone(),

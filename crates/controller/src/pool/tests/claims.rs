@@ -78,6 +78,7 @@ impl World {
                 notes: Arc::new(Notes::default()),
                 demand: Arc::clone(&known.state),
                 pool_queue: Queue::default(),
+                claim_queue: Queue::default(),
                 pods: Arc::clone(&known.pods),
                 agents: known.agents.clone(),
                 nodes: known.nodes.clone(),

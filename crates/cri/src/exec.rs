@@ -1,8 +1,8 @@
-//! Commands that probes run in containers.
+//! Commands that are run in containers: those of probes, and those that somebody waits for.
 //!
-//! The CRI's `ExecSync` leaves it to containerd how the session is called, and then nobody can tell it from one that
+//! The CRI's `ExecSync` leaves it to containerd how the session is called, and then nobody can tell a probe's from one that
 //! somebody wanted. So the same is done through containerd's own services, under a name that says what it is: the index
-//! tells nobody of such a session, and the wrapper does not wake a sleeper for it.
+//! tells nobody of a probe's session, and the wrapper does not wake a sleeper for it. Any other is use of the pod.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -29,9 +29,12 @@ const SIGKILL: u32 = 9;
 /// By which containerd knows the type of what describes a process.
 const PROCESS: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
 
+/// What the names of sessions begin with that are no probe's.
+const EXEC_PREFIX: &str = "dormouse-exec-";
+
 /// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ProbeExec {
+pub enum ExecEnd {
     /// By itself, with this status.
     Exited(u32),
     /// It took too long, and was killed.
@@ -51,14 +54,43 @@ impl Runtime {
         container_id: &str,
         command: &[String],
         limit: Duration,
-    ) -> Result<ProbeExec, CallError> {
+    ) -> Result<ExecEnd, CallError> {
+        self.run_session(session_name(PROBE_EXEC_PREFIX), container_id, command, &[], limit)
+            .await
+    }
+
+    /// The same as use of the pod: it is woken for it, and not put to sleep under it. `env` is beside the container's
+    /// environment, and in place of what has the same name there; it is in no log and no event.
+    ///
+    /// Does not end early when it is dropped, either.
+    ///
+    /// # Errors
+    /// containerd fails, or the command cannot be started.
+    pub async fn exec(
+        &self,
+        container_id: &str,
+        command: &[String],
+        env: &[(String, String)],
+        limit: Duration,
+    ) -> Result<ExecEnd, CallError> {
+        self.run_session(session_name(EXEC_PREFIX), container_id, command, env, limit)
+            .await
+    }
+
+    async fn run_session(
+        &self,
+        exec_id: String,
+        container_id: &str,
+        command: &[String],
+        env: &[(String, String)],
+        limit: Duration,
+    ) -> Result<ExecEnd, CallError> {
         let process = self.container_process(container_id).await?;
-        let spec = with_command(process, command).ok_or_else(|| CallError::BadAnswer {
+        let spec = with_command(process, command, env).ok_or_else(|| CallError::BadAnswer {
             call: "Containers.Get",
             subject: container_id.to_owned(),
             what: AnswerError::Missing("spec.process"),
         })?;
-        let exec_id = session_name();
         let exec = ctrd::ExecProcessRequest {
             container_id: container_id.to_owned(),
             spec: Some(Any {
@@ -85,7 +117,7 @@ impl Runtime {
             .await;
         if let Err(error) = deleted {
             // It goes with the container, which may be why it went.
-            tracing::debug!("a probe's session was not removed: {error}");
+            tracing::debug!("a session was not removed: {error}");
         }
         end
     }
@@ -95,7 +127,7 @@ impl Runtime {
         container_id: &str,
         exec_id: &str,
         limit: Duration,
-    ) -> Result<ProbeExec, CallError> {
+    ) -> Result<ExecEnd, CallError> {
         let until = Instant::now() + limit;
         let start = ctrd::StartRequest {
             container_id: container_id.to_owned(),
@@ -108,7 +140,7 @@ impl Runtime {
         let left = until.saturating_duration_since(Instant::now());
         match self.wait_for(container_id, exec_id, left).await {
             Err(CallError::Timeout { .. }) => {}
-            result => return result.map(ProbeExec::Exited),
+            result => return result.map(ExecEnd::Exited),
         }
         let kill = ctrd::KillRequest {
             container_id: container_id.to_owned(),
@@ -127,7 +159,7 @@ impl Runtime {
             _ => {}
         }
         self.wait_for(container_id, exec_id, KILLED).await?;
-        Ok(ProbeExec::TimedOut)
+        Ok(ExecEnd::TimedOut)
     }
 
     async fn wait_for(&self, container_id: &str, exec_id: &str, limit: Duration) -> Result<u32, CallError> {
@@ -164,9 +196,19 @@ impl Runtime {
     }
 }
 
-/// The container's first process with another command, and without a terminal; `None` if that is not known.
-fn with_command(mut process: Value, command: &[String]) -> Option<Vec<u8>> {
+/// The container's first process with another command and more of an environment, and without a terminal; `None` if that is
+/// not known.
+fn with_command(mut process: Value, command: &[String], env: &[(String, String)]) -> Option<Vec<u8>> {
     let fields = process.as_object_mut()?;
+    if !env.is_empty() {
+        let there = fields.entry("env").or_insert_with(|| json!([]));
+        let there = there.as_array_mut()?;
+        there.retain(|variable| {
+            let name = variable.as_str().and_then(|text| text.split('=').next());
+            !env.iter().any(|(other, _)| Some(other.as_str()) == name)
+        });
+        there.extend(env.iter().map(|(name, value)| json!(format!("{name}={value}"))));
+    }
     fields.insert("args".to_owned(), json!(command));
     fields.insert("terminal".to_owned(), json!(false));
     fields.remove("consoleSize");
@@ -175,13 +217,13 @@ fn with_command(mut process: Value, command: &[String]) -> Option<Vec<u8>> {
 }
 
 /// A name that no session before has, of an agent before this one neither.
-fn session_name() -> String {
+fn session_name(prefix: &str) -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let now = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default();
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    format!("{PROBE_EXEC_PREFIX}{:x}-{count:x}", now.as_nanos())
+    format!("{prefix}{:x}-{count:x}", now.as_nanos())
 }
 
 /// Whether a session is a probe's.
@@ -199,21 +241,36 @@ mod tests {
             "terminal": true, "consoleSize": {"height": 1, "width": 1}, "user": {"uid": 7, "gid": 8},
             "args": ["serve"], "env": ["A=b"], "cwd": "/w", "noNewPrivileges": true,
         });
-        let spec = with_command(process, &["cat".to_owned(), "/alive".to_owned()]).unwrap();
+        let spec = with_command(process, &["cat".to_owned(), "/alive".to_owned()], &[]).unwrap();
         let spec: Value = serde_json::from_slice(&spec).unwrap();
         let expected = json!({
             "terminal": false, "user": {"uid": 7, "gid": 8}, "args": ["cat", "/alive"], "env": ["A=b"], "cwd": "/w",
             "noNewPrivileges": true,
         });
         assert_eq!(spec, expected);
-        assert_eq!(with_command(Value::Null, &[]), None);
+        assert_eq!(with_command(Value::Null, &[], &[]), None);
+    }
+
+    #[test]
+    fn the_environment_is_the_containers_but_for_what_is_given() {
+        let given = [
+            ("A".to_owned(), "x=y".to_owned()),
+            ("NEW".to_owned(), String::new()),
+        ];
+        let env = |process: Value| {
+            let spec = with_command(process, &[], &given).unwrap();
+            serde_json::from_slice::<Value>(&spec).unwrap()["env"].clone()
+        };
+        let there = json!({"env": ["A=b", "AA=c", "PATH=/bin"]});
+        assert_eq!(env(there), json!(["AA=c", "PATH=/bin", "A=x=y", "NEW="]));
+        assert_eq!(env(json!({})), json!(["A=x=y", "NEW="]));
     }
 
     #[test]
     fn sessions_have_names_of_their_own() {
-        let (one, other) = (session_name(), session_name());
+        let (one, other) = (session_name(PROBE_EXEC_PREFIX), session_name(PROBE_EXEC_PREFIX));
         assert_ne!(one, other);
-        assert!(is_probes(&one) && !is_probes("0a1b2c"));
+        assert!(is_probes(&one) && !is_probes("0a1b2c") && !is_probes(&session_name(EXEC_PREFIX)));
         // containerd's identifiers.
         assert!(one.len() <= 76 && one.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-'));
     }
