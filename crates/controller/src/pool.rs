@@ -35,7 +35,7 @@ pub use placement::{Place, PoolNode};
 pub use quota::{Exceeded, Limits, Usage};
 pub use quota_reconcile::{QuotaContext, on_error as on_quota_error, reconcile as reconcile_quota};
 pub use reconcile::{Known, PoolContext, PoolError, on_error, reconcile};
-pub use refill::Refill;
+pub use refill::{Pause, Refill};
 pub use sizing::Sizing;
 pub use state::Pools;
 pub use step::Step;

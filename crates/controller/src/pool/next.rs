@@ -21,7 +21,8 @@ use super::sizing::There;
 use super::step::Why;
 use super::wish::wishes;
 use super::{
-    Attempts, Halt, News, Pending, Place, PoolNode, Refill, Sizing, Step, build, golden, halt, sleepless,
+    Attempts, Halt, News, Pause, Pending, Place, PoolNode, Refill, Sizing, Step, build, golden, halt,
+    sleepless,
 };
 use crate::objects::{self, Ownership, condition, is_true, owner_reference, ownership};
 use crate::sandbox::asleep_on;
@@ -80,8 +81,8 @@ impl Observed {
 pub struct Settings {
     /// Most standbys that are made or deleted in one go.
     pub batch: usize,
-    /// How long nothing is made after standbys have gone.
-    pub replenish_delay: Duration,
+    /// When nothing is made because standbys have just gone.
+    pub pause: Pause,
     /// Most standbys that are made per second; 0: no limit.
     pub refill_rate: f64,
     /// How long a standby may take until it is ready.
@@ -203,7 +204,7 @@ pub fn next(
     if let Some(again) = again {
         next.look_again_in(again);
     }
-    let hold = refill.hold(there, wanted, settings.replenish_delay, now);
+    let hold = refill.hold(there, wanted, settings.pause, now);
     if let (Some(template), Some(vetting)) = (&observed.template, &vetting) {
         if !hold.is_zero() && there < wanted {
             next.look_again_in(hold);

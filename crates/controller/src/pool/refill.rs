@@ -4,31 +4,53 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
+/// When nothing is made because standbys have just gone.
+#[derive(Debug, Clone, Copy)]
+pub struct Pause {
+    /// After each that goes: a burst of claims has the API server to itself.
+    pub delay: Duration,
+    /// The same where `delay` is shorter, but no longer than four times that while claims keep coming: what begins on a
+    /// claim's node at the same time takes processors from the first answers that it gives.
+    pub rest: Duration,
+}
+
+impl Pause {
+    /// As long as claims notice: an answer or two. Standbys take seconds, so it makes them hardly later.
+    pub const REST: Duration = Duration::from_millis(250);
+
+    /// Until when nothing is made, as one has gone `now` and the first that is missing `since` then.
+    fn until(self, now: Timestamp, since: Timestamp) -> Option<Timestamp> {
+        if self.delay >= self.rest {
+            after(now, self.delay)
+        } else {
+            after(now, self.rest).min(after(since, self.rest.saturating_mul(4)))
+        }
+    }
+}
+
 /// When and how fast one pool is filled up again.
 #[derive(Debug, Clone, Default)]
 pub struct Refill {
     /// How many standbys there were at the last look, with those that it made.
     members: Option<usize>,
+    /// Since when standbys are missing.
+    missing_since: Option<Timestamp>,
     held_until: Option<Timestamp>,
     tokens: f64,
     at: Option<Timestamp>,
 }
 
 impl Refill {
-    /// How long nothing is to be made because standbys have gone within `delay`: a burst of claims has the API server to
-    /// itself. To be asked once at each look.
-    pub(super) fn hold(&mut self, there: usize, wanted: usize, delay: Duration, now: Timestamp) -> Duration {
-        if delay.is_zero() {
-            return Duration::ZERO;
-        }
+    /// How long nothing is to be made because standbys have just gone. To be asked once at each look.
+    pub(super) fn hold(&mut self, there: usize, wanted: usize, pause: Pause, now: Timestamp) -> Duration {
         let before = self.members.replace(there);
         if there >= wanted {
-            self.held_until = None;
+            (self.missing_since, self.held_until) = (None, None);
             return Duration::ZERO;
         }
         if before.is_some_and(|before| there < before) {
-            let delay = SignedDuration::try_from(delay).unwrap_or(SignedDuration::MAX);
-            self.held_until = now.checked_add(delay).ok();
+            let since = *self.missing_since.get_or_insert(now);
+            self.held_until = pause.until(now, since);
         }
         self.held_until
             .and_then(|until| Duration::try_from(until.duration_since(now)).ok())
@@ -37,6 +59,7 @@ impl Refill {
 
     /// Standbys were made.
     pub(super) fn made(&mut self, count: usize) {
+        self.missing_since = None;
         self.members = self.members.map(|members| members.saturating_add(count));
     }
 
@@ -78,6 +101,11 @@ impl Refill {
     }
 }
 
+fn after(now: Timestamp, delay: Duration) -> Option<Timestamp> {
+    let delay = SignedDuration::try_from(delay).unwrap_or(SignedDuration::MAX);
+    now.checked_add(delay).ok()
+}
+
 fn is_rate(rate: f64) -> bool {
     rate.is_finite() && rate > 0.0
 }
@@ -93,16 +121,41 @@ mod tests {
     #[test]
     fn each_that_goes_begins_the_delay_anew() {
         let delay = Duration::from_secs(2);
+        let pause = Pause {
+            delay,
+            rest: Pause::REST,
+        };
         let mut refill = Refill::default();
         // A new pool is filled at once.
-        assert_eq!(refill.hold(0, 5, delay, at(0)), Duration::ZERO);
+        assert_eq!(refill.hold(0, 5, pause, at(0)), Duration::ZERO);
         refill.made(5);
-        assert_eq!(refill.hold(5, 5, delay, at(100)), Duration::ZERO);
-        assert_eq!(refill.hold(4, 5, delay, at(1000)), delay);
-        assert_eq!(refill.hold(4, 5, delay, at(2000)), Duration::from_secs(1));
-        assert_eq!(refill.hold(3, 5, delay, at(2500)), delay);
-        assert_eq!(refill.hold(3, 5, delay, at(4500)), Duration::ZERO);
-        assert_eq!(refill.hold(3, 5, Duration::ZERO, at(4500)), Duration::ZERO);
+        assert_eq!(refill.hold(5, 5, pause, at(100)), Duration::ZERO);
+        assert_eq!(refill.hold(4, 5, pause, at(1000)), delay);
+        assert_eq!(refill.hold(4, 5, pause, at(2000)), Duration::from_secs(1));
+        assert_eq!(refill.hold(3, 5, pause, at(2500)), delay);
+        assert_eq!(refill.hold(3, 5, pause, at(4500)), Duration::ZERO);
+    }
+
+    #[test]
+    fn claims_have_a_moments_rest_and_no_endless_one() {
+        let pause = Pause {
+            delay: Duration::ZERO,
+            rest: Pause::REST,
+        };
+        let mut refill = Refill::default();
+        let mut hold = |there, milliseconds| refill.hold(there, 9, pause, at(milliseconds)).as_millis();
+        assert_eq!(hold(9, 0), 0);
+        assert_eq!(hold(8, 1000), 250);
+        assert_eq!(hold(8, 1100), 150);
+        assert_eq!(hold(7, 1200), 250);
+        assert_eq!(hold(6, 1400), 250);
+        assert_eq!(hold(5, 1600), 250);
+        // They come as fast as they have come.
+        assert_eq!(hold(4, 1800), 200);
+        assert_eq!(hold(3, 1950), 50);
+        assert_eq!(hold(2, 2000), 0);
+        refill.made(7);
+        assert_eq!(refill.hold(8, 9, pause, at(2100)), Pause::REST);
     }
 
     #[test]

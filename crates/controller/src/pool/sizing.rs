@@ -68,7 +68,7 @@ impl Sizing {
             self.size = Size::default();
             return (usize::try_from(pool.spec.replicas).unwrap_or_default(), None);
         };
-        let need = self.demand.need(settings.replenish_delay, now);
+        let need = self.demand.need(settings.pause.delay, now);
         let wanted = self.size.decide(need, there.all, bounds, now);
         (wanted, self.size.wait(bounds, now))
     }

@@ -24,7 +24,7 @@ use serde_json::json;
 
 use super::next::as_go_writes;
 use super::step::Why;
-use super::{Attempts, Limits, Next, Observed, Pending, Refill, Settings, Sizing, Step, build, next};
+use super::{Attempts, Limits, Next, Observed, Pause, Pending, Refill, Settings, Sizing, Step, build, next};
 use crate::objects::owner_reference;
 use crate::template::Hashes;
 
@@ -83,7 +83,10 @@ pub(super) fn template() -> SandboxTemplate {
 pub(super) fn settings() -> Settings {
     Settings {
         batch: 300,
-        replenish_delay: Duration::ZERO,
+        pause: Pause {
+            delay: Duration::ZERO,
+            rest: Duration::ZERO,
+        },
         refill_rate: 0.0,
         grace: Duration::from_secs(300),
         recheck: Duration::from_secs(60),
@@ -248,7 +251,10 @@ fn not_more_are_made_than_the_batch_the_rate_and_the_delay_allow() {
     );
 
     let delayed = Settings {
-        replenish_delay: Duration::from_secs(5),
+        pause: Pause {
+            delay: Duration::from_secs(5),
+            rest: Pause::REST,
+        },
         ..settings()
     };
     let mut refill = Refill::default();

@@ -78,7 +78,10 @@ pub(super) fn begin(
         recorder(pool::FIELD_MANAGER),
         pool::Settings {
             batch: args.sandbox_warm_pool_max_batch_size,
-            replenish_delay: args.sandbox_warm_pool_replenish_delay,
+            pause: pool::Pause {
+                delay: args.sandbox_warm_pool_replenish_delay,
+                rest: pool::Pause::REST,
+            },
             refill_rate: args.sandbox_warm_pool_max_refill_rate,
             grace: args.sandbox_warm_pool_readiness_grace_period,
             recheck: args.sandbox_warm_pool_unschedulable_recheck_interval,
