@@ -130,6 +130,46 @@ async fn killed_at_every_step_of_freeze_doze_and_wake() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn killed_in_the_middle_of_a_rehearsal() {
+    let _alone = alone().await;
+    let _swap = swap();
+    let mut rig = Rig::plain().await.unwrap();
+    for (point, found) in [
+        ("agent::rehearsal::awake", Rung::Running),
+        ("agent::rehearsal::asleep", Rung::Frozen),
+    ] {
+        let guest = dormouse_testkit::guest::AgentGuest::mib(8).pod("probed");
+        let probes = serde_json::json!([{
+            "name": guest.containers[0].name,
+            "readiness": {"httpGet": {"port": 8080, "path": "/answer"}, "periodSeconds": 1},
+        }]);
+        let guest = guest
+            .handler(dormouse_testkit::DORMOUSE_GVISOR)
+            .annotation("dormouse.dev/managed", "true")
+            .annotation("dormouse.dev/probes", probes.to_string());
+        let pod = rig.run_pod(guest).await.unwrap();
+        pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
+        let hash = ask(&pod, "/hash").await;
+        let armed = vec![("DORMOUSE_KILL_AT".to_owned(), point.to_owned())];
+        rig.agent.kill().unwrap();
+        rig.agent.restart(&rig.stack, Some(armed)).await.unwrap();
+        rig.reconnect().await.unwrap();
+        rig.doze(&pod).await.expect_err(point);
+        let status = rig.agent.wait_exit(Duration::from_secs(20)).await.unwrap();
+        assert_eq!(status.signal(), Some(9), "{point} was passed");
+        rig.agent.restart(&rig.stack, Some(Vec::new())).await.unwrap();
+        rig.reconnect().await.unwrap();
+        assert_eq!(rig.rung(&pod).await.unwrap(), found, "{point}");
+        assert_eq!(ask(&pod, "/hash").await, hash, "{point}");
+        rig.wait_rung(&pod, Rung::Running, LIMIT).await.unwrap();
+        rig.doze(&pod).await.unwrap();
+        assert_eq!(ask(&pod, "/hash").await, hash, "{point}");
+        pod.remove().await.unwrap();
+    }
+    rig.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn killed_in_the_middle_of_housekeeping() {
     let _alone = alone().await;
     let _swap = swap();

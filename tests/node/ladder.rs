@@ -1,10 +1,13 @@
 //! Up and down the ladder by order, and what survives.
 
 use dormouse_core::Rung;
+use dormouse_rpc::v1;
 use dormouse_testkit::guest::AgentGuest;
 use dormouse_testkit::host::cgroup;
 use dormouse_testkit::host::wait;
+use dormouse_testkit::rig::Rig;
 use dormouse_testkit::{DORMOUSE_GVISOR, Pod, RUNC, http};
+use serde_json::json;
 
 use crate::support::{LIMIT, address, ask, at_work, swap};
 
@@ -82,6 +85,47 @@ async fn what_a_wake_needed_is_in_memory_for_the_next_one() {
     let (first, last) = (faults[0], faults[faults.len() - 1]);
     assert!(first > 100 && last < first / 2, "{faults:?}");
     assert_eq!(ask(&pod, "/hash").await, hash);
+    rig.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_doze_rehearses_the_wake_where_there_is_a_probe() {
+    let _swap = swap();
+    let rig = Rig::plain().await.unwrap();
+    let mut faults = Vec::new();
+    for (name, is_probed) in [("plain", false), ("probed", true)] {
+        let mut guest = AgentGuest::mib(32).pod(name).handler(DORMOUSE_GVISOR);
+        if is_probed {
+            let probes = json!([{
+                "name": guest.containers[0].name,
+                "readiness": {"httpGet": {"port": 8080, "path": "/answer"}, "periodSeconds": 1},
+            }]);
+            guest = guest
+                .annotation("dormouse.dev/managed", "true")
+                .annotation("dormouse.dev/probes", probes.to_string());
+        }
+        let pod = rig.run_pod(guest).await.unwrap();
+        pod.wait_http(8080, "/answer", LIMIT).await.unwrap();
+        let hash = ask(&pod, "/hash").await;
+        let dozed = rig.doze(&pod).await.unwrap();
+        let rehearsed = |dozed: &v1::Outcome| dozed.phases.iter().any(|phase| phase.name == "rehearsal");
+        assert_eq!(rehearsed(&dozed), is_probed, "{dozed:?}");
+        let view = rig.get(&pod).await.unwrap();
+        assert_eq!(view.rung(), v1::Rung::Dozing);
+        assert!(view.last_wake.is_none(), "nobody has woken it: {view:?}");
+        let asleep = cgroup::memory_usage(&pod.cgroup).unwrap();
+        assert!(asleep < 16 << 20, "{asleep}");
+        let before = major_faults(&pod);
+        http::get(address(&pod), "/answer", LIMIT).await.unwrap();
+        faults.push(major_faults(&pod) - before);
+        assert_eq!(rig.woken(&pod, LIMIT).await.unwrap().source, "Packet");
+        assert_eq!(ask(&pod, "/hash").await, hash);
+        let again = rig.doze(&pod).await.unwrap();
+        assert!(!rehearsed(&again), "{again:?}");
+        rig.wake(&pod).await.unwrap();
+    }
+    println!("major faults until the answer: {faults:?}");
+    assert!(faults[0] > 100 && faults[1] < faults[0] / 2, "{faults:?}");
     rig.stop().await.unwrap();
 }
 

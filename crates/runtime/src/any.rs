@@ -57,6 +57,14 @@ impl Driver for AnyDriver {
         pass_on!(self, d => d.prefetch(guest, cancel).await)
     }
 
+    async fn learn(&self, guest: &Guest, cancel: &Cancel) -> Result<(), DriverError> {
+        pass_on!(self, d => d.learn(guest, cancel).await)
+    }
+
+    fn learns(&self) -> bool {
+        pass_on!(self, d => d.learns())
+    }
+
     async fn housekeeping_thaw(&self, guest: &Guest) -> Result<(), DriverError> {
         pass_on!(self, d => d.housekeeping_thaw(guest).await)
     }

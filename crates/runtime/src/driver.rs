@@ -438,6 +438,20 @@ pub trait Driver: Send + Sync {
         cancel: &Cancel,
     ) -> impl Future<Output = Result<PrefetchReport, DriverError>> + Send;
 
+    /// Notes what a guest has touched since it was woken from Dozing: the next doze leaves that in memory.
+    ///
+    /// # Errors
+    /// Nothing is lost: its next wake takes longer.
+    fn learn(&self, guest: &Guest, cancel: &Cancel) -> impl Future<Output = Result<(), DriverError>> + Send {
+        let _ = (guest, cancel);
+        std::future::ready(Ok(()))
+    }
+
+    /// Whether it knows how to: a doze leaves nothing in memory otherwise.
+    fn learns(&self) -> bool {
+        false
+    }
+
     /// Housekeeping thaw: thaws a dozing guest's cgroup while the application stays stopped, so that the
     /// guest's network stack can answer.
     ///

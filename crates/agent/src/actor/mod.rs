@@ -8,6 +8,7 @@ mod orders;
 mod pending;
 mod policy;
 mod probing;
+mod rehearsal;
 mod report;
 mod save;
 mod shell;
@@ -184,6 +185,8 @@ struct Actor {
     since: SystemTime,
     shell: shell::OwnShell,
     probing: probing::Probing,
+    /// Whether a wake was rehearsed, or there was to be none.
+    rehearsed: bool,
     settling: Vec<oneshot::Sender<()>>,
     /// Whose turn it is to give environment variables to the pod.
     deliveries: Arc<tokio::sync::Mutex<()>>,
@@ -236,6 +239,7 @@ pub fn spawn(ctx: Arc<Context>, pod: Arc<Pod>, ready: oneshot::Sender<()>) -> Ha
         since: SystemTime::now(),
         shell: shell::OwnShell::default(),
         probing: probing::Probing::default(),
+        rehearsed: false,
         settling: Vec::new(),
         deliveries: Arc::default(),
         recalled: false,

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_core::{
-    ANNOTATION_PROBES, Input, Moment, ProbeKind, ProbeOutcome, ProbeState, ProbeVerdict, Probes, Reason,
-    Rung, Ticket,
+    ANNOTATION_PROBES, Input, Moment, Probe, ProbeKind, ProbeOutcome, ProbeState, ProbeVerdict, Probes,
+    Reason, Rung, Ticket,
 };
 use dormouse_cri::Container;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -79,6 +79,13 @@ impl Probing {
     /// What is on its way; nothing is added while the guest is to be left alone.
     pub(super) fn runs(&self) -> TaskTracker {
         self.runs.clone()
+    }
+
+    /// The probes of this kind of the containers that run, with the containers' ids.
+    pub(super) fn running(&self, kind: ProbeKind) -> impl Iterator<Item = (&str, &Probe)> {
+        self.containers
+            .values()
+            .filter_map(move |probed| Some((probed.id.as_str(), probed.state.probe(kind)?)))
     }
 
     fn probes(&self) -> Option<Arc<Probes>> {

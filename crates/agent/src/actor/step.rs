@@ -8,6 +8,7 @@ use dormouse_runtime::{AnyDriver, Cancel, Driver as _, Guest, StopState};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::rehearsal::Rehearsal;
 use super::save::{Saving, StepFailed};
 use super::{Actor, Message};
 use crate::clock::{self, now_ms};
@@ -21,7 +22,7 @@ use crate::view::NewsKind;
 const SMALL: u64 = 64 << 20;
 
 /// How long a step waits for the end of the probes that were on their way.
-const PROBES: Duration = Duration::from_secs(3);
+pub(super) const PROBES: Duration = Duration::from_secs(3);
 
 impl Actor {
     /// Starts a step; its end comes back as a message.
@@ -64,6 +65,7 @@ impl Actor {
             rung: self.state.rung,
             refused,
             probes: self.probing.runs(),
+            rehearsal: self.rehearsal(transition, reason),
             // Only what had left RAM needs room there again.
             bytes: match transition {
                 Transition::MakeShell => crate::shells::ESTIMATE,
@@ -259,6 +261,8 @@ pub(super) struct Running {
     refused: Option<Reason>,
     /// Probes that are on their way.
     probes: TaskTracker,
+    /// What a first doze is to end with.
+    rehearsal: Option<Rehearsal>,
     bytes: u64,
     pub(super) saving: Saving,
 }
@@ -359,6 +363,17 @@ impl Running {
         }
     }
 
+    async fn doze(&self, report: &mut StepReport) -> Result<(), StepFailed> {
+        let done = self.driver.doze(&self.guest, &self.cancel).await?;
+        report.phase("cgroup-freeze", done.cgroup_freeze);
+        report.phase("page-out", done.page_out);
+        report.phase("reclaim", done.reclaim);
+        report.phase("bring-back", done.bring_back);
+        let before = report.resident.map_or(done.resident_before, |(before, _)| before);
+        report.resident = Some((before, done.resident_after));
+        Ok(())
+    }
+
     async fn verb(&self, transition: Transition, report: &mut StepReport) -> Result<(), StepFailed> {
         match transition {
             Transition::Freeze => {
@@ -367,12 +382,11 @@ impl Running {
                 report.phase("stop", done.stop);
             }
             Transition::Doze => {
-                let done = self.driver.doze(&self.guest, &self.cancel).await?;
-                report.phase("cgroup-freeze", done.cgroup_freeze);
-                report.phase("page-out", done.page_out);
-                report.phase("reclaim", done.reclaim);
-                report.phase("bring-back", done.bring_back);
-                report.resident = Some((done.resident_before, done.resident_after));
+                self.doze(report).await?;
+                if let Some(rehearsal) = &self.rehearsal {
+                    self.rehearse(rehearsal, report).await?;
+                    self.doze(report).await?;
+                }
             }
             Transition::Hibernate => self.hibernate(report).await?,
             Transition::Save => self.save_ahead(report).await?,

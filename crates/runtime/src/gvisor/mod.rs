@@ -176,6 +176,14 @@ impl Driver for Gvisor {
         run_until(&self.parts, "prefetch", guest, cancel, prefetch::prefetch).await
     }
 
+    async fn learn(&self, guest: &Guest, cancel: &Cancel) -> Result<(), DriverError> {
+        run_until(&self.parts, "learn", guest, cancel, prefetch::learn).await
+    }
+
+    fn learns(&self) -> bool {
+        self.parts.working_set > 0
+    }
+
     async fn housekeeping_thaw(&self, guest: &Guest) -> Result<(), DriverError> {
         run(&self.parts, "housekeeping_thaw", guest, housekeeping::thaw).await
     }

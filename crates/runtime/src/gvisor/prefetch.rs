@@ -1,7 +1,7 @@
-//! Brings a woken guest's pages back, the sentry's first.
+//! Brings a woken guest's pages back, the sentry's first, and notes which it needs first.
 
 use dormouse_core::Reason;
-use dormouse_sentry::PodCgroup;
+use dormouse_sentry::{PodCgroup, Switch};
 
 use super::doze::usage;
 use super::{LOCK, Parts};
@@ -24,24 +24,45 @@ pub(super) fn prefetch(
     let record = switch.record().map_err(|e| verb.failed(e.reason(), None, e))?;
     let first = record.sentry.map(|s| s.pid);
     catch_up(parts, &cgroup, &parts.working_set(&switch), cancel);
-    let mut measured = |mapped: Mapped| {
-        // Under the lock: a pod that is forgotten meanwhile must not get a new file.
-        let Ok(held) = switch.lock(LOCK) else { return };
-        let path = parts.run_dir.working_set_path(switch.id());
-        let set = WorkingSet::read(&path).after(mapped, parts.working_set);
-        let written = set.write(&path);
-        drop(held);
-        let (sandbox, bytes) = (verb.sandbox_id, set.bytes());
-        match written {
-            Ok(()) => tracing::debug!(sandbox, bytes, "working set measured"),
-            Err(error) => {
-                tracing::debug!(sandbox, %error, "the working set was not kept; the next wake may take longer");
-            }
-        }
-    };
+    let mut measured = |mapped| note(parts, &switch, verb, mapped);
     let measured: Option<&mut dyn FnMut(Mapped)> = (parts.working_set > 0).then_some(&mut measured);
     of_cgroup(&*parts.kernel, &cgroup, first, parts.prefetch, measured, cancel)
         .map_err(|e| verb.failed(Reason::Internal, None, e))
+}
+
+/// Notes what the guest has touched since its wake.
+pub(super) fn learn(
+    parts: &Parts,
+    guest: &Guest,
+    verb: Verb<'_>,
+    cancel: &Cancel,
+) -> Result<(), DriverError> {
+    let kernel = &*parts.kernel;
+    let cgroup = parts.cgroup(guest, verb)?;
+    let switch = parts.switch(guest, verb)?;
+    let record = switch.record().map_err(|e| verb.failed(e.reason(), None, e))?;
+    let first = record.sentry.map(|s| s.pid);
+    let mapped = processes(kernel, cgroup.memory_dir())
+        .and_then(|all| Mapped::measure(kernel, &all, first, &mut || not_cancelled(cancel)));
+    let mapped = mapped.map_err(|e| verb.failed(Reason::Internal, None, e))?;
+    note(parts, &switch, verb, mapped);
+    Ok(())
+}
+
+fn note(parts: &Parts, switch: &Switch, verb: Verb<'_>, mapped: Mapped) {
+    // Under the lock: a pod that is forgotten meanwhile must not get a new file.
+    let Ok(held) = switch.lock(LOCK) else { return };
+    let path = parts.run_dir.working_set_path(switch.id());
+    let set = WorkingSet::read(&path).after(mapped, parts.working_set);
+    let written = set.write(&path);
+    drop(held);
+    let (sandbox, bytes) = (verb.sandbox_id, set.bytes());
+    match written {
+        Ok(()) => tracing::debug!(sandbox, bytes, "working set measured"),
+        Err(error) => {
+            tracing::debug!(sandbox, %error, "the working set was not kept; the next wake may take longer");
+        }
+    }
 }
 
 /// Brings the working set back at once, where the kernel has taken it again over a long sleep: many reads at a time,

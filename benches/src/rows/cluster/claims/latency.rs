@@ -84,8 +84,9 @@ pub(super) async fn measure(
     claims(plan, site, row, &ON_DISK).await?;
     row.note(format!(
         "One claim at a time of a pool of {STANDBYS}, which is whole and has rested {} ms before each; the pool begins to \
-         replace the standby at once, on the same processors. Python under gVisor with a block of {MIB} MiB. A plain watch \
-         of the claim, begun before it is made; the first request is sent when it has shown that the claim is ready.",
+         replace the standby 250 ms after it, on the same processors. Python under gVisor with a block of {MIB} MiB and a \
+         readiness probe by HTTP. A plain watch of the claim, begun before it is made; the first request is sent when it \
+         has shown that the claim is ready.",
         REST.as_millis()
     ));
     Ok(())
@@ -93,7 +94,9 @@ pub(super) async fn measure(
 
 async fn claims(plan: &Plan, site: &Site, row: &mut Row, way: &Way) -> Result<()> {
     say(format!("claims of standbys: {}", way.name));
-    let template = pod_template(MIB, &remembers_a_word(MIB));
+    let mut template = pod_template(MIB, &remembers_a_word(MIB));
+    template["spec"]["containers"][0]["readinessProbe"] =
+        json!({"httpGet": {"path": "/", "port": 8080}, "periodSeconds": 1, "timeoutSeconds": 5});
     let pool = Pool::make(site, way.pool, &template, STANDBYS, way.rung, &json!({})).await?;
     let mut ready = Series::latency(format!("{}: claim -> Ready", way.name), None);
     let limit = way.limits.map(|[half, ..]| half);
