@@ -29,7 +29,7 @@ mod writes;
 
 pub use candidates::{Candidates, Choice, Hold, Reservation};
 pub use late::Environment;
-pub use next::{Next, Observed, Settings, Warm, next};
+pub use next::{Next, Observed, Settings, Waking, Warm, next};
 pub use note::Notes;
 pub use passed::Passed;
 pub use reconcile::{ClaimContext, ClaimError, Known, on_error, reconcile};

@@ -25,6 +25,8 @@ const LATER: Duration = Duration::from_secs(60);
 
 /// How often an environment is tried to be delivered that could not be.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How often it is looked whether a standby can be woken that has not.
+const LOOK_AT_WAKE: Duration = Duration::from_secs(1);
 /// When to look after one whose end went by unseen.
 const UNSEEN: Duration = Duration::from_secs(15);
 
@@ -43,6 +45,8 @@ pub struct Observed {
     pub warm: Warm,
     /// UIDs of those of its sandboxes whose guests still sleep as those of standbys.
     pub sleepers: BTreeSet<String>,
+    /// The one that is being woken for it.
+    pub waking: Option<Waking>,
     /// UIDs of the pods that there are, by those of its sandboxes.
     pub pods: BTreeMap<String, String>,
     /// How the environment of its sandbox stands.
@@ -51,6 +55,17 @@ pub struct Observed {
     pub env_fails: bool,
     /// When this controller first saw the claim.
     pub since: Timestamp,
+}
+
+/// A standby that was given to the claim asleep, for a claim that has never been ready.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waking {
+    /// UID of the sandbox.
+    pub sandbox: String,
+    /// For how long the claim has waited for it.
+    pub waited: Duration,
+    /// Whether the agent of its node can be reached.
+    pub is_reached: bool,
 }
 
 /// What has become of a pool's standbys.
@@ -77,6 +92,13 @@ pub struct Settings {
     pub label_domains: Vec<String>,
     /// Whether the annotations that say when claims were seen and ready are written.
     pub observability: bool,
+    /// For how long a claim waits for a standby whose agent cannot be reached. An agent that is replaced is away for less.
+    pub patience: Duration,
+}
+
+impl Settings {
+    /// How long that is.
+    pub const PATIENCE: Duration = Duration::from_secs(5);
 }
 
 /// What is to be done for a claim.
@@ -173,6 +195,9 @@ pub fn next(observed: &Observed, settings: &Settings, now: Timestamp) -> Next {
                 // It has fallen asleep at the last moment, and its Sandbox may never say so, and thus not that it is awake.
                 next.look_again_in(LOOK);
             }
+            if sleeps && is_passed_over(observed, &sandbox, settings, &mut next) {
+                return next;
+            }
             if bind(observed, &sandbox, now, &mut next) {
                 return next;
             }
@@ -256,6 +281,32 @@ fn keep(observed: &Observed, sandbox: &Arc<Sandbox>, next: &mut Next) -> Result<
         }
     }
     Ok(Arc::clone(sandbox))
+}
+
+/// Whether a standby that does not wake is given up for another one, because nobody can be told to wake it. Nothing is lost
+/// with it: its claim has never had it. Returns whether all else has to be decided anew.
+fn is_passed_over(observed: &Observed, sandbox: &Arc<Sandbox>, settings: &Settings, next: &mut Next) -> bool {
+    let was_ready = observed
+        .claim
+        .status
+        .as_ref()
+        .is_some_and(|status| is_true(&status.conditions, READY));
+    let uid = objects::uid(&sandbox.metadata);
+    let Some(waking) = observed
+        .waking
+        .as_ref()
+        .filter(|waking| waking.sandbox == uid && !was_ready)
+    else {
+        return false;
+    };
+    if waking.is_reached || waking.waited < settings.patience {
+        next.look_again_in(LOOK_AT_WAKE);
+        return false;
+    }
+    next.gain = Some(Gain::PassOver {
+        sandbox: Arc::clone(sandbox),
+    });
+    true
 }
 
 /// Sees to it that a standby gets the claim's environment before the claim is ready. Returns whether all else has to be

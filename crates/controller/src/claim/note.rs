@@ -1,9 +1,9 @@
-//! What a controller keeps in mind about claims: when it first saw them, and how often they failed in a row, and how their
-//! environment is being delivered.
+//! What a controller keeps in mind about claims: when it first saw them, and how often they failed in a row, how their
+//! environment is being delivered, and which standbys are being woken for them.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dormouse_api::extensions::SandboxClaim;
 use jiff::Timestamp;
@@ -24,6 +24,7 @@ struct Note {
     counted: bool,
     demanded: bool,
     delivery: Option<Attempt>,
+    waking: Option<(String, Instant)>,
 }
 
 impl Notes {
@@ -72,6 +73,26 @@ impl Notes {
         self.with(claim, |note| act(&mut note.delivery))
     }
 
+    /// The claim was given a sandbox that sleeps: its UID.
+    pub(super) fn wakes(&self, claim: &SandboxClaim, sandbox: &str) {
+        self.with(claim, |note| {
+            note.waking = Some((sandbox.to_owned(), Instant::now()))
+        });
+    }
+
+    /// The claim is ready: whatever sleeps from now on has been used.
+    pub(super) fn has_woken(&self, claim: &SandboxClaim) {
+        self.with(claim, |note| note.waking = None);
+    }
+
+    /// For how long the claim has waited for this sandbox to wake, if this controller gave it to it and it never was ready.
+    pub(super) fn waits_for(&self, claim: &SandboxClaim, sandbox: &str) -> Option<Duration> {
+        self.with(claim, |note| {
+            let (waking, since) = note.waking.as_ref()?;
+            (waking == sandbox).then(|| since.elapsed())
+        })
+    }
+
     fn with<T>(&self, claim: &SandboxClaim, act: impl FnOnce(&mut Note) -> T) -> T {
         let meta = &claim.metadata;
         let key = (
@@ -86,6 +107,7 @@ impl Notes {
             counted: false,
             demanded: false,
             delivery: None,
+            waking: None,
         };
         let mut notes = self.lock();
         let note = notes.entry(key).or_insert_with(new);

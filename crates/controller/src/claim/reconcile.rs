@@ -23,7 +23,7 @@ use super::next::noted;
 use super::wake::{Found, Guests, Silent, Stands};
 use super::{
     Candidates, Choice, FIELD_MANAGER, Gain, Next, Notes, Observed, Passed, Reservation, Retry, Settings,
-    Step, Trouble, Warm, cold, hand_over, next,
+    Step, Trouble, Waking, Warm, cold, hand_over, next,
 };
 use crate::agents::Agents;
 use crate::cache::Cache;
@@ -155,6 +155,10 @@ pub async fn reconcile(claim: Arc<SandboxClaim>, context: Arc<ClaimContext>) -> 
                 context.free(&mut observed, sandbox).await?;
                 gained = None;
             }
+            Some(Gain::PassOver { sandbox }) => {
+                context.pass_over(&mut observed, sandbox).await?;
+                gained = None;
+            }
             Some(Gain::Create(sandbox)) => match context.create(&mut observed, sandbox).await? {
                 Made::Now(made) => gained = Some(made),
                 Made::Before => {}
@@ -249,21 +253,50 @@ impl ClaimContext {
             template,
             warm: Warm::Untried,
             sleepers: BTreeSet::new(),
+            waking: None,
             pods: BTreeMap::new(),
             claim,
         }
     }
 
-    /// Takes note of the pods of the sandboxes, and of those whose guests still sleep as those of standbys.
+    /// Takes note of the pods of the sandboxes, of those whose guests still sleep as those of standbys, and of the one that is
+    /// being woken.
     fn look_at_guests(&self, observed: &mut Observed) {
         let uid = |sandbox: &Sandbox| objects::uid(&sandbox.metadata).to_owned();
         let all = &observed.sandboxes;
         let asleep = all.iter().filter(|sandbox| self.guests.sleeps(sandbox));
         observed.sleepers = asleep.map(|sandbox| uid(sandbox)).collect();
+        observed.waking = observed.own().and_then(|sandbox| {
+            let uid = uid(sandbox);
+            Some(Waking {
+                waited: self.notes.waits_for(&observed.claim, &uid)?,
+                is_reached: self.guests.is_reached(sandbox),
+                sandbox: uid,
+            })
+        });
+        let all = &observed.sandboxes;
         let pods = all.iter();
         observed.pods = pods
             .filter_map(|sandbox| Some((uid(sandbox), self.guests.pod_of(sandbox)?)))
             .collect();
+    }
+
+    /// Frees a standby that cannot be woken, and says so.
+    async fn pass_over(&self, observed: &mut Observed, sandbox: &Sandbox) -> Result<(), ClaimError> {
+        let name = objects::name(&sandbox.metadata);
+        let claim = Arc::clone(&observed.claim);
+        info!(
+            namespace = objects::namespace(&claim.metadata),
+            claim = objects::name(&claim.metadata),
+            sandbox = name,
+            "a standby cannot be woken, and its claim gets another one"
+        );
+        self.free(observed, sandbox).await?;
+        let note = format!(
+            "Sandbox {name:?} was asleep and is deleted: the agent of its node cannot be reached to wake it. The claim gets another one"
+        );
+        self.tell(&claim, EventType::Warning, "StandbyNotWoken", "Waking", note);
+        Ok(())
     }
 
     /// Deletes a sandbox that the claim has and cannot use.
@@ -350,9 +383,13 @@ impl ClaimContext {
                 .writer
                 .patch(&self.sandboxes, namespace, reservation.name(), &patch);
             let falls_asleep = reservation.falls_asleep();
+            let sleeps = matches!(found.stands, Stands::Asleep { .. });
             match self.guests.awake_with(found.stands, falls_asleep, write).await {
                 Ok(sandbox) => {
                     reservation.spend();
+                    if sleeps {
+                        self.notes.wakes(&claim, objects::uid(&sandbox.metadata));
+                    }
                     self.pool_queue.push(namespace, pool_name);
                     let sandbox = Arc::new(sandbox);
                     info!(
@@ -597,6 +634,9 @@ impl ClaimContext {
             .as_ref()
             .is_some_and(|status| is_true(&status.conditions, READY));
         let is_ready = is_true(&planned.status.conditions, READY);
+        if is_ready {
+            self.notes.has_woken(claim);
+        }
         let now = Timestamp::now();
         let counted = objects::annotation(&claim.metadata, annotations::CLAIM_FIRST_READY_AT).is_some();
         if is_ready

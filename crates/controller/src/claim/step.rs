@@ -27,6 +27,11 @@ pub enum Gain {
         /// The sandbox.
         sandbox: Arc<Sandbox>,
     },
+    /// The standby that became the claim's cannot be woken, and is freed.
+    PassOver {
+        /// The sandbox.
+        sandbox: Arc<Sandbox>,
+    },
 }
 
 /// One write.

@@ -150,6 +150,7 @@ fn patched(sandbox: &Sandbox, patch: &Value) -> Sandbox {
 fn with(claim: SandboxClaim) -> Observed {
     Observed {
         sleepers: std::collections::BTreeSet::new(),
+        waking: None,
         pods: BTreeMap::new(),
         environment: Environment::Untried,
         env_fails: false,
@@ -166,6 +167,7 @@ fn decide(observed: &Observed) -> Next {
     let settings = Settings {
         label_domains: vec!["sandbox.users.io".to_owned()],
         observability: true,
+        patience: std::time::Duration::ZERO,
     };
     next(observed, &settings, now())
 }

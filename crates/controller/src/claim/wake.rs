@@ -124,6 +124,11 @@ impl Guests {
         }
     }
 
+    /// Whether the agent of its node can be reached.
+    pub(super) fn is_reached(&self, sandbox: &Sandbox) -> bool {
+        self.look(sandbox).1 != Sight::Unreachable
+    }
+
     /// UID of its pod.
     pub(super) fn pod_of(&self, sandbox: &Sandbox) -> Option<String> {
         let meta = &sandbox.metadata;

@@ -79,6 +79,7 @@ impl Controller {
         let settings = Settings {
             label_domains: vec![],
             observability: true,
+            patience: std::time::Duration::ZERO,
         };
         let context = ClaimContext::new(
             server.client(),
@@ -114,6 +115,13 @@ impl Controller {
     }
 }
 
+/// What is written for a claim that gets the standby `a`.
+const HANDED_OVER: [&str; 3] = [
+    "patch sandboxes a",
+    "patch sandboxclaims/status claim",
+    "patch sandboxclaims claim",
+];
+
 fn standbys() -> Vec<Sandbox> {
     ["a", "b", "c", "d"]
         .iter()
@@ -146,14 +154,7 @@ async fn two_writes_lead_from_a_claim_to_its_standby_and_one_is_made_after() {
     let server = Server::new(&standbys());
     let controller = Controller::of(&server);
     controller.look().await.unwrap();
-    assert_eq!(
-        server.log(),
-        [
-            "patch sandboxes a",
-            "patch sandboxclaims/status claim",
-            "patch sandboxclaims claim"
-        ]
-    );
+    assert_eq!(server.log(), HANDED_OVER);
     assert!(is_ready(&server.claim()) && told(&server.claim()).as_deref() == Some("a"));
     let noted = server.claim().metadata.annotations.unwrap();
     assert_eq!(noted["agents.x-k8s.io/sandbox-name"], "a");

@@ -46,6 +46,7 @@ pub(super) fn begin(
         claim::Settings {
             label_domains: label_domains([&args.allowed_label_domains, &more_domains(args)]),
             observability: !args.disable_claim_observability_annotations,
+            patience: claim::Settings::PATIENCE,
         },
         claim::Known {
             claims: Arc::clone(&known.claims),

@@ -176,6 +176,76 @@ async fn after_an_agent_that_did_not_answer_those_of_others_come_first() {
 }
 
 #[tokio::test]
+async fn one_whose_agent_goes_during_its_wake_is_passed_over_for_another_one() {
+    let names = ["a", "b"];
+    for others in [true, false] {
+        let server = Server::new(&sleepers(if others { &names } else { &names[..1] }));
+        let agent = Agent::default();
+        agent.0.lock().unwrap().hangs = true;
+        let controller = Controller::with_guests(&server, Some(&agent), &["a"]).await;
+        let agents = &controller.known.agents;
+        controller.look().await.unwrap();
+        assert_eq!(
+            (own(&server), is_ready(&server.claim())),
+            (vec!["a".to_owned()], false)
+        );
+        // As long as its agent is there it may still wake, and nobody may tell the claim otherwise.
+        controller.hear(&server);
+        let action = reconcile(Arc::new(claim()), Arc::clone(&controller.context)).await;
+        let soon = kube::runtime::controller::Action::requeue(Duration::from_secs(1));
+        assert_eq!((action.unwrap(), own(&server)), (soon, vec!["a".to_owned()]));
+        let good = Agent::default();
+        let elsewhere = Guest {
+            node: "node-2".to_owned(),
+            ..guest("b", Rung::Frozen)
+        };
+        agents.link("node-2", good.client().await, &[elsewhere]);
+        controller.known.pods.wrote(pod("b", Some("node-2")));
+        agents.locate("node-1", None);
+        server.log();
+        controller.look().await.unwrap();
+        let (gets, writes) = if others {
+            ("b", "patch sandboxes b")
+        } else {
+            ("claim", "post sandboxes claim")
+        };
+        assert_eq!(own(&server), [gets]);
+        assert_eq!(told(&server.claim()).as_deref(), Some(gets));
+        assert_eq!(server.log()[..2], ["delete sandboxes a", writes]);
+        assert_eq!(is_ready(&server.claim()), others);
+    }
+}
+
+#[tokio::test]
+async fn what_a_claim_has_had_is_never_passed_over() {
+    for is_heir in [false, true] {
+        let server = Server::new(&sleepers(&["a", "b"]));
+        let agent = Agent::default();
+        let controller = Controller::with_guests(&server, Some(&agent), &["a", "b"]).await;
+        if is_heir {
+            // Another controller has given it away, and nobody knows what has become of it since.
+            agent.0.lock().unwrap().hangs = true;
+        }
+        controller.look().await.unwrap();
+        assert_eq!(
+            (own(&server), is_ready(&server.claim())),
+            (vec!["a".to_owned()], !is_heir)
+        );
+        let controller = if is_heir {
+            Controller::with_guests(&server, Some(&agent), &["a", "b"]).await
+        } else {
+            controller
+        };
+        // Its Sandbox says that it sleeps.
+        controller.hear(&server);
+        controller.known.agents.locate("node-1", None);
+        controller.look().await.unwrap();
+        assert_eq!(own(&server), ["a"]);
+        assert!(!is_ready(&server.claim()));
+    }
+}
+
+#[tokio::test]
 async fn one_that_is_falling_asleep_is_woken_again_once_it_has() {
     let server = Server::new(&[standby(&pool(), "a", true)]);
     let agent = Agent::default();

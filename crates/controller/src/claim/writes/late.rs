@@ -83,14 +83,7 @@ async fn a_standby_gets_the_environment_before_its_claim_is_ready() {
     let agent = Agent::default();
     let controller = controller(&server, Some(&agent), &["a", "b"]).await;
     controller.look().await.unwrap();
-    assert_eq!(
-        server.log(),
-        [
-            "patch sandboxes a",
-            "patch sandboxclaims/status claim",
-            "patch sandboxclaims claim"
-        ]
-    );
+    assert_eq!(server.log(), HANDED_OVER);
     assert_eq!(agent.log(), ["deliver main"]);
     assert!(is_ready(&server.claim()) && told(&server.claim()).as_deref() == Some("a"));
     assert_eq!(noted(&server)[annotations::LATE_ENV_DELIVERED], "a-pod");

@@ -62,14 +62,7 @@ async fn the_agent_is_given_one_order_and_the_api_server_two_writes() {
     let agent = Agent::default();
     let controller = Controller::with_guests(&server, Some(&agent), &["a", "b"]).await;
     controller.look().await.unwrap();
-    assert_eq!(
-        server.log(),
-        [
-            "patch sandboxes a",
-            "patch sandboxclaims/status claim",
-            "patch sandboxclaims claim"
-        ]
-    );
+    assert_eq!(server.log(), HANDED_OVER);
     assert_eq!(agent.log(), ["wake"]);
     assert!(is_ready(&server.claim()) && told(&server.claim()).as_deref() == Some("a"));
     // That its Sandbox does not say so yet does not make it unready again.

@@ -68,6 +68,7 @@ impl World {
             claim::Settings {
                 label_domains: vec![],
                 observability: false,
+                patience: Duration::ZERO,
             },
             claim::Known {
                 claims: Arc::clone(&claims),
