@@ -26,6 +26,7 @@ pub mod patch;
 pub mod pool;
 pub mod queue;
 mod run;
+mod rush;
 pub mod sandbox;
 pub mod snapshot;
 pub mod template;

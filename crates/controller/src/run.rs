@@ -17,7 +17,7 @@ use tracing::info;
 
 use crate::args::{Args, address};
 use crate::budget;
-use crate::client::{Rate, Written, client, lease_client};
+use crate::client::{Clients, Rate, Written, clients, lease_client};
 use crate::http_server::{self, Ready};
 use crate::identity::{self, Keeper};
 use crate::leader::Leadership;
@@ -108,20 +108,20 @@ pub async fn run(args: Args) -> Result<(), RunError> {
     let config = Config::infer().await.map_err(RunError::Config)?;
     let rate = Rate::new(args.kube_api_qps, args.kube_api_burst);
     let lease = lease_client(config.clone(), Arc::clone(&metrics)).map_err(RunError::Client)?;
-    let client = client(config, rate, Arc::clone(&metrics)).map_err(RunError::Client)?;
+    let clients = clients(config, rate, Arc::clone(&metrics)).map_err(RunError::Client)?;
 
-    let index = Index::start(&client, &args);
+    let index = Index::start(&clients.others, &args);
     metrics.count_sandboxes(index.sandboxes.store().clone());
     metrics
         .snapshots()
         .count(index.snapshots.snapshots.store().clone());
     tokio::select! {
-        () = index.filled(&client) => ready.set(),
+        () = index.filled(&clients.others) => ready.set(),
         () = stop.cancelled() => return Ok(()),
     }
     info!("the caches are filled");
 
-    let result = lead(&args, &client, lease, &index, &metrics, &stop).await;
+    let result = lead(&args, &clients, lease, &index, &metrics, &stop).await;
     served.cancel();
     result
 }
@@ -129,7 +129,7 @@ pub async fn run(args: Args) -> Result<(), RunError> {
 /// Works as long as this controller is the one to.
 async fn lead(
     args: &Args,
-    client: &Client,
+    clients: &Clients,
     lease: (Client, Arc<Written>),
     index: &Index,
     metrics: &Arc<Metrics>,
@@ -137,7 +137,7 @@ async fn lead(
 ) -> Result<(), RunError> {
     if !args.leader_elect {
         metrics.set_leader(true);
-        let workers = begin(args, client, index, metrics, stop);
+        let workers = begin(args, clients, index, metrics, stop);
         workers.wait().await;
         return Ok(());
     }
@@ -162,7 +162,7 @@ async fn lead(
     info!("this controller works now");
     metrics.set_leader(true);
     let halt = stop.child_token();
-    let workers = begin(args, client, index, metrics, &halt);
+    let workers = begin(args, clients, index, metrics, &halt);
     tokio::select! {
         () = workers.wait() => {}
         () = leadership.lost() => {
@@ -179,11 +179,12 @@ async fn lead(
 /// Begins to work on all kinds, until `stop`.
 fn begin(
     args: &Args,
-    client: &Client,
+    clients: &Clients,
     index: &Index,
     metrics: &Arc<Metrics>,
     stop: &CancellationToken,
 ) -> TaskTracker {
+    let client = &clients.others;
     let tracker = TaskTracker::new();
     let (signs, signing) = tokio::sync::watch::channel(None);
     let namespace = &args.leader_election_namespace;
@@ -272,7 +273,7 @@ fn begin(
     }
     snapshots::begin(args, client, index, metrics, stop, &tracker);
     if let Some(known) = &index.extensions {
-        extensions::begin(args, client, index, known, metrics, stop, &tracker);
+        extensions::begin(args, clients, index, known, metrics, stop, &tracker);
     }
     tracker.close();
     tracker

@@ -25,6 +25,7 @@ struct Note {
     demanded: bool,
     delivery: Option<Attempt>,
     waking: Option<(String, Instant)>,
+    ready_since: Option<Timestamp>,
 }
 
 impl Notes {
@@ -73,10 +74,20 @@ impl Notes {
         self.with(claim, |note| act(&mut note.delivery))
     }
 
+    /// The claim is ready `now`; since when it is known to be.
+    pub(super) fn became_ready(&self, claim: &SandboxClaim, now: Timestamp) -> Timestamp {
+        self.with(claim, |note| *note.ready_since.get_or_insert(now))
+    }
+
+    /// When this controller first told the claim that it is ready, if it did.
+    pub(super) fn ready_since(&self, claim: &SandboxClaim) -> Option<Timestamp> {
+        self.with(claim, |note| note.ready_since)
+    }
+
     /// The claim was given a sandbox that sleeps: its UID.
     pub(super) fn wakes(&self, claim: &SandboxClaim, sandbox: &str) {
         self.with(claim, |note| {
-            note.waking = Some((sandbox.to_owned(), Instant::now()))
+            note.waking = Some((sandbox.to_owned(), Instant::now()));
         });
     }
 
@@ -108,6 +119,7 @@ impl Notes {
             demanded: false,
             delivery: None,
             waking: None,
+            ready_since: None,
         };
         let mut notes = self.lock();
         let note = notes.entry(key).or_insert_with(new);

@@ -34,6 +34,7 @@ use crate::objects::{self, is_true};
 use crate::patch::status_patch;
 use crate::pool::{Pools, began_in_pool, birth, is_ready, recreates};
 use crate::queue::Queue;
+use crate::rush::{Rush, Waiting};
 use crate::template::Vetting;
 use crate::write::{Which, Writer, is_already_there, is_conflict, is_not_found};
 
@@ -44,6 +45,10 @@ const TRIES: usize = 3;
 const LOOKS: usize = 6;
 /// When to look again after somebody else has written the claim.
 const AFTER_CONFLICT: Duration = Duration::from_millis(50);
+
+/// When to look again after a claim that gave way to others, and for how long it does.
+const AFTER_RUSH: Duration = Duration::from_millis(500);
+const GIVES_WAY: Duration = Duration::from_secs(5);
 
 /// What claims are reconciled with.
 #[allow(missing_debug_implementations, reason = "the API server's client has none")]
@@ -63,6 +68,7 @@ pub struct ClaimContext {
     pub(super) claim_queue: Queue<SandboxClaim>,
     pub(super) guests: Guests,
     pub(super) failing: Failing,
+    rush: Rush,
     metrics: Arc<Metrics>,
 }
 
@@ -93,6 +99,8 @@ pub struct Known {
     pub agents: Agents,
     /// The nodes.
     pub nodes: Nodes,
+    /// Which claims wait.
+    pub rush: Rush,
 }
 
 /// Why a claim is looked at again.
@@ -137,13 +145,14 @@ pub async fn reconcile(claim: Arc<SandboxClaim>, context: Arc<ClaimContext>) -> 
     let Some(claim) = context.claims.get(objects::namespace(meta), objects::name(meta)) else {
         return Ok(Action::await_change());
     };
+    let waiting = (!is_told(&claim)).then(|| context.rush.enter());
     let mut observed = context.observe(claim);
     let mut gained = None;
     for _ in 0..LOOKS {
         context.look_at_guests(&mut observed);
         let planned = next(&observed, &context.settings, Timestamp::now());
         match &planned.gain {
-            None => return context.conclude(&observed, planned, gained).await,
+            None => return context.conclude(&observed, planned, gained, waiting).await,
             Some(Gain::HandOver { begun }) => {
                 gained = context.hand_over(&mut observed, begun.as_deref()).await?;
                 context.count_demand(&observed, gained.as_ref());
@@ -163,7 +172,7 @@ pub async fn reconcile(claim: Arc<SandboxClaim>, context: Arc<ClaimContext>) -> 
                 Made::Now(made) => gained = Some(made),
                 Made::Before => {}
                 Made::Not(trouble) => {
-                    return context.refuse(&observed, trouble).await;
+                    return context.refuse(&observed, trouble, waiting).await;
                 }
             },
         }
@@ -212,6 +221,7 @@ impl ClaimContext {
             pool_queue: known.pool_queue,
             claim_queue: known.claim_queue,
             failing: Failing::default(),
+            rush: known.rush,
             guests: Guests {
                 pods: known.pods,
                 agents: known.agents,
@@ -500,11 +510,16 @@ impl ClaimContext {
     }
 
     /// Says that the API server refuses what the claim leads to.
-    async fn refuse(&self, observed: &Observed, trouble: Trouble) -> Result<Action, ClaimError> {
+    async fn refuse(
+        &self,
+        observed: &Observed,
+        trouble: Trouble,
+        waiting: Option<Waiting>,
+    ) -> Result<Action, ClaimError> {
         let mut planned = Next::of(&observed.claim);
         super::status::complain(&mut planned.status, &observed.claim, &trouble, Timestamp::now());
         planned.trouble = Some(trouble);
-        self.conclude(observed, planned, None).await
+        self.conclude(observed, planned, None, waiting).await
     }
 
     async fn conclude(
@@ -512,6 +527,7 @@ impl ClaimContext {
         observed: &Observed,
         planned: Next,
         gained: Option<Gained>,
+        waiting: Option<Waiting>,
     ) -> Result<Action, ClaimError> {
         let claim = &*observed.claim;
         for step in &planned.steps {
@@ -530,6 +546,7 @@ impl ClaimContext {
             return Ok(Action::await_change());
         }
         let written = self.write_status(claim, &planned).await;
+        drop(waiting);
         if let Some(gained) = &gained {
             self.tell_of_gain(claim, gained);
         }
@@ -544,6 +561,12 @@ impl ClaimContext {
                 "Claim Expired",
                 "Claim expired".to_owned(),
             );
+        }
+        self.count(observed, &claim, &planned);
+        if self.gives_way(&claim, &planned) {
+            self.notes.went_well(&claim);
+            let wait = planned.requeue.map_or(AFTER_RUSH, |wait| wait.min(AFTER_RUSH));
+            return Ok(Action::requeue(wait));
         }
         self.write_annotations(observed, &claim, &planned).await?;
         if let Some(trouble) = planned.trouble.filter(|trouble| trouble.retry() == Retry::Soon) {
@@ -621,6 +644,34 @@ impl ClaimContext {
         }
     }
 
+    /// Takes note that a claim is ready for the first time.
+    fn count(&self, observed: &Observed, claim: &SandboxClaim, planned: &Next) {
+        if !is_true(&planned.status.conditions, READY) {
+            return;
+        }
+        self.notes.has_woken(claim);
+        if is_told(&observed.claim) {
+            return;
+        }
+        let now = self.notes.became_ready(claim, Timestamp::now());
+        let counted = objects::annotation(&claim.metadata, annotations::CLAIM_FIRST_READY_AT).is_some();
+        if !counted
+            && self.notes.counts(claim)
+            && let Some(sandbox) = &planned.sandbox
+        {
+            self.count_startup(claim, sandbox, observed.since, now);
+            self.time_refill(observed, sandbox);
+        }
+    }
+
+    /// Whether what is to be noted on a claim that is ready gives way to others that are not, for a while.
+    fn gives_way(&self, claim: &SandboxClaim, planned: &Next) -> bool {
+        let since = self.notes.ready_since(claim);
+        is_true(&planned.status.conditions, READY)
+            && self.rush.is_on()
+            && since.is_some_and(|since| objects::age(since, Timestamp::now()) < GIVES_WAY)
+    }
+
     /// What is noted on the claim beside its status, in one write: nobody who waits for the sandbox waits for it.
     async fn write_annotations(
         &self,
@@ -628,26 +679,7 @@ impl ClaimContext {
         claim: &SandboxClaim,
         planned: &Next,
     ) -> Result<(), ClaimError> {
-        let was_ready = observed
-            .claim
-            .status
-            .as_ref()
-            .is_some_and(|status| is_true(&status.conditions, READY));
         let is_ready = is_true(&planned.status.conditions, READY);
-        if is_ready {
-            self.notes.has_woken(claim);
-        }
-        let now = Timestamp::now();
-        let counted = objects::annotation(&claim.metadata, annotations::CLAIM_FIRST_READY_AT).is_some();
-        if is_ready
-            && !was_ready
-            && !counted
-            && self.notes.counts(claim)
-            && let Some(sandbox) = &planned.sandbox
-        {
-            self.count_startup(claim, sandbox, observed.since, now);
-            self.time_refill(observed, sandbox);
-        }
         let mut changes = Map::new();
         if let Some(sandbox) = &planned.sandbox {
             let wanted = began_in_pool(&sandbox.metadata).then(|| objects::name(&sandbox.metadata));
@@ -669,13 +701,11 @@ impl ClaimContext {
             if objects::annotation(&claim.metadata, seen).is_none_or(str::is_empty) {
                 changes.insert(seen.to_owned(), Value::String(with_fraction(observed.since)));
             }
-            if !counted && (is_ready || was_ready) {
-                // When it first was ready nobody knows any more.
-                let at = if was_ready {
-                    "unknown".to_owned()
-                } else {
-                    with_fraction(now)
-                };
+            let counted = objects::annotation(&claim.metadata, annotations::CLAIM_FIRST_READY_AT).is_some();
+            if !counted && (is_ready || is_told(&observed.claim)) {
+                // When it first was ready the controller before this one knew.
+                let at = self.notes.ready_since(claim);
+                let at = at.map_or_else(|| "unknown".to_owned(), with_fraction);
                 changes.insert(annotations::CLAIM_FIRST_READY_AT.to_owned(), Value::String(at));
             }
         }
@@ -811,6 +841,12 @@ fn passes_over(passed: &mut Passed, reservation: &Reservation, found: &Found, no
         return true;
     }
     is_asleep && found.is_silent && passed.silent(node)
+}
+
+/// Whether the claim has been told that it is ready.
+fn is_told(claim: &SandboxClaim) -> bool {
+    let status = claim.status.as_ref();
+    status.is_some_and(|status| is_true(&status.conditions, READY))
 }
 
 /// RFC 3339 with a fraction: clients take one without for a time that was rounded.

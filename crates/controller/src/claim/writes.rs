@@ -68,6 +68,7 @@ impl Controller {
                 Arc::new(Cache::new(reflector::store().0, |_: &Node| None)),
                 vec![],
             ),
+            rush: crate::rush::Rush::default(),
         };
         known.pools.wrote(pool());
         known.templates.wrote(template());
@@ -147,6 +148,32 @@ fn own(server: &Server) -> Vec<String> {
         .filter(|sandbox| owner(sandbox) == Some("claim-uid"))
         .map(|sandbox| objects::name(&sandbox.metadata).to_owned())
         .collect()
+}
+
+#[tokio::test]
+async fn what_is_noted_on_a_claim_gives_way_to_claims_that_wait() {
+    let server = Server::new(&standbys());
+    let controller = Controller::of(&server);
+    let others: Vec<_> = (0..8).map(|_| controller.known.rush.enter()).collect();
+    let look = async || {
+        reconcile(Arc::new(claim()), Arc::clone(&controller.context))
+            .await
+            .unwrap()
+    };
+    let later = kube::runtime::controller::Action::requeue(std::time::Duration::from_millis(500));
+    assert_eq!(look().await, later);
+    assert_eq!(server.log(), HANDED_OVER[..2]);
+    let ready_by = jiff::Timestamp::now();
+    controller.hear(&server);
+    assert_eq!((look().await, server.log()), (later, vec![]));
+    drop(others);
+    controller.look().await.unwrap();
+    assert_eq!(server.log(), HANDED_OVER[2..]);
+    // When it was ready is remembered.
+    let noted = server.claim().metadata.annotations.unwrap();
+    let at: jiff::Timestamp = noted["agents.x-k8s.io/claim-first-ready-at"].parse().unwrap();
+    assert!(at <= ready_by, "{at}");
+    assert_eq!(noted["agents.x-k8s.io/sandbox-name"], "a");
 }
 
 #[tokio::test]

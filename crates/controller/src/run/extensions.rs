@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use kube::Client;
 use kube::runtime::events::{Recorder, Reporter};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -12,6 +11,7 @@ use super::identity;
 use super::index::{Extensions, Index};
 use crate::args::{Args, label_domains};
 use crate::claim::{self, ClaimContext};
+use crate::client::Clients;
 use crate::metrics::{CostSources, Metrics};
 use crate::pool::{self, PoolContext, QuotaContext, on_quota_error, reconcile_quota};
 use crate::worker::work;
@@ -19,13 +19,14 @@ use crate::worker::work;
 /// Begins to work on claims and pools, until `stop`.
 pub(super) fn begin(
     args: &Args,
-    client: &Client,
+    clients: &Clients,
     index: &Index,
     known: &Arc<Extensions>,
     metrics: &Arc<Metrics>,
     stop: &CancellationToken,
     tracker: &TaskTracker,
 ) {
+    let client = &clients.others;
     metrics.count_wanted(Arc::clone(&known.state));
     metrics.count_costs(CostSources {
         sandboxes: known.sandboxes.store().clone(),
@@ -41,7 +42,7 @@ pub(super) fn begin(
         Recorder::new(client.clone(), reporter)
     };
     let claims = ClaimContext::new(
-        client.clone(),
+        clients.claims.clone(),
         (!args.disable_claim_events).then(|| recorder(claim::FIELD_MANAGER)),
         claim::Settings {
             label_domains: label_domains([&args.allowed_label_domains, &more_domains(args)]),
@@ -61,6 +62,7 @@ pub(super) fn begin(
             pods: Arc::clone(&known.pods),
             agents: index.agents.clone(),
             nodes: index.nodes.clone(),
+            rush: clients.rush.clone(),
         },
         Arc::clone(metrics),
     );

@@ -83,6 +83,7 @@ impl World {
                 pods: Arc::clone(&known.pods),
                 agents: known.agents.clone(),
                 nodes: known.nodes.clone(),
+                rush: crate::rush::Rush::default(),
             },
             Arc::new(Metrics::default()),
         );
