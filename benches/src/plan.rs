@@ -178,8 +178,9 @@ pub(crate) struct Plan {
     pub(crate) pool_fill: (u32, u32),
     /// Standbys of the pool on nodes that are not there.
     pub(crate) pool: u32,
-    /// Claims per second that come by chance, and for how many seconds.
-    pub(crate) poisson: (f64, u32),
+    /// Claims per second that come by chance, one rate after the other, and for how many seconds; the last one is the one
+    /// that something is promised of.
+    pub(crate) poisson: (Vec<f64>, u32),
     /// Claims that come at once.
     pub(crate) burst: u32,
     /// Seed of everything random.
@@ -214,7 +215,7 @@ impl Plan {
             pool_memory: 30,
             pool_fill: (20, 3),
             pool: 1000,
-            poisson: (45.0, 60),
+            poisson: (vec![5.0, 10.0, 45.0], 60),
             burst: 300,
             seed: 3,
         }
@@ -247,7 +248,7 @@ impl Plan {
             pool_memory: 4,
             pool_fill: (4, 1),
             pool: 60,
-            poisson: (5.0, 10),
+            poisson: (vec![2.0, 5.0], 10),
             burst: 30,
             seed: 3,
         }

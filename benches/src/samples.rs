@@ -35,6 +35,16 @@ impl Samples {
             .unwrap_or(f64::NAN)
     }
 
+    /// `p50 / p95 / p99`, to three digits.
+    pub(crate) fn thirds(&self) -> String {
+        format!(
+            "{} / {} / {}",
+            digits(self.p50()),
+            digits(self.p95()),
+            digits(self.p99())
+        )
+    }
+
     pub(crate) fn p50(&self) -> f64 {
         self.quantile(0.5)
     }
@@ -193,13 +203,7 @@ impl Series {
 
     /// `p50 / p95 / p99`, to three digits.
     pub(crate) fn thirds(&self) -> String {
-        format!(
-            "{} / {} / {} {}",
-            digits(self.samples.p50()),
-            digits(self.samples.p95()),
-            digits(self.samples.p99()),
-            self.unit
-        )
+        format!("{} {}", self.samples.thirds(), self.unit)
     }
 }
 

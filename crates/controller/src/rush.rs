@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// As many claims on their way are a rush: one after the other is no reason to hold anything back.
-const MANY: usize = 8;
+const MANY: usize = 2;
 /// Writes that are on their way for all else than claims: at 5 ms each some 3,000 a second.
 const WIDE: usize = 16;
 /// The same in a rush.

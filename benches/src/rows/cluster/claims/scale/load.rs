@@ -43,6 +43,14 @@ impl Outcome {
         Samples(self.done.iter().map(|one| ms(one.ready - one.sent)).collect())
     }
 
+    /// The latencies of those that were sent first, so many at most.
+    pub(super) fn first(&self, count: usize) -> Samples {
+        let mut all: Vec<&Done> = self.done.iter().collect();
+        all.sort_by_key(|one| one.sent);
+        let first = all.into_iter().take(count);
+        Samples(first.map(|one| ms(one.ready - one.sent)).collect())
+    }
+
     pub(super) fn names(&self) -> Vec<String> {
         self.done.iter().map(|one| one.name.clone()).collect()
     }
@@ -80,7 +88,8 @@ impl<'a> Load<'a> {
 
     /// Sends claims by chance.
     pub(super) async fn poisson(&self, rate: f64, seconds: u32, seed: u64) -> Result<Outcome> {
-        self.send("steady", arrivals(rate, seconds, seed)).await
+        self.send(&format!("steady-{rate:.0}"), arrivals(rate, seconds, seed))
+            .await
     }
 
     /// Sends so many claims at once.
