@@ -139,11 +139,13 @@ impl<'a> Pool<'a> {
         let params = DeleteParams::background();
         let pools = self.site.pools();
         pools.delete(&self.name, &params).await.context("delete a pool")?;
-        self.site
-            .claims()
-            .delete_collection(&params, &ListParams::default())
-            .await
-            .context("delete all claims")?;
+        // The API server gives a request a minute, which thousands of claims may not be enough for.
+        wait::until("all claims to be deleted", LONG, async || {
+            let claims = self.site.claims();
+            let deleted = claims.delete_collection(&params, &ListParams::default()).await;
+            deleted.map(drop).context("delete all claims")
+        })
+        .await?;
         wait::until("all pods to be gone", LONG, async || {
             tokio::time::sleep(LOOK).await;
             let (pods, sandboxes) = (
