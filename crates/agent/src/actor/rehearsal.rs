@@ -104,9 +104,7 @@ impl Running {
         if !is_over {
             return Err(awake(Reason::GuestBusy));
         }
-        let done = self.driver.freeze(&self.guest).await?;
-        report.phase("lock", done.lock);
-        report.phase("stop", done.stop);
+        self.freeze(report).await?;
         fail::fail_point!("agent::rehearsal::asleep");
         Ok(())
     }

@@ -363,6 +363,13 @@ impl Running {
         }
     }
 
+    pub(super) async fn freeze(&self, report: &mut StepReport) -> Result<(), StepFailed> {
+        let done = self.driver.freeze(&self.guest).await?;
+        report.phase("lock", done.lock);
+        report.phase("stop", done.stop);
+        Ok(())
+    }
+
     async fn doze(&self, report: &mut StepReport) -> Result<(), StepFailed> {
         let done = self.driver.doze(&self.guest, &self.cancel).await?;
         report.phase("cgroup-freeze", done.cgroup_freeze);
@@ -377,9 +384,7 @@ impl Running {
     async fn verb(&self, transition: Transition, report: &mut StepReport) -> Result<(), StepFailed> {
         match transition {
             Transition::Freeze => {
-                let done = self.driver.freeze(&self.guest).await?;
-                report.phase("lock", done.lock);
-                report.phase("stop", done.stop);
+                self.freeze(report).await?;
             }
             Transition::Doze => {
                 self.doze(report).await?;

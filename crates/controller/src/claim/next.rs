@@ -286,11 +286,7 @@ fn keep(observed: &Observed, sandbox: &Arc<Sandbox>, next: &mut Next) -> Result<
 /// Whether a standby that does not wake is given up for another one, because nobody can be told to wake it. Nothing is lost
 /// with it: its claim has never had it. Returns whether all else has to be decided anew.
 fn is_passed_over(observed: &Observed, sandbox: &Arc<Sandbox>, settings: &Settings, next: &mut Next) -> bool {
-    let was_ready = observed
-        .claim
-        .status
-        .as_ref()
-        .is_some_and(|status| is_true(&status.conditions, READY));
+    let was_ready = status::is_told(&observed.claim);
     let uid = objects::uid(&sandbox.metadata);
     let Some(waking) = observed
         .waking

@@ -23,7 +23,7 @@ use super::next::noted;
 use super::wake::{Found, Guests, Silent, Stands};
 use super::{
     Candidates, Choice, FIELD_MANAGER, Gain, Next, Notes, Observed, Passed, Reservation, Retry, Settings,
-    Step, Trouble, Waking, Warm, cold, hand_over, next,
+    Step, Trouble, Waking, Warm, cold, hand_over, next, status,
 };
 use crate::agents::Agents;
 use crate::cache::Cache;
@@ -145,7 +145,7 @@ pub async fn reconcile(claim: Arc<SandboxClaim>, context: Arc<ClaimContext>) -> 
     let Some(claim) = context.claims.get(objects::namespace(meta), objects::name(meta)) else {
         return Ok(Action::await_change());
     };
-    let waiting = (!is_told(&claim)).then(|| context.rush.enter());
+    let waiting = (!status::is_told(&claim)).then(|| context.rush.enter());
     let mut observed = context.observe(claim);
     let mut gained = None;
     for _ in 0..LOOKS {
@@ -236,7 +236,7 @@ impl ClaimContext {
         let meta = &claim.metadata;
         let (namespace, name) = (objects::namespace(meta), objects::name(meta));
         let mut sandboxes = self.sandboxes.group(namespace, objects::uid(meta));
-        let told = claim.status.as_ref().and_then(super::status::sandbox_name);
+        let told = claim.status.as_ref().and_then(status::sandbox_name);
         for name in [told, noted(&claim), Some(name)].into_iter().flatten() {
             let known = sandboxes
                 .iter()
@@ -517,7 +517,7 @@ impl ClaimContext {
         waiting: Option<Waiting>,
     ) -> Result<Action, ClaimError> {
         let mut planned = Next::of(&observed.claim);
-        super::status::complain(&mut planned.status, &observed.claim, &trouble, Timestamp::now());
+        status::complain(&mut planned.status, &observed.claim, &trouble, Timestamp::now());
         planned.trouble = Some(trouble);
         self.conclude(observed, planned, None, waiting).await
     }
@@ -650,7 +650,7 @@ impl ClaimContext {
             return;
         }
         self.notes.has_woken(claim);
-        if is_told(&observed.claim) {
+        if status::is_told(&observed.claim) {
             return;
         }
         let now = self.notes.became_ready(claim, Timestamp::now());
@@ -702,7 +702,7 @@ impl ClaimContext {
                 changes.insert(seen.to_owned(), Value::String(with_fraction(observed.since)));
             }
             let counted = objects::annotation(&claim.metadata, annotations::CLAIM_FIRST_READY_AT).is_some();
-            if !counted && (is_ready || is_told(&observed.claim)) {
+            if !counted && (is_ready || status::is_told(&observed.claim)) {
                 // When it first was ready the controller before this one knew.
                 let at = self.notes.ready_since(claim);
                 let at = at.map_or_else(|| "unknown".to_owned(), with_fraction);
@@ -841,12 +841,6 @@ fn passes_over(passed: &mut Passed, reservation: &Reservation, found: &Found, no
         return true;
     }
     is_asleep && found.is_silent && passed.silent(node)
-}
-
-/// Whether the claim has been told that it is ready.
-fn is_told(claim: &SandboxClaim) -> bool {
-    let status = claim.status.as_ref();
-    status.is_some_and(|status| is_true(&status.conditions, READY))
 }
 
 /// RFC 3339 with a fraction: clients take one without for a time that was rounded.

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::Trouble;
-use crate::objects::{self, condition, mirror, remove, set};
+use crate::objects::{self, condition, is_true, mirror, remove, set};
 
 /// Name of the sandbox that the status shows.
 pub(super) fn sandbox_name(status: &SandboxClaimStatus) -> Option<&str> {
@@ -32,6 +32,12 @@ pub(super) fn follow(
         ready
     };
     set(&mut status.conditions, condition, now);
+}
+
+/// Whether the claim has been told that it is ready.
+pub(super) fn is_told(claim: &SandboxClaim) -> bool {
+    let status = claim.status.as_ref();
+    status.is_some_and(|status| is_true(&status.conditions, READY))
 }
 
 /// Shows that the sandbox is there and does not have its environment yet; `why` it has not, if that is known.
