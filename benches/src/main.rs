@@ -14,6 +14,7 @@ mod report;
 mod row;
 mod rows;
 mod samples;
+mod vmstat;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

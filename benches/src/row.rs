@@ -3,7 +3,10 @@
 use serde::Serialize;
 
 use crate::plan::Which;
-use crate::samples::{Series, digits};
+use crate::samples::{Samples, Series, digits};
+
+/// What p50, p95 and p99 of a latency must reach, ms; `None`: it is only reported.
+pub(crate) type Thirds = Option<[f64; 3]>;
 
 /// A promise and what came of it.
 #[derive(Debug, Clone, Serialize)]
@@ -57,6 +60,18 @@ impl Line {
             reached: value <= limit,
         });
         self
+    }
+
+    /// A line of a latency of which p50, p95 and p99 are promised, and `what` says so.
+    pub(crate) fn thirds(what: impl Into<String>, samples: &Samples, limits: Thirds) -> Self {
+        let Some([half, most, all]) = limits else {
+            return Self::new(what, "-").n(samples.n());
+        };
+        Self::new(what, format!("{half:.0} / {most:.0} / {all:.0} ms"))
+            .n(samples.n())
+            .at_most("p50", samples.p50(), half)
+            .at_most("p95", samples.p95(), most)
+            .at_most("p99", samples.p99(), all)
     }
 
     pub(crate) fn at_least(mut self, of: impl Into<String>, value: f64, limit: f64) -> Self {

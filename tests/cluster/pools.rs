@@ -195,6 +195,28 @@ async fn restarts(cluster: &Cluster, space: &str, pod: &str) -> Value {
     pod["status"]["containerStatuses"][0]["restartCount"].clone()
 }
 
+/// Waits until the pool's status says where its standbys wait, and what they cost: a frozen guest has all of its memory.
+async fn says_where_they_wait(cluster: &Cluster, space: &str, running: u32, frozen: u32) {
+    wait::until("a status that tells of rungs", LIMIT, async || {
+        let pool = cluster.get("sandboxwarmpool", space, "pool").await?;
+        let says = &pool["status"]["standbys"];
+        let bytes = |field: &str| says[field].as_i64().unwrap_or_default();
+        anyhow::ensure!(
+            says["running"] == running
+                && says["frozen"] == frozen
+                && says["dozing"] == 0
+                && says["hibernated"] == 0
+                && bytes("residentBytes") > 0
+                && bytes("awakeBytes") >= bytes("residentBytes"),
+            "it says {}",
+            pool["status"]
+        );
+        Ok(())
+    })
+    .await
+    .unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn standbys_are_frozen_but_for_one_and_claims_get_them_with_their_memory() {
     let space = "frozen-pool";
@@ -212,6 +234,7 @@ async fn standbys_are_frozen_but_for_one_and_claims_get_them_with_their_memory()
     let knock = http::get(port(address(asleep)), "/", Duration::from_secs(2)).await;
     assert!(knock.is_err(), "{knock:?}");
     until(&cluster, space, &[("Frozen", 2), ("Running", 1)]).await;
+    says_where_they_wait(&cluster, space, 1, 2).await;
     let pod = cluster.get("pod", space, &name(asleep)).await.unwrap();
     assert_eq!(condition(&pod, "Ready").unwrap().0, "True");
 

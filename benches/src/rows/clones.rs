@@ -6,7 +6,6 @@ use anyhow::{Context, Result};
 use dormouse_testkit::guest::AgentGuest;
 use dormouse_testkit::rig::{Rig, RigOptions};
 use dormouse_testkit::{ContainerSpec, GVISOR, Pod, PodSpec};
-use procfs::vmstat;
 
 use crate::ask;
 use crate::fleet;
@@ -15,6 +14,7 @@ use crate::plan::Plan;
 use crate::progress::say;
 use crate::row::{Line, Row};
 use crate::samples::{Series, digits, ms};
+use crate::vmstat;
 
 /// The source's block of memory.
 const MIB: u32 = 64;
@@ -94,12 +94,12 @@ async fn one_rig(plan: &Plan, rig: &Rig, row: &mut Row) -> Result<()> {
     say(format!("{CROWD} clones at once"));
     for turn in 0..plan.n_crowd {
         image.drop_cache()?;
-        let before = read_kib()?;
+        let before = vmstat::counter("pgpgin")?;
         let began = Instant::now();
         let started = (0..CROWD).map(|number| filled(rig, &id, format!("crowd-{turn}-{number}")));
         let pods = futures::future::try_join_all(started).await?;
         crowd.push(ms(began.elapsed()));
-        let read = read_kib()?.saturating_sub(before);
+        let read = vmstat::counter("pgpgin")?.saturating_sub(before);
         disk.push(read as f64 * 1024.0 / image.bytes as f64);
         let pods: Vec<Pod> = pods.into_iter().map(|(pod, _)| pod).collect();
         fleet::remove(&pods, plan.parallel).await?;
@@ -115,13 +115,6 @@ async fn filled(rig: &Rig, id: &str, name: String) -> Result<(Pod, f64)> {
     let pod = rig.stack.run_pod(spec).await?;
     pod.wait_http(8080, "/answer", ask::LIMIT).await?;
     Ok((pod, ms(began.elapsed())))
-}
-
-fn read_kib() -> Result<u64> {
-    let all = vmstat().context("read /proc/vmstat")?;
-    all.get("pgpgin")
-        .and_then(|kib| u64::try_from(*kib).ok())
-        .context("/proc/vmstat has no pgpgin")
 }
 
 fn report(row: &mut Row, none: Series, own: Series, clone: Series, crowd: Series, disk: Series) {

@@ -13,6 +13,6 @@ pub use template::{
     VolumeClaimTemplatesPolicy,
 };
 pub use warm_pool::{
-    PoolDemand, SandboxTemplateRef, SandboxWarmPool, SandboxWarmPoolSpec, SandboxWarmPoolStatus, Standby,
-    UpdateStrategy, UpdateStrategyType,
+    PoolDemand, PoolStandbys, SandboxTemplateRef, SandboxWarmPool, SandboxWarmPoolSpec,
+    SandboxWarmPoolStatus, Standby, UpdateStrategy, UpdateStrategyType,
 };

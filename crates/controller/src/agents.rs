@@ -13,7 +13,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use dormouse_tls::Dialer;
+use k8s_openapi::api::core::v1::Pod;
 use tokio_util::sync::CancellationToken;
+
+use crate::objects;
 
 pub use guest::{Guest, GuestProbes, Woken};
 pub use order::{Order, OrderError, Ordered};
@@ -147,6 +150,16 @@ impl Agents {
         guests
             .get(pod_uid)
             .map_or(Sight::Unknown, |guest| Sight::Seen(Box::new(guest.clone())))
+    }
+
+    /// The guest of a pod, if its agent can be reached and knows one.
+    #[must_use]
+    pub fn guest_of(&self, pod: &Pod) -> Option<Box<Guest>> {
+        let node = pod.spec.as_ref()?.node_name.as_deref()?;
+        match self.sight(node, objects::uid(&pod.metadata)) {
+            Sight::Seen(guest) => Some(guest),
+            Sight::Unreachable | Sight::Unknown => None,
+        }
     }
 
     /// Gives an order to the agent of a node, and takes note of what the guest does then.

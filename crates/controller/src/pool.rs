@@ -4,6 +4,7 @@
 //! [`reconcile`] does it. A standby ceases to be the pool's when a claim gets it, which [`crate::claim`] sees to.
 
 mod build;
+mod cost;
 mod demand;
 mod expected;
 mod golden;
@@ -19,6 +20,7 @@ mod refill;
 mod size;
 mod sizing;
 mod sleepless;
+mod standbys;
 mod state;
 mod step;
 mod wish;
@@ -26,6 +28,7 @@ mod wish;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use cost::Cost;
 pub use expected::Pending;
 pub use golden::{Attempts, News, Sight};
 pub use halt::Halt;

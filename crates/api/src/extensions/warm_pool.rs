@@ -129,6 +129,28 @@ pub struct SandboxWarmPoolStatus {
     /// What claims have asked of the pool, once some came. It is written with what else changes, and may be minutes old.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub demand: Option<PoolDemand>,
+    /// Where the standbys wait, and what they cost. It is written with what else changes, or some seconds after one of them
+    /// has changed its rung.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standbys: Option<PoolStandbys>,
+}
+
+/// Where a pool's standbys wait, and what they cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PoolStandbys {
+    /// Ready ones that are awake.
+    pub running: i32,
+    /// Ready ones whose guest is stopped.
+    pub frozen: i32,
+    /// Ready ones whose memory is in swap.
+    pub dozing: i32,
+    /// Ready ones whose memory is in a snapshot.
+    pub hibernated: i32,
+    /// What all standbys have in their nodes' memory, as the agents said last.
+    pub resident_bytes: i64,
+    /// What they would have there awake: for a sleeper, what it had before.
+    pub awake_bytes: i64,
 }
 
 /// What the claims of the last day asked of a pool, as far as its controller has seen it.

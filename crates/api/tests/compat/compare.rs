@@ -38,6 +38,7 @@ const BEYOND: &[(&str, &[&str])] = &[
             ".spec.standby",
             ".status.conditions",
             ".status.demand",
+            ".status.standbys",
         ],
     ),
 ];

@@ -8,7 +8,9 @@ use std::time::Duration;
 use dormouse_api::agents::Sandbox;
 use dormouse_api::conditions::READY;
 use dormouse_api::dormouse::SandboxSnapshot;
-use dormouse_api::extensions::{SandboxTemplate, SandboxWarmPool, SandboxWarmPoolStatus, UpdateStrategyType};
+use dormouse_api::extensions::{
+    PoolStandbys, SandboxTemplate, SandboxWarmPool, SandboxWarmPoolStatus, UpdateStrategyType,
+};
 use dormouse_api::names::{labels, name_hash};
 use dormouse_api::quantity::memory_requests;
 use dormouse_core::Rung;
@@ -18,6 +20,7 @@ use serde_json::json;
 
 use super::quota::{Exceeded, Limits, of_resource_quota};
 use super::sizing::There;
+use super::standbys::by_rung;
 use super::step::Why;
 use super::wish::wishes;
 use super::{
@@ -110,6 +113,8 @@ pub struct Next {
     pub standby: Option<Box<Sandbox>>,
     /// The status, before what is made is there.
     pub status: SandboxWarmPoolStatus,
+    /// On which rungs those wait that a claim could have; what they cost is not looked at.
+    pub rungs: PoolStandbys,
     /// Why the pool does not get on, if it does not.
     pub halted: Option<Halt>,
     /// When the newest of its standbys was made that is ready.
@@ -161,6 +166,7 @@ pub fn next(
     };
     if pool.metadata.deletion_timestamp.is_some() {
         next.status = pool.status.clone().unwrap_or_default();
+        next.rungs = next.status.standbys.unwrap_or_default();
         return next;
     }
     let mut vetting = observed.template.as_deref().map(Vetting::by);
@@ -173,6 +179,7 @@ pub fn next(
     }
     next.attempts = golden.attempts;
     let ready = count.active.iter().filter(|standby| is_ready(standby));
+    next.rungs = by_rung(ready.clone().map(AsRef::as_ref));
     next.newest = ready.clone().filter_map(|standby| created(standby)).max();
     let ready = ready.count();
     let as_number = |count: usize| i32::try_from(count).unwrap_or(i32::MAX);
@@ -191,6 +198,7 @@ pub fn next(
             .map(|status| status.conditions.clone())
             .unwrap_or_default(),
         demand: pool.status.as_ref().and_then(|status| status.demand.clone()),
+        standbys: pool.status.as_ref().and_then(|status| status.standbys),
     };
 
     let there = count.active.len();

@@ -5,7 +5,7 @@ mod tell;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use dormouse_api::agents::Sandbox;
 use dormouse_api::dormouse::{SandboxNode, SandboxSnapshot, StandbyQuota};
@@ -25,9 +25,11 @@ use tracing::{debug, info};
 use super::build::placed;
 use super::next::is_ready;
 use super::quota::of_resource_quota;
+use super::standbys::with_costs;
 use super::state::Key;
 use super::{
-    Exceeded, FIELD_MANAGER, Limits, Next, Observed, PoolNode, Pools, Settings, Step, sleepless, sleeps_on,
+    Cost, Exceeded, FIELD_MANAGER, Limits, Next, Observed, PoolNode, Pools, Settings, Step, sleepless,
+    sleeps_on,
 };
 use crate::agents::Agents;
 use crate::cache::Cache;
@@ -154,7 +156,9 @@ pub async fn reconcile(pool: Arc<SandboxWarmPool>, context: Arc<PoolContext>) ->
     let generation = observed.pool.metadata.generation;
     Exceeded::show(planned.exceeded.as_ref(), conditions, generation, now);
     context.tell(&observed.pool, &planned, &key, now).await;
-    context.write_status(&observed.pool, &planned, &key).await?;
+    if let Some(again) = context.write_status(&observed, &planned, &key).await? {
+        planned.look_again_in(again);
+    }
     deleted?;
     made?;
     context.known.state.went_well(&key);
@@ -452,24 +456,55 @@ impl PoolContext {
         }
     }
 
-    async fn write_status(&self, pool: &SandboxWarmPool, planned: &Next, key: &Key) -> Result<(), PoolError> {
-        let old = pool.status.clone().unwrap_or_default();
+    /// What all standbys of a pool cost.
+    fn costs(&self, observed: &Observed) -> impl Iterator<Item = Cost> {
+        let uid = objects::uid(&observed.pool.metadata);
+        let own = observed.members.iter().filter(move |standby| {
+            let meta = &standby.metadata;
+            meta.deletion_timestamp.is_none() && ownership(meta, uid) == Ownership::Own
+        });
+        own.map(|standby| {
+            let pod = self.pod_of(standby);
+            let guest = pod.as_deref().and_then(|pod| self.known.agents.guest_of(pod));
+            // The status does not tell of disks.
+            Cost::of(standby, pod.as_deref(), guest.as_deref(), 0)
+        })
+    }
+
+    /// Writes what has changed; returns when more is to be written although nothing changes.
+    async fn write_status(
+        &self,
+        observed: &Observed,
+        planned: &Next,
+        key: &Key,
+    ) -> Result<Option<Duration>, PoolError> {
+        let old = observed.pool.status.clone().unwrap_or_default();
         let mut new = planned.status.clone();
         let now = Timestamp::now();
         if self.prunes.load(Ordering::Relaxed) {
             // It would be another one with each look.
             new.conditions.clear();
         }
-        // It goes with what is written anyway, and is a write of its own only where there is none for long.
-        let demand = self.known.state.demand(key, now);
-        if let Some(demand) = demand
-            && !self.prunes.load(Ordering::Relaxed)
-            && (status_patch(&old, &new).is_some() || is_overdue(old.demand.as_ref(), &demand))
-        {
-            new.demand = Some(demand);
+        // Both go with what is written anyway, and are a write of their own only where there is none for long.
+        let mut again = None;
+        if !self.prunes.load(Ordering::Relaxed) {
+            let state = &self.known.state;
+            let demand = state.demand(key, now);
+            let wait = state.behind(key, old.standbys, planned.rungs, now);
+            if status_patch(&old, &new).is_some()
+                || wait.is_some_and(|wait| wait.is_zero())
+                || demand
+                    .as_ref()
+                    .is_some_and(|demand| is_overdue(old.demand.as_ref(), demand))
+            {
+                new.demand = demand.or(new.demand);
+                new.standbys = Some(with_costs(planned.rungs, self.costs(observed)));
+            } else {
+                again = wait;
+            }
         }
         let Some(patch) = status_patch(&old, &new) else {
-            return Ok(());
+            return Ok(again);
         };
         let written = self
             .writer
@@ -478,16 +513,17 @@ impl PoolContext {
         match written {
             Ok(written) => {
                 let kept = written.status.unwrap_or_default();
-                let is_dropped = (new.demand.is_some() && kept.demand.is_none())
+                let is_dropped = (new.standbys.is_some() && kept.standbys.is_none())
                     || (!new.conditions.is_empty() && kept.conditions.is_empty());
                 if is_dropped && !self.prunes.swap(true, Ordering::Relaxed) {
                     info!(
-                        "the API server keeps no demand and no conditions of pools: install Dormouse's own definitions"
+                        "the API server keeps no standbys, no demand and no conditions of pools: install Dormouse's own \
+                         definitions"
                     );
                 }
-                Ok(())
+                Ok(again)
             }
-            Err(error) if is_not_found(&error) => Ok(()),
+            Err(error) if is_not_found(&error) => Ok(None),
             Err(source) => Err(PoolError::Api {
                 step: "patch pool status",
                 source,

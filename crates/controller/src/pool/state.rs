@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dormouse_api::agents::Sandbox;
-use dormouse_api::extensions::PoolDemand;
+use dormouse_api::extensions::{PoolDemand, PoolStandbys};
 use dormouse_core::Rung;
 use jiff::{SignedDuration, Timestamp};
 
@@ -13,6 +13,7 @@ use super::expected::{Expected, Pending};
 use super::halt::{Said, Turn};
 use super::limit::{Refusal, limit};
 use super::quota::{Account, Exceeded, Usage};
+use super::standbys::Behind;
 use super::wish::{Wished, Wishes};
 use super::{Attempts, Next, Observed, Refill, Settings, Sizing, next};
 use crate::backoff;
@@ -42,6 +43,8 @@ struct State {
     /// How many standbys there are to be, as last decided.
     wanted: Option<usize>,
     said: Said,
+    /// Since when its status is behind the rungs.
+    behind: Behind,
     failures: u32,
     /// What it has of what quotas limit, where there are any.
     account: Option<Account>,
@@ -149,6 +152,19 @@ impl Pools {
         let inner = self.lock();
         let state = inner.pools.get(&key);
         state.map(|state| state.sizing.claims()).unwrap_or_default()
+    }
+
+    /// How long a pool's status may stay as it is; `None`: it says where the standbys wait.
+    pub(super) fn behind(
+        &self,
+        key: &Key,
+        written: Option<PoolStandbys>,
+        counted: PoolStandbys,
+        now: Timestamp,
+    ) -> Option<Duration> {
+        let mut inner = self.lock();
+        let state = inner.pools.entry(key.clone()).or_default();
+        state.behind.wait(written, counted, now)
     }
 
     /// How many standbys each pool is to have, by namespace and name.

@@ -175,6 +175,7 @@ fn an_empty_pool_is_filled() {
             observed_generation: Some(2),
             conditions: vec![],
             demand: None,
+            standbys: None,
         }
     );
     let standby = next.standby.unwrap();

@@ -13,11 +13,12 @@ use serde_json::{Value, json};
 use super::pool::{Pool, claim, pod_template};
 use crate::plan::Plan;
 use crate::progress::say;
-use crate::row::{Line, Row};
+use crate::row::{Line, Row, Thirds};
 use crate::rows::cluster::site::{Site, create, first_answer, is};
 use crate::rows::cluster::suspended::parts;
 use crate::rows::cluster::watched::Watched;
 use crate::samples::{Series, Taken};
+use crate::vmstat::Paging;
 
 /// The guest's block.
 const MIB: u32 = 64;
@@ -33,7 +34,7 @@ struct Way {
     pool: &'static str,
     rung: Option<&'static str>,
     /// What p50, p95 and p99 must reach, ms.
-    limits: Option<[f64; 3]>,
+    limits: Thirds,
 }
 
 const ON_ZRAM: [Way; 4] = [
@@ -101,50 +102,57 @@ async fn claims(plan: &Plan, site: &Site, row: &mut Row, way: &Way) -> Result<()
     let mut ready = Series::latency(format!("{}: claim -> Ready", way.name), None);
     let limit = way.limits.map(|[half, ..]| half);
     let mut answer = Series::latency(format!("{}: claim -> first answer", way.name), limit);
+    let until_answer = |what: &str| format!("{}: {what} until the answer", way.name);
+    let mut swapped_in = Series::new(until_answer("pages from swap, whole node"), "pages");
+    let mut faults = Series::new(until_answer("major faults, whole node"), "faults");
     for round in 0..plan.n_claims {
         pool.settled().await?;
         tokio::time::sleep(REST).await;
         let name = format!("{}-{round}", way.pool);
-        let (until_ready, until_answer) = one(site, &name, &pool.name).await?;
-        ready.take(until_ready);
-        answer.take(until_answer);
+        let one = one(site, &name, &pool.name).await?;
+        ready.take(one.ready);
+        answer.take(one.answer);
+        let (pages, times) = one.paging;
+        swapped_in.push(pages);
+        faults.push(times);
         site.claims()
             .delete(&name, &DeleteParams::background())
             .await
             .context("delete a claim")?;
     }
-    let must = way.limits.map_or_else(
-        || "-".to_owned(),
-        |[half, most, all]| format!("p50 / p95 / p99 <= {half:.0} / {most:.0} / {all:.0} ms"),
-    );
-    let mut line = Line::new(
+    let line = Line::thirds(
         format!(
             "claim -> Ready and first answer, {MIB} MiB, standby {} (p50 / p95 / p99)",
             way.name
         ),
-        must,
+        &answer.samples,
+        way.limits,
     )
-    .measured(format!("{} (Ready {})", answer.thirds(), ready.thirds()))
-    .n(answer.samples.n());
-    if let Some([half, most, all]) = way.limits {
-        line = line
-            .at_most("p50", answer.samples.p50(), half)
-            .at_most("p95", answer.samples.p95(), most)
-            .at_most("p99", answer.samples.p99(), all);
-    }
+    .measured(format!("{} (Ready {})", answer.thirds(), ready.thirds()));
     row.line(line);
-    row.series.extend([ready, answer]);
+    row.series.extend([ready, answer, swapped_in, faults]);
     pool.remove().await
 }
 
-/// One claim: what it took until it was ready, and until its sandbox answered.
-async fn one(site: &Site, name: &str, pool: &str) -> Result<(Taken, Taken)> {
+/// One claim.
+struct One {
+    /// What it took until it was ready.
+    ready: Taken,
+    /// What it took until its sandbox answered.
+    answer: Taken,
+    /// Until the answer: pages that came from swap, and major faults.
+    paging: (f64, f64),
+}
+
+async fn one(site: &Site, name: &str, pool: &str) -> Result<One> {
     let mut seen = Watched::begin(site.claims(), name).await?;
     let object = claim(name, pool);
+    let paging = Paging::now()?;
     let (began, clock) = (Instant::now(), Timestamp::now());
     create(&site.claims(), &object).await?;
     let ready = seen.until("to be ready", |it| is(it, "Ready", "True")).await?;
     let answered = began + first_answer(address(&ready.object)?, began, None).await?;
+    let paging = Paging::now()?.since(paging);
     // Behind the answer: it is written after the status.
     let noted = seen
         .until("to have been noted", |it| observed_at(it).is_some())
@@ -155,7 +163,11 @@ async fn one(site: &Site, name: &str, pool: &str) -> Result<(Taken, Taken)> {
     let observed = (began + until).min(ready.at);
     let to_ready = [("controller sees it", observed), ("Ready", ready.at)];
     let to_answer = [to_ready[0], to_ready[1], ("answer", answered)];
-    Ok((parts(began, &to_ready), parts(began, &to_answer)))
+    Ok(One {
+        ready: parts(began, &to_ready),
+        answer: parts(began, &to_answer),
+        paging,
+    })
 }
 
 fn observed_at(claim: &DynamicObject) -> Option<Timestamp> {

@@ -16,7 +16,7 @@ use self::load::Load;
 use super::pool::Pool;
 use crate::plan::Plan;
 use crate::progress::say;
-use crate::row::{Line, Row};
+use crate::row::{Line, Row, Thirds};
 use crate::rows::cluster::scale::PER_NODE;
 use crate::rows::cluster::site::Site;
 use crate::samples::{Series, digits, mib};
@@ -84,7 +84,7 @@ struct Controller<'a> {
 }
 
 impl Controller<'_> {
-    async fn under_load(self, pool: &Pool<'_>, limits: Option<[f64; 3]>) -> Result<()> {
+    async fn under_load(self, pool: &Pool<'_>, limits: Thirds) -> Result<()> {
         let Self {
             plan,
             site,
@@ -146,14 +146,14 @@ impl Controller<'_> {
     }
 }
 
-/// Claims that come by chance; `limits`: what p50, p95 and p99 must reach, ms.
+/// Claims that come by chance.
 async fn steady(
     plan: &Plan,
     row: &mut Row,
     name: &str,
     load: &Load<'_>,
     rate: f64,
-    limits: Option<[f64; 3]>,
+    limits: Thirds,
 ) -> Result<()> {
     let (_, seconds) = plan.poisson;
     tokio::time::sleep(REST).await;
@@ -165,25 +165,15 @@ async fn steady(
     );
     series.plotted = false;
     series.samples = steady.latencies();
-    let must = limits.map_or_else(
-        || "-".to_owned(),
-        |[half, most, all]| format!("{half:.0} / {most:.0} / {all:.0} ms"),
-    );
-    let mut line = Line::new(
+    let line = Line::thirds(
         format!(
             "{rate:.0} claims/s Poisson for {seconds} s, pool of {}, standbys {name}: create -> Ready (p50 / p95 / p99)",
             plan.pool
         ),
-        must,
+        &series.samples,
+        limits,
     )
-    .measured(series.thirds())
-    .n(series.samples.n());
-    if let Some([half, most, all]) = limits {
-        line = line
-            .at_most("p50", series.samples.p50(), half)
-            .at_most("p95", series.samples.p95(), most)
-            .at_most("p99", series.samples.p99(), all);
-    }
+    .measured(series.thirds());
     row.line(line);
     row.series.push(series);
     // As many surely found a standby, however slowly the pool is filled up.
