@@ -211,7 +211,7 @@ fn gather(source: &Path, dir: &Path) -> Result<()> {
     fs::rename(&partial, dir.join(name)).with_context(|| format!("put {} in place", source.display()))
 }
 
-fn host_triple() -> Result<String> {
+pub(crate) fn host_triple() -> Result<String> {
     exec::capture(Command::new("rustc").arg("-vV"))?
         .lines()
         .find_map(|line| line.strip_prefix("host: ").map(str::to_owned))

@@ -7,6 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
 
+use crate::binaries::host_triple;
 use crate::exec;
 use crate::paths::Paths;
 
@@ -53,11 +54,15 @@ fn package_of(path: &std::path::Path) -> Option<(String, String)> {
 
 /// The list. There is no time and no random number in it, so that it is the same for the same parts.
 pub(crate) fn cyclone_dx(paths: &Paths) -> Result<Value> {
+    // Not offline: it looks into parts of the workspace that are in no program, and that nothing has fetched yet on a new
+    // machine.
+    let triple = host_triple()?;
     let metadata = exec::capture(Command::new("cargo").current_dir(&paths.root).args([
         "metadata",
         "--format-version=1",
         "--locked",
-        "--offline",
+        "--filter-platform",
+        &triple,
     ]))?;
     let metadata: Value = serde_json::from_str(&metadata).context("`cargo metadata` wrote no JSON")?;
     let lock = paths.root.join("Cargo.lock");
