@@ -8,7 +8,7 @@ use axum::response::Redirect;
 use axum::routing::get;
 use dormouse_core::Scheme;
 use tokio::io::AsyncReadExt as _;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
@@ -186,7 +186,10 @@ async fn a_connection_is_enough_and_ends_in_peace() {
     assert_eq!(answer.outcome, ProbeOutcome::Success, "{answer:?}");
     assert_eq!(server.await.unwrap().unwrap(), 0, "an end, and no reset");
     bench.at_rest().await;
-    // The listener is gone.
+    // Held, so that no other test listens there, and nobody does.
+    let silent = TcpSocket::new_v4().unwrap();
+    silent.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    let port = silent.local_addr().unwrap().port();
     let answer = bench.probe(ProbeAction::Tcp { port }).await;
     assert_eq!(answer.outcome, ProbeOutcome::Failure);
     assert!(answer.message.starts_with("cannot connect"), "{answer:?}");
