@@ -140,7 +140,7 @@ impl WorkingSet {
         set
     }
 
-    /// Brings the set back into memory; what cannot be brought back comes by faults.
+    /// Brings what is missing of the set back into memory; what cannot be brought back comes by faults.
     ///
     /// # Errors
     /// The brake was pulled.
@@ -169,11 +169,15 @@ impl WorkingSet {
         for part in &self.files {
             let Some(file) = files.get(&part.id) else { continue };
             // All of it is on its way before the first page is waited for.
+            let mut missing = Vec::new();
             for range in ranges(part) {
                 brake.check()?;
-                let _ = kernel.read_ahead(file, range);
+                for range in kernel.absent(file, range).unwrap_or_else(|_| vec![range]) {
+                    let _ = kernel.read_ahead(file, range);
+                    missing.push(range);
+                }
             }
-            for range in ranges(part) {
+            for range in missing {
                 brake.check()?;
                 let _ = kernel.bring_back(file, range);
             }
@@ -441,6 +445,10 @@ mod tests {
         set.bring_back(&fake, &processes, &mut brake).unwrap();
         assert_eq!(fake.advised(), [range(260, 4)]);
         assert_eq!(fake.0.lock().unwrap().brought_back, [range(4, 2), range(12, 1)]);
+        // What is still there is left alone.
+        fake.0.lock().unwrap().in_memory.push(range(4, 2));
+        set.bring_back(&fake, &processes, &mut brake).unwrap();
+        assert_eq!(fake.0.lock().unwrap().brought_back[2..], [range(12, 1)]);
         let mut stop = || Err(Stop::Woken);
         assert!(matches!(
             set.bring_back(&fake, &processes, &mut stop),
@@ -471,6 +479,27 @@ mod tests {
         assert_eq!(mapped.bytes(), 0);
         fake.0.lock().unwrap().smaps.clear();
         Mapped::measure(&fake, &processes, None, &mut || Ok(())).unwrap();
+    }
+
+    #[test]
+    fn the_real_kernel_says_what_is_absent_and_brings_back_nothing_that_was_never_there() {
+        use std::os::unix::fs::FileExt;
+
+        let file =
+            File::from(nix::sys::memfd::memfd_create(c"memory", nix::sys::memfd::MFdFlags::empty()).unwrap());
+        file.set_len(8 * PAGE).unwrap();
+        for page in [0, 3, 4] {
+            file.write_all_at(b"x", page * PAGE).unwrap();
+        }
+        assert_eq!(
+            Linux.absent(&file, range(0, 8)).unwrap(),
+            [range(1, 2), range(5, 3)]
+        );
+        assert_eq!(Linux.absent(&file, range(3, 2)).unwrap(), []);
+        Linux.read_ahead(&file, range(5, 3)).unwrap();
+        Linux.bring_back(&file, range(5, 3)).unwrap();
+        assert_eq!(Linux.absent(&file, range(4, 4)).unwrap(), [range(5, 3)]);
+        assert!(Linux.absent(&file, Range { start: 1, len: PAGE }).is_err());
     }
 
     #[test]

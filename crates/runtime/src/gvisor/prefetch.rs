@@ -3,14 +3,12 @@
 use dormouse_core::Reason;
 use dormouse_sentry::{PodCgroup, Switch};
 
-use super::doze::usage;
 use super::{LOCK, Parts};
 use crate::brake::not_cancelled;
 use crate::driver::{Cancel, DriverError, Guest, PrefetchReport};
 use crate::failure::Verb;
 use crate::pageout::processes;
 use crate::prefetch::of_cgroup;
-use crate::reclaim;
 use crate::working_set::{Mapped, WorkingSet};
 
 pub(super) fn prefetch(
@@ -65,10 +63,10 @@ fn note(parts: &Parts, switch: &Switch, verb: Verb<'_>, mapped: Mapped) {
     }
 }
 
-/// Brings the working set back at once, where the kernel has taken it again over a long sleep: many reads at a time,
-/// while the guest makes one after the other.
+/// Brings back at once what the kernel has taken of the working set since the doze: many reads at a time, while the guest
+/// makes one after the other. It takes what nobody has mapped first, and that is all of the set.
 fn catch_up(parts: &Parts, cgroup: &PodCgroup, set: &WorkingSet, cancel: &Cancel) {
-    if set.bytes() == 0 || usage(cgroup) > reclaim::FLOOR.saturating_add(set.bytes() / 2) {
+    if set.bytes() == 0 {
         return;
     }
     let kernel = &*parts.kernel;

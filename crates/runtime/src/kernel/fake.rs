@@ -22,6 +22,8 @@ pub(crate) struct Inner {
     pub refused: HashMap<Range, i32>,
     pub advised: Vec<(i32, Range, Advice)>,
     pub memory_files: HashMap<i32, File>,
+    /// Stretches of memory files that are in memory.
+    pub in_memory: Vec<Range>,
     pub brought_back: Vec<Range>,
     pub calls: Vec<Vec<Range>>,
     pub partial: Option<u64>,
@@ -193,6 +195,11 @@ impl Kernel for Fake {
 
     fn next_data(&self, _file: &File, _from: u64) -> io::Result<Option<Range>> {
         Ok(None)
+    }
+
+    fn absent(&self, _file: &File, range: Range) -> io::Result<Vec<Range>> {
+        let is_there = self.0.lock().unwrap().in_memory.contains(&range);
+        Ok(if is_there { Vec::new() } else { vec![range] })
     }
 
     fn read_ahead(&self, _file: &File, _range: Range) -> io::Result<()> {

@@ -4,6 +4,7 @@ use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -131,6 +132,23 @@ impl Kernel for Linux {
             start: at,
             len: end - at,
         }))
+    }
+
+    fn absent(&self, file: &File, range: Range) -> io::Result<Vec<Range>> {
+        let len = usize::try_from(range.len).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let page = page_size()?;
+        let size = usize::try_from(page).ok().and_then(NonZeroUsize::new);
+        let size = size.ok_or(io::ErrorKind::InvalidInput)?;
+        let pages = sys::Window::new(file.as_fd(), range.start, len)?.in_memory(size)?;
+        let starts = (range.start..).step_by(size.get());
+        let mut absent: Vec<Range> = Vec::new();
+        for (start, _) in starts.zip(pages).filter(|(_, is_there)| !is_there) {
+            match absent.last_mut() {
+                Some(last) if last.start.saturating_add(last.len) == start => last.len += page,
+                _ => absent.push(Range { start, len: page }),
+            }
+        }
+        Ok(absent)
     }
 
     fn read_ahead(&self, file: &File, range: Range) -> io::Result<()> {

@@ -125,6 +125,12 @@ pub trait Kernel: fmt::Debug + Send + Sync + 'static {
     /// The kernel's.
     fn next_data(&self, file: &File, from: u64) -> io::Result<Option<Range>>;
 
+    /// What of a stretch of a memory file is not in memory, in rising order. The stretch begins with a page.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn absent(&self, file: &File, range: Range) -> io::Result<Vec<Range>>;
+
     /// Begins to read a stretch of a memory file from swap, without waiting for it.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 
 use std::cmp::Ordering;
 use std::io;
+use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::Range;
@@ -75,14 +76,17 @@ pub(super) fn sendfile(
     u64::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
-/// A window on a file that is never looked through: it only gives `madvise(2)` an address to name pages by.
+/// No kernel has smaller pages, in bytes.
+const SMALLEST_PAGE: usize = 4096;
+
+/// A window on a file that is never looked through: it only gives `madvise(2)` and `mincore(2)` an address to name pages by.
 #[derive(Debug)]
 pub(super) struct Window {
     at: std::ptr::NonNull<libc::c_void>,
     len: usize,
 }
 
-// SAFETY: the address is only handed to `madvise` and `munmap`, which may be called from any thread.
+// SAFETY: the address is only handed to `madvise`, `mincore` and `munmap`, which may be called from any thread.
 unsafe impl Send for Window {}
 
 impl Window {
@@ -114,6 +118,20 @@ impl Window {
         let done = unsafe { libc::madvise(self.at.as_ptr(), self.len, libc::MADV_WILLNEED) };
         if done == 0 {
             Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
+    }
+
+    /// For each of the window's pages, of `page` bytes, whether it is in memory.
+    pub(super) fn in_memory(&self, page: NonZeroUsize) -> io::Result<Vec<bool>> {
+        // With room to spare, should the kernel's pages be larger than it said. They are never smaller than this.
+        let mut pages = vec![0_u8; self.len.div_ceil(page.get().min(SMALLEST_PAGE))];
+        // SAFETY: the range is exactly our own mapping, and `pages` has a byte for each page in it, of whatever size.
+        let done = unsafe { libc::mincore(self.at.as_ptr(), self.len, pages.as_mut_ptr()) };
+        if done == 0 {
+            pages.truncate(self.len.div_ceil(page.get()));
+            Ok(pages.into_iter().map(|page| page & 1 == 1).collect())
         } else {
             Err(io::Error::last_os_error())
         }
