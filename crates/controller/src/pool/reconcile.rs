@@ -55,6 +55,8 @@ pub struct PoolContext {
     begun: Instant,
     /// Whether the API server drops what agent-sandbox's own CustomResourceDefinitions do not know of a status.
     prunes: AtomicBool,
+    /// Whether it drops `standbys` alone, as those of an earlier Dormouse do: helm leaves definitions as they are.
+    prunes_standbys: AtomicBool,
 }
 
 /// Caches and notes that pools are reconciled with.
@@ -184,6 +186,7 @@ impl PoolContext {
             nodes: Mutex::new(None),
             begun: Instant::now(),
             prunes: AtomicBool::new(false),
+            prunes_standbys: AtomicBool::new(false),
         }
     }
 
@@ -490,7 +493,10 @@ impl PoolContext {
         if !self.prunes.load(Ordering::Relaxed) {
             let state = &self.known.state;
             let demand = state.demand(key, now);
-            let wait = state.behind(key, old.standbys, planned.rungs, now);
+            let tells = !self.prunes_standbys.load(Ordering::Relaxed);
+            let wait = state
+                .behind(key, old.standbys, planned.rungs, now)
+                .filter(|_| tells);
             if status_patch(&old, &new).is_some()
                 || wait.is_some_and(|wait| wait.is_zero())
                 || demand
@@ -498,7 +504,7 @@ impl PoolContext {
                     .is_some_and(|demand| is_overdue(old.demand.as_ref(), demand))
             {
                 new.demand = demand.or(new.demand);
-                new.standbys = Some(with_costs(planned.rungs, self.costs(observed)));
+                new.standbys = tells.then(|| with_costs(planned.rungs, self.costs(observed)));
             } else {
                 again = wait;
             }
@@ -513,12 +519,14 @@ impl PoolContext {
         match written {
             Ok(written) => {
                 let kept = written.status.unwrap_or_default();
-                let is_dropped = (new.standbys.is_some() && kept.standbys.is_none())
+                if new.standbys.is_some() && kept.standbys.is_none() {
+                    self.prunes_standbys.store(true, Ordering::Relaxed);
+                }
+                let is_dropped = (new.demand.is_some() && kept.demand.is_none())
                     || (!new.conditions.is_empty() && kept.conditions.is_empty());
                 if is_dropped && !self.prunes.swap(true, Ordering::Relaxed) {
                     info!(
-                        "the API server keeps no standbys, no demand and no conditions of pools: install Dormouse's own \
-                         definitions"
+                        "the API server keeps no demand and no conditions of pools: install Dormouse's own definitions"
                     );
                 }
                 Ok(again)
