@@ -54,6 +54,7 @@ fn main() {
                 bytes_per_second: NonZeroU64::new(env("RATE", 0) << 20),
                 head_start: Duration::from_millis(env("HEAD", 80)),
                 in_flight: env("FLIGHT", 512) << 10,
+                ..PrefetchLimits::default()
             };
             let mut report = PrefetchReport::default();
             prefetch(&Linux, first, &processes, rate, &mut || Ok(()), &mut report).unwrap();

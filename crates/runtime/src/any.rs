@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use dormouse_core::WakeSource;
+
 use crate::driver::{
     Cancel, Capabilities, DozeReport, Driver, DriverError, FreezeReport, Guest, PrefetchReport, Probe,
     ReleaseReport, Resident, RestoreReport, RuntimeKind, SaveReport, ShellFound, ShellReport, WakeReport,
@@ -53,8 +55,13 @@ impl Driver for AnyDriver {
         pass_on!(self, d => d.wake(guest).await)
     }
 
-    async fn prefetch(&self, guest: &Guest, cancel: &Cancel) -> Result<PrefetchReport, DriverError> {
-        pass_on!(self, d => d.prefetch(guest, cancel).await)
+    async fn prefetch(
+        &self,
+        guest: &Guest,
+        source: WakeSource,
+        cancel: &Cancel,
+    ) -> Result<PrefetchReport, DriverError> {
+        pass_on!(self, d => d.prefetch(guest, source, cancel).await)
     }
 
     async fn learn(&self, guest: &Guest, cancel: &Cancel) -> Result<(), DriverError> {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use dormouse_core::Reason;
+use dormouse_core::{Reason, WakeSource};
 use dormouse_sentry::ProcessId;
 
 /// Who a pod is, in Kubernetes' words.
@@ -428,13 +428,15 @@ pub trait Driver: Send + Sync {
     /// The guest sleeps as before; the wake may be tried again.
     fn wake(&self, guest: &Guest) -> impl Future<Output = Result<WakeReport, DriverError>> + Send;
 
-    /// Brings a woken guest's pages back behind its back, the runtime's own first.
+    /// Brings a woken guest's pages back behind its back, the runtime's own first, when it has had time for a first answer
+    /// to what `source` says.
     ///
     /// # Errors
     /// Nothing is lost: pages that were not brought back come by faults.
     fn prefetch(
         &self,
         guest: &Guest,
+        source: WakeSource,
         cancel: &Cancel,
     ) -> impl Future<Output = Result<PrefetchReport, DriverError>> + Send;
 

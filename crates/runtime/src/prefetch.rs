@@ -13,6 +13,7 @@ use std::os::unix::fs::MetadataExt;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use dormouse_core::WakeSource;
 use dormouse_sentry::PodCgroup;
 
 use crate::brake::{Brake, Stop, not_cancelled};
@@ -36,6 +37,8 @@ pub struct PrefetchLimits {
     pub bytes_per_second: Option<NonZeroU64>,
     /// How long the guest has the swap to itself, so that its first answer does not wait behind the prefetch.
     pub head_start: Duration,
+    /// The same after a wake that was ordered: whoever ordered it is yet to tell its client, which is yet to ask.
+    pub head_start_after_order: Duration,
     /// How much of a memory file may be on its way from swap at once, in bytes. The guest's own faults queue behind
     /// it, so it is small.
     pub in_flight: u64,
@@ -47,7 +50,21 @@ impl Default for PrefetchLimits {
         Self {
             bytes_per_second: NonZeroU64::new(2 << 30),
             head_start: Duration::from_millis(60),
+            head_start_after_order: Duration::from_millis(300),
             in_flight: 512 << 10,
+        }
+    }
+}
+
+impl PrefetchLimits {
+    /// The same for a wake of this source.
+    pub(crate) const fn after(self, source: WakeSource) -> Self {
+        match source {
+            WakeSource::Api | WakeSource::Schedule => Self {
+                head_start: self.head_start_after_order,
+                ..self
+            },
+            WakeSource::Request | WakeSource::Packet | WakeSource::Exec | WakeSource::Kill => self,
         }
     }
 }
@@ -313,5 +330,28 @@ fn nap_until(then: Instant, brake: &mut dyn Brake) -> Result<(), Stop> {
         }
         brake.check()?;
         thread::sleep(nap.min(LONGEST_NAP));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_that_is_yet_to_be_told_finds_the_guest_left_alone() {
+        let limits = PrefetchLimits::default();
+        for source in [
+            WakeSource::Packet,
+            WakeSource::Request,
+            WakeSource::Exec,
+            WakeSource::Kill,
+        ] {
+            assert_eq!(limits.after(source), limits, "{source:?}");
+        }
+        for source in [WakeSource::Api, WakeSource::Schedule] {
+            let ordered = limits.after(source);
+            assert!(ordered.head_start > limits.head_start, "{source:?}");
+            assert_eq!(ordered.in_flight, limits.in_flight, "{source:?}");
+        }
     }
 }

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use containerd_client::services::v1::{GetRequest, GetResponse, PauseTaskRequest, ResumeTaskRequest};
 use containerd_client::types::v1::{Process, Status as TaskStatus};
-use dormouse_core::Reason;
+use dormouse_core::{Reason, WakeSource};
 use dormouse_runtime::{Cancel, Driver, Guest, GuestContainer, Kata, PodIdentity, StopState};
 use support::{Swap, until};
 use tonic::body::Body;
@@ -405,7 +405,11 @@ async fn the_monitor_of_a_real_virtual_machine_is_paged_out_and_back() {
         println!("{doze:?} RssShmem {} KiB", qemu.resident() >> 10);
         assert!(qemu.resident() < 16 * MIB, "{}", qemu.resident());
         w.driver.wake(&w.guest).await.unwrap();
-        let back = w.driver.prefetch(&w.guest, &Cancel::new()).await.unwrap();
+        let back = w
+            .driver
+            .prefetch(&w.guest, WakeSource::Packet, &Cancel::new())
+            .await
+            .unwrap();
         println!("{back:?}");
         assert!(back.bytes >= (RAM - 32) * MIB, "{back:?}");
         assert_eq!(qemu.hash(), before);

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use dormouse_core::Reason;
+use dormouse_core::{Reason, WakeSource};
 use dormouse_runtime::push_out::GuardProgram;
 use dormouse_runtime::{Cancel, Driver, Runc, StopState};
 use support::{Hog, Pod, Swap, example, until};
@@ -50,7 +50,10 @@ async fn sleeps_and_wakes_with_all_its_memory() {
         println!("{:?}", driver.wake(&guest).await.unwrap());
         driver.wake(&guest).await.unwrap();
         if round % 2 == 0 {
-            let back = driver.prefetch(&guest, &Cancel::new()).await.unwrap();
+            let back = driver
+                .prefetch(&guest, WakeSource::Packet, &Cancel::new())
+                .await
+                .unwrap();
             println!("{back:?}");
             assert!(driver.resident(&guest).await.unwrap().cgroup > 250 << 20);
         }

@@ -1,7 +1,5 @@
 //! `cargo xtask bench`.
 
-use std::process::Command;
-
 use anyhow::Result;
 
 use crate::binaries::{self, Profile};
@@ -48,23 +46,20 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     };
     let paths = Paths::discover()?;
     let mut groups = vec![Group::Rust, Group::Stack, Group::Node];
-    let stack = if matches!(bench, Bench::Cluster { .. } | Bench::Claims { .. }) {
+    let (stack, binaries) = if matches!(bench, Bench::Cluster { .. } | Bench::Claims { .. }) {
         groups.push(Group::Cluster);
         prereq::ensure(&groups)?;
+        let binaries = binaries::build_image(&paths, Profile::Release)?;
+        image::build(&paths, &binaries.dir, Profile::Release, image::REPOSITORY)?;
         binaries::build_cluster(&paths, Profile::Release)?;
-        let stack = stack::build_with_cluster(&paths)?;
-        let programs = binaries::build_static(&paths, Profile::Release)?;
-        image::build(&paths, &programs.dir, Profile::Release, image::REPOSITORY)?;
-        stack
+        (stack::build_with_cluster(&paths)?, binaries)
     } else {
         prereq::ensure(&groups)?;
-        stack::build(&paths)?
+        (stack::build(&paths)?, binaries::build_node(&paths)?)
     };
-    let binaries = binaries::build(&paths, Profile::Release)?;
-    let mut cargo = Command::new("cargo");
+    let mut cargo = binaries::cargo(&paths, "run")?;
     cargo
-        .current_dir(&paths.root)
-        .args(["run", "--quiet", "--release", "-p", "dormouse-bench", "--", suite])
+        .args(["--release", "-p", "dormouse-bench", "--", suite])
         .args(rest);
     binaries.export(&stack, &mut cargo);
     exec::run(&mut cargo)

@@ -1,4 +1,8 @@
 //! Builds Dormouse's own binaries and puts them side by side.
+//!
+//! All are static: the agent works in the node's mount namespace, where it would meet the node's libraries when it starts
+//! itself again, the wrapper runs wherever the shim runs, and an image holds nothing else. Tests and programs of a debug
+//! build are one selection of packages and features, so that nothing is compiled twice.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,13 +14,40 @@ use crate::paths::Paths;
 use crate::stack::Stack;
 use crate::{exec, ui};
 
-/// All of Dormouse's programs.
+/// The packages whose programs are in the image.
+pub(crate) const PACKAGES: [&str; 4] = [
+    "dormouse-agent",
+    "dormouse-controller",
+    "dormouse-cli",
+    "dormouse-runsc",
+];
+
+/// All programs of the image.
 pub(crate) const PROGRAMS: [&str; 4] = [
     "dormouse-agent",
     "dormouse-controller",
     "dormouse",
     "dormouse-runsc",
 ];
+
+/// Of these, what a node needs that belongs to no cluster.
+const NODE: [(&str, &str); 3] = [
+    ("dormouse-agent", "dormouse-agent"),
+    ("dormouse-cli", "dormouse"),
+    ("dormouse-runsc", "dormouse-runsc"),
+];
+
+/// What is shipped beside the image.
+const PLUGIN: (&str, &str) = ("dormouse-kubectl", "kubectl-dormouse");
+
+/// What shows and tries it.
+const KIT: &str = "dormouse-testkit";
+const CLUSTER: &str = "dormouse-cluster";
+const DEMO: &str = "dormouse-demo";
+
+/// Every crate that has fail points.
+const FAILPOINTS: &str = "dormouse-agent/failpoints,dormouse-runsc/failpoints,dormouse-runtime/failpoints,\
+                          dormouse-sentry/failpoints,dormouse-snapshot/failpoints";
 
 /// Which build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,7 +70,7 @@ impl Profile {
 /// Built binaries.
 #[derive(Debug)]
 pub(crate) struct Binaries {
-    /// Holds `dormouse-agent`, `dormouse` and the static `dormouse-runsc`.
+    /// Holds the programs that were asked for, by their own names.
     pub(crate) dir: PathBuf,
 }
 
@@ -55,156 +86,132 @@ impl Binaries {
     }
 }
 
-/// Builds agent, CLI and wrapper, and gathers them in `target/bin/<profile>`.
-pub(crate) fn build(paths: &Paths, profile: Profile) -> Result<Binaries> {
-    let dir = paths.target.join("bin").join(profile.folder());
-    fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
-    let triple = host_triple()?;
-
-    ui::step(
-        &format!("dormouse-agent and dormouse ({})", profile.folder()),
-        || {
-            let mut cargo = Command::new("cargo");
-            cargo.current_dir(&paths.root).args([
-                "build",
-                "--quiet",
-                "-p",
-                "dormouse-agent",
-                "-p",
-                "dormouse-cli",
-            ]);
-            match profile {
-                Profile::Dev => cargo.args(["--features", "dormouse-agent/failpoints"]),
-                Profile::Release => cargo.arg("--release"),
-            };
-            exec::capture(&mut cargo).map(drop)
-        },
-    )?;
-    // Static, because it runs wherever the shim runs, and fast to start, because it runs for every verb. The flag
-    // would rebuild every dependency in the common directory, so it gets its own (its dependencies are few). The
-    // explicit target keeps the flag away from build scripts and procedural macros.
-    let static_dir = paths.target.join("static");
-    ui::step(&format!("dormouse-runsc, static ({})", profile.folder()), || {
-        let mut cargo = Command::new("cargo");
-        cargo
-            .current_dir(&paths.root)
-            .env("RUSTFLAGS", "-C target-feature=+crt-static")
-            .args([
-                "build",
-                "--quiet",
-                "-p",
-                "dormouse-runsc",
-                "--target",
-                &triple,
-                "--target-dir",
-            ])
-            .arg(&static_dir);
-        match profile {
-            Profile::Dev => cargo.args(["--features", "dormouse-runsc/failpoints"]),
-            Profile::Release => cargo.arg("--release"),
-        };
-        exec::capture(&mut cargo).map(drop)
-    })?;
-
-    let common = paths.target.join(profile.folder());
-    let wrapper = static_dir
-        .join(&triple)
-        .join(profile.folder())
-        .join("dormouse-runsc");
-    for source in [common.join("dormouse-agent"), common.join("dormouse"), wrapper] {
-        gather(&source, &dir)?;
-    }
-    Ok(Binaries { dir })
+/// `cargo VERB` for static programs. The explicit target keeps the flag away from build scripts and procedural macros.
+pub(crate) fn cargo(paths: &Paths, verb: &str) -> Result<Command> {
+    let flag = "-C target-feature=+crt-static";
+    let mut cargo = Command::new("cargo");
+    cargo
+        .current_dir(&paths.root)
+        .env("RUSTFLAGS", flag)
+        .env("RUSTDOCFLAGS", flag)
+        .args([verb, "--quiet", "--target", &host_triple()?]);
+    Ok(cargo)
 }
 
-/// Builds all programs static, for an image that holds nothing else: the agent works in the node's mount namespace, where
-/// it would meet the node's libraries when it starts itself again, and the wrapper is copied there.
-pub(crate) fn build_static(paths: &Paths, profile: Profile) -> Result<Binaries> {
-    let dir = paths
-        .target
-        .join("bin")
-        .join(format!("{}-static", profile.folder()));
-    fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
-    let triple = host_triple()?;
-    let static_dir = paths.target.join("static");
-    ui::step(&format!("all programs, static ({})", profile.folder()), || {
-        let mut cargo = Command::new("cargo");
-        cargo
-            .current_dir(&paths.root)
-            .env("RUSTFLAGS", "-C target-feature=+crt-static")
-            .args(["build", "--quiet", "--target", &triple, "--target-dir"])
-            .arg(&static_dir);
-        for package in [
-            "dormouse-runsc",
-            "dormouse-agent",
-            "dormouse-controller",
-            "dormouse-cli",
-        ] {
-            cargo.args(["-p", package]);
+/// `cargo VERB` for whatever a debug build is: all packages at once, with fail points. Every command that compiles for a
+/// test has to be made of this one, or it compiles most dependencies again, with other features.
+pub(crate) fn cargo_dev(paths: &Paths, verb: &str) -> Result<Command> {
+    let mut cargo = cargo(paths, verb)?;
+    cargo.args(["--workspace", "--features", FAILPOINTS]);
+    Ok(cargo)
+}
+
+/// Where [`cargo`] puts what it builds.
+pub(crate) fn built(paths: &Paths, profile: Profile) -> Result<PathBuf> {
+    Ok(paths.target.join(host_triple()?).join(profile.folder()))
+}
+
+/// Builds every program, the examples that tests start, and these test binaries, for tests.
+pub(crate) fn build_for_tests(paths: &Paths, tests: &[&str]) -> Result<Binaries> {
+    ui::step("all programs (debug)", || {
+        let mut cargo = cargo_dev(paths, "build")?;
+        cargo.args(["--bins", "--examples"]);
+        for test in tests {
+            cargo.args(["--test", test]);
         }
-        match profile {
-            Profile::Dev => cargo.args([
-                "--features",
-                "dormouse-runsc/failpoints,dormouse-agent/failpoints",
-            ]),
-            Profile::Release => cargo.arg("--release"),
-        };
         exec::capture(&mut cargo).map(drop)
     })?;
-    let built = static_dir.join(&triple).join(profile.folder());
-    for program in PROGRAMS {
-        gather(&built.join(program), &dir)?;
+    let mut programs = PROGRAMS.to_vec();
+    programs.extend([PLUGIN.1, CLUSTER]);
+    gather(paths, Profile::Dev, &programs)
+}
+
+/// Builds what a node needs that belongs to no cluster, as shipped.
+pub(crate) fn build_node(paths: &Paths) -> Result<Binaries> {
+    let (packages, programs): (Vec<&str>, Vec<&str>) = NODE.into_iter().unzip();
+    build(
+        paths,
+        "dormouse-agent, dormouse, dormouse-runsc",
+        Profile::Release,
+        &packages,
+        &[],
+    )?;
+    gather(paths, Profile::Release, &programs)
+}
+
+/// Builds all programs of the image. As shipped they are made of one selection of packages, whatever they are built for:
+/// two images of one commit are the same.
+pub(crate) fn build_image(paths: &Paths, profile: Profile) -> Result<Binaries> {
+    let mut packages = PACKAGES.to_vec();
+    packages.push(PLUGIN.0);
+    match profile {
+        Profile::Dev => return build_for_tests(paths, &[]),
+        Profile::Release => build(paths, "all programs", profile, &packages, &[])?,
     }
-    Ok(Binaries { dir })
+    let mut programs = PROGRAMS.to_vec();
+    programs.push(PLUGIN.1);
+    gather(paths, profile, &programs)
 }
 
-/// Builds the program that is behind `cargo xtask cluster`, and the first process of each of a cluster's machines. A
-/// debug build: nothing that it does takes time. It is put beside the programs of the given profile.
-pub(crate) fn build_cluster(paths: &Paths, beside: Profile) -> Result<Binaries> {
-    let dir = paths.target.join("bin").join(beside.folder());
-    fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
-    ui::step("dormouse-cluster", || {
-        let mut cargo = Command::new("cargo");
-        cargo.current_dir(&paths.root).args([
-            "build",
-            "--quiet",
-            "-p",
-            "dormouse-testkit",
-            "--bin",
-            "dormouse-cluster",
-        ]);
-        exec::capture(&mut cargo).map(drop)
-    })?;
-    gather(&paths.target.join("debug/dormouse-cluster"), &dir)?;
-    Ok(Binaries { dir })
+/// Builds the program that is behind `cargo xtask cluster`, and the first process of each of a cluster's machines.
+pub(crate) fn build_cluster(paths: &Paths, profile: Profile) -> Result<Binaries> {
+    build(paths, CLUSTER, profile, &[KIT], &[CLUSTER])?;
+    gather(paths, profile, &[CLUSTER])
 }
 
-/// Builds `kubectl dormouse`, which is on nobody's node and in no image, and puts it beside the programs of a debug build.
-pub(crate) fn build_plugin(paths: &Paths) -> Result<()> {
-    let dir = paths.target.join("bin").join(Profile::Dev.folder());
-    fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
-    ui::step("kubectl-dormouse", || {
-        let mut cargo = Command::new("cargo");
-        cargo
-            .current_dir(&paths.root)
-            .args(["build", "--quiet", "-p", "dormouse-kubectl"]);
-        exec::capture(&mut cargo).map(drop)
-    })?;
-    gather(&paths.target.join("debug/kubectl-dormouse"), &dir)
+/// Builds the demo, as fast as what it shows.
+pub(crate) fn build_demo(paths: &Paths) -> Result<PathBuf> {
+    build(paths, DEMO, Profile::Release, &[KIT], &[DEMO])?;
+    Ok(built(paths, Profile::Release)?.join(DEMO))
 }
 
-/// The same program as an earlier [`build_cluster`] has left it.
+/// The program of [`build_cluster`] as an earlier debug build has left it.
 pub(crate) fn find_cluster(paths: &Paths) -> Result<Binaries> {
-    let dir = paths.target.join("bin").join(Profile::Dev.folder());
+    let dir = folder(paths, Profile::Dev);
     anyhow::ensure!(
-        dir.join("dormouse-cluster").is_file(),
+        dir.join(CLUSTER).is_file(),
         "no cluster has been brought up from here yet: `cargo xtask cluster up`"
     );
     Ok(Binaries { dir })
 }
 
+/// Builds these programs of these packages; all of theirs without a name.
+fn build(paths: &Paths, what: &str, profile: Profile, packages: &[&str], programs: &[&str]) -> Result<()> {
+    ui::step(&format!("{what} ({})", profile.folder()), || {
+        let mut cargo = cargo(paths, "build")?;
+        for package in packages {
+            cargo.args(["--package", package]);
+        }
+        if programs.is_empty() {
+            cargo.arg("--bins");
+        }
+        for program in programs {
+            cargo.args(["--bin", program]);
+        }
+        if profile == Profile::Release {
+            cargo.arg("--release");
+        }
+        exec::capture(&mut cargo).map(drop)
+    })
+}
+
+fn folder(paths: &Paths, profile: Profile) -> PathBuf {
+    paths.target.join("bin").join(profile.folder())
+}
+
+/// Puts built programs into `target/bin/<profile>`.
+fn gather(paths: &Paths, profile: Profile, programs: &[&str]) -> Result<Binaries> {
+    let dir = folder(paths, profile);
+    fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+    let built = built(paths, profile)?;
+    for program in programs {
+        replace(&built.join(program), &dir)?;
+    }
+    Ok(Binaries { dir })
+}
+
 /// Puts a binary into `dir`. Copied and renamed: a running copy of an earlier build keeps its file.
-fn gather(source: &Path, dir: &Path) -> Result<()> {
+fn replace(source: &Path, dir: &Path) -> Result<()> {
     let name = source.file_name().context("a binary without a name")?;
     let partial = dir.join(".partial");
     fs::copy(source, &partial).with_context(|| format!("copy {}", source.display()))?;

@@ -9,6 +9,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value, json};
 
+use crate::binaries::{self, Profile};
 use crate::paths::Paths;
 use crate::{exec, ui};
 
@@ -55,15 +56,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             refresh_core(&paths.root.join("crates/api/src/schema/core.json"))
         })?;
     }
-    let mut cargo = Command::new("cargo");
-    cargo
-        .current_dir(&paths.root)
-        .args(["run", "--quiet", "--package", "dormouse-api", "--example", "crds"])
-        .args(["--", "crds"]);
+    // The same build as for tests, which is the next thing that whoever has changed a kind does.
+    exec::capture(binaries::cargo_dev(&paths, "build")?.args(["--example", "crds"]))?;
+    let program = binaries::built(&paths, Profile::Dev)?.join("examples/crds");
+    let mut crds = Command::new(program);
+    crds.current_dir(&paths.root).arg("crds");
     if args.check {
-        cargo.arg("--check");
+        crds.arg("--check");
     }
-    exec::run(&mut cargo)
+    exec::run(&mut crds)
 }
 
 /// Reads the types from the module and writes them to the file.

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use crate::binaries::{self, Profile};
 use crate::paths::Paths;
 use crate::prereq::{self, Group};
-use crate::{exec, image, stack, ui};
+use crate::{image, stack};
 
 /// Arguments of `cargo xtask demo`.
 #[derive(Debug, clap::Args)]
@@ -29,30 +29,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let paths = Paths::discover()?;
     let (stack, binaries) = if args.cluster {
         prereq::ensure(&[Group::Rust, Group::Stack, Group::Node, Group::Cluster])?;
-        let programs = binaries::build_static(&paths, Profile::Release)?;
-        image::build(&paths, &programs.dir, Profile::Release, image::REPOSITORY)?;
-        // What only makes the cluster, and what only asks it, may be slower.
-        binaries::build_plugin(&paths)?;
-        let binaries = binaries::build_cluster(&paths, Profile::Dev)?;
+        let binaries = binaries::build_image(&paths, Profile::Release)?;
+        image::build(&paths, &binaries.dir, Profile::Release, image::REPOSITORY)?;
+        binaries::build_cluster(&paths, Profile::Release)?;
         (stack::build_with_cluster(&paths)?, binaries)
     } else {
         prereq::ensure(&[Group::Rust, Group::Stack, Group::Node])?;
-        (stack::build(&paths)?, binaries::build(&paths, Profile::Release)?)
+        (stack::build(&paths)?, binaries::build_node(&paths)?)
     };
-    ui::step("dormouse-demo (release)", || {
-        let mut cargo = Command::new("cargo");
-        cargo.current_dir(&paths.root).args([
-            "build",
-            "--quiet",
-            "--release",
-            "-p",
-            "dormouse-testkit",
-            "--bin",
-            "dormouse-demo",
-        ]);
-        exec::capture(&mut cargo).map(drop)
-    })?;
-    let program = paths.target.join("release/dormouse-demo");
+    let program = binaries::build_demo(&paths)?;
     let mut demo = Command::new(&program);
     demo.current_dir(&paths.root)
         .args(args.cluster.then_some("--cluster"))

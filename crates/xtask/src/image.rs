@@ -61,7 +61,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     } else {
         Profile::Dev
     };
-    let binaries = binaries::build_static(&paths, profile)?;
+    let binaries = binaries::build_image(&paths, profile)?;
     let image = build(&paths, &binaries.dir, profile, &args.repository)?;
     println!("image   {}", image.name);
     println!("digest  {}", image.digest);

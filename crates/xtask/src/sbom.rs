@@ -7,17 +7,9 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
 
-use crate::binaries::host_triple;
+use crate::binaries::{PACKAGES, host_triple};
 use crate::exec;
 use crate::paths::Paths;
-
-/// The packages whose programs are in the image.
-const PROGRAMS: [&str; 4] = [
-    "dormouse-agent",
-    "dormouse-controller",
-    "dormouse-cli",
-    "dormouse-runsc",
-];
 
 /// What the compiler links into static programs beside crates: Debian's package of the C library.
 fn c_library() -> Value {
@@ -124,7 +116,7 @@ fn crates(metadata: &Value) -> Result<Vec<&Value>> {
         .collect();
     let mut wanted: Vec<&str> = packages
         .iter()
-        .filter(|(_, package)| PROGRAMS.contains(&text(package, "/name")))
+        .filter(|(_, package)| PACKAGES.contains(&text(package, "/name")))
         .map(|(id, _)| *id)
         .collect();
     let mut seen = BTreeSet::new();

@@ -1,10 +1,12 @@
 //! `cargo xtask test`: everything that can fail, in the order in which it fails cheapest.
 
+use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
+use serde::Deserialize;
 
 use crate::binaries::{self, Binaries, Profile};
 use crate::paths::Paths;
@@ -49,34 +51,25 @@ impl Stage {
         }
     }
 
-    /// The `cargo` arguments of each command of this stage.
-    fn commands(self) -> Vec<Vec<&'static str>> {
+    /// The test binaries of a stage that needs the real parts.
+    fn tests(self) -> &'static [&'static str] {
         match self {
-            Self::Unit => vec![
-                vec![
-                    "--workspace",
-                    "--exclude",
-                    "dormouse-tests",
-                    "--exclude",
-                    "dormouse-testkit",
-                ],
-                vec!["-p", "dormouse-testkit", "--lib"],
-            ],
-            Self::Node => vec![
-                vec!["-p", "dormouse-testkit", "--test", "smoke"],
-                vec!["-p", "dormouse-tests", "--test", "node"],
-            ],
-            Self::Faults => vec![vec!["-p", "dormouse-tests", "--test", "faults"]],
-            Self::Cluster => vec![vec!["-p", "dormouse-tests", "--test", "cluster"]],
-            Self::Vm => vec![vec!["-p", "dormouse-tests", "--test", "vm"]],
+            Self::Unit => &[],
+            Self::Node => &["smoke", "node"],
+            Self::Faults => &["faults"],
+            Self::Cluster => &["cluster"],
+            Self::Vm => &["vm"],
         }
     }
 }
 
+/// The stages, in the order in which they run.
+const STAGES: [Stage; 5] = [Stage::Unit, Stage::Node, Stage::Faults, Stage::Cluster, Stage::Vm];
+
 /// Runs the stages; a failing one does not keep the others from running.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let stages: Vec<Stage> = if args.only.is_empty() {
-        vec![Stage::Unit, Stage::Node, Stage::Faults, Stage::Cluster, Stage::Vm]
+        STAGES.to_vec()
     } else {
         args.only.clone()
     };
@@ -94,28 +87,24 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         groups.push(Group::Vm);
     }
     prereq::ensure(&groups)?;
-    let built = if real {
-        let stack = if cluster {
-            binaries::build_cluster(&paths, Profile::Dev)?;
-            stack::build_with_cluster(&paths)?
-        } else {
-            stack::build(&paths)?
-        };
-        if cluster {
-            let programs = binaries::build_static(&paths, Profile::Dev)?;
-            image::build(&paths, &programs.dir, Profile::Dev, image::REPOSITORY)?;
-            binaries::build_plugin(&paths)?;
-        }
-        Some((stack, binaries::build(&paths, Profile::Dev)?))
+    let stack = if cluster {
+        Some(stack::build_with_cluster(&paths)?)
+    } else if real {
+        Some(stack::build(&paths)?)
     } else {
         None
     };
+    let tests: Vec<&str> = stages.iter().flat_map(|stage| stage.tests()).copied().collect();
+    let binaries = binaries::build_for_tests(&paths, &tests)?;
+    if cluster {
+        image::build(&paths, &binaries.dir, Profile::Dev, image::REPOSITORY)?;
+    }
 
     let mut outcomes = Vec::new();
     for stage in stages {
         println!("\n== {} tests", stage.name());
         let started = Instant::now();
-        let passed = run_stage(stage, &paths, built.as_ref(), &args.rest);
+        let passed = run_stage(stage, &paths, stack.as_ref(), &binaries, &args.rest);
         if let Err(error) = &passed {
             println!("{error:#}");
         }
@@ -144,19 +133,81 @@ fn line((stage, ok, took): &(Stage, bool, Duration)) -> String {
     format!("{:<8} {verdict} in {}", stage.name(), ui::seconds(*took))
 }
 
-fn run_stage(stage: Stage, paths: &Paths, built: Option<&(Stack, Binaries)>, rest: &[String]) -> Result<()> {
-    for arguments in stage.commands() {
-        let mut cargo = Command::new("cargo");
-        cargo
-            .current_dir(&paths.root)
-            .args(["test", "--quiet", "--no-fail-fast"])
-            .args(arguments)
-            .arg("--")
-            .args(rest);
-        if let Some((stack, binaries)) = built {
+fn run_stage(
+    stage: Stage,
+    paths: &Paths,
+    stack: Option<&Stack>,
+    binaries: &Binaries,
+    rest: &[String],
+) -> Result<()> {
+    let mut commands = Vec::new();
+    if stage == Stage::Unit {
+        let mut cargo = cargo_test(paths)?;
+        cargo.args(["--lib", "--bins"]);
+        for test in unit_tests(paths)? {
+            cargo.args(["--test", &test]);
+        }
+        commands.push(cargo);
+        let mut cargo = cargo_test(paths)?;
+        cargo.arg("--doc");
+        commands.push(cargo);
+    }
+    for test in stage.tests() {
+        let mut cargo = cargo_test(paths)?;
+        cargo.args(["--test", test]);
+        commands.push(cargo);
+    }
+    let mut outcome = Ok(());
+    for mut cargo in commands {
+        cargo.arg("--").args(rest);
+        if let Some(stack) = stack {
             binaries.export(stack, &mut cargo);
         }
-        exec::run(&mut cargo)?;
+        outcome = outcome.and(exec::run(&mut cargo));
     }
-    Ok(())
+    outcome
+}
+
+fn cargo_test(paths: &Paths) -> Result<Command> {
+    let mut cargo = binaries::cargo_dev(paths, "test")?;
+    cargo.arg("--no-fail-fast");
+    Ok(cargo)
+}
+
+/// All test binaries of the workspace that belong to no other stage.
+fn unit_tests(paths: &Paths) -> Result<BTreeSet<String>> {
+    let metadata = exec::capture(Command::new("cargo").current_dir(&paths.root).args([
+        "metadata",
+        "--format-version=1",
+        "--locked",
+        "--no-deps",
+    ]))?;
+    let metadata: Metadata =
+        serde_json::from_str(&metadata).context("`cargo metadata` wrote something else")?;
+    let others: BTreeSet<&str> = STAGES.iter().flat_map(|stage| stage.tests()).copied().collect();
+    Ok(metadata
+        .packages
+        .into_iter()
+        .flat_map(|package| package.targets)
+        .filter(|target| target.kind.iter().any(|kind| kind == "test"))
+        .map(|target| target.name)
+        .filter(|name| !others.contains(name.as_str()))
+        .collect())
+}
+
+/// What is read of `cargo metadata`.
+#[derive(Debug, Deserialize)]
+struct Metadata {
+    packages: Vec<Package>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Package {
+    targets: Vec<Target>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Target {
+    kind: Vec<String>,
+    name: String,
 }

@@ -448,7 +448,7 @@ impl Actor {
                 Action::Cancel => self.call_off(),
                 Action::Hurry => self.step_hurry.cancel(),
                 Action::Reply(id, result) => self.reply(id, result),
-                Action::Prefetch => self.prefetch(),
+                Action::Prefetch(source) => self.prefetch(source),
                 Action::StopPrefetch => self.prefetch_cancel.cancel(),
                 Action::Moved { from, to, reason } => self.moved(from, to, reason),
                 Action::Shell { stands, reason } => self.tell_shell(stands, reason),

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use dormouse_core::{Abilities, ClaimKind, Input, Reason, Rung, ShellSight, StepEnd, Transition};
+use dormouse_core::{Abilities, ClaimKind, Input, Reason, Rung, ShellSight, StepEnd, Transition, WakeSource};
 use dormouse_runtime::{AnyDriver, Cancel, Driver as _, Guest, StopState};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -217,7 +217,7 @@ impl Actor {
     }
 
     /// Brings the woken guest's pages back behind its back.
-    pub(super) fn prefetch(&mut self) {
+    pub(super) fn prefetch(&mut self, source: WakeSource) {
         let Some(driver) = self.kind.and_then(|kind| self.ctx.driver(kind)) else {
             return;
         };
@@ -230,7 +230,7 @@ impl Actor {
             self.self_sender.clone(),
         );
         tokio::spawn(async move {
-            match driver.prefetch(&guest, &cancel).await {
+            match driver.prefetch(&guest, source, &cancel).await {
                 Ok(report) => {
                     metrics.prefetched(report.bytes, report.took);
                     tracing::debug!(%pod, bytes = report.bytes, took_ms = report.took.as_secs_f64() * 1e3, "pages prefetched");

@@ -43,6 +43,29 @@ pub struct Guest {
     pub resident_before: u64,
 }
 
+impl Guest {
+    /// What it has in memory.
+    #[must_use]
+    pub const fn memory(&self) -> GuestMemory {
+        GuestMemory {
+            rung: self.rung,
+            resident: self.resident,
+            resident_before: self.resident_before,
+        }
+    }
+}
+
+/// What a guest has in memory, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GuestMemory {
+    /// Where it stands.
+    pub rung: Rung,
+    /// As last said.
+    pub resident: u64,
+    /// Before it last went to sleep; 0 if it never did.
+    pub resident_before: u64,
+}
+
 /// What the probes of a pod say together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuestProbes {

@@ -80,10 +80,10 @@ impl CostSources {
             let namespace = objects::namespace(meta);
             let pod_name = tracked_name(&sandbox);
             let pod = self.pods.get(namespace, pod_name);
-            let guest = pod.as_deref().and_then(|pod| self.agents.guest_of(pod));
+            let memory = pod.as_deref().and_then(|pod| self.agents.memory_of(pod));
             let key = (namespace.to_owned(), pod_name.to_owned());
             let snapshots = snapshots.get(&key).copied().unwrap_or_default();
-            for (kind, bytes) in Cost::of(&sandbox, pod.as_deref(), guest.as_deref(), snapshots).kinds() {
+            for (kind, bytes) in Cost::of(&sandbox, pod.as_deref(), memory, snapshots).kinds() {
                 let labels = Labels {
                     namespace: namespace.to_owned(),
                     pool: pool.name.clone(),

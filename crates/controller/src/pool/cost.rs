@@ -5,7 +5,7 @@ use dormouse_api::quantity::memory_requests;
 use dormouse_core::Rung;
 use k8s_openapi::api::core::v1::Pod;
 
-use crate::agents::Guest;
+use crate::agents::GuestMemory;
 
 /// What one standby costs, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -25,18 +25,23 @@ pub(crate) struct Cost {
 }
 
 impl Cost {
-    pub(crate) fn of(sandbox: &Sandbox, pod: Option<&Pod>, guest: Option<&Guest>, snapshots: u64) -> Self {
+    pub(crate) fn of(
+        sandbox: &Sandbox,
+        pod: Option<&Pod>,
+        memory: Option<GuestMemory>,
+        snapshots: u64,
+    ) -> Self {
         let wanted = memory_requests(&sandbox.spec.pod_template.spec.containers).unwrap_or_default();
         let now = pod
             .and_then(|pod| pod.spec.as_ref())
             .and_then(|spec| memory_requests(&spec.containers));
-        let resident = guest.map_or(0, |guest| guest.resident);
-        let awake = guest.map_or(0, |guest| match guest.rung {
+        let resident = memory.map_or(0, |memory| memory.resident);
+        let awake = memory.map_or(0, |memory| match memory.rung {
             // What the last sleep left out may have come back since, and more.
-            Rung::Running => guest.resident,
-            _ => guest.resident_before.max(guest.resident),
+            Rung::Running => memory.resident,
+            _ => memory.resident_before.max(memory.resident),
         });
-        let dozes = guest.is_some_and(|guest| guest.rung == Rung::Dozing);
+        let dozes = memory.is_some_and(|memory| memory.rung == Rung::Dozing);
         Self {
             resident,
             awake,
@@ -62,26 +67,24 @@ impl Cost {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::snapshot::tests::guest_of;
 
     #[test]
     fn a_sleeper_costs_what_is_left_of_it_and_would_cost_what_it_had() {
-        let guest = |rung, resident, resident_before| Guest {
-            rung,
-            resident,
-            resident_before,
-            ..guest_of()
-        };
-        let cost = |guest: &Guest| {
-            let cost = Cost::of(&Sandbox::default(), None, Some(guest), 5);
+        let cost = |rung, resident, resident_before| {
+            let memory = GuestMemory {
+                rung,
+                resident,
+                resident_before,
+            };
+            let cost = Cost::of(&Sandbox::default(), None, Some(memory), 5);
             (cost.resident, cost.awake, cost.swapped, cost.snapshots)
         };
-        assert_eq!(cost(&guest(Rung::Running, 60, 50)), (60, 60, 0, 5));
-        assert_eq!(cost(&guest(Rung::Frozen, 60, 61)), (60, 61, 0, 5));
-        assert_eq!(cost(&guest(Rung::Dozing, 8, 60)), (8, 60, 52, 5));
-        assert_eq!(cost(&guest(Rung::Hibernated, 0, 60)), (0, 60, 0, 5));
+        assert_eq!(cost(Rung::Running, 60, 50), (60, 60, 0, 5));
+        assert_eq!(cost(Rung::Frozen, 60, 61), (60, 61, 0, 5));
+        assert_eq!(cost(Rung::Dozing, 8, 60), (8, 60, 52, 5));
+        assert_eq!(cost(Rung::Hibernated, 0, 60), (0, 60, 0, 5));
         // An agent that has never seen it awake does not say.
-        assert_eq!(cost(&guest(Rung::Dozing, 8, 0)), (8, 8, 0, 5));
+        assert_eq!(cost(Rung::Dozing, 8, 0), (8, 8, 0, 5));
         assert_eq!(Cost::of(&Sandbox::default(), None, None, 0), Cost::default());
     }
 

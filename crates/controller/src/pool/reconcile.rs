@@ -468,9 +468,9 @@ impl PoolContext {
         });
         own.map(|standby| {
             let pod = self.pod_of(standby);
-            let guest = pod.as_deref().and_then(|pod| self.known.agents.guest_of(pod));
+            let memory = pod.as_deref().and_then(|pod| self.known.agents.memory_of(pod));
             // The status does not tell of disks.
-            Cost::of(standby, pod.as_deref(), guest.as_deref(), 0)
+            Cost::of(standby, pod.as_deref(), memory, 0)
         })
     }
 

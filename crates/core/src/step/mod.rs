@@ -270,7 +270,7 @@ impl Step {
         self.state.wake = None;
         self.state.failures = 0;
         if from == Rung::Dozing && source != WakeSource::Kill {
-            self.actions.push(Action::Prefetch);
+            self.actions.push(Action::Prefetch(source));
         }
     }
 
@@ -331,7 +331,9 @@ impl Step {
                 self.state.wake = None;
             }
             if from == Rung::Dozing && end.failure.is_none() {
-                self.actions.push(Action::Prefetch);
+                // Without a source somebody waits, as far as is known.
+                let source = end.transition.wakes_for().unwrap_or(WakeSource::Packet);
+                self.actions.push(Action::Prefetch(source));
             }
         }
     }

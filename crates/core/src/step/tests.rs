@@ -73,8 +73,21 @@ fn idleness_leads_down_the_ladder() {
     let actions = feed(&mut pod, Input::Wake(WakeSource::Packet), at(40));
     assert_eq!(actions, [Action::Start(PACKET, Reason::PacketReceived)]);
     let actions = feed(&mut pod, ok(PACKET), at(40));
-    assert!(actions.contains(&Action::Prefetch));
+    assert!(actions.contains(&Action::Prefetch(WakeSource::Packet)));
     assert_eq!((pod.rung, pod.deadline()), (Rung::Running, Some(at(50))));
+}
+
+#[test]
+fn pages_come_back_as_whoever_woke_it_needs_them() {
+    let mut pod = sleepy();
+    pod.rung = Rung::Dozing;
+    feed(
+        &mut pod,
+        Input::Order(OrderId(1), Order::Wake(WakeSource::Api)),
+        at(1),
+    );
+    let actions = feed(&mut pod, ok(Transition::Wake(WakeSource::Api)), at(1));
+    assert!(actions.contains(&Action::Prefetch(WakeSource::Api)));
 }
 
 #[test]
@@ -281,11 +294,14 @@ fn the_wrapper_may_wake_it_behind_our_back() {
         to: Rung::Running,
         reason: Reason::ExecRequested
     }));
-    assert!(actions.contains(&Action::Prefetch));
+    assert!(actions.contains(&Action::Prefetch(WakeSource::Exec)));
     assert_eq!(pod.idle_since, at(5));
     pod.rung = Rung::Dozing;
     let actions = feed(&mut pod, Input::FoundRunning(WakeSource::Kill), at(6));
-    assert!(!actions.contains(&Action::Prefetch), "it is about to end");
+    assert!(
+        !actions.contains(&Action::Prefetch(WakeSource::Kill)),
+        "it is about to end"
+    );
 }
 
 /// Sleeps to the foot of the node's ladder.

@@ -246,7 +246,7 @@ pub enum Action {
     /// Answer an order: whether the pod moved for it, or why not.
     Reply(OrderId, Result<bool, Refusal>),
     /// Bring the pages of the woken guest back behind its back.
-    Prefetch,
+    Prefetch(WakeSource),
     /// Stop bringing pages back.
     StopPrefetch,
     /// The pod moved.

@@ -28,7 +28,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dormouse_core::Reason;
+use dormouse_core::{Reason, WakeSource};
 use dormouse_sentry::record::{CgroupState, PodRecordIdentity, Record, RunscRecord};
 use dormouse_sentry::releases::{Releases, Unusable, today};
 use dormouse_sentry::runsc_state::RunscState;
@@ -172,8 +172,16 @@ impl Driver for Gvisor {
         run(&self.parts, "wake", guest, wake::wake).await
     }
 
-    async fn prefetch(&self, guest: &Guest, cancel: &Cancel) -> Result<PrefetchReport, DriverError> {
-        run_until(&self.parts, "prefetch", guest, cancel, prefetch::prefetch).await
+    async fn prefetch(
+        &self,
+        guest: &Guest,
+        source: WakeSource,
+        cancel: &Cancel,
+    ) -> Result<PrefetchReport, DriverError> {
+        let verb = move |parts: &Parts, guest: &Guest, verb: Verb<'_>, cancel: &Cancel| {
+            prefetch::prefetch(parts, guest, source, verb, cancel)
+        };
+        run_until(&self.parts, "prefetch", guest, cancel, verb).await
     }
 
     async fn learn(&self, guest: &Guest, cancel: &Cancel) -> Result<(), DriverError> {

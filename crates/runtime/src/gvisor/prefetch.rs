@@ -1,6 +1,6 @@
 //! Brings a woken guest's pages back, the sentry's first, and notes which it needs first.
 
-use dormouse_core::Reason;
+use dormouse_core::{Reason, WakeSource};
 use dormouse_sentry::{PodCgroup, Switch};
 
 use super::{LOCK, Parts};
@@ -14,6 +14,7 @@ use crate::working_set::{Mapped, WorkingSet};
 pub(super) fn prefetch(
     parts: &Parts,
     guest: &Guest,
+    source: WakeSource,
     verb: Verb<'_>,
     cancel: &Cancel,
 ) -> Result<PrefetchReport, DriverError> {
@@ -21,10 +22,11 @@ pub(super) fn prefetch(
     let switch = parts.switch(guest, verb)?;
     let record = switch.record().map_err(|e| verb.failed(e.reason(), None, e))?;
     let first = record.sentry.map(|s| s.pid);
+    let limits = parts.prefetch.after(source);
     catch_up(parts, &cgroup, &parts.working_set(&switch), cancel);
     let mut measured = |mapped| note(parts, &switch, verb, mapped);
     let measured: Option<&mut dyn FnMut(Mapped)> = (parts.working_set > 0).then_some(&mut measured);
-    of_cgroup(&*parts.kernel, &cgroup, first, parts.prefetch, measured, cancel)
+    of_cgroup(&*parts.kernel, &cgroup, first, limits, measured, cancel)
         .map_err(|e| verb.failed(Reason::Internal, None, e))
 }
 

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use dormouse_core::Reason;
+use dormouse_core::{Reason, WakeSource};
 use dormouse_sentry::SandboxId;
 
 use super::{Parts, vmm};
@@ -77,6 +77,7 @@ pub(super) fn doze(
 pub(super) fn prefetch(
     parts: &Parts,
     guest: &Guest,
+    source: WakeSource,
     verb: Verb<'_>,
     cancel: &Cancel,
 ) -> Result<PrefetchReport, DriverError> {
@@ -87,7 +88,7 @@ pub(super) fn prefetch(
         &*parts.kernel,
         None,
         &processes,
-        parts.prefetch,
+        parts.prefetch.after(source),
         &mut brake,
         &mut report,
     ) {

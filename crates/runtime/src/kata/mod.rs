@@ -19,7 +19,7 @@ mod wake;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use dormouse_core::Reason;
+use dormouse_core::{Reason, WakeSource};
 
 pub use tasks::{Task, TaskError, Tasks};
 
@@ -105,8 +105,16 @@ impl Driver for Kata {
         Ok(report)
     }
 
-    async fn prefetch(&self, guest: &Guest, cancel: &Cancel) -> Result<PrefetchReport, DriverError> {
-        run_until(&self.parts, "prefetch", guest, cancel, doze::prefetch).await
+    async fn prefetch(
+        &self,
+        guest: &Guest,
+        source: WakeSource,
+        cancel: &Cancel,
+    ) -> Result<PrefetchReport, DriverError> {
+        let verb = move |parts: &Parts, guest: &Guest, verb: Verb<'_>, cancel: &Cancel| {
+            doze::prefetch(parts, guest, source, verb, cancel)
+        };
+        run_until(&self.parts, "prefetch", guest, cancel, verb).await
     }
 
     /// Nothing to do: the virtual machine runs on, and its kernel answers keepalives.

@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dormouse_core::Reason;
+use dormouse_core::{Reason, WakeSource};
 use dormouse_sentry::{PodCgroup, PodUid, SandboxId};
 
 use crate::brake::has_swap;
@@ -114,8 +114,16 @@ impl Driver for Runc {
         run(&self.parts, "wake", guest, wake::wake).await
     }
 
-    async fn prefetch(&self, guest: &Guest, cancel: &Cancel) -> Result<PrefetchReport, DriverError> {
-        run_until(&self.parts, "prefetch", guest, cancel, prefetch::prefetch).await
+    async fn prefetch(
+        &self,
+        guest: &Guest,
+        source: WakeSource,
+        cancel: &Cancel,
+    ) -> Result<PrefetchReport, DriverError> {
+        let verb = move |parts: &Parts, guest: &Guest, verb: Verb<'_>, cancel: &Cancel| {
+            prefetch::prefetch(parts, guest, source, verb, cancel)
+        };
+        run_until(&self.parts, "prefetch", guest, cancel, verb).await
     }
 
     /// Nothing to do: the kernel answers keepalives by itself, and a thaw would let the application run.
