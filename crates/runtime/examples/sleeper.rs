@@ -12,6 +12,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use dormouse_core::WakeSource;
 use dormouse_runtime::reclaim::guard::main_if_requested;
 use dormouse_runtime::{Cancel, Driver, Guest, Gvisor, PodIdentity};
 use dormouse_sentry::record::{PodRecordIdentity, Record, RunscRecord};
@@ -68,7 +69,7 @@ async fn run() {
             "freeze" => format!("{:?}", driver.freeze(&guest).await),
             "doze" => format!("{:?}", driver.doze(&guest, &cancel).await),
             "wake" => format!("{:?}", driver.wake(&guest).await),
-            "prefetch" => format!("{:?}", driver.prefetch(&guest, &cancel).await),
+            "prefetch" => format!("{:?}", driver.prefetch(&guest, WakeSource::Packet, &cancel).await),
             "thaw" => format!("{:?}", driver.housekeeping_thaw(&guest).await),
             "refreeze" => format!("{:?}", driver.housekeeping_freeze(&guest, &cancel).await),
             "probe" => format!("{:?}", driver.probe(&guest).await),
