@@ -96,7 +96,33 @@ fn finish(rows: &mut [Row], began: Instant, outcome: Result<()>) {
     if let Err(error) = outcome {
         say(format!("FAILED: {error:#}"));
         for row in rows {
-            row.error = Some(format!("{error:#}"));
+            row.error = Some(in_a_line(&error));
         }
+    }
+}
+
+/// An error for a cell of a table: without what it brings along of logs and lists, which has been said.
+fn in_a_line(error: &anyhow::Error) -> String {
+    let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
+    let lines: Vec<&str> = causes
+        .iter()
+        .map(String::as_str)
+        .filter(|cause| !cause.trim().contains('\n'))
+        .collect();
+    lines.join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+
+    use super::*;
+
+    #[test]
+    fn logs_do_not_go_into_tables() {
+        let error = anyhow!("connection closed")
+            .context("delete all claims")
+            .context("\n== get pods\nNAME READY\nx    1/1\n");
+        assert_eq!(in_a_line(&error), "delete all claims: connection closed");
     }
 }
