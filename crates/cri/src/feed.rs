@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use containerd_client::services::v1::PublishRequest;
 use containerd_client::services::v1::events_client::EventsClient;
+use k8s_cri::v1 as cri;
 use prost_types::Any;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
@@ -42,6 +43,8 @@ pub(crate) enum Fed {
         sandbox_id: String,
         /// The container, or the sandbox itself.
         container_id: String,
+        /// Whether it is being deleted.
+        deleted: bool,
     },
     /// This CRI runtime has no events of its own.
     CriUnsupported,
@@ -154,7 +157,9 @@ async fn read_cri(runtime: Runtime, sender: mpsc::Sender<Fed>) -> Ended {
             Ok(None) => return broken(STREAM, Status::new(Code::Unavailable, "containerd closed it")),
             Err(status) => return broken(STREAM, status),
         };
+        let deleted = event.container_event_type() == cri::ContainerEventType::ContainerDeletedEvent;
         let fed = Fed::Cri {
+            deleted,
             sandbox_id: event
                 .pod_sandbox_status
                 .map(|status| status.id)

@@ -214,9 +214,9 @@ impl Keeper {
                 ended = feed.ended() => return Err(Over::Ended(ended)),
                 fed = fed.recv() => match fed {
                     Some(Fed::Signal(signal)) => self.heed(&mut session, signal).await?,
-                    Some(Fed::Cri { sandbox_id, container_id }) => {
+                    Some(Fed::Cri { sandbox_id, container_id, deleted }) => {
                         session.cri_heard = true;
-                        self.heed_cri(&mut session, sandbox_id, container_id);
+                        self.heed_cri(&mut session, sandbox_id, container_id, deleted);
                     }
                     Some(Fed::CriUnsupported) => session.cri = false,
                     Some(Fed::Live) => {}
@@ -324,7 +324,7 @@ impl Keeper {
     }
 
     /// Deals with an event of the CRI.
-    fn heed_cri(&self, session: &mut Session, sandbox_id: String, container_id: String) {
+    fn heed_cri(&self, session: &mut Session, sandbox_id: String, container_id: String, deleted: bool) {
         let sandbox_id = if sandbox_id.is_empty() {
             let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
             state.sandbox_of(&container_id).map(str::to_owned)
@@ -332,7 +332,12 @@ impl Keeper {
             Some(sandbox_id)
         };
         match sandbox_id {
-            Some(sandbox_id) if is_id(&sandbox_id) => session.touch(&sandbox_id, COLLECT),
+            Some(sandbox_id) if is_id(&sandbox_id) => {
+                if deleted && sandbox_id == container_id {
+                    session.leaves(&sandbox_id);
+                }
+                session.touch(&sandbox_id, COLLECT);
+            }
             Some(_) => {}
             None if is_id(&container_id) => {
                 session.puzzle(Signal::Touched { container_id }, &self.runtime);
@@ -370,7 +375,7 @@ impl Keeper {
         let waiting = session.looked(&sandbox_id);
         match result {
             Ok(pod) => {
-                session.succeeded(&sandbox_id);
+                session.succeeded(&sandbox_id, pod.is_some());
                 let event = {
                     let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
                     match pod {

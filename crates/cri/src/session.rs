@@ -19,6 +19,9 @@ use crate::signal::Signal;
 /// delay.
 const SECOND_LOOK: Duration = Duration::from_secs(1);
 
+/// When a pod whose end was announced is looked at again, if it is still there; each time twice as long, up to 1,024 times.
+const STILL_THERE: Duration = Duration::from_millis(25);
+
 /// The most process ids and undelivered signals that are remembered for pods not known yet.
 const MAX_REMEMBERED: usize = 4096;
 
@@ -57,6 +60,8 @@ pub(crate) struct Session {
     looking: HashSet<String>,
     /// Failed looks in a row.
     failures: HashMap<String, u32>,
+    /// Pods whose end was announced, and how often they have been found since.
+    leaving: HashMap<String, u32>,
     /// Signals for pods that are about to be looked at.
     waiting: HashMap<String, Vec<Signal>>,
     /// Signals of containers whose pod is searched for.
@@ -77,6 +82,7 @@ impl Session {
             due_again: HashMap::new(),
             looking: HashSet::new(),
             failures: HashMap::new(),
+            leaving: HashMap::new(),
             waiting: HashMap::new(),
             puzzles: HashMap::new(),
             remembered: 0,
@@ -92,8 +98,17 @@ impl Session {
                 feed.heard();
             }
             Fed::CriUnsupported => self.cri = false,
-            // The list that follows says more.
-            Fed::Cri { .. } => self.cri_heard = true,
+            Fed::Cri {
+                sandbox_id,
+                container_id,
+                deleted,
+            } => {
+                self.cri_heard = true;
+                // Of all else the list that follows says more.
+                if deleted && sandbox_id == container_id && self.leaving.len() < MAX_REMEMBERED {
+                    self.leaves(&sandbox_id);
+                }
+            }
             Fed::Signal(signal) => {
                 if self.early.len() < MAX_REMEMBERED {
                     self.early.push(signal);
@@ -174,8 +189,22 @@ impl Session {
         signals
     }
 
-    pub(crate) fn succeeded(&mut self, sandbox_id: &str) {
+    /// The CRI announces the end of a pod. It does so before it forgets the pod (containerd asks its NRI plugins between the
+    /// two: `internal/cri/server/sandbox_remove.go`) and says nothing afterwards, so the pod is looked at until it is gone.
+    pub(crate) fn leaves(&mut self, sandbox_id: &str) {
+        self.leaving.entry(sandbox_id.to_owned()).or_insert(0);
+    }
+
+    /// A look has found a pod, or that it is gone.
+    pub(crate) fn succeeded(&mut self, sandbox_id: &str, found: bool) {
         self.failures.remove(sandbox_id);
+        if !found {
+            self.leaving.remove(sandbox_id);
+        } else if let Some(looks) = self.leaving.get_mut(sandbox_id) {
+            let wait = STILL_THERE * 2u32.pow((*looks).min(10));
+            *looks = looks.saturating_add(1);
+            self.touch(sandbox_id, wait);
+        }
     }
 
     /// A look failed: has it done again later, and says when.
@@ -254,6 +283,30 @@ mod tests {
         let mut session = Session::new();
         let waits: Vec<u64> = (0..7).map(|_| session.failed("a").as_secs()).collect();
         assert_eq!(waits, [1, 2, 4, 8, 16, 32, 32]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_whose_end_was_announced_is_looked_at_until_it_is_gone() {
+        let mut session = Session::new();
+        session.succeeded("a", true);
+        assert_eq!(session.next_due(), None, "nobody said that it goes");
+        session.leaves("a");
+        let mut waits = Vec::new();
+        for _ in 0..13 {
+            session.succeeded("a", true);
+            let due = session.next_due().unwrap();
+            waits.push((due - Instant::now()).as_millis());
+            tokio::time::advance(due - Instant::now()).await;
+            assert_eq!(session.take_due(Instant::now()).as_deref(), Some("a"));
+            session.looked("a");
+        }
+        assert_eq!(waits[..4], [25, 50, 100, 200]);
+        assert_eq!(waits[10..], [25_600; 3]);
+        session.succeeded("a", false);
+        assert_eq!(session.next_due(), None);
+        // Should its name be used again, nothing is left of this.
+        session.succeeded("a", true);
+        assert_eq!(session.next_due(), None);
     }
 
     #[tokio::test]

@@ -3,6 +3,7 @@
 pub mod cgroup;
 pub mod command;
 pub(crate) mod leftovers;
+pub(crate) mod log;
 pub mod mounts;
 pub mod process;
 pub mod wait;

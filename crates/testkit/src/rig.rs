@@ -7,7 +7,7 @@ use dormouse_core::{Reason, Rung};
 use dormouse_rpc::{NodeClient, v1};
 
 use crate::agent::{Agent, AgentOptions, AgentPaths};
-use crate::host::wait;
+use crate::host::{log, wait};
 use crate::stack::{Stack, StackOptions};
 use crate::{Pod, PodSpec};
 
@@ -405,10 +405,11 @@ impl Drop for Rig {
     fn drop(&mut self) {
         // A test that fails says what the agent saw; it is gone with the stack in a moment.
         if std::thread::panicking() {
-            let log = self.agent.log();
-            let from = log.lines().count().saturating_sub(60);
-            for line in log.lines().skip(from) {
+            for line in log::condensed(&self.agent.log(), 120) {
                 eprintln!("agent: {line}");
+            }
+            for line in log::condensed(&self.stack.containerd_log(), 40) {
+                eprintln!("containerd: {line}");
             }
         }
     }
