@@ -256,22 +256,20 @@ async fn what_the_api_server_refuses_is_said_and_others_do_not_suffer() {
 async fn at_its_end_a_sandbox_goes_as_its_policy_says() {
     let space = "ends";
     let cluster = start(space).await;
-    let end = jiff_in(Duration::from_secs(6));
-    let kept = sandbox(
-        space,
-        "kept",
-        None,
-        &json!({"shutdownTime": end, "service": true}),
-    );
-    let deleted = sandbox(
-        space,
-        "deleted",
-        None,
-        &json!({"shutdownTime": end, "shutdownPolicy": "Delete"}),
-    );
-    cluster.apply(&kept).await.unwrap();
-    cluster.apply(&deleted).await.unwrap();
-    until(&cluster, space, "kept", "Ready", "True", "DependenciesReady").await;
+    let mut kept = sandbox(space, "kept", None, &json!({"service": true}));
+    let mut deleted = sandbox(space, "deleted", None, &json!({"shutdownPolicy": "Delete"}));
+    for sandbox in [&kept, &deleted] {
+        cluster.apply(sandbox).await.unwrap();
+    }
+    for name in ["kept", "deleted"] {
+        until(&cluster, space, name, "Ready", "True", "DependenciesReady").await;
+    }
+    // Only now, however long that took; and still to come when the controller hears of it.
+    let end = jiff_in(Duration::from_secs(3));
+    for sandbox in [&mut kept, &mut deleted] {
+        sandbox["spec"]["shutdownTime"] = json!(end);
+        cluster.apply(sandbox).await.unwrap();
+    }
     let ended = until(&cluster, space, "kept", "Ready", "False", "SandboxExpired").await;
     assert_eq!(condition(&ended, "Ready").unwrap().2, "Sandbox has expired");
     gone(&cluster, "pod", space, "kept").await;

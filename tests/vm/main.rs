@@ -78,18 +78,15 @@ fn report() -> &'static Report {
 /// Builds the tests of packet wake that need namespaces, and says where they are. Cargo is asked, because only it
 /// knows which of the binaries in its directory is the present one.
 fn net_tests() -> Result<PathBuf, String> {
-    // With this package named beside the other, its dependencies are those that were just built for this one.
+    // The same selection of packages as of what was just built, or all that they need would be built again. By itself, with
+    // this package named beside the other, the dependencies are those of this one.
+    let selection = std::env::var("DORMOUSE_CARGO_SELECTION")
+        .unwrap_or_else(|_| "-p dormouse-tests -p dormouse-net".to_owned());
     let out = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
         .args(["test", "--quiet", "--no-run", "--message-format=json"])
-        .args([
-            "-p",
-            "dormouse-tests",
-            "-p",
-            "dormouse-net",
-            "--test",
-            "namespaces",
-        ])
+        .args(selection.split_whitespace())
+        .args(["--test", "namespaces"])
         .output()
         .map_err(|error| format!("start cargo: {error}"))?;
     let messages = String::from_utf8_lossy(&out.stdout);

@@ -88,22 +88,30 @@ impl Binaries {
 
 /// `cargo VERB` for static programs. The explicit target keeps the flag away from build scripts and procedural macros.
 pub(crate) fn cargo(paths: &Paths, verb: &str) -> Result<Command> {
+    Ok(cargo_of(paths, verb, &["--target", &host_triple()?]))
+}
+
+/// `cargo VERB` for whatever a debug build is: all packages at once, with fail points. Every command that compiles for a
+/// test has to be made of this one, or it compiles most dependencies again, with other features.
+pub(crate) fn cargo_dev(paths: &Paths, verb: &str) -> Result<Command> {
+    let triple = host_triple()?;
+    let selection = ["--target", &triple, "--workspace", "--features", FAILPOINTS];
+    let mut cargo = cargo_of(paths, verb, &selection);
+    // For the test that has to build another one.
+    cargo.env("DORMOUSE_CARGO_SELECTION", selection.join(" "));
+    Ok(cargo)
+}
+
+fn cargo_of(paths: &Paths, verb: &str, selection: &[&str]) -> Command {
     let flag = "-C target-feature=+crt-static";
     let mut cargo = Command::new("cargo");
     cargo
         .current_dir(&paths.root)
         .env("RUSTFLAGS", flag)
         .env("RUSTDOCFLAGS", flag)
-        .args([verb, "--quiet", "--target", &host_triple()?]);
-    Ok(cargo)
-}
-
-/// `cargo VERB` for whatever a debug build is: all packages at once, with fail points. Every command that compiles for a
-/// test has to be made of this one, or it compiles most dependencies again, with other features.
-pub(crate) fn cargo_dev(paths: &Paths, verb: &str) -> Result<Command> {
-    let mut cargo = cargo(paths, verb)?;
-    cargo.args(["--workspace", "--features", FAILPOINTS]);
-    Ok(cargo)
+        .args([verb, "--quiet"])
+        .args(selection);
+    cargo
 }
 
 /// Where [`cargo`] puts what it builds.
