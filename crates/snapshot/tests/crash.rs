@@ -9,6 +9,7 @@
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use dormouse_snapshot::{
     Budget, Class, CompatibilityKey, ContainerKey, Draft, OpenRequest, Purpose, ReserveRequest, SandboxRef,
@@ -122,6 +123,9 @@ fn run(root: &Path, operation: &str, point: &str) -> bool {
 }
 
 fn killed(operation: &str, points: &[&str], prepare: impl Fn(&Store), after: impl Fn(&Store, &str)) {
+    // A child that another test starts has a copy of this store's lock until it has become its program.
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     for point in points {
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         prepare(&open(dir.path()));
