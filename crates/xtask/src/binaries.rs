@@ -14,36 +14,52 @@ use crate::paths::Paths;
 use crate::stack::Stack;
 use crate::{exec, ui};
 
-/// The packages whose programs are in the image.
-pub(crate) const PACKAGES: [&str; 4] = [
-    "dormouse-agent",
-    "dormouse-controller",
-    "dormouse-cli",
-    "dormouse-runsc",
-];
+/// One of Dormouse's programs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Program {
+    /// The package that it is of.
+    pub(crate) package: &'static str,
+    /// Its file's name.
+    pub(crate) name: &'static str,
+}
 
-/// All programs of the image.
-pub(crate) const PROGRAMS: [&str; 4] = [
-    "dormouse-agent",
-    "dormouse-controller",
-    "dormouse",
-    "dormouse-runsc",
-];
+const AGENT: Program = Program {
+    package: "dormouse-agent",
+    name: "dormouse-agent",
+};
+const CONTROLLER: Program = Program {
+    package: "dormouse-controller",
+    name: "dormouse-controller",
+};
+const CLI: Program = Program {
+    package: "dormouse-cli",
+    name: "dormouse",
+};
+const RUNSC: Program = Program {
+    package: "dormouse-runsc",
+    name: "dormouse-runsc",
+};
+/// Shipped beside the image.
+const PLUGIN: Program = Program {
+    package: "dormouse-kubectl",
+    name: "kubectl-dormouse",
+};
+const CLUSTER: Program = Program {
+    package: "dormouse-testkit",
+    name: "dormouse-cluster",
+};
+const DEMO: Program = Program {
+    package: "dormouse-testkit",
+    name: "dormouse-demo",
+};
 
-/// Of these, what a node needs that belongs to no cluster.
-const NODE: [(&str, &str); 3] = [
-    ("dormouse-agent", "dormouse-agent"),
-    ("dormouse-cli", "dormouse"),
-    ("dormouse-runsc", "dormouse-runsc"),
-];
-
-/// What is shipped beside the image.
-const PLUGIN: (&str, &str) = ("dormouse-kubectl", "kubectl-dormouse");
-
-/// What shows and tries it.
-const KIT: &str = "dormouse-testkit";
-const CLUSTER: &str = "dormouse-cluster";
-const DEMO: &str = "dormouse-demo";
+/// What the image holds.
+pub(crate) const IMAGE: [Program; 4] = [AGENT, CONTROLLER, CLI, RUNSC];
+/// As shipped, the image's programs and the plugin are made of one selection of packages, whatever they are built for: two
+/// images of one commit are the same.
+const SHIPPED: [Program; 5] = [AGENT, CONTROLLER, CLI, RUNSC, PLUGIN];
+/// What tests start.
+const TRIED: [Program; 6] = [AGENT, CONTROLLER, CLI, RUNSC, PLUGIN, CLUSTER];
 
 /// Every crate that has fail points.
 const FAILPOINTS: &str = "dormouse-agent/failpoints,dormouse-runsc/failpoints,dormouse-runtime/failpoints,\
@@ -129,91 +145,69 @@ pub(crate) fn build_for_tests(paths: &Paths, tests: &[&str]) -> Result<Binaries>
         }
         exec::capture(&mut cargo).map(drop)
     })?;
-    let mut programs = PROGRAMS.to_vec();
-    programs.extend([PLUGIN.1, CLUSTER]);
-    gather(paths, Profile::Dev, &programs)
+    gather(paths, Profile::Dev, &TRIED)
 }
 
 /// Builds what a node needs that belongs to no cluster, as shipped.
 pub(crate) fn build_node(paths: &Paths) -> Result<Binaries> {
-    let (packages, programs): (Vec<&str>, Vec<&str>) = NODE.into_iter().unzip();
-    build(
-        paths,
-        "dormouse-agent, dormouse, dormouse-runsc",
-        Profile::Release,
-        &packages,
-        &[],
-    )?;
-    gather(paths, Profile::Release, &programs)
+    let what = "dormouse-agent, dormouse, dormouse-runsc";
+    build(paths, what, Profile::Release, &[AGENT, CLI, RUNSC])
 }
 
-/// Builds all programs of the image. As shipped they are made of one selection of packages, whatever they are built for:
-/// two images of one commit are the same.
+/// Builds what the image holds.
 pub(crate) fn build_image(paths: &Paths, profile: Profile) -> Result<Binaries> {
-    let mut packages = PACKAGES.to_vec();
-    packages.push(PLUGIN.0);
     match profile {
-        Profile::Dev => return build_for_tests(paths, &[]),
-        Profile::Release => build(paths, "all programs", profile, &packages, &[])?,
+        Profile::Dev => build_for_tests(paths, &[]),
+        Profile::Release => build(paths, "all programs", profile, &SHIPPED),
     }
-    let mut programs = PROGRAMS.to_vec();
-    programs.push(PLUGIN.1);
-    gather(paths, profile, &programs)
 }
 
 /// Builds the program that is behind `cargo xtask cluster`, and the first process of each of a cluster's machines.
 pub(crate) fn build_cluster(paths: &Paths, profile: Profile) -> Result<Binaries> {
-    build(paths, CLUSTER, profile, &[KIT], &[CLUSTER])?;
-    gather(paths, profile, &[CLUSTER])
+    build(paths, CLUSTER.name, profile, &[CLUSTER])
 }
 
 /// Builds the demo, as fast as what it shows.
 pub(crate) fn build_demo(paths: &Paths) -> Result<PathBuf> {
-    build(paths, DEMO, Profile::Release, &[KIT], &[DEMO])?;
-    Ok(built(paths, Profile::Release)?.join(DEMO))
+    let binaries = build(paths, DEMO.name, Profile::Release, &[DEMO])?;
+    Ok(binaries.dir.join(DEMO.name))
 }
 
 /// The program of [`build_cluster`] as an earlier debug build has left it.
 pub(crate) fn find_cluster(paths: &Paths) -> Result<Binaries> {
     let dir = folder(paths, Profile::Dev);
     anyhow::ensure!(
-        dir.join(CLUSTER).is_file(),
+        dir.join(CLUSTER.name).is_file(),
         "no cluster has been brought up from here yet: `cargo xtask cluster up`"
     );
     Ok(Binaries { dir })
 }
 
-/// Builds these programs of these packages; all of theirs without a name.
-fn build(paths: &Paths, what: &str, profile: Profile, packages: &[&str], programs: &[&str]) -> Result<()> {
+/// Builds programs and puts them into `target/bin/<profile>`.
+fn build(paths: &Paths, what: &str, profile: Profile, programs: &[Program]) -> Result<Binaries> {
     ui::step(&format!("{what} ({})", profile.folder()), || {
         let mut cargo = cargo(paths, "build")?;
-        for package in packages {
-            cargo.args(["--package", package]);
-        }
-        if programs.is_empty() {
-            cargo.arg("--bins");
-        }
         for program in programs {
-            cargo.args(["--bin", program]);
+            cargo.args(["--package", program.package, "--bin", program.name]);
         }
         if profile == Profile::Release {
             cargo.arg("--release");
         }
         exec::capture(&mut cargo).map(drop)
-    })
+    })?;
+    gather(paths, profile, programs)
 }
 
 fn folder(paths: &Paths, profile: Profile) -> PathBuf {
     paths.target.join("bin").join(profile.folder())
 }
 
-/// Puts built programs into `target/bin/<profile>`.
-fn gather(paths: &Paths, profile: Profile, programs: &[&str]) -> Result<Binaries> {
+fn gather(paths: &Paths, profile: Profile, programs: &[Program]) -> Result<Binaries> {
     let dir = folder(paths, profile);
     fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
     let built = built(paths, profile)?;
     for program in programs {
-        replace(&built.join(program), &dir)?;
+        replace(&built.join(program.name), &dir)?;
     }
     Ok(Binaries { dir })
 }

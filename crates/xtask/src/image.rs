@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::binaries::{self, PROGRAMS, Profile};
+use crate::binaries::{self, IMAGE, Profile};
 use crate::paths::Paths;
 use crate::prereq::{self, Group};
 use crate::{exec, images, sbom, ui};
@@ -119,7 +119,7 @@ fn version(paths: &Paths) -> Result<String> {
 
 /// Puts everything that the image holds below `root`, but for the list of parts.
 fn fill(root: &Path, bin: &Path, profile: Profile) -> Result<()> {
-    for program in PROGRAMS {
+    for program in IMAGE.map(|program| program.name) {
         let from = bin.join(program);
         ensure!(
             is_static(&from)?,

@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
 
-use crate::binaries::{PACKAGES, host_triple};
+use crate::binaries::{IMAGE, host_triple};
 use crate::exec;
 use crate::paths::Paths;
 
@@ -116,7 +116,11 @@ fn crates(metadata: &Value) -> Result<Vec<&Value>> {
         .collect();
     let mut wanted: Vec<&str> = packages
         .iter()
-        .filter(|(_, package)| PACKAGES.contains(&text(package, "/name")))
+        .filter(|(_, package)| {
+            IMAGE
+                .iter()
+                .any(|program| program.package == text(package, "/name"))
+        })
         .map(|(id, _)| *id)
         .collect();
     let mut seen = BTreeSet::new();
