@@ -198,9 +198,10 @@ async fn a_shell_is_of_the_runsc_that_a_wake_fills_it_with() {
     assert_eq!(runs_under(&rig, &pod), (kept(&rig, OLD), OLD.to_owned()));
     assert!(!rig.agent.log().contains("ShellLost"), "{}", rig.agent.log());
     assert_eq!(ask(&pod, "/hash").await, hash);
+    // The answer may be here before the agent has said how it came to be.
+    rig.wait_rung(&pod, Rung::Running, LIMIT).await.unwrap();
     assert_eq!(filled(&rig), 2, "{}", rig.agent.log());
     // And it goes when none is wanted any more.
-    rig.wait_rung(&pod, Rung::Running, LIMIT).await.unwrap();
     hibernated(&rig, &pod).await;
     rig.wait_shell(&pod, true, LIMIT).await.unwrap();
     rig.set_policy(&pod, &policy(ShellPolicy::Never)).await.unwrap();
