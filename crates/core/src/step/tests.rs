@@ -298,10 +298,8 @@ fn the_wrapper_may_wake_it_behind_our_back() {
     assert_eq!(pod.idle_since, at(5));
     pod.rung = Rung::Dozing;
     let actions = feed(&mut pod, Input::FoundRunning(WakeSource::Kill), at(6));
-    assert!(
-        !actions.contains(&Action::Prefetch(WakeSource::Kill)),
-        "it is about to end"
-    );
+    let prefetches = actions.iter().any(|a| matches!(a, Action::Prefetch(_)));
+    assert!(!prefetches, "it is about to end");
 }
 
 /// Sleeps to the foot of the node's ladder.

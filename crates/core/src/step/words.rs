@@ -245,7 +245,7 @@ pub enum Action {
     Hurry,
     /// Answer an order: whether the pod moved for it, or why not.
     Reply(OrderId, Result<bool, Refusal>),
-    /// Bring the pages of the woken guest back behind its back.
+    /// Bring the pages of the guest that this has woken back behind its back.
     Prefetch(WakeSource),
     /// Stop bringing pages back.
     StopPrefetch,
