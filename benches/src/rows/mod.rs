@@ -103,10 +103,9 @@ fn finish(rows: &mut [Row], began: Instant, outcome: Result<()>) {
 
 /// An error for a cell of a table: without what it brings along of logs and lists, which has been said.
 fn in_a_line(error: &anyhow::Error) -> String {
-    let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
-    let lines: Vec<&str> = causes
-        .iter()
-        .map(String::as_str)
+    let lines: Vec<String> = error
+        .chain()
+        .map(ToString::to_string)
         .filter(|cause| !cause.trim().contains('\n'))
         .collect();
     lines.join(": ")

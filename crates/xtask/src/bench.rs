@@ -2,10 +2,8 @@
 
 use anyhow::Result;
 
-use crate::binaries::{self, Profile};
 use crate::paths::Paths;
-use crate::prereq::{self, Group};
-use crate::{exec, image, stack};
+use crate::{binaries, exec, shipped};
 
 /// What is measured.
 #[derive(Debug, clap::Subcommand)]
@@ -45,18 +43,8 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
         Bench::Claims { rest } => ("claims", rest),
     };
     let paths = Paths::discover()?;
-    let mut groups = vec![Group::Rust, Group::Stack, Group::Node];
-    let (stack, binaries) = if matches!(bench, Bench::Cluster { .. } | Bench::Claims { .. }) {
-        groups.push(Group::Cluster);
-        prereq::ensure(&groups)?;
-        let binaries = binaries::build_image(&paths, Profile::Release)?;
-        image::build(&paths, &binaries.dir, Profile::Release, image::REPOSITORY)?;
-        binaries::build_cluster(&paths, Profile::Release)?;
-        (stack::build_with_cluster(&paths)?, binaries)
-    } else {
-        prereq::ensure(&groups)?;
-        (stack::build(&paths)?, binaries::build_node(&paths)?)
-    };
+    let cluster = matches!(bench, Bench::Cluster { .. } | Bench::Claims { .. });
+    let (stack, binaries) = shipped::prepare(&paths, cluster)?;
     let mut cargo = binaries::cargo(&paths, "run")?;
     cargo
         .args(["--release", "-p", "dormouse-bench", "--", suite])

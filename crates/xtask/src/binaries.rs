@@ -23,35 +23,20 @@ pub(crate) struct Program {
     pub(crate) name: &'static str,
 }
 
-const AGENT: Program = Program {
-    package: "dormouse-agent",
-    name: "dormouse-agent",
-};
-const CONTROLLER: Program = Program {
-    package: "dormouse-controller",
-    name: "dormouse-controller",
-};
-const CLI: Program = Program {
-    package: "dormouse-cli",
-    name: "dormouse",
-};
-const RUNSC: Program = Program {
-    package: "dormouse-runsc",
-    name: "dormouse-runsc",
-};
+impl Program {
+    const fn of(package: &'static str, name: &'static str) -> Self {
+        Self { package, name }
+    }
+}
+
+const AGENT: Program = Program::of("dormouse-agent", "dormouse-agent");
+const CONTROLLER: Program = Program::of("dormouse-controller", "dormouse-controller");
+const CLI: Program = Program::of("dormouse-cli", "dormouse");
+const RUNSC: Program = Program::of("dormouse-runsc", "dormouse-runsc");
 /// Shipped beside the image.
-const PLUGIN: Program = Program {
-    package: "dormouse-kubectl",
-    name: "kubectl-dormouse",
-};
-const CLUSTER: Program = Program {
-    package: "dormouse-testkit",
-    name: "dormouse-cluster",
-};
-const DEMO: Program = Program {
-    package: "dormouse-testkit",
-    name: "dormouse-demo",
-};
+const PLUGIN: Program = Program::of("dormouse-kubectl", "kubectl-dormouse");
+const CLUSTER: Program = Program::of("dormouse-testkit", "dormouse-cluster");
+const DEMO: Program = Program::of("dormouse-testkit", "dormouse-demo");
 
 /// What the image holds.
 pub(crate) const IMAGE: [Program; 4] = [AGENT, CONTROLLER, CLI, RUNSC];

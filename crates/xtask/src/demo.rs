@@ -5,10 +5,9 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 
-use crate::binaries::{self, Profile};
+use crate::binaries;
 use crate::paths::Paths;
-use crate::prereq::{self, Group};
-use crate::{image, stack};
+use crate::shipped;
 
 /// Arguments of `cargo xtask demo`.
 #[derive(Debug, clap::Args)]
@@ -27,16 +26,7 @@ pub(crate) struct Args {
 /// Something cannot be installed or built.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let paths = Paths::discover()?;
-    let (stack, binaries) = if args.cluster {
-        prereq::ensure(&[Group::Rust, Group::Stack, Group::Node, Group::Cluster])?;
-        let binaries = binaries::build_image(&paths, Profile::Release)?;
-        image::build(&paths, &binaries.dir, Profile::Release, image::REPOSITORY)?;
-        binaries::build_cluster(&paths, Profile::Release)?;
-        (stack::build_with_cluster(&paths)?, binaries)
-    } else {
-        prereq::ensure(&[Group::Rust, Group::Stack, Group::Node])?;
-        (stack::build(&paths)?, binaries::build_node(&paths)?)
-    };
+    let (stack, binaries) = shipped::prepare(&paths, args.cluster)?;
     let program = binaries::build_demo(&paths)?;
     let mut demo = Command::new(&program);
     demo.current_dir(&paths.root)

@@ -17,6 +17,7 @@ mod paths;
 mod prereq;
 mod sbom;
 mod shim_edit;
+mod shipped;
 mod stack;
 mod test;
 mod ui;

@@ -178,10 +178,14 @@ impl Driver for Gvisor {
         source: WakeSource,
         cancel: &Cancel,
     ) -> Result<PrefetchReport, DriverError> {
-        let verb = move |parts: &Parts, guest: &Guest, verb: Verb<'_>, cancel: &Cancel| {
-            prefetch::prefetch(parts, guest, source, verb, cancel)
-        };
-        run_until(&self.parts, "prefetch", guest, cancel, verb).await
+        run_until(
+            &self.parts,
+            "prefetch",
+            guest,
+            cancel,
+            move |parts, guest, verb, cancel| prefetch::prefetch(parts, guest, source, verb, cancel),
+        )
+        .await
     }
 
     async fn learn(&self, guest: &Guest, cancel: &Cancel) -> Result<(), DriverError> {

@@ -111,10 +111,14 @@ impl Driver for Kata {
         source: WakeSource,
         cancel: &Cancel,
     ) -> Result<PrefetchReport, DriverError> {
-        let verb = move |parts: &Parts, guest: &Guest, verb: Verb<'_>, cancel: &Cancel| {
-            doze::prefetch(parts, guest, source, verb, cancel)
-        };
-        run_until(&self.parts, "prefetch", guest, cancel, verb).await
+        run_until(
+            &self.parts,
+            "prefetch",
+            guest,
+            cancel,
+            move |parts, guest, verb, cancel| doze::prefetch(parts, guest, source, verb, cancel),
+        )
+        .await
     }
 
     /// Nothing to do: the virtual machine runs on, and its kernel answers keepalives.

@@ -120,10 +120,14 @@ impl Driver for Runc {
         source: WakeSource,
         cancel: &Cancel,
     ) -> Result<PrefetchReport, DriverError> {
-        let verb = move |parts: &Parts, guest: &Guest, verb: Verb<'_>, cancel: &Cancel| {
-            prefetch::prefetch(parts, guest, source, verb, cancel)
-        };
-        run_until(&self.parts, "prefetch", guest, cancel, verb).await
+        run_until(
+            &self.parts,
+            "prefetch",
+            guest,
+            cancel,
+            move |parts, guest, verb, cancel| prefetch::prefetch(parts, guest, source, verb, cancel),
+        )
+        .await
     }
 
     /// Nothing to do: the kernel answers keepalives by itself, and a thaw would let the application run.
