@@ -146,10 +146,8 @@ impl Agents {
         if !self.reaches(node) {
             return Sight::Unreachable;
         }
-        let guests = self.0.guests.read().unwrap_or_else(PoisonError::into_inner);
-        guests
-            .get(pod_uid)
-            .map_or(Sight::Unknown, |guest| Sight::Seen(Box::new(guest.clone())))
+        self.ask(pod_uid, |guest| Sight::Seen(Box::new(guest.clone())))
+            .unwrap_or(Sight::Unknown)
     }
 
     /// What the guest of a pod has in memory, if its agent can be reached and knows it. Asked of whole pools at once, so
@@ -160,8 +158,13 @@ impl Agents {
         if !self.reaches(node) {
             return None;
         }
+        self.ask(objects::uid(&pod.metadata), Guest::memory)
+    }
+
+    /// What is to be known of the guest of a pod, if there is one.
+    fn ask<T>(&self, pod_uid: &str, question: impl FnOnce(&Guest) -> T) -> Option<T> {
         let guests = self.0.guests.read().unwrap_or_else(PoisonError::into_inner);
-        guests.get(objects::uid(&pod.metadata)).map(Guest::memory)
+        guests.get(pod_uid).map(question)
     }
 
     /// Gives an order to the agent of a node, and takes note of what the guest does then.
