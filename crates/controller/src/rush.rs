@@ -3,19 +3,27 @@
 //! A claim is told of its sandbox after two writes. What is written for it later (annotations, events, its pod's labels, the
 //! standby that takes its place) is several times as much, and an API server takes so many writes a second. In a burst of
 //! claims, all that would be written for the first ones stands in the way of the last ones. So it gives way: it has few
-//! requests on their way at a time, and fewer while many claims wait.
+//! requests on their way at a time, and fewer while many claims wait. One claim by itself has the API server for itself, and
+//! a moment's rest when it is told: on its node the rest would take the processors from the first answer.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{Instant, timeout_at};
 
-/// As many claims on their way are a rush: one after the other is no reason to hold anything back.
+/// As many claims on their way are a rush.
 const MANY: usize = 2;
 /// Writes that are on their way for all else than claims: at 5 ms each some 3,000 a second.
 const WIDE: usize = 16;
 /// The same in a rush.
 const NARROW: usize = 2;
+
+/// How long a claim's client has for its first answer: it is told within 5 ms or so, and a guest that was asleep answers some
+/// 10 to 20 ms later.
+const REST: Duration = Duration::from_millis(30);
+/// How long a write waits for a claim and its rest: one claim after the other must not hold all else back.
+const PATIENCE: Duration = Duration::from_millis(75);
 
 /// How many claims wait.
 #[derive(Debug, Clone)]
@@ -23,15 +31,43 @@ pub struct Rush(Arc<Lanes>);
 
 #[derive(Debug)]
 struct Lanes {
-    waiting: AtomicUsize,
+    claims: watch::Sender<Claims>,
     wide: Arc<Semaphore>,
     narrow: Arc<Semaphore>,
 }
 
+#[derive(Debug, Clone, Copy)]
+struct Claims {
+    waiting: usize,
+    /// When the last one that was told has had its rest.
+    rested: Instant,
+}
+
+impl Claims {
+    fn are_many(self) -> bool {
+        self.waiting >= MANY
+    }
+
+    /// Until when a write that has waited since `began` leaves the API server to them, unless something changes.
+    fn hold(self, began: Instant) -> Instant {
+        let patience = began + PATIENCE;
+        match self.waiting {
+            0 => self.rested.min(patience),
+            waiting if waiting < MANY => patience,
+            // The narrow way is what they leave.
+            _ => began,
+        }
+    }
+}
+
 impl Default for Rush {
     fn default() -> Self {
+        let claims = Claims {
+            waiting: 0,
+            rested: Instant::now(),
+        };
         Self(Arc::new(Lanes {
-            waiting: AtomicUsize::new(0),
+            claims: watch::Sender::new(claims),
             wide: Arc::new(Semaphore::new(WIDE)),
             narrow: Arc::new(Semaphore::new(NARROW)),
         }))
@@ -41,19 +77,21 @@ impl Default for Rush {
 impl Rush {
     /// A claim is on its way, until that is dropped.
     pub(crate) fn enter(&self) -> Waiting {
-        self.0.waiting.fetch_add(1, Ordering::Relaxed);
+        self.0.claims.send_modify(|claims| claims.waiting += 1);
         Waiting(self.clone())
     }
 
     /// Whether many claims wait.
     pub(crate) fn is_on(&self) -> bool {
-        self.0.waiting.load(Ordering::Relaxed) >= MANY
+        self.0.claims.borrow().are_many()
     }
 
     /// The leave for one write for something else than a claim.
     pub(crate) async fn give_way(&self) -> GaveWay {
         // Neither is ever closed.
         let wide = Arc::clone(&self.0.wide).acquire_owned().await.ok();
+        // With the place, not for it: each claim would wake all that wait.
+        self.let_rest().await;
         let narrow = if self.is_on() {
             Arc::clone(&self.0.narrow).acquire_owned().await.ok()
         } else {
@@ -64,15 +102,37 @@ impl Rush {
             _narrow: narrow,
         }
     }
+
+    /// Waits for a claim by itself, and for its rest.
+    pub(crate) async fn let_rest(&self) {
+        let began = Instant::now();
+        let mut seen = self.0.claims.subscribe();
+        loop {
+            let hold = seen.borrow_and_update().hold(began);
+            if hold <= Instant::now() {
+                return;
+            }
+            // Who says something else lives as long as this.
+            let _changed = timeout_at(hold, seen.changed()).await;
+        }
+    }
 }
 
 /// A claim on its way.
 #[derive(Debug)]
 pub(crate) struct Waiting(Rush);
 
+impl Waiting {
+    /// Its client has been told of its sandbox, and is about to ask it.
+    pub(crate) fn told(self) {
+        let rested = Instant::now() + REST;
+        self.0.0.claims.send_modify(|claims| claims.rested = rested);
+    }
+}
+
 impl Drop for Waiting {
     fn drop(&mut self) {
-        self.0.0.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.0.0.claims.send_modify(|claims| claims.waiting -= 1);
     }
 }
 
@@ -89,23 +149,70 @@ mod tests {
 
     use super::*;
 
+    /// How many writes are let go at once.
+    fn on_their_way(rush: &Rush) -> usize {
+        let mut leaves = Vec::new();
+        while let Some(leave) = rush.give_way().now_or_never() {
+            leaves.push(leave);
+        }
+        leaves.len()
+    }
+
+    /// How long one write waits.
+    async fn waits(rush: &Rush) -> Duration {
+        let began = Instant::now();
+        rush.give_way().await;
+        began.elapsed()
+    }
+
     #[tokio::test]
     async fn all_else_has_fewer_writes_on_their_way_in_a_rush() {
         let rush = Rush::default();
-        let on_their_way = || {
-            let mut leaves = Vec::new();
-            while let Some(leave) = rush.give_way().now_or_never() {
-                leaves.push(leave);
-            }
-            leaves.len()
-        };
-        let mut claims: Vec<Waiting> = (1..MANY).map(|_| rush.enter()).collect();
-        assert!(!rush.is_on());
-        assert_eq!(on_their_way(), WIDE);
-        claims.push(rush.enter());
+        assert_eq!(on_their_way(&rush), WIDE);
+        let claims: Vec<Waiting> = (0..MANY).map(|_| rush.enter()).collect();
         assert!(rush.is_on());
-        assert_eq!(on_their_way(), NARROW);
+        assert_eq!(on_their_way(&rush), NARROW);
         drop(claims);
-        assert_eq!(on_their_way(), WIDE);
+        assert!(!rush.is_on());
+        assert_eq!(on_their_way(&rush), WIDE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_claim_has_its_rest() {
+        let rush = Rush::default();
+        let claim = rush.enter();
+        assert_eq!(on_their_way(&rush), 0);
+        claim.told();
+        assert_eq!(waits(&rush).await, REST);
+        assert_eq!(waits(&rush).await, Duration::ZERO);
+        // One that has come to nothing needs none.
+        drop(rush.enter());
+        assert_eq!(waits(&rush).await, Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_claim_that_is_told_meanwhile_has_its_rest() {
+        let rush = Rush::default();
+        let claim = rush.enter();
+        let (waited, ()) = tokio::join!(waits(&rush), async {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            claim.told();
+        });
+        assert_eq!(waited, Duration::from_millis(20) + REST);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_waits_for_ever() {
+        let rush = Rush::default();
+        let _claim = rush.enter();
+        assert_eq!(waits(&rush).await, PATIENCE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_waits_for_one_claim_goes_when_it_becomes_a_rush() {
+        let rush = Rush::default();
+        let _first = rush.enter();
+        let (waited, _second) = tokio::join!(waits(&rush), async { rush.enter() });
+        assert_eq!(waited, Duration::ZERO);
     }
 }

@@ -546,7 +546,10 @@ impl ClaimContext {
             return Ok(Action::await_change());
         }
         let written = self.write_status(claim, &planned).await;
-        drop(waiting);
+        match (waiting, &written) {
+            (Some(waiting), Ok(Some(claim))) if status::is_told(claim) => waiting.told(),
+            (waiting, _) => drop(waiting),
+        }
         if let Some(gained) = &gained {
             self.tell_of_gain(claim, gained);
         }
@@ -568,6 +571,7 @@ impl ClaimContext {
             let wait = planned.requeue.map_or(AFTER_RUSH, |wait| wait.min(AFTER_RUSH));
             return Ok(Action::requeue(wait));
         }
+        self.rush.let_rest().await;
         self.write_annotations(observed, &claim, &planned).await?;
         if let Some(trouble) = planned.trouble.filter(|trouble| trouble.retry() == Retry::Soon) {
             return Err(ClaimError::Trouble(trouble));

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_api::agents::{Fallback, OperatingMode, Sandbox, SandboxStatus, SnapshotRef, SuspensionType};
-use dormouse_api::conditions::{POD_SCHEDULED, READY, restored};
+use dormouse_api::conditions::{POD_SCHEDULED, READY, SUSPENDED, restored, suspended};
 use dormouse_api::names::{labels, name_hash};
 use dormouse_core::ANNOTATION_RESTORE_FROM;
 use jiff::Timestamp;
@@ -352,8 +352,8 @@ fn remember_memory(status: &mut SandboxStatus, observed: &Observed, next: &Next,
 }
 
 /// How long it can wait to be written that a pod gets on, but is not ready yet: the next word about it is close. `None` if
-/// it cannot. That it has got a node goes with the next write; and a pod with a readiness gate costs a write more than
-/// others, which saying nothing of its beginning makes up for.
+/// it cannot. That it has got a node goes with the next write; and a pod with a gate costs a write more than others, which
+/// saying nothing of its beginning makes up for.
 pub(super) fn can_wait(sandbox: &Sandbox, next: &Next, now: Timestamp) -> Option<Duration> {
     let pod = next.pod.own()?;
     if !next.troubles.is_empty() || is_true(&next.status.conditions, READY) {
@@ -364,7 +364,22 @@ pub(super) fn can_wait(sandbox: &Sandbox, next: &Next, now: Timestamp) -> Option
     let left = WORTH_A_WORD.checked_sub(age).filter(|left| !left.is_zero())?;
     let old = sandbox.status.clone().unwrap_or_default();
     let is_beginning = old.conditions.is_empty() && guest::has_readiness_gate(pod);
-    (is_beginning || are_alike(&old, &next.status)).then_some(left)
+    let goes_without_saying =
+        is_beginning || is_coming_back(sandbox, &old, pod, next) || are_alike(&old, &next.status);
+    goes_without_saying.then_some(left)
+}
+
+/// Whether it is on its way back from its snapshot, as was ordered, and nothing else has become of it.
+fn is_coming_back(sandbox: &Sandbox, old: &SandboxStatus, pod: &Pod, next: &Next) -> bool {
+    let was_away = objects::condition(&old.conditions, SUSPENDED)
+        .is_some_and(|said| said.status == "True" && said.reason == suspended::POD_TERMINATED);
+    was_away
+        && sandbox.spec.operating_mode == OperatingMode::Running
+        && objects::annotation(&pod.metadata, ANNOTATION_RESTORE_FROM).is_some()
+        && pod.metadata.deletion_timestamp.is_none()
+        && next.memory_lost.is_none()
+        && next.memory_gone.is_none()
+        && next.drain == Drain::No
 }
 
 /// Whether they differ in no more than where the pod is.

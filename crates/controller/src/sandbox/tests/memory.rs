@@ -345,6 +345,37 @@ fn resumed_the_new_pod_waits_for_leave_and_goes_where_the_snapshot_is() {
 }
 
 #[test]
+fn that_it_is_on_its_way_back_is_said_if_it_takes_long() {
+    let (mut sandbox, mut pod) = resumed(None);
+    let mut said = sandbox.clone();
+    said.spec.operating_mode = OperatingMode::Suspended;
+    let mut away = with(said);
+    away.pods = vec![];
+    sandbox.status = Some(decide(&away).status);
+    let waits = |sandbox: &Sandbox, pod: &Pod, linked| {
+        let mut observed = with(sandbox.clone());
+        observed.pods = vec![Arc::new(pod.clone())];
+        observed.restore_node_linked = linked;
+        crate::sandbox::next::can_wait(sandbox, &decide(&observed), now())
+    };
+    pod.metadata.creation_timestamp = Some(Time(now()));
+    let all = Some(Duration::from_secs(3));
+    assert_eq!(waits(&sandbox, &pod, true), all);
+    assert_eq!(waits(&sandbox, &pod, false), all, "it waits for its node");
+    let up = {
+        let mut up = ready(pod.clone());
+        up.spec.as_mut().unwrap().scheduling_gates = None;
+        up
+    };
+    assert_eq!(waits(&sandbox, &up, true), None, "it is ready");
+    let mut turned = sandbox.clone();
+    turned.spec.operating_mode = OperatingMode::Suspended;
+    assert_eq!(waits(&turned, &pod, true), None, "it is to go again");
+    pod.metadata.creation_timestamp = Some(Time(now() - jiff::SignedDuration::from_secs(4)));
+    assert_eq!(waits(&sandbox, &pod, false), None, "it takes long");
+}
+
+#[test]
 fn the_pod_that_went_to_sleep_is_not_taken_for_the_one_that_comes_back() {
     let (sandbox, pod) = resumed(None);
     let mut observed = with(sandbox);
