@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use dormouse_testkit::cluster::{Cluster, release};
 use dormouse_testkit::guest::remembers_a_word;
 use dormouse_testkit::host::wait;
@@ -218,15 +218,19 @@ impl Site {
         .await
     }
 
-    /// Resident memory of a program that runs once in this cluster, bytes.
+    /// Resident memory of a program that runs once in this cluster, with its children of the same name, bytes.
     pub(super) fn resident(&self, program: &str) -> Result<u64> {
-        match self.cluster.processes(program).as_slice() {
-            [one] => {
-                let status = Process::new(one.pid)?.status()?;
-                Ok(status.vmrss.unwrap_or_default() << 10)
-            }
-            other => bail!("{} processes are {program}", other.len()),
+        let mut bytes = 0;
+        let mut parents = BTreeMap::new();
+        for id in self.cluster.processes(program) {
+            let status = Process::new(id.pid)?.status()?;
+            bytes += status.vmrss.unwrap_or_default() << 10;
+            parents.insert(status.pid, status.ppid);
         }
+        let runs = parents.values().filter(|parent| !parents.contains_key(parent));
+        let runs = runs.count();
+        ensure!(runs == 1, "{program} runs {runs} times");
+        Ok(bytes)
     }
 }
 
