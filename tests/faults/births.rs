@@ -17,7 +17,7 @@ use k8s_cri::v1::{ContainerState, ListPodSandboxRequest, PodSandboxState, StopPo
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::support::{LIMIT, address, alone, ask};
+use crate::support::{LIMIT, address, ask, beside_others};
 
 /// How long a try to make a pod may take. Where the shim's `start` fails containerd waits for a minute for the end of what
 /// never began: with any runtime.
@@ -195,7 +195,7 @@ async fn make_all(stack: &Stack, pods: &[(&'static str, PodSpec)], number: u32) 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_wrapper_is_killed_at_every_step_of_a_birth() {
-    let _alone = alone().await;
+    let _beside = beside_others().await;
     let rig = Rig::plain().await.unwrap();
     let (source, hash, id) = source(&rig, spec("source")).await;
     let mut pods = Vec::new();
@@ -214,7 +214,7 @@ async fn the_wrapper_is_killed_at_every_step_of_a_birth() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_wrapper_is_killed_at_every_step_of_a_cold_start() {
-    let _alone = alone().await;
+    let _beside = beside_others().await;
     let rig = Rig::plain().await.unwrap();
     let (_source, hash, id) = source(&rig, spec("source")).await;
     let mut pods = Vec::new();
@@ -235,7 +235,7 @@ async fn the_wrapper_is_killed_at_every_step_of_a_cold_start() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_comes_back_after_a_reboot_wherever_the_wrapper_is_killed() {
-    let _alone = alone().await;
+    let _beside = beside_others().await;
     let mut rig = Rig::plain().await.unwrap();
     let (mut pods, mut hashes) = (Vec::new(), Vec::new());
     for (index, point) in POINTS.iter().enumerate() {
@@ -267,7 +267,7 @@ async fn a_pod_comes_back_after_a_reboot_wherever_the_wrapper_is_killed() {
 /// The agent has ended the guest and could not say so any more; then the pod is made anew before an agent is there.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_goes_down_in_the_middle_of_a_hibernation_loses_no_memory() {
-    let _alone = alone().await;
+    let _beside = beside_others().await;
     let mut rig = Rig::plain().await.unwrap();
     let halt: PathBuf = rig.stack.dir().join("halted");
     for point in [
@@ -312,7 +312,7 @@ async fn a_node_that_goes_down_in_the_middle_of_a_hibernation_loses_no_memory() 
 /// As kubelet does, a container is tried again in the same sandbox: with the memory, or not at all.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_container_whose_start_was_broken_off_is_not_started_without_its_memory() {
-    let _alone = alone().await;
+    let _beside = beside_others().await;
     let rig = Rig::plain().await.unwrap();
     let (source, hash, id) = source(&rig, two("source")).await;
     for fallback in ["Hold", "Fail", "ColdStart"] {
@@ -388,7 +388,7 @@ async fn a_container_whose_start_was_broken_off_is_not_started_without_its_memor
 /// The sandbox is lost and the pod is not: it is made anew, and has the memory that it had.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hibernated_pod_outlives_its_sandbox_again_and_again() {
-    let _alone = alone().await;
+    let _beside = beside_others().await;
     let rig = Rig::plain().await.unwrap();
     let (_source, hash, id) = source(&rig, spec("source")).await;
     let clone = rig.granted(&id, spec("clone")).await.unwrap();
@@ -487,7 +487,7 @@ async fn halted(halt: &Path, what: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_is_killed_during_a_birth_the_next_try_succeeds() {
-    let _alone = alone().await;
+    let _beside = beside_others().await;
     let mut rig = Rig::plain().await.unwrap();
     let (source, hash, id) = source(&rig, spec("source")).await;
     let halt: PathBuf = rig.stack.dir().join("halted");
@@ -536,7 +536,7 @@ async fn whoever_is_killed_during_a_birth_the_next_try_succeeds() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_is_deleted_while_it_is_being_filled() {
-    let _alone = alone().await;
+    let _beside = beside_others().await;
     let rig = Rig::plain().await.unwrap();
     let (source, hash, id) = source(&rig, two("source")).await;
     for containers in 0..=2 {
@@ -581,7 +581,7 @@ enum Verb {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_wrapper_is_killed_at_every_step_at_a_hibernated_pod() {
-    let _alone = alone().await;
+    let _beside = beside_others().await;
     let rig = Rig::plain().await.unwrap();
     for (point, verb) in AT_A_SLEEPER {
         let pod = rig.run_pod(spec("sleeper")).await.unwrap();

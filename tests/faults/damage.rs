@@ -14,7 +14,7 @@ use dormouse_testkit::rig::{Rig, RigOptions, reason, reference};
 use dormouse_testkit::{DORMOUSE_GVISOR, Pod};
 
 use crate::neighbours::{On, arm, order};
-use crate::support::{LIMIT, alone, ask};
+use crate::support::{LIMIT, ask, beside_others};
 
 /// What is done to the directory of a snapshot; the other directory is another snapshot's.
 type Harm = fn(&Path, &Path);
@@ -95,7 +95,7 @@ async fn listed(rig: &Rig) -> Vec<v1::Snapshot> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_changed_on_the_disk_is_not_woken_from() {
-    let _alone = alone().await;
+    let _beside = beside_others().await;
     let options = RigOptions {
         snapshots: "verify_on_wake = \"full\"\n".into(),
         ..Default::default()
@@ -140,7 +140,7 @@ async fn what_was_changed_on_the_disk_is_not_woken_from() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_store_is_deleted_under_the_agent() {
-    let _alone = alone().await;
+    let _beside = beside_others().await;
     let mut rig = Rig::plain().await.unwrap();
     let (lost, _, dir) = sleeper(&rig).await;
     let spec = AgentGuest::mib(8).pod("awake").handler(DORMOUSE_GVISOR);
@@ -178,7 +178,7 @@ async fn the_store_is_deleted_under_the_agent() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_is_refused_before_anything_is_saved() {
-    let _alone = alone().await;
+    let _beside = beside_others().await;
     let disk = tempfile::tempdir_in("/var/tmp").unwrap();
     let _mounted = Small::mount(disk.path(), 128);
     let options = RigOptions {
@@ -240,7 +240,7 @@ fn fill(at: &Path) -> PathBuf {
 /// Room was set aside, and somebody else took it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_fills_up_under_a_save_fails_the_order_and_not_the_pod() {
-    let _alone = alone().await;
+    let _beside = beside_others().await;
     let disk = tempfile::tempdir_in("/var/tmp").unwrap();
     let _mounted = Small::mount(disk.path(), 512);
     let options = RigOptions {
@@ -300,7 +300,7 @@ async fn a_disk_that_fills_up_under_a_save_fails_the_order_and_not_the_pod() {
 /// What cannot be noted is not done: nobody would know after a reboot that the pod's memory is in a snapshot.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_room_for_the_journal_nobody_is_hibernated() {
-    let _alone = alone().await;
+    let _beside = beside_others().await;
     let rig = Rig::plain().await.unwrap();
     let spec = AgentGuest::mib(8).pod("noted").handler(DORMOUSE_GVISOR);
     let pod = rig.run_pod(spec).await.unwrap();
@@ -326,7 +326,7 @@ async fn without_room_for_the_journal_nobody_is_hibernated() {
 /// The record says who counts, guest or snapshot: where it cannot be written neither is given up.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_room_for_the_record_the_pod_stays_what_it_is() {
-    let _alone = alone().await;
+    let _beside = beside_others().await;
     let rig = Rig::plain().await.unwrap();
     let spec = AgentGuest::mib(8).pod("recorded").handler(DORMOUSE_GVISOR);
     let pod = rig.run_pod(spec).await.unwrap();

@@ -11,7 +11,7 @@ use dormouse_testkit::rig::{Rig, RigOptions, reason};
 use dormouse_testkit::{AgentOptions, DORMOUSE_GVISOR, Pod};
 use nix::libc::{EIO, ENOSPC};
 
-use crate::support::{LIMIT, alone, ask};
+use crate::support::{LIMIT, alone, ask, beside_others};
 
 async fn at_work(rig: &Rig, mib: u32) -> (Pod, serde_json::Value) {
     let spec = AgentGuest::mib(mib).pod("victim").handler(DORMOUSE_GVISOR);
@@ -57,7 +57,7 @@ async fn quiet(rig: &Rig, pod: &Pod) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_fails_at_any_change_of_a_save() {
-    let _alone = alone().await;
+    let _beside = beside_others().await;
     let scratch = tempfile::tempdir().unwrap();
     let orders = scratch.path().join("orders");
     let options = RigOptions {

@@ -10,7 +10,7 @@ use dormouse_testkit::rig::Rig;
 use dormouse_testkit::{DORMOUSE_GVISOR, Pod, http};
 use nix::sys::signal::Signal;
 
-use crate::support::{LIMIT, address, alone, ask, swap};
+use crate::support::{LIMIT, address, ask, beside_others, swap};
 
 /// Which order passes a fail point.
 #[derive(Debug, Clone, Copy)]
@@ -68,7 +68,7 @@ async fn order(rig: &Rig, pod: &Pod, on: On) -> Result<(), tonic::Status> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_at_every_step_of_a_hibernation() {
-    let _alone = alone().await;
+    let _beside = beside_others().await;
     let mut rig = Rig::plain().await.unwrap();
     let pod = at_work(&rig).await;
     let hash = ask(&pod, "/hash").await;
@@ -126,7 +126,7 @@ const DURABLE: &[&str] = &[
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_at_every_step_of_a_durable_sleep() {
-    let _alone = alone().await;
+    let _beside = beside_others().await;
     let _swap = swap();
     let mut rig = Rig::plain().await.unwrap();
     let spec = AgentGuest::mib(24)
@@ -166,7 +166,7 @@ async fn killed_at_every_step_of_a_durable_sleep() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_that_dies_in_its_sleep_is_the_shims_to_report() {
-    let _alone = alone().await;
+    let _beside = beside_others().await;
     let rig = Rig::plain().await.unwrap();
     let pod = at_work(&rig).await;
     rig.freeze(&pod).await.unwrap();

@@ -15,7 +15,7 @@ use dormouse_testkit::{DORMOUSE_GVISOR, Pod, http};
 use k8s_cri::v1::ContainerState;
 use nix::sys::signal::Signal;
 
-use crate::support::{LIMIT, address, alone, ask};
+use crate::support::{LIMIT, address, ask, beside_others};
 
 /// Who is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -235,7 +235,7 @@ fn must_live(on: On, point: &str, victim: Victim) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_is_killed_the_pod_lives_or_ends_cleanly() {
-    let _alone = alone().await;
+    let _beside = beside_others().await;
     let mut rig = Rig::plain().await.unwrap();
     let bystander = pod(&rig, "bystander").await;
     let unharmed = ask(&bystander, "/hash").await;

@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::neighbours::{self, arm, order};
-use crate::support::{LIMIT, address, alone, ask};
+use crate::support::{LIMIT, address, ask, beside_others};
 
 /// What passes a fail point.
 #[derive(Debug, Clone, Copy)]
@@ -85,7 +85,7 @@ async fn victim(rig: &Rig) -> (Pod, Value) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_at_every_step_of_a_shell() {
-    let _alone = alone().await;
+    let _beside = beside_others().await;
     let mut rig = Rig::plain().await.unwrap();
     let (pod, hash) = victim(&rig).await;
     for (on, point) in POINTS {
@@ -143,7 +143,7 @@ const FILLING: [&str; 4] = [
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shell_that_ends_while_it_is_filled_is_done_without() {
-    let _alone = alone().await;
+    let _beside = beside_others().await;
     let mut rig = Rig::plain().await.unwrap();
     let (pod, hash) = victim(&rig).await;
     let halt = rig.stack.dir().join("halted");

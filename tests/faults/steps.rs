@@ -10,7 +10,7 @@ use dormouse_testkit::rig::{Rig, reason, reference};
 use dormouse_testkit::{ContainerSpec, DORMOUSE_GVISOR, Pod, http, memory};
 
 use crate::neighbours::{On, arm, order};
-use crate::support::{LIMIT, address, alone, ask};
+use crate::support::{LIMIT, address, ask, beside_others};
 
 /// Fail points at which somebody else acts.
 const POINTS: &[(On, &str)] = &[
@@ -49,7 +49,7 @@ async fn halted(halt: &Path, what: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn deleted_at_every_step() {
-    let _alone = alone().await;
+    let _beside = beside_others().await;
     let mut rig = Rig::plain().await.unwrap();
     let halt = rig.stack.dir().join("halted");
     for (on, point) in POINTS {
@@ -114,7 +114,7 @@ async fn deleted_at_every_step() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wake_that_meets_any_step_of_a_save_wins_or_follows() {
-    let _alone = alone().await;
+    let _beside = beside_others().await;
     let mut rig = Rig::plain().await.unwrap();
     let halt = rig.stack.dir().join("halted");
     let pod = pod(&rig).await;
@@ -169,7 +169,7 @@ const LOOKS: &[&str] = &[
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_that_is_released_while_it_is_looked_at_has_not_stopped() {
-    let _alone = alone().await;
+    let _beside = beside_others().await;
     let rig = Rig::plain().await.unwrap();
     let halt = rig.stack.dir().join("halted");
     for point in LOOKS {
@@ -198,7 +198,7 @@ async fn a_guest_that_is_released_while_it_is_looked_at_has_not_stopped() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_wakes_at_once_are_one() {
-    let _alone = alone().await;
+    let _beside = beside_others().await;
     let rig = Rig::plain().await.unwrap();
     let pod = pod(&rig).await;
     let hash = ask(&pod, "/hash").await;
@@ -224,7 +224,7 @@ async fn many_wakes_at_once_are_one() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_that_lost_a_container_in_its_sleep_is_not_half_woken() {
-    let _alone = alone().await;
+    let _beside = beside_others().await;
     let rig = Rig::plain().await.unwrap();
     let spec = AgentGuest::mib(8)
         .pod("two")

@@ -1,6 +1,7 @@
 //! What the tests share.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_testkit::guest::AgentGuest;
@@ -8,21 +9,26 @@ use dormouse_testkit::rig::Rig;
 use dormouse_testkit::swap::TestSwap;
 use dormouse_testkit::{DORMOUSE_GVISOR, Pod, http};
 use serde_json::Value;
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Nothing here takes longer unless it hangs.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
-static ALONE: Mutex<()> = Mutex::const_new(());
+static MACHINE: RwLock<()> = RwLock::const_new(());
 
-/// Holds off the other tests of this file's suite.
-pub(crate) async fn alone() -> MutexGuard<'static, ()> {
-    ALONE.lock().await
+/// Holds off the other tests of this suite: for those that need the machine without swap, or a slow disk.
+pub(crate) async fn alone() -> RwLockWriteGuard<'static, ()> {
+    MACHINE.write().await
 }
 
-/// Swap for as long as a test holds it.
-pub(crate) fn swap() -> TestSwap {
-    TestSwap::zram(2 << 30, "lz4", 100).unwrap()
+/// Shares the machine with those that say the same: each has a node of its own.
+pub(crate) async fn beside_others() -> RwLockReadGuard<'static, ()> {
+    MACHINE.read().await
+}
+
+/// Swap for as long as a test holds it; tests that run at once share it.
+pub(crate) fn swap() -> Arc<TestSwap> {
+    dormouse_testkit::swap::shared().unwrap()
 }
 
 /// Whether the node has no swap but what a test brings. Elsewhere than in CI a person's own swap, or a

@@ -11,7 +11,7 @@ use dormouse_testkit::rig::Rig;
 use dormouse_testkit::{DORMOUSE_GVISOR, Pod};
 use serde_json::json;
 
-use crate::support::{LIMIT, alone, ask};
+use crate::support::{LIMIT, ask, beside_others};
 
 /// Where an agent that keeps a copy passes.
 const KEEPING: [&str; 4] = [
@@ -47,7 +47,7 @@ async fn guest(rig: &Rig) -> Pod {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_while_a_release_is_kept_or_removed() {
-    let _alone = alone().await;
+    let _beside = beside_others().await;
     let mut rig = Rig::plain().await.unwrap();
     let runsc = rig.stack.dir().join("opt/runsc");
     let (old, new) = (

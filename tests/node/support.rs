@@ -1,7 +1,7 @@
 //! What the tests share.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_testkit::rig::Rig;
@@ -12,17 +12,9 @@ use serde_json::Value;
 /// Nothing here takes longer unless it hangs.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
-static SWAP: Mutex<Weak<TestSwap>> = Mutex::new(Weak::new());
-
 /// Swap for as long as a test holds it; tests that run at once share it.
 pub(crate) fn swap() -> Arc<TestSwap> {
-    let mut shared = SWAP.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    if let Some(swap) = shared.upgrade() {
-        return swap;
-    }
-    let swap = Arc::new(TestSwap::zram(4 << 30, "lz4", 100).unwrap());
-    *shared = Arc::downgrade(&swap);
-    swap
+    dormouse_testkit::swap::shared().unwrap()
 }
 
 /// A stack with its agent, and a pod on it that answers.

@@ -3,12 +3,28 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use anyhow::{Context, Result};
 
 use crate::host::command;
 use crate::memory;
 use crate::stack::home;
+
+/// Swap for as long as a test of this process holds it; tests that run at once share it: a zram device of 4 GiB.
+///
+/// # Errors
+/// When the kernel has no zram, or refuses.
+pub fn shared() -> Result<Arc<TestSwap>> {
+    static SHARED: Mutex<Weak<TestSwap>> = Mutex::new(Weak::new());
+    let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(swap) = shared.upgrade() {
+        return Ok(swap);
+    }
+    let swap = Arc::new(TestSwap::zram(4 << 30, "lz4", 100)?);
+    *shared = Arc::downgrade(&swap);
+    Ok(swap)
+}
 
 /// A swap area that belongs to a test.
 #[derive(Debug)]

@@ -1,7 +1,9 @@
 //! `cargo xtask test`: everything that can fail, in the order in which it fails cheapest.
 
 use std::collections::BTreeSet;
+use std::env;
 use std::process::Command;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -61,7 +63,19 @@ impl Stage {
             Self::Vm => &["vm"],
         }
     }
+
+    /// How many of its tests run at once, if not as many as there are processors.
+    fn threads(self) -> Option<usize> {
+        match self {
+            // They wait two thirds of their time, for what was killed to be noticed and made again.
+            Self::Faults => Some(2 * thread::available_parallelism().map_or(1, usize::from)),
+            Self::Unit | Self::Node | Self::Cluster | Self::Vm => None,
+        }
+    }
 }
+
+/// What tells test binaries how many tests run at once.
+const THREADS: &str = "RUST_TEST_THREADS";
 
 /// The stages, in the order in which they run.
 const STAGES: [Stage; 5] = [Stage::Unit, Stage::Node, Stage::Faults, Stage::Cluster, Stage::Vm];
@@ -159,6 +173,9 @@ fn run_stage(
     }
     let mut outcome = Ok(());
     for mut cargo in commands {
+        if let (Some(threads), None) = (stage.threads(), env::var_os(THREADS)) {
+            cargo.env(THREADS, threads.to_string());
+        }
         cargo.arg("--").args(rest);
         if let Some(stack) = stack {
             binaries.export(stack, &mut cargo);
