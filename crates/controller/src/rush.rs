@@ -88,10 +88,11 @@ impl Rush {
 
     /// The leave for one write for something else than a claim.
     pub(crate) async fn give_way(&self) -> GaveWay {
+        let began = Instant::now();
         // Neither is ever closed.
         let wide = Arc::clone(&self.0.wide).acquire_owned().await.ok();
-        // With the place, not for it: each claim would wake all that wait.
-        self.let_rest().await;
+        // With the place, not for it: each claim would wake all that wait. What has waited for it has waited.
+        self.let_rest_from(began).await;
         let narrow = if self.is_on() {
             Arc::clone(&self.0.narrow).acquire_owned().await.ok()
         } else {
@@ -105,7 +106,10 @@ impl Rush {
 
     /// Waits for a claim by itself, and for its rest.
     pub(crate) async fn let_rest(&self) {
-        let began = Instant::now();
+        self.let_rest_from(Instant::now()).await;
+    }
+
+    async fn let_rest_from(&self, began: Instant) {
         let mut seen = self.0.claims.subscribe();
         loop {
             let hold = seen.borrow_and_update().hold(began);
@@ -206,6 +210,27 @@ mod tests {
         let rush = Rush::default();
         let _claim = rush.enter();
         assert_eq!(waits(&rush).await, PATIENCE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn claims_without_a_pause_hold_a_write_back_once() {
+        let rush = Rush::default();
+        let claims = async {
+            for _ in 0..30 {
+                let claim = rush.enter();
+                tokio::time::sleep(Duration::from_millis(8)).await;
+                claim.told();
+                tokio::time::sleep(Duration::from_millis(22)).await;
+            }
+        };
+        let began = Instant::now();
+        let writes = async {
+            let many: Vec<_> = (0..1000).map(|_| waits(&rush)).collect();
+            futures::future::join_all(many).await;
+            began.elapsed()
+        };
+        let (took, ()) = tokio::join!(writes, claims);
+        assert_eq!(took, PATIENCE);
     }
 
     #[tokio::test(start_paused = true)]

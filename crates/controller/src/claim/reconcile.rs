@@ -571,7 +571,6 @@ impl ClaimContext {
             let wait = planned.requeue.map_or(AFTER_RUSH, |wait| wait.min(AFTER_RUSH));
             return Ok(Action::requeue(wait));
         }
-        self.rush.let_rest().await;
         self.write_annotations(observed, &claim, &planned).await?;
         if let Some(trouble) = planned.trouble.filter(|trouble| trouble.retry() == Retry::Soon) {
             return Err(ClaimError::Trouble(trouble));
@@ -715,6 +714,9 @@ impl ClaimContext {
         }
         if changes.is_empty() {
             return Ok(());
+        }
+        if is_ready {
+            self.rush.let_rest().await;
         }
         let patch = json!({"metadata": {"annotations": changes}});
         let meta = &claim.metadata;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_api::agents::{Fallback, OperatingMode, Sandbox, SandboxStatus, SnapshotRef, SuspensionType};
-use dormouse_api::conditions::{POD_SCHEDULED, READY, SUSPENDED, restored, suspended};
+use dormouse_api::conditions::{FINISHED, POD_SCHEDULED, READY, SUSPENDED, restored, suspended};
 use dormouse_api::names::{labels, name_hash};
 use dormouse_core::ANNOTATION_RESTORE_FROM;
 use jiff::Timestamp;
@@ -377,6 +377,10 @@ fn is_coming_back(sandbox: &Sandbox, old: &SandboxStatus, pod: &Pod, next: &Next
         && sandbox.spec.operating_mode == OperatingMode::Running
         && objects::annotation(&pod.metadata, ANNOTATION_RESTORE_FROM).is_some()
         && pod.metadata.deletion_timestamp.is_none()
+        && objects::condition(&next.status.conditions, FINISHED).is_none()
+        // It fell asleep again: where its memory is now has to be known before anything is let go.
+        && matches!(next.stand, Stand::None | Stand::Awake | Stand::WakingUp(_))
+        && next.write_down.is_none()
         && next.memory_lost.is_none()
         && next.memory_gone.is_none()
         && next.drain == Drain::No

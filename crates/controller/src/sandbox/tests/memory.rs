@@ -368,6 +368,9 @@ fn that_it_is_on_its_way_back_is_said_if_it_takes_long() {
         up
     };
     assert_eq!(waits(&sandbox, &up, true), None, "it is ready");
+    let mut failed = pod.clone();
+    failed.status.as_mut().unwrap().phase = Some("Failed".to_owned());
+    assert_eq!(waits(&sandbox, &failed, true), None, "it has ended");
     let mut turned = sandbox.clone();
     turned.spec.operating_mode = OperatingMode::Suspended;
     assert_eq!(waits(&turned, &pod, true), None, "it is to go again");
