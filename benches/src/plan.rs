@@ -205,7 +205,7 @@ impl Plan {
             fleet_runc: 50,
             parallel: 4,
             n_image: 15,
-            n_crowd: 5,
+            n_crowd: 15,
             shells: 10,
             image_sizes: vec![8, 64, 256, 512],
             n_up: 20,
