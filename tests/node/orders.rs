@@ -62,6 +62,7 @@ async fn the_same_operation_twice_is_done_once() {
     let request = v1::FreezeRequest {
         pod: Some(reference(&pod)),
         operation_id: "op-1".into(),
+        ..Default::default()
     };
     let first = rig
         .client
@@ -88,9 +89,36 @@ async fn the_same_operation_twice_is_done_once() {
     let other = v1::DozeRequest {
         pod: Some(reference(&pod)),
         operation_id: "op-1".into(),
+        ..Default::default()
     };
     let refused = rig.client.clone().doze(other).await.unwrap_err();
     assert_eq!(reason(&refused), Some(Reason::OperationIdReused));
+    rig.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_computes_is_not_put_to_sleep_by_who_wants_it_quiet() {
+    let (rig, pod) = at_work(AgentGuest::default().pod("one").handler(DORMOUSE_GVISOR)).await;
+    let freeze = async |quiet: u64| {
+        let request = v1::FreezeRequest {
+            pod: Some(reference(&pod)),
+            quiet: Duration::from_millis(quiet).try_into().ok(),
+            ..Default::default()
+        };
+        rig.client.clone().freeze(request).await
+    };
+    let (refused, _) = tokio::join!(freeze(1000), ask(&pod, "/busy?ms=3000"));
+    let refused = refused.unwrap_err();
+    assert_eq!(reason(&refused), Some(Reason::NotQuiet), "{refused}");
+    assert_eq!(rig.rung(&pod).await.unwrap(), Rung::Running);
+    let endless = freeze(11_000).await.unwrap_err();
+    assert_eq!(reason(&endless), Some(Reason::InvalidRequest));
+    wait::until("the guest to be quiet", LIMIT, async || Ok(freeze(500).await?))
+        .await
+        .unwrap();
+    assert_eq!(rig.rung(&pod).await.unwrap(), Rung::Frozen);
+    // One that sleeps is quiet.
+    freeze(500).await.unwrap();
     rig.stop().await.unwrap();
 }
 

@@ -123,6 +123,8 @@ reasons! {
     GuestRefused,
     /// A command on the guest (exec, kill, statistics) was under way for as long as a freeze waits for it.
     GuestBusy,
+    /// The guest computes, and was to be put to sleep only if it does not.
+    NotQuiet,
     /// The guest's processes are gone.
     GuestGone,
     /// It could not be established whether the guest is stopped.

@@ -46,6 +46,7 @@ const fn code(reason: Reason) -> Code {
         | Reason::RuntimeUnavailable
         | Reason::ControlSocketTimeout
         | Reason::GuestBusy
+        | Reason::NotQuiet
         | Reason::LockTimeout => Code::Unavailable,
         Reason::SwapFull
         | Reason::InsufficientMemory

@@ -99,9 +99,14 @@ impl CpuMeter {
         if elapsed.is_zero() {
             return false;
         }
-        let millicores = u128::from(used) * 1000 / elapsed.as_nanos();
-        millicores >= u128::from(self.floor_millicores.max(1))
+        is_life(used, elapsed, self.floor_millicores)
     }
+}
+
+/// Whether so much CPU time in so long is a sign of life.
+pub(crate) fn is_life(cpu_nanos: u64, elapsed: Duration, floor_millicores: u32) -> bool {
+    let millicores = u128::from(cpu_nanos) * 1000 / elapsed.as_nanos().max(1);
+    millicores >= u128::from(floor_millicores.max(1))
 }
 
 impl Actor {
@@ -139,6 +144,14 @@ impl Actor {
                 self.apply(Input::Activity);
             }
         }
+    }
+
+    /// CPU time that a guest which runs has used, in nanoseconds.
+    pub(super) async fn cpu_used(&self) -> Option<u64> {
+        let driver = self.kind.and_then(|kind| self.ctx.driver(kind))?;
+        let runs = self.state.rung == Rung::Running;
+        let resident = driver.resident(&self.guest).await.ok().filter(|_| runs)?;
+        Some(resident.cpu_nanos)
     }
 
     /// A probe begins (`excused`), or the last of them has ended: what the guest computes for them says nothing.

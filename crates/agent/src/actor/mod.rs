@@ -37,6 +37,7 @@ use crate::journal::Entry;
 use crate::step_report::StepReport;
 use crate::view::{NewsKind, PodView};
 
+pub(crate) use idle::is_life;
 pub use pending::{Answer, OrderDone, OrderFailed};
 pub use probing::ProbeEnd;
 
@@ -97,6 +98,11 @@ pub enum Message {
         variables: Variables,
         /// Where the answer goes.
         answer: oneshot::Sender<Result<Arc<PodView>, OrderFailed>>,
+    },
+    /// Say how much CPU time the guest has used, in nanoseconds; nothing if it does not run.
+    MeasureCpu {
+        /// Where the answer goes.
+        answer: oneshot::Sender<Result<Option<u64>, OrderFailed>>,
     },
     /// All execs that were counted are void: containerd was restarted.
     ForgetExecs,
@@ -399,6 +405,9 @@ impl Actor {
                 variables,
                 answer,
             } => self.deliver(&container, variables, answer),
+            Message::MeasureCpu { answer } => {
+                let _ = answer.send(Ok(self.cpu_used().await));
+            }
             Message::ForgetExecs => {
                 while self.state.execs > 0 {
                     self.apply(Input::ExecEnded);

@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::messages;
 use super::snapshots::{self, Streamed, refused};
 use super::watch::{Filter, WatchStream, stream};
-use crate::actor::{Handle, Message, OrderDone, OrderFailed};
+use crate::actor::{Handle, Message, OrderDone, OrderFailed, is_life};
 use crate::context::Context;
 use crate::facts::NodeFacts;
 use crate::pods::Pods;
@@ -22,6 +22,9 @@ use crate::view::PodView;
 
 /// The longest operation id, in bytes.
 const MAX_OPERATION_ID: usize = 128;
+
+/// The longest time for which a guest may be wanted to be quiet.
+const MAX_QUIET: Duration = Duration::from_secs(10);
 
 /// Serves `dormouse.node.v1.Node`.
 #[derive(Debug, Clone)]
@@ -103,6 +106,57 @@ impl NodeService {
             answered,
         )
         .await
+    }
+
+    /// Sees to it that a guest computes nothing to speak of for so long, or refuses.
+    async fn quiet(
+        &self,
+        pod: Option<&v1::PodRef>,
+        quiet: Option<prost_types::Duration>,
+    ) -> Result<(), Status> {
+        let quiet = quiet.map(Duration::try_from).transpose().ok();
+        let Some(quiet) = quiet
+            .map(Option::unwrap_or_default)
+            .filter(|quiet| *quiet <= MAX_QUIET)
+        else {
+            return Err(dormouse_rpc::status(
+                Reason::InvalidRequest,
+                "quiet is to be from 0 to 10 s",
+            ));
+        };
+        if quiet.is_zero() {
+            return Ok(());
+        }
+        self.open()?;
+        let handle = self.find(pod.cloned())?;
+        let (began, before) = (Instant::now(), self.cpu_used(&handle).await?);
+        tokio::time::sleep(quiet).await;
+        let (elapsed, after) = (began.elapsed(), self.cpu_used(&handle).await?);
+        let used = before
+            .zip(after)
+            .map(|(before, after)| after.saturating_sub(before));
+        let floor = self.ctx.config.idle.cpu_floor_millicores;
+        match used.filter(|used| is_life(*used, elapsed, floor)) {
+            None => Ok(()),
+            Some(used) => {
+                let view = handle.view();
+                Err(dormouse_rpc::status(
+                    Reason::NotQuiet,
+                    format!(
+                        "pod {}/{} has used {} ms of CPU time in {} ms",
+                        view.namespace,
+                        view.name,
+                        used / 1_000_000,
+                        elapsed.as_millis()
+                    ),
+                ))
+            }
+        }
+    }
+
+    async fn cpu_used(&self, handle: &Handle) -> Result<Option<u64>, Status> {
+        let (answer, answered) = oneshot::channel();
+        self.ask(handle, Message::MeasureCpu { answer }, answered).await
     }
 
     fn snapshot(&self, id: &str) -> Result<SnapshotId, Status> {
@@ -339,6 +393,7 @@ impl Node for NodeService {
         request: Request<v1::FreezeRequest>,
     ) -> Result<Response<v1::FreezeResponse>, Status> {
         let request = request.into_inner();
+        self.quiet(request.pod.as_ref(), request.quiet).await?;
         let (pod, outcome) = self
             .order(request.pod, Order::Freeze, request.operation_id)
             .await?;
@@ -350,6 +405,7 @@ impl Node for NodeService {
 
     async fn doze(&self, request: Request<v1::DozeRequest>) -> Result<Response<v1::DozeResponse>, Status> {
         let request = request.into_inner();
+        self.quiet(request.pod.as_ref(), request.quiet).await?;
         let (pod, outcome) = self.order(request.pod, Order::Doze, request.operation_id).await?;
         Ok(Response::new(v1::DozeResponse {
             pod: Some(pod),
@@ -384,6 +440,7 @@ impl Node for NodeService {
         request: Request<v1::HibernateRequest>,
     ) -> Result<Response<v1::HibernateResponse>, Status> {
         let request = request.into_inner();
+        self.quiet(request.pod.as_ref(), request.quiet).await?;
         let done = self
             .done(request.pod, Order::Hibernate, request.operation_id)
             .await?;

@@ -17,6 +17,7 @@ pub(super) async fn doze(global: &Global, args: OrderArgs) -> Result<ExitCode, C
             let request = v1::DozeRequest {
                 pod: Some(pod),
                 operation_id,
+                ..Default::default()
             };
             let answer = agent
                 .order(request, |mut client, request| async move {

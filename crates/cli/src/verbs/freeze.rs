@@ -13,6 +13,7 @@ pub(super) async fn freeze(global: &Global, args: OrderArgs) -> Result<ExitCode,
         let request = v1::FreezeRequest {
             pod: Some(pod),
             operation_id,
+            ..Default::default()
         };
         let answer = agent
             .order(request, |mut client, request| async move {

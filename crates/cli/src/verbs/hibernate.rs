@@ -17,6 +17,7 @@ pub(super) async fn hibernate(global: &Global, args: OrderArgs) -> Result<ExitCo
             let request = v1::HibernateRequest {
                 pod: Some(pod),
                 operation_id,
+                ..Default::default()
             };
             let answer = agent
                 .order(request, |mut client, request| async move {

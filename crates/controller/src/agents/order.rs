@@ -27,11 +27,15 @@ pub enum Order {
     Freeze {
         /// UID of the pod.
         pod: String,
+        /// Only if it has computed nothing to speak of for so long; zero: at once.
+        quiet: Duration,
     },
     /// Has the guest's memory pushed out.
     Doze {
         /// UID of the pod.
         pod: String,
+        /// Only if it has computed nothing to speak of for so long; zero: at once.
+        quiet: Duration,
     },
     /// Has the guest run.
     Wake {
@@ -51,6 +55,8 @@ pub enum Order {
     Hibernate {
         /// UID of the pod.
         pod: String,
+        /// Only if it has computed nothing to speak of for so long; zero: at once.
+        quiet: Duration,
     },
     /// Has the guest saved; it runs on.
     Snapshot {
@@ -202,21 +208,23 @@ pub(super) async fn give(mut client: NodeClient, node: &str, order: Order) -> Re
             };
             ordered(call!(set_policy, request).pod, None)
         }
-        Order::Freeze { pod } => {
+        Order::Freeze { pod, quiet } => {
             let done = call!(
                 freeze,
                 v1::FreezeRequest {
                     pod: by_uid(pod),
+                    quiet: quiet.try_into().ok(),
                     ..Default::default()
                 }
             );
             ordered(done.pod, done.outcome)
         }
-        Order::Doze { pod } => {
+        Order::Doze { pod, quiet } => {
             let done = call!(
                 doze,
                 v1::DozeRequest {
                     pod: by_uid(pod),
+                    quiet: quiet.try_into().ok(),
                     ..Default::default()
                 }
             );
@@ -254,11 +262,12 @@ pub(super) async fn give(mut client: NodeClient, node: &str, order: Order) -> Re
                 ..ordered(done.pod, None)
             }
         }
-        Order::Hibernate { pod } => {
+        Order::Hibernate { pod, quiet } => {
             let done = call!(
                 hibernate,
                 v1::HibernateRequest {
                     pod: by_uid(pod),
+                    quiet: quiet.try_into().ok(),
                     ..Default::default()
                 }
             );

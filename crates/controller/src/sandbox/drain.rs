@@ -241,6 +241,7 @@ fn save(sandbox: &Sandbox, pod: &Pod, guest: &Guest, waits_for: Option<&str>) ->
         pod,
         Order::Hibernate {
             pod: objects::uid(&pod.metadata).to_owned(),
+            quiet: Duration::ZERO,
         },
     ));
     next

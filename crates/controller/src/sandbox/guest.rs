@@ -254,12 +254,20 @@ fn suspend(pod: &Pod, guest: &Guest, set_policy: Option<Step>) -> GuestNext {
     let mut next = GuestNext::default();
     next.steps.extend(set_policy);
     if !guest.sleeps() {
-        next.steps.push(order(pod, Order::Freeze { pod: uid() }));
+        let freeze = Order::Freeze {
+            pod: uid(),
+            quiet: Duration::ZERO,
+        };
+        next.steps.push(order(pod, freeze));
         next.stand = Stand::FallingAsleep("the guest is being stopped".to_owned());
     } else if ready {
         next.stand = Stand::Asleep(guest.rung);
         if guest.rung == Rung::Frozen && guest.moving_to.is_none() {
-            next.later.push(order(pod, Order::Doze { pod: uid() }));
+            let doze = Order::Doze {
+                pod: uid(),
+                quiet: Duration::ZERO,
+            };
+            next.later.push(order(pod, doze));
         }
     } else {
         next.stand = Stand::FallingAsleep("the guest is being told".to_owned());
@@ -356,6 +364,7 @@ pub(super) fn hibernate(observed: &Observed, pod: &Pod) -> Result<Hibernation, T
         None => {
             let save = Order::Hibernate {
                 pod: objects::uid(&pod.metadata).to_owned(),
+                quiet: Duration::ZERO,
             };
             Hibernation::UnderWay(GuestNext {
                 stand: Stand::FallingAsleep("the guest is being saved".to_owned()),

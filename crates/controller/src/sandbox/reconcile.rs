@@ -28,7 +28,7 @@ use super::reluctance::{How, Reluctance};
 use super::source::source;
 use super::{
     Direction, FIELD_MANAGER, Next, Observed, PodSnapshots, Refusal, Refused, Settings, Source, Step,
-    Transition, Transitions, Trouble, asleep_on, capacity, guest, next, pod, volumes,
+    Transition, Transitions, Trouble, asleep_on, capacity, guest, next, pod, standby, volumes,
 };
 use crate::agents::{Agents, Order, OrderError, Sight};
 use crate::backoff;
@@ -553,6 +553,15 @@ impl SandboxContext {
             Err(OrderError::Unreachable { .. }) => {
                 refuse(How::ForNow);
                 observed.guest = Sight::Unreachable;
+                Outcome::Refused
+            }
+            Err(ref error @ OrderError::Refused { ref reason, .. })
+                if stands_by && *reason == Reason::NotQuiet.as_str() =>
+            {
+                debug!(%error, "a standby is still at work");
+                let now = Timestamp::now();
+                self.reluctance
+                    .note(key.clone(), standby::BE_QUIET, How::NotQuiet, now);
                 Outcome::Refused
             }
             Err(

@@ -13,6 +13,9 @@ const FOR_GOOD: SignedDuration = SignedDuration::from_mins(5);
 /// The same where another try may go better soon.
 const FOR_NOW: SignedDuration = SignedDuration::from_secs(10);
 
+/// The same where the guest has to do with its start.
+const FOR_ITS_START: SignedDuration = SignedDuration::from_secs(2);
+
 /// The same where the controller itself had no place for it.
 const A_MOMENT: SignedDuration = SignedDuration::from_secs(1);
 
@@ -23,6 +26,8 @@ pub(super) enum How {
     ForGood,
     /// It may go well another time.
     ForNow,
+    /// The guest was not quiet.
+    NotQuiet,
     /// The agent was not asked.
     NotAsked,
 }
@@ -41,6 +46,7 @@ impl Reluctance {
         let wait = match how {
             How::ForGood => FOR_GOOD,
             How::ForNow => FOR_NOW,
+            How::NotQuiet => FOR_ITS_START,
             How::NotAsked => A_MOMENT,
         };
         let until = now.checked_add(wait).unwrap_or(now);

@@ -34,6 +34,15 @@ pub(crate) const fn settling(is_probed: bool) -> Duration {
     if is_probed { SETTLES_PROBED } else { SETTLES }
 }
 
+/// How long a guest has to compute nothing to speak of before it sleeps, where no probe says that it has started.
+const QUIET: Duration = Duration::from_millis(500);
+
+/// How long a standby is ready when it sleeps although its guest is never quiet: some never are.
+const RESTLESS: Duration = Duration::from_secs(60);
+
+/// What is refused of a guest that is not quiet, whatever was ordered.
+pub(super) const BE_QUIET: &str = "find the guest quiet";
+
 /// Orders that an agent has refused, and when they may be given again.
 pub type Refused = BTreeMap<&'static str, Timestamp>;
 
@@ -75,13 +84,25 @@ pub(crate) fn is_left_asleep(sandbox: &Sandbox, guest: &Guest) -> bool {
         && (is_news || of_pool || has_outgrown(sandbox, guest))
 }
 
-/// How long until a standby has settled; `None`: it is not ready, which an event will tell.
-fn settles_in(sandbox: &Sandbox, pod: &Pod, now: Timestamp) -> Option<Duration> {
+/// How far a standby has settled.
+struct Settling {
+    /// How long it has to wait yet.
+    left: Duration,
+    /// How long its guest has to be quiet before it sleeps.
+    quiet: Duration,
+}
+
+/// How far a standby has settled; `None`: it is not ready, which an event will tell.
+fn settles(sandbox: &Sandbox, pod: &Pod, now: Timestamp) -> Option<Settling> {
     let status = sandbox.status.as_ref()?;
     let ready = condition(&status.conditions, READY).filter(|ready| ready.status == "True")?;
     let is_probed = objects::annotation(&pod.metadata, ANNOTATION_PROBES).is_some();
     let age = objects::age(ready.last_transition_time.0, now);
-    Some(settling(is_probed).saturating_sub(age))
+    let may_start_yet = !is_probed && age < RESTLESS;
+    Some(Settling {
+        left: settling(is_probed).saturating_sub(age),
+        quiet: if may_start_yet { QUIET } else { Duration::ZERO },
+    })
 }
 
 /// What is to be done about the guest of a standby whose agent is heard.
@@ -126,19 +147,23 @@ pub(super) fn next(
         (Rung::Running, _) => None,
         // One that sleeps deeper costs less, and is left: memory may be short on its node.
         _ if guest.rung >= target => None,
-        (Rung::Frozen, _) => Some(Order::Freeze { pod: uid }),
-        (Rung::Dozing, _) => Some(Order::Doze { pod: uid }),
-        _ => Some(Order::Hibernate { pod: uid }),
-    };
-    if move_it.is_some() && !guest.sleeps() {
-        match settles_in(sandbox, pod, now) {
-            Some(Duration::ZERO) => {}
-            wait => {
-                next.requeue = [next.requeue, wait].into_iter().flatten().min();
+        (rung, true) => Some(sleep(rung, uid, Duration::ZERO)),
+        (rung, false) => {
+            let Some(settling) = settles(sandbox, pod, now) else {
+                return Ok(next);
+            };
+            let restless = observed
+                .refused
+                .get(BE_QUIET)
+                .filter(|_| !settling.quiet.is_zero());
+            let wait = restless.map_or(settling.left, |until| settling.left.max(left(*until, now)));
+            if !wait.is_zero() {
+                next.requeue = Some(next.requeue.map_or(wait, |other| other.min(wait)));
                 return Ok(next);
             }
+            Some(sleep(rung, uid, settling.quiet))
         }
-    }
+    };
     let orders = [tell, move_it].into_iter().flatten();
     for wanted in orders {
         if let Some(until) = observed.refused.get(wanted.what()).filter(|until| **until > now) {
@@ -153,17 +178,23 @@ pub(super) fn next(
     Ok(next)
 }
 
+/// Puts a guest to sleep.
+fn sleep(rung: Rung, pod: String, quiet: Duration) -> Order {
+    match rung {
+        Rung::Frozen => Order::Freeze { pod, quiet },
+        Rung::Dozing => Order::Doze { pod, quiet },
+        _ => Order::Hibernate { pod, quiet },
+    }
+}
+
 /// The deepest rung, but not deeper than wanted, that the agent has not refused of late.
 fn target(wanted: Rung, refused: &Refused, now: Timestamp) -> Rung {
-    let uid = String::new;
-    let ways = [
-        (Rung::Hibernated, Order::Hibernate { pod: uid() }.what()),
-        (Rung::Dozing, Order::Doze { pod: uid() }.what()),
-        (Rung::Frozen, Order::Freeze { pod: uid() }.what()),
-    ];
-    ways.into_iter()
-        .find(|(rung, what)| *rung <= wanted && refused.get(what).is_none_or(|until| *until <= now))
-        .map_or(Rung::Running, |(rung, _)| rung)
+    let is_open = |rung: &Rung| {
+        let until = refused.get(sleep(*rung, String::new(), Duration::ZERO).what());
+        *rung <= wanted && until.is_none_or(|until| *until <= now)
+    };
+    let ways = [Rung::Hibernated, Rung::Dozing, Rung::Frozen];
+    ways.into_iter().find(is_open).unwrap_or(Rung::Running)
 }
 
 fn left(until: Timestamp, now: Timestamp) -> Duration {

@@ -165,6 +165,51 @@ fn one_that_has_just_become_ready_is_given_time() {
     assert_eq!((what(&next), next.requeue), (vec![], None));
 }
 
+/// For how long its guest has to be quiet before it sleeps.
+fn quiet(next: &Next) -> Option<Duration> {
+    let Some(Step::Order {
+        order: Order::Freeze { quiet, .. },
+        ..
+    }) = next.steps.first()
+    else {
+        return None;
+    };
+    Some(*quiet)
+}
+
+#[test]
+fn one_whose_guest_still_works_is_asked_again_for_a_minute() {
+    let wish = Wish::Wait(Rung::Frozen);
+    let young = with_ready(standby(), 10);
+    let mut observed = seen(&young, born(Rung::Running), wish);
+    assert_eq!(quiet(&decide(&observed)), Some(Duration::from_millis(500)));
+    // Refused once, it is left alone for a moment; another rung would be refused alike.
+    let until = now() + SignedDuration::from_secs(2);
+    observed.refused.insert(super::super::standby::BE_QUIET, until);
+    let next = decide(&observed);
+    assert_eq!(
+        (what(&next), next.requeue),
+        (vec![], Some(Duration::from_secs(2)))
+    );
+    observed.refused.insert(
+        super::super::standby::BE_QUIET,
+        now() - SignedDuration::from_secs(1),
+    );
+    assert_eq!(quiet(&decide(&observed)), Some(Duration::from_millis(500)));
+    // Some are never quiet.
+    observed.refused.insert(super::super::standby::BE_QUIET, until);
+    observed.sandbox = Arc::new(standby());
+    assert_eq!(quiet(&decide(&observed)), Some(Duration::ZERO));
+    // Of one with probes they have said that it has started.
+    let probed = with_ready(with_probe(standby()), 10);
+    let mut guest = born(Rung::Running);
+    guest.probes = Some(crate::agents::GuestProbes {
+        ready: true,
+        message: String::new(),
+    });
+    assert_eq!(quiet(&decide(&seen(&probed, guest, wish))), Some(Duration::ZERO));
+}
+
 #[test]
 fn one_that_is_to_be_awake_is_woken_and_stays_so() {
     let wish = Wish::Wait(Rung::Running);
