@@ -1,6 +1,11 @@
-//! `cargo xtask manifests`: the chart as plain manifests, for who does not use Helm.
+//! `cargo xtask manifests`: the chart as plain manifests, for who does not use Helm; and whether what it can render to
+//! besides is sound.
+
+mod full;
+mod metrics;
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -32,7 +37,8 @@ metadata:
 /// Arguments of `cargo xtask manifests`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Change nothing; fail if the file is not what the chart renders to.
+    /// Change nothing; fail if the file is not what the chart renders to, or the chart with everything switched on is not
+    /// sound.
     #[arg(long)]
     check: bool,
 }
@@ -42,21 +48,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let paths = Paths::discover()?;
     prereq::ensure(&[Group::Stack])?;
     let stack = stack::build_with_cluster(&paths)?;
-    let helm = stack
-        .cluster
-        .context("the stack has no cluster")?
-        .join("bin/helm");
-    exec::capture(
-        Command::new(&helm)
-            .current_dir(&paths.root)
-            .args(["lint", "--strict", CHART]),
-    )?;
-    let rendered = exec::capture(
-        Command::new(&helm)
-            .current_dir(&paths.root)
-            .args(["template", "dormouse", CHART, "--namespace", NAMESPACE])
-            .args(["--set", "crds.install=false"]),
-    )?;
+    let helm = Helm {
+        program: stack
+            .cluster
+            .context("the stack has no cluster")?
+            .join("bin/helm"),
+        root: paths.root.clone(),
+    };
+    helm.lint(&[])?;
+    let rendered = helm.template(&["--set", "crds.install=false"])?;
     let text = format!("{HEAD}{}\n", as_plain(&rendered).trim_end());
     let file = paths.root.join(FILE);
     if args.check {
@@ -65,12 +65,39 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             bail!("{FILE} is not what the chart renders to; run `cargo xtask manifests` and commit it");
         }
         println!("{FILE} is what the chart renders to");
-        return Ok(());
+        return full::check(&paths.root, &helm);
     }
     fs::create_dir_all(file.parent().context("a file without a directory")?)?;
     fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
     println!("{FILE} is written");
     Ok(())
+}
+
+/// The stack's helm, and this chart.
+struct Helm {
+    program: PathBuf,
+    root: PathBuf,
+}
+
+impl Helm {
+    /// Has it look the chart over.
+    fn lint(&self, more: &[&str]) -> Result<()> {
+        self.run(&["lint", "--strict", CHART], more).map(drop)
+    }
+
+    /// What the chart renders to.
+    fn template(&self, more: &[&str]) -> Result<String> {
+        self.run(&["template", "dormouse", CHART, "--namespace", NAMESPACE], more)
+    }
+
+    fn run(&self, verb: &[&str], more: &[&str]) -> Result<String> {
+        exec::capture(
+            Command::new(&self.program)
+                .current_dir(&self.root)
+                .args(verb)
+                .args(more),
+        )
+    }
 }
 
 /// Without what says that Helm looks after an object.
