@@ -26,6 +26,7 @@ mod python;
 mod restarts;
 mod sandboxes;
 mod sdk;
+mod sizes;
 mod snapshots;
 mod support;
 mod tools;

@@ -8,9 +8,9 @@ use dormouse_testkit::host::wait;
 use serde_json::{Value, json};
 
 use crate::installed::installed;
-use crate::memory::rememberer;
-use crate::sandboxes::{sandbox, until};
-use crate::support::{LIMIT, namespace};
+use crate::memory::{address, rememberer};
+use crate::sandboxes::{gone, sandbox, until};
+use crate::support::{LIMIT, ask, namespace};
 
 /// Runs it as kubectl's users do: kubectl finds it in PATH.
 async fn run(cluster: &Cluster, arguments: &[&str]) -> Output {
@@ -30,13 +30,13 @@ async fn run(cluster: &Cluster, arguments: &[&str]) -> Output {
 }
 
 /// What it prints when it does what it is told.
-async fn said(cluster: &Cluster, arguments: &[&str]) -> String {
+pub(crate) async fn said(cluster: &Cluster, arguments: &[&str]) -> String {
     let output = run(cluster, arguments).await;
     assert!(output.status.success(), "{arguments:?}: {output:?}");
     String::from_utf8(output.stdout).unwrap()
 }
 
-async fn value(cluster: &Cluster, arguments: &[&str]) -> Value {
+pub(crate) async fn value(cluster: &Cluster, arguments: &[&str]) -> Value {
     let text = said(cluster, &[arguments, &["-o", "json"]].concat()).await;
     serde_json::from_str(&text).unwrap()
 }
@@ -186,4 +186,123 @@ async fn the_plugin_says_what_is_wrong() {
         why.contains("is Starting on no node") && why.contains("no=such-node"),
         "{why}"
     );
+}
+
+/// Namespace and name of each that is listed.
+fn named(listed: &Value) -> Vec<(String, String)> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let all = listed.as_array().unwrap().iter();
+    all.map(|one| (text(&one["namespace"]), text(&one["name"])))
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_plugin_lists_what_is_meant_and_looks_after_snapshots() {
+    let (space, elsewhere) = ("plugin-snapshots", "plugin-elsewhere");
+    let cluster = installed().await;
+    namespace(&cluster, space).await;
+    namespace(&cluster, elsewhere).await;
+    let spec = json!({"suspensionStrategy": {"type": "Hibernate"}});
+    let mut object = rememberer(space, "box", &spec);
+    object["metadata"]["labels"] = json!({"plugin": "chosen"});
+    cluster.apply(&object).await.unwrap();
+    let spec = json!({"operatingMode": "Suspended"});
+    let mut other = sandbox(elsewhere, "other", None, &spec);
+    other["metadata"]["labels"] = json!({"plugin": "left"});
+    cluster.apply(&other).await.unwrap();
+    let up = until(&cluster, space, "box", "Ready", "True", "DependenciesReady").await;
+    let word = ask(address(&up)).await;
+    let node = cluster.nodes()[0].name();
+    let suspended = value(&cluster, &["suspend", "-n", space, "box"]).await;
+    assert_eq!(suspended[0]["state"], "Hibernated", "{suspended}");
+
+    let chosen = (space.to_owned(), "box".to_owned());
+    let left = (elsewhere.to_owned(), "other".to_owned());
+    let all = named(&value(&cluster, &["ps", "-A"]).await);
+    assert!(all.contains(&chosen) && all.contains(&left), "{all:?}");
+    let one = value(&cluster, &["ps", "-n", space]).await;
+    assert_eq!(named(&one), [chosen.clone()]);
+    assert_eq!(one[0]["rung"], "Hibernated");
+    let snapshot = one[0]["snapshot"].as_str().unwrap().to_owned();
+    for (selector, wanted) in [
+        ("plugin=chosen", &[chosen.clone()][..]),
+        ("plugin,plugin!=chosen", &[left]),
+        ("plugin=nobody", &[]),
+    ] {
+        let found = named(&value(&cluster, &["ps", "-A", "-l", selector]).await);
+        assert_eq!(found, wanted, "{selector}");
+    }
+    let text = said(&cluster, &["ps", "-A", "-l", "plugin=chosen"]).await;
+    assert!(
+        text.contains("NAMESPACE") && text.contains("Hibernated"),
+        "{text}"
+    );
+
+    // What the suspend has made, as the only memory that there is.
+    let kept = wait::until("the snapshot's object", LIMIT, async || {
+        let kept = value(&cluster, &["snapshot", "ls", "-n", space]).await;
+        anyhow::ensure!(kept[0]["ready"] == "True", "{kept}");
+        Ok(kept)
+    })
+    .await
+    .unwrap();
+    assert_eq!(named(&kept), [(space.to_owned(), snapshot.clone())]);
+    assert_eq!(
+        (&kept[0]["sandbox"], &kept[0]["node"]),
+        (&json!("box"), &json!(node))
+    );
+    assert_eq!(kept[0]["origin"], "Suspend");
+    let of_other = said(&cluster, &["snapshot", "ls", "-n", space, "other"]).await;
+    assert_eq!(of_other.trim(), "no snapshots");
+    let everywhere = named(&value(&cluster, &["snapshot", "ls", "-A"]).await);
+    assert!(everywhere.contains(&(space.to_owned(), snapshot.clone())));
+    let described = said(&cluster, &["snapshot", "describe", "-n", space, &snapshot]).await;
+    for part in [
+        &format!("{space}/{snapshot}"),
+        "Ready=True SnapshotReady",
+        "Suspend",
+        node,
+        "gvisor/",
+    ] {
+        assert!(described.contains(part), "lacks {part}: {described}");
+    }
+    let told = said(&cluster, &["snapshot", "rm", "-n", space, &snapshot, "--no-wait"]).await;
+    assert!(told.contains(&format!("{space}/{snapshot}  told")), "{told}");
+    wait::until("the word that it is needed", LIMIT, async || {
+        let kept = value(&cluster, &["snapshot", "ls", "-n", space, "box"]).await;
+        anyhow::ensure!(kept[0]["reason"] == "HoldsMemory", "{kept}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    let again = ["snapshot", "rm", "-n", space, &snapshot, "--timeout", "1s"];
+    let (kept, code) = refused(&cluster, &again).await;
+    assert!(
+        kept.contains("DeadlineExceeded: ") && kept.contains("HoldsMemory"),
+        "{kept}"
+    );
+    assert_eq!(code, Some(1));
+    said(&cluster, &["resume", "-n", space, "box"]).await;
+    let up = until(&cluster, space, "box", "Ready", "True", "DependenciesReady").await;
+    assert_eq!(ask(address(&up)).await, word);
+    gone(&cluster, "sandboxsnapshot.dormouse.dev", space, &snapshot).await;
+
+    // One that is asked for, and stays until it is removed.
+    let asked = [
+        "snapshot", "create", "-n", space, "box", "--name", "held", "--pin",
+    ];
+    let made = value(&cluster, &asked).await;
+    assert_eq!(
+        (&made["name"], &made["ready"], &made["pinned"]),
+        (&json!("held"), &json!("True"), &json!(true))
+    );
+    assert!(made["sizeBytes"].as_u64().unwrap() > 1 << 20, "{made}");
+    let described = said(&cluster, &["snapshot", "describe", &format!("{space}/held")]).await;
+    assert!(described.contains("until it is removed (pinned)"), "{described}");
+    assert_eq!(ask(address(&up)).await, word, "it runs on");
+    let removed = said(&cluster, &["snapshot", "rm", "-n", space, "held"]).await;
+    assert!(removed.contains(&format!("{space}/held  removed")), "{removed}");
+    let (missing, code) = refused(&cluster, &["snapshot", "describe", "-n", space, "held"]).await;
+    assert!(missing.contains("NotFound"), "{missing}");
+    assert_eq!(code, Some(1));
 }

@@ -305,3 +305,93 @@ async fn a_standby_that_cannot_doze_is_frozen_and_ready() {
     let claimed = claim(&cluster, space, "claim").await;
     assert_eq!(ask_at_once(&claimed).await, known[&name(&claimed)]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_managed_template_keeps_a_network_policy_and_an_unmanaged_one_has_none() {
+    let space = "policies";
+    let cluster = installed().await;
+    namespace(&cluster, space).await;
+    let policy = "word-network-policy";
+    let manage = async |management: &str| {
+        let mut template = template(space);
+        template["spec"]["networkPolicyManagement"] = json!(management);
+        cluster.apply(&template).await.unwrap();
+    };
+    let made = async |before: &Value| {
+        wait::until("the template's NetworkPolicy", LIMIT, async || {
+            let made = cluster.get("networkpolicy", space, policy).await?;
+            anyhow::ensure!(made["metadata"]["uid"] != *before, "it is the old one");
+            Ok(made)
+        })
+        .await
+        .unwrap()
+    };
+    let gone = async || {
+        wait::until("no NetworkPolicy", LIMIT, async || {
+            let there = listed(&cluster, "networkpolicies", space).await?;
+            anyhow::ensure!(there.is_empty(), "there is {there:?}");
+            Ok(())
+        })
+        .await
+        .unwrap();
+    };
+
+    manage("Managed").await;
+    let first = made(&Value::Null).await;
+    assert_eq!(owned_by(&first, "SandboxTemplate"), Some("word"));
+    // It is for what is made of this template, whose pods bear the label that the template does.
+    let label = "agents.x-k8s.io/sandbox-template-ref-hash";
+    let template = cluster.get("sandboxtemplate", space, "word").await.unwrap();
+    let hash = &template["metadata"]["labels"][label];
+    assert!(hash.is_string(), "{template}");
+    let spec = &first["spec"];
+    assert_eq!(spec["podSelector"], json!({"matchLabels": {label: hash}}));
+    assert_eq!(spec["policyTypes"], json!(["Ingress", "Egress"]));
+    let router = &spec["ingress"][0]["from"][0]["podSelector"]["matchLabels"];
+    assert_eq!(*router, json!({"app": "sandbox-router"}));
+    let public = &spec["egress"][0]["to"][0]["ipBlock"];
+    assert_eq!(public["cidr"], "0.0.0.0/0");
+    assert!(
+        public["except"].to_string().contains("169.254.0.0/16"),
+        "{public}"
+    );
+
+    // Somebody opens it, and somebody else deletes it.
+    let open = r#"{"spec": {"ingress": [{}]}}"#;
+    cluster
+        .kubectl(&[
+            "patch",
+            "networkpolicy",
+            policy,
+            "-n",
+            space,
+            "--type=merge",
+            "-p",
+            open,
+        ])
+        .await
+        .unwrap();
+    wait::until("a NetworkPolicy that is put right", LIMIT, async || {
+        let now = cluster.get("networkpolicy", space, policy).await?;
+        anyhow::ensure!(now["spec"] == first["spec"], "it is {}", now["spec"]);
+        Ok(())
+    })
+    .await
+    .unwrap();
+    cluster
+        .kubectl(&["delete", "networkpolicy", policy, "-n", space])
+        .await
+        .unwrap();
+    let second = made(&first["metadata"]["uid"]).await;
+    assert_eq!(second["spec"], first["spec"]);
+
+    manage("Unmanaged").await;
+    gone().await;
+    manage("Managed").await;
+    made(&second["metadata"]["uid"]).await;
+    cluster
+        .kubectl(&["delete", "sandboxtemplate", "word", "-n", space])
+        .await
+        .unwrap();
+    gone().await;
+}

@@ -252,6 +252,239 @@ async fn what_the_api_server_refuses_is_said_and_others_do_not_suffer() {
     assert!(error.contains("idleTimeout"), "{error}");
 }
 
+/// What keeps a pod out of a namespace.
+struct Limit {
+    space: &'static str,
+    /// The object that does, or the namespace's label; and how `kubectl` lifts it.
+    set: Option<Value>,
+    label: Option<&'static str>,
+    lift: &'static [&'static str],
+    /// What is so of a container that fits, and of one that does not.
+    fits: Value,
+    exceeds: Value,
+    says: &'static str,
+}
+
+impl Limit {
+    fn memory(request: &str, limit: &str) -> Value {
+        json!({"resources": {"requests": {"cpu": "10m", "memory": request}, "limits": {"memory": limit}}})
+    }
+
+    fn of_size() -> Self {
+        Self {
+            space: "limited-size",
+            set: Some(json!({
+                "apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "most"},
+                "spec": {"limits": [{"type": "Container", "max": {"memory": "128Mi"}}]},
+            })),
+            label: None,
+            lift: &["delete", "limitrange", "most"],
+            fits: Self::memory("64Mi", "128Mi"),
+            exceeds: Self::memory("64Mi", "256Mi"),
+            says: "maximum memory usage per Container is 128Mi, but limit is 256Mi",
+        }
+    }
+
+    fn of_sum() -> Self {
+        Self {
+            space: "limited-sum",
+            set: Some(json!({
+                "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "few"},
+                "spec": {"hard": {"requests.memory": "100Mi"}},
+            })),
+            label: None,
+            lift: &[
+                "patch",
+                "resourcequota",
+                "few",
+                "--type=merge",
+                "-p",
+                r#"{"spec": {"hard": {"requests.memory": "1Gi"}}}"#,
+            ],
+            fits: Self::memory("64Mi", "256Mi"),
+            exceeds: Self::memory("128Mi", "256Mi"),
+            says: "exceeded quota: few, requested: requests.memory=128Mi",
+        }
+    }
+
+    fn of_rights() -> Self {
+        Self {
+            space: "limited-rights",
+            set: None,
+            label: Some("pod-security.kubernetes.io/enforce=restricted"),
+            lift: &[
+                "label",
+                "namespace",
+                "limited-rights",
+                "pod-security.kubernetes.io/enforce-",
+            ],
+            fits: json!({"securityContext": {
+                "runAsNonRoot": true, "runAsUser": 1000, "allowPrivilegeEscalation": false,
+                "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"},
+            }}),
+            exceeds: json!({}),
+            says: "violates PodSecurity \"restricted:",
+        }
+    }
+
+    async fn set(&self, cluster: &Cluster) {
+        namespace(cluster, self.space).await;
+        if let Some(object) = &self.set {
+            let mut object = object.clone();
+            object["metadata"]["namespace"] = json!(self.space);
+            cluster.apply(&object).await.unwrap();
+        }
+        if let Some(label) = self.label {
+            cluster
+                .kubectl(&["label", "namespace", self.space, label])
+                .await
+                .unwrap();
+        }
+        if self
+            .set
+            .as_ref()
+            .is_some_and(|object| object["kind"] == "ResourceQuota")
+        {
+            // It limits nothing until it has been counted what there is.
+            wait::until("the quota to be in force", LIMIT, async || {
+                let quota = cluster.get("resourcequota", self.space, "few").await?;
+                anyhow::ensure!(quota["status"]["hard"].is_object(), "it is {}", quota["status"]);
+                Ok(())
+            })
+            .await
+            .unwrap();
+        }
+    }
+
+    async fn make(&self, cluster: &Cluster, name: &str, of_container: &Value) {
+        let mut object = sandbox(self.space, name, None, &json!({}));
+        for (key, value) in of_container.as_object().unwrap() {
+            object["spec"]["podTemplate"]["spec"]["containers"][0][key] = value.clone();
+        }
+        cluster.apply(&object).await.unwrap();
+    }
+
+    /// One is refused and says why, another one beside it runs, and the first comes once the limit is lifted.
+    async fn holds(&self, cluster: &Cluster) {
+        self.set(cluster).await;
+        self.make(cluster, "exceeds", &self.exceeds).await;
+        let refused = until(
+            cluster,
+            self.space,
+            "exceeds",
+            "Ready",
+            "False",
+            "ReconcilerError",
+        )
+        .await;
+        let (.., message) = condition(&refused, "Ready").unwrap();
+        assert!(
+            message.contains("failed to create pod") && message.contains(self.says),
+            "{}: {message}",
+            self.space
+        );
+        self.make(cluster, "fits", &self.fits).await;
+        until(cluster, self.space, "fits", "Ready", "True", "DependenciesReady").await;
+        let still = cluster
+            .get("sandbox.agents.x-k8s.io", self.space, "exceeds")
+            .await;
+        let (status, reason, _) = condition(&still.unwrap(), "Ready").unwrap();
+        assert_eq!((status.as_str(), reason.as_str()), ("False", "ReconcilerError"));
+
+        let lift = [self.lift, &["-n", self.space]].concat();
+        cluster.kubectl(&lift).await.unwrap();
+        until(
+            cluster,
+            self.space,
+            "exceeds",
+            "Ready",
+            "True",
+            "DependenciesReady",
+        )
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_beyond_its_namespaces_limits_is_said_and_comes_when_they_are_lifted() {
+    let cluster = installed().await;
+    let (size, sum, rights) = (Limit::of_size(), Limit::of_sum(), Limit::of_rights());
+    futures::join!(size.holds(&cluster), sum.holds(&cluster), rights.holds(&cluster));
+}
+
+/// Writes to a file of the sandbox's volume, or reads it.
+async fn in_volume(cluster: &Cluster, space: &str, program: &str) -> String {
+    let program = format!("file = '/data/word'\n{program}");
+    cluster
+        .kubectl(&["exec", "-n", space, "box", "--", "python3", "-c", &program])
+        .await
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_that_a_sandbox_claims_outlives_its_pods() {
+    let space = "volumes";
+    let cluster = start(space).await;
+    // Nobody here makes volumes for claims; this one is there already.
+    cluster
+        .apply(&json!({
+            "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "by-hand"},
+            "spec": {
+                "capacity": {"storage": "64Mi"}, "accessModes": ["ReadWriteOnce"],
+                "persistentVolumeReclaimPolicy": "Retain", "storageClassName": "by-hand",
+                "hostPath": {"path": "/var/lib/by-hand", "type": "DirectoryOrCreate"},
+            },
+        }))
+        .await
+        .unwrap();
+    let claims = json!({"volumeClaimTemplates": [{
+        "metadata": {"name": "data", "labels": {"kept": "yes"}},
+        "spec": {
+            "accessModes": ["ReadWriteOnce"], "storageClassName": "by-hand",
+            "resources": {"requests": {"storage": "64Mi"}},
+        },
+    }]});
+    let mut object = sandbox(space, "box", Some("dormouse-gvisor"), &claims);
+    let container = &mut object["spec"]["podTemplate"]["spec"]["containers"][0];
+    container["volumeMounts"] = json!([{"name": "data", "mountPath": "/data"}]);
+    cluster.apply(&object).await.unwrap();
+    until(&cluster, space, "box", "Ready", "True", "DependenciesReady").await;
+    let claim = cluster
+        .get("persistentvolumeclaim", space, "data-box")
+        .await
+        .unwrap();
+    assert_eq!(claim["spec"]["volumeName"], "by-hand");
+    assert_eq!(claim["metadata"]["labels"]["kept"], "yes");
+    assert_eq!(claim["metadata"]["ownerReferences"][0]["kind"], "Sandbox");
+    in_volume(&cluster, space, "open(file, 'x').write('kept')").await;
+    let before = uid(&cluster, "pod", space, "box").await;
+
+    operate(&cluster, space, "box", "Suspended").await;
+    until(&cluster, space, "box", "Suspended", "True", "PodTerminated").await;
+    gone(&cluster, "pod", space, "box").await;
+    let kept = uid(&cluster, "persistentvolumeclaim", space, "data-box").await;
+    assert_eq!(claim["metadata"]["uid"], kept.as_str());
+    operate(&cluster, space, "box", "Running").await;
+    until(&cluster, space, "box", "Ready", "True", "DependenciesReady").await;
+    assert_ne!(uid(&cluster, "pod", space, "box").await, before);
+    let read = in_volume(&cluster, space, "print(open(file).read())").await;
+    assert_eq!(read.trim(), "kept");
+    assert_eq!(
+        uid(&cluster, "persistentvolumeclaim", space, "data-box").await,
+        kept
+    );
+
+    cluster
+        .kubectl(&["delete", "sandbox.agents.x-k8s.io", "box", "-n", space])
+        .await
+        .unwrap();
+    gone(&cluster, "persistentvolumeclaim", space, "data-box").await;
+    cluster
+        .kubectl(&["delete", "persistentvolume", "by-hand"])
+        .await
+        .unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn at_its_end_a_sandbox_goes_as_its_policy_says() {
     let space = "ends";

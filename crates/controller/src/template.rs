@@ -5,6 +5,10 @@ mod network_policy;
 mod reconcile;
 mod secure;
 mod semantic;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod writes;
 
 pub use blueprint::{Hashes, Vetting, sandbox_spec};
 pub use network_policy::{Next, next, policy_name};

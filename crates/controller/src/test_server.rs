@@ -8,7 +8,7 @@ use kube::Client;
 use kube::client::Body;
 use serde_json::{Value, json};
 
-/// An API server with what tests need: versions, merge patches, names that are taken once or made, finalizers, garbage collection when it is asked for. All is in namespace `ns`,
+/// An API server with what tests need: versions, merge patches, replacements, names that are taken once or made, finalizers, garbage collection when it is asked for. All is in namespace `ns`,
 /// or in none.
 #[derive(Clone)]
 pub(crate) struct Server(pub(crate) Arc<Mutex<State>>);
@@ -221,6 +221,15 @@ impl Server {
                     state.objects.remove(&key);
                 }
                 Ok((200, object))
+            }
+            "PUT" => {
+                let expected = &body["metadata"]["resourceVersion"];
+                if !expected.is_null() && *expected != object["metadata"]["resourceVersion"] {
+                    return Ok(refused(409, "Conflict"));
+                }
+                *object = body.clone();
+                object["metadata"]["resourceVersion"] = json!(version);
+                Ok((200, object.clone()))
             }
             "DELETE" if is_held(object) => {
                 object["metadata"]["deletionTimestamp"] = json!("2027-01-01T00:00:00Z");
