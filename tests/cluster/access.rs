@@ -236,7 +236,7 @@ async fn ask(client: &Client, what: &str, body: &Value) -> Result<(), (u16, Stri
     } else {
         body.to_string().into_bytes()
     };
-    let mut request = kube::core::Request::new("")
+    let mut request = kube::core::Request::new("/")
         .create(&PostParams::default(), body)
         .unwrap();
     *request.method_mut() = verb.parse().unwrap();
