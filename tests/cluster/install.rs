@@ -28,7 +28,7 @@ fn sleepy(space: &str, name: &str) -> Value {
     pod
 }
 
-async fn ready_node(cluster: &Cluster, node: &str) -> Value {
+pub(crate) async fn ready_node(cluster: &Cluster, node: &str) -> Value {
     wait::until(&format!("SandboxNode {node} to be ready"), LIMIT, async || {
         let object = cluster.get("sandboxnode", "default", node).await?;
         let conditions = object["status"]["conditions"]
@@ -43,7 +43,8 @@ async fn ready_node(cluster: &Cluster, node: &str) -> Value {
     .unwrap()
 }
 
-async fn rung(cluster: &Cluster, space: &str, name: &str) -> anyhow::Result<String> {
+/// Where the agent says that a pod stands.
+pub(crate) async fn rung(cluster: &Cluster, space: &str, name: &str) -> anyhow::Result<String> {
     let listed = dormouse(cluster, &["ps", "-o", "json"]).await?;
     let listed: Value = serde_json::from_str(&listed)?;
     let pods = listed
@@ -233,7 +234,7 @@ async fn an_agent_may_write_its_own_node_and_read_nothing() {
 }
 
 /// Every file below the places that an installer could touch, with what tells whether it was written.
-fn files(node: &Machine) -> BTreeMap<PathBuf, (u64, i64, u64)> {
+pub(crate) fn files(node: &Machine) -> BTreeMap<PathBuf, (u64, i64, u64)> {
     let mut found = BTreeMap::new();
     let root = node.path("/");
     for place in ["/etc", "/opt", "/usr/local/bin"] {

@@ -7,6 +7,7 @@
 )]
 
 mod access;
+mod doze;
 mod drain;
 mod faults;
 mod golden;
@@ -18,6 +19,7 @@ mod life;
 mod lost;
 mod memory;
 mod nodes;
+mod other_image;
 mod plugin;
 mod pods;
 mod pools;
@@ -26,7 +28,10 @@ mod python;
 mod restarts;
 mod sandboxes;
 mod sdk;
+mod sleepers;
 mod snapshots;
 mod support;
 mod tools;
+mod uninstall;
+mod upgrade;
 mod validation;
