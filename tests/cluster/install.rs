@@ -233,8 +233,11 @@ async fn an_agent_may_write_its_own_node_and_read_nothing() {
     assert!(error.contains("of its own node"), "{error}");
 }
 
+/// Files by path, with what tells whether one was written: inode, time and length.
+pub(crate) type Files = BTreeMap<PathBuf, (u64, i64, u64)>;
+
 /// Every file below the places that an installer could touch, with what tells whether it was written.
-pub(crate) fn files(node: &Machine) -> BTreeMap<PathBuf, (u64, i64, u64)> {
+pub(crate) fn files(node: &Machine) -> Files {
     let mut found = BTreeMap::new();
     let root = node.path("/");
     for place in ["/etc", "/opt", "/usr/local/bin"] {
@@ -243,7 +246,7 @@ pub(crate) fn files(node: &Machine) -> BTreeMap<PathBuf, (u64, i64, u64)> {
     found
 }
 
-fn walk(dir: &Path, root: &Path, found: &mut BTreeMap<PathBuf, (u64, i64, u64)>) {
+fn walk(dir: &Path, root: &Path, found: &mut Files) {
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();
         let Ok(meta) = std::fs::symlink_metadata(&path) else {

@@ -4,26 +4,28 @@ use dormouse_testkit::cluster::machine::Machine;
 use dormouse_testkit::host::wait;
 use dormouse_testkit::{Cluster, ClusterOptions, swap};
 
-use crate::install::{files, ready_node};
+use crate::install::{Files, files, ready_node};
 use crate::installed::{NAMESPACE, install_with_swap, rolled_out, uninstall, upgrade_with_swap, words};
 use crate::sleepers::{Bed, IN_PLACE, Sleeper, delete_all};
 use crate::support::{LIMIT, namespace};
 
 const SPACE: &str = "left";
 
-/// Waits until there is nothing on the node that was not there before.
-async fn is_as_before<T: PartialEq>(
-    cluster: &Cluster,
-    node: &Machine,
-    before: &T,
-    now: impl Fn(&Machine) -> T,
-) {
-    wait::until("the node to be as it was", LIMIT, async || {
-        anyhow::ensure!(now(node) == *before, "{}", words(cluster).await);
+/// Waits until the node is as it was.
+async fn is_as_before(cluster: &Cluster, node: &Machine, before: &Files) {
+    let waited = wait::until("the node to be as it was", LIMIT, async || {
+        let now = files(node);
+        let left: Vec<_> = now
+            .iter()
+            .filter(|(path, what)| before.get(*path) != Some(what))
+            .collect();
+        anyhow::ensure!(now == *before, "{left:?}");
         Ok(())
     })
-    .await
-    .unwrap();
+    .await;
+    if let Err(error) = waited {
+        panic!("{error:#}\n{}", words(cluster).await);
+    }
     for place in ["/opt/dormouse", "/run/dormouse"] {
         assert!(!node.path(place).exists(), "{place}");
     }
@@ -40,11 +42,15 @@ async fn nothing_is_installed(cluster: &Cluster) {
         .collect();
     assert!(left.is_empty(), "{left:?}");
     let kinds = "pods,daemonsets,deployments,services,poddisruptionbudgets,networkpolicies";
-    let here = cluster
-        .kubectl(&["get", kinds, "--namespace", NAMESPACE, "--output=name"])
-        .await
-        .unwrap();
-    assert_eq!(here.trim(), "");
+    // Pods take their time to end.
+    wait::until("nothing to be left", LIMIT, async || {
+        let here = ["get", kinds, "--namespace", NAMESPACE, "--output=name"];
+        let here = cluster.kubectl(&here).await?;
+        anyhow::ensure!(here.trim().is_empty(), "{here}");
+        Ok(())
+    })
+    .await
+    .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -66,7 +72,7 @@ async fn whoever_sleeps_at_an_uninstall_is_woken_and_loses_nothing() {
     assert!(!node.path("/etc/containerd/conf.d/50-dormouse.toml").exists());
     assert!(node.path("/opt/dormouse/dormouse-runsc").exists());
     delete_all(&cluster, &sleepers).await;
-    is_as_before(&cluster, node, &before, files).await;
+    is_as_before(&cluster, node, &before).await;
     uninstall(&cluster).await;
     nothing_is_installed(&cluster).await;
 
@@ -91,7 +97,7 @@ async fn whoever_sleeps_at_an_uninstall_is_woken_and_loses_nothing() {
             .await;
     }
     delete_all(&cluster, &sleepers).await;
-    is_as_before(&cluster, node, &before, files).await;
+    is_as_before(&cluster, node, &before).await;
     uninstall(&cluster).await;
     nothing_is_installed(&cluster).await;
     cluster.down().unwrap();

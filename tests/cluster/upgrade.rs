@@ -57,17 +57,19 @@ async fn kill_programs(cluster: &Cluster, node: &Machine, sleepers: &[&Sleeper])
 
 /// Waits until the node runs none of these any more.
 async fn end(cluster: &Cluster, node: &Machine, containers: &[String]) {
-    wait::until("the containers to end", LIMIT, async || {
+    let waited = wait::until("the containers to end", LIMIT, async || {
         let there = ctr(node, &["tasks", "ls", "--quiet"]).await?;
         let left: Vec<&str> = there
             .lines()
             .filter(|id| containers.iter().any(|container| container == id))
             .collect();
-        anyhow::ensure!(left.is_empty(), "{left:?}\n{}", words(cluster).await);
+        anyhow::ensure!(left.is_empty(), "{left:?}");
         Ok(())
     })
-    .await
-    .unwrap();
+    .await;
+    if let Err(error) = waited {
+        panic!("{error:#}\n{}", words(cluster).await);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
