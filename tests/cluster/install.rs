@@ -28,7 +28,7 @@ fn sleepy(space: &str, name: &str) -> Value {
     pod
 }
 
-async fn ready_node(cluster: &Cluster, node: &str) -> Value {
+pub(crate) async fn ready_node(cluster: &Cluster, node: &str) -> Value {
     wait::until(&format!("SandboxNode {node} to be ready"), LIMIT, async || {
         let object = cluster.get("sandboxnode", "default", node).await?;
         let conditions = object["status"]["conditions"]
@@ -43,7 +43,8 @@ async fn ready_node(cluster: &Cluster, node: &str) -> Value {
     .unwrap()
 }
 
-async fn rung(cluster: &Cluster, space: &str, name: &str) -> anyhow::Result<String> {
+/// Where the agent says that a pod stands.
+pub(crate) async fn rung(cluster: &Cluster, space: &str, name: &str) -> anyhow::Result<String> {
     let listed = dormouse(cluster, &["ps", "-o", "json"]).await?;
     let listed: Value = serde_json::from_str(&listed)?;
     let pods = listed
@@ -232,8 +233,11 @@ async fn an_agent_may_write_its_own_node_and_read_nothing() {
     assert!(error.contains("of its own node"), "{error}");
 }
 
+/// Files by path, with what tells whether one was written: inode, time and length.
+pub(crate) type Files = BTreeMap<PathBuf, (u64, i64, u64)>;
+
 /// Every file below the places that an installer could touch, with what tells whether it was written.
-fn files(node: &Machine) -> BTreeMap<PathBuf, (u64, i64, u64)> {
+pub(crate) fn files(node: &Machine) -> Files {
     let mut found = BTreeMap::new();
     let root = node.path("/");
     for place in ["/etc", "/opt", "/usr/local/bin"] {
@@ -242,7 +246,7 @@ fn files(node: &Machine) -> BTreeMap<PathBuf, (u64, i64, u64)> {
     found
 }
 
-fn walk(dir: &Path, root: &Path, found: &mut BTreeMap<PathBuf, (u64, i64, u64)>) {
+fn walk(dir: &Path, root: &Path, found: &mut Files) {
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();
         let Ok(meta) = std::fs::symlink_metadata(&path) else {

@@ -20,6 +20,18 @@ agent:
     doze_after_freeze = "1h"
 "#;
 
+/// The same for a test that has brought swap: it is its own, with nothing secret in it. Nobody dozes unless told to.
+pub(crate) const DOZES: &str = r#"
+agent:
+  logLevel: dormouse_agent=debug,info
+  config: |
+    [swap]
+    kubelet_config = "/var/lib/kubelet/config.yaml"
+    allow_plain_swap = true
+    [manage]
+    doze_after_freeze = "1h"
+"#;
+
 static SHARED: Mutex<Option<Arc<Cluster>>> = Mutex::const_new(None);
 
 /// A cluster of one node with Dormouse on it, the same one for all tests of this process. Each works in a namespace of its own,
@@ -45,6 +57,26 @@ pub(crate) async fn install(cluster: &Cluster, settings: &[&str]) {
 /// Changes the installation, and waits until all of it is ready.
 pub(crate) async fn upgrade(cluster: &Cluster, settings: &[&str]) {
     release::upgrade(cluster, VALUES, settings).await.unwrap();
+}
+
+/// As [`install`], for a test that has brought swap: sandboxes can doze.
+pub(crate) async fn install_with_swap(cluster: &Cluster, settings: &[&str]) {
+    release::install(cluster, DOZES, settings).await.unwrap();
+}
+
+/// As [`upgrade`], for what [`install_with_swap`] has installed; every agent is another one then.
+pub(crate) async fn upgrade_with_swap(cluster: &Cluster, settings: &[&str]) {
+    release::upgrade(cluster, DOZES, settings).await.unwrap();
+    rolled_out(cluster).await;
+}
+
+/// Waits until every agent is as the chart says now: helm lets one be away.
+pub(crate) async fn rolled_out(cluster: &Cluster) {
+    let status = ["rollout", "status", "daemonset/dormouse-agent"];
+    let more = ["--namespace", NAMESPACE, "--timeout=120s"];
+    if let Err(error) = cluster.kubectl(&[&status[..], &more].concat()).await {
+        panic!("{error:#}\n{}", words(cluster).await);
+    }
 }
 
 /// Removes what helm has installed.

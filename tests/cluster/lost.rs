@@ -1,10 +1,10 @@
 //! A node is lost with sandboxes that sleep on it.
 
 use dormouse_testkit::host::wait;
-use dormouse_testkit::{Cluster, ClusterOptions};
+use dormouse_testkit::{Cluster, ClusterOptions, swap};
 use serde_json::{Map, Value, json};
 
-use crate::installed::install;
+use crate::installed::install_with_swap;
 use crate::memory::{address, rememberer};
 use crate::sandboxes::{condition, until};
 use crate::support::{LIMIT, ask, namespace};
@@ -16,11 +16,13 @@ const STAYS: &str = "node-1";
 const LOST: &str = "node-2";
 
 /// Sandboxes by name: the rung that they fall asleep to by themselves, and what becomes of one whose memory cannot be had.
-const SLEEPERS: [(&str, &str, &str); 4] = [
+const SLEEPERS: [(&str, &str, &str); 6] = [
     ("nap", "Frozen", "ColdStart"),
     ("nap-held", "Frozen", "Hold"),
     ("saved", "Hibernated", "ColdStart"),
     ("saved-held", "Hibernated", "Hold"),
+    ("swapped", "Dozing", "ColdStart"),
+    ("swapped-held", "Dozing", "Hold"),
 ];
 
 /// Two nodes, the loss of one of which is noticed within seconds.
@@ -39,7 +41,7 @@ pub(crate) fn two_nodes() -> ClusterOptions {
 async fn cluster() -> Cluster {
     let cluster = Cluster::up(two_nodes()).await.unwrap();
     cluster.kubectl(&["cordon", LOST]).await.unwrap();
-    install(&cluster, &[]).await;
+    install_with_swap(&cluster, &[]).await;
     cluster.kubectl(&["uncordon", LOST]).await.unwrap();
     namespace(&cluster, SPACE).await;
     cluster
@@ -52,8 +54,10 @@ async fn sleepers(cluster: &Cluster) -> Vec<String> {
             "idleTimeout": "2s",
             "suspensionStrategy": {"type": "Hibernate", "fallback": fallback},
         });
-        if rung == "Hibernated" {
-            spec["sleep"] = json!({"dozeAfter": "2s", "hibernateAfter": "2s"});
+        match rung {
+            "Hibernated" => spec["sleep"] = json!({"dozeAfter": "2s", "hibernateAfter": "2s"}),
+            "Dozing" => spec["sleep"] = json!({"dozeAfter": "2s"}),
+            _ => {}
         }
         cluster.apply(&rememberer(SPACE, name, &spec)).await.unwrap();
     }
@@ -93,6 +97,7 @@ fn message(object: &Value, type_: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn memory_on_a_lost_node_is_lost_or_waited_for_as_the_sandbox_says() {
+    let _swap = swap::shared().unwrap();
     let mut cluster = cluster().await;
     let words = sleepers(&cluster).await;
 
@@ -117,7 +122,7 @@ async fn memory_on_a_lost_node_is_lost_or_waited_for_as_the_sandbox_says() {
     let delete = ["delete", "pod", "-n", SPACE, "--force", "--grace-period=0"];
     cluster.kubectl(&[&delete[..], &pods].concat()).await.unwrap();
 
-    for (name, reason) in [("nap", "PodGone"), ("saved", "ColdStart")] {
+    for (name, reason) in [("nap", "PodGone"), ("saved", "ColdStart"), ("swapped", "PodGone")] {
         let lost = until(&cluster, SPACE, name, "Restored", "False", reason).await;
         assert!(message(&lost, "Restored").contains(LOST), "{}", lost["status"]);
         let awake = said(&cluster, name, "ready on the other node", |object| {
@@ -127,14 +132,16 @@ async fn memory_on_a_lost_node_is_lost_or_waited_for_as_the_sandbox_says() {
         .await;
         assert!(!words.contains(&ask(address(&awake)).await), "{name}");
     }
-    let held = until(&cluster, SPACE, "nap-held", "Dormant", "False", "MemoryLost").await;
-    assert!(
-        message(&held, "Ready").contains("its memory is lost"),
-        "{}",
-        held["status"]
-    );
-    let none = cluster.get("pod", SPACE, "nap-held").await.unwrap_err();
-    assert!(format!("{none:#}").contains("NotFound"), "{none:#}");
+    for name in ["nap-held", "swapped-held"] {
+        let held = until(&cluster, SPACE, name, "Dormant", "False", "MemoryLost").await;
+        assert!(
+            message(&held, "Ready").contains("its memory is lost"),
+            "{}",
+            held["status"]
+        );
+        let none = cluster.get("pod", SPACE, name).await.unwrap_err();
+        assert!(format!("{none:#}").contains("NotFound"), "{none:#}");
+    }
     said(&cluster, "saved-held", "what it waits for", |object| {
         message(object, "Ready").contains("is not in the cluster any more")
     })

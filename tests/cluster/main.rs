@@ -7,6 +7,7 @@
 )]
 
 mod access;
+mod doze;
 mod drain;
 mod faults;
 mod golden;
@@ -18,6 +19,7 @@ mod life;
 mod lost;
 mod memory;
 mod nodes;
+mod other_image;
 mod plugin;
 mod pods;
 mod pools;
@@ -27,7 +29,10 @@ mod restarts;
 mod sandboxes;
 mod sdk;
 mod sizes;
+mod sleepers;
 mod snapshots;
 mod support;
 mod tools;
+mod uninstall;
+mod upgrade;
 mod validation;

@@ -10,6 +10,7 @@ use dormouse_testkit::host::wait;
 use dormouse_testkit::{Cluster, PYTHON, http};
 use serde_json::{Value, json};
 
+use crate::install::rung;
 use crate::installed::installed;
 use crate::sandboxes::{condition, gone, operate, until};
 use crate::support::{LIMIT, ask, namespace, port};
@@ -72,8 +73,54 @@ pub(crate) async fn start(space: &str, name: &str, spec: Value) -> (Arc<Cluster>
     (cluster, up, word)
 }
 
+/// Waits until the pod asks for so much memory, in its specification and on its node.
+pub(crate) async fn asks_for(cluster: &Cluster, space: &str, name: &str, memory: &str) {
+    let what = format!("{name} to ask for {memory}");
+    pod_until(cluster, space, name, &what, |pod| {
+        let asked = &pod["spec"]["containers"][0]["resources"]["requests"]["memory"];
+        let in_force = &pod["status"]["containerStatuses"][0]["resources"]["requests"]["memory"];
+        asked == memory && in_force == memory
+    })
+    .await;
+}
+
+/// Has a sandbox sleep no more by itself, once it is awake.
+pub(crate) async fn stay_awake(cluster: &Cluster, space: &str, name: &str) {
+    let patch = json!({"spec": {"idleTimeout": "1h"}}).to_string();
+    let target = ["patch", "sandbox.agents.x-k8s.io", name, "-n", space];
+    cluster
+        .kubectl(&[&target[..], &["--type=merge", "-p", &patch]].concat())
+        .await
+        .unwrap();
+}
+
 fn is_ready(pod: &Value) -> bool {
     condition(pod, "Ready").is_some_and(|(status, ..)| status == "True")
+}
+
+/// Whether a sandbox's Service leads to its pod.
+async fn leads(cluster: &Cluster, space: &str, name: &str) -> anyhow::Result<bool> {
+    let of = format!("kubernetes.io/service-name={name}");
+    let slices = ["get", "endpointslices", "-n", space, "-l", &of, "-o", "json"];
+    let slices: Value = serde_json::from_str(&cluster.kubectl(&slices).await?)?;
+    let slices = slices["items"].as_array().cloned().unwrap_or_default();
+    let endpoints: Vec<Value> = slices
+        .iter()
+        .flat_map(|slice| slice["endpoints"].as_array().cloned().unwrap_or_default())
+        .collect();
+    // It stays in the list for as long as there is a pod.
+    anyhow::ensure!(endpoints.len() == 1, "{endpoints:?}");
+    Ok(endpoints[0]["conditions"]["ready"] == true)
+}
+
+async fn leads_until(cluster: &Cluster, space: &str, name: &str, wanted: bool) {
+    wait::until("the EndpointSlice", LIMIT, async || {
+        let leads = leads(cluster, space, name).await?;
+        anyhow::ensure!(leads == wanted, "ready is {leads}");
+        Ok(())
+    })
+    .await
+    .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -81,6 +128,7 @@ async fn suspended_with_freeze_the_pod_stays_and_only_the_api_wakes_it() {
     let space = "freeze";
     let (cluster, up, word) = start(space, "box", json!({"suspensionStrategy": {"type": "Freeze"}})).await;
     let before = pod_until(&cluster, space, "box", "a pod that is ready", is_ready).await;
+    leads_until(&cluster, space, "box", true).await;
 
     operate(&cluster, space, "box", "Suspended").await;
     let asleep = until(&cluster, space, "box", "Suspended", "True", "GuestAsleep").await;
@@ -90,6 +138,7 @@ async fn suspended_with_freeze_the_pod_stays_and_only_the_api_wakes_it() {
         !is_ready(pod)
     })
     .await;
+    leads_until(&cluster, space, "box", false).await;
     // A packet gets no answer, and does not wake it.
     let knock = http::get(port(address(&up)), "/", Duration::from_secs(2)).await;
     assert!(knock.is_err(), "{knock:?}");
@@ -99,6 +148,28 @@ async fn suspended_with_freeze_the_pod_stays_and_only_the_api_wakes_it() {
         .unwrap();
     assert_eq!(condition(&still, "Suspended").unwrap().0, "True");
 
+    // An exec could not be carried out otherwise, so it wakes; when it has ended the guest goes back to sleep.
+    let exec = [
+        "exec",
+        "-n",
+        space,
+        "box",
+        "--",
+        "python3",
+        "-c",
+        "print('inside')",
+    ];
+    assert_eq!(cluster.kubectl(&exec).await.unwrap().trim(), "inside");
+    wait::until("sleep after an exec", LIMIT, async || {
+        let rung = rung(&cluster, space, "box").await?;
+        anyhow::ensure!(["Frozen", "Dozing"].contains(&rung.as_str()), "it is {rung:?}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    until(&cluster, space, "box", "Suspended", "True", "GuestAsleep").await;
+    leads_until(&cluster, space, "box", false).await;
+
     operate(&cluster, space, "box", "Running").await;
     let awake = until(&cluster, space, "box", "Ready", "True", "DependenciesReady").await;
     assert_eq!(condition(&awake, "Suspended").unwrap().1, "NotSuspended");
@@ -106,6 +177,7 @@ async fn suspended_with_freeze_the_pod_stays_and_only_the_api_wakes_it() {
     let after = pod_until(&cluster, space, "box", "a pod that is ready again", is_ready).await;
     assert_eq!(after["metadata"]["uid"], before["metadata"]["uid"]);
     assert_eq!(after["status"]["containerStatuses"][0]["restartCount"], 0);
+    leads_until(&cluster, space, "box", true).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -186,15 +258,17 @@ async fn an_idle_sandbox_sleeps_on_as_a_snapshot_while_its_requests_shrink() {
     .await
     .unwrap();
     // What it does not need while it sleeps it gives away, which kubelet tells the container's runtime.
-    pod_until(&cluster, space, "box", "smaller requests in force", |pod| {
-        pod["status"]["containerStatuses"][0]["resources"]["requests"]["memory"] == "16Mi"
-    })
-    .await;
+    asks_for(&cluster, space, "box", "16Mi").await;
     let still = cluster
         .get("sandbox.agents.x-k8s.io", space, "box")
         .await
         .unwrap();
     assert_eq!(condition(&still, "Dormant").unwrap().1, "Hibernated");
     assert_eq!(still["status"]["snapshot"]["name"], asleep.as_str());
+    // With the wake it is given back. It is to stay awake until that is seen.
+    stay_awake(&cluster, space, "box").await;
     assert_eq!(ask(address(&up)).await, word);
+    asks_for(&cluster, space, "box", "64Mi").await;
+    let pod = pod(&cluster, space, "box").await;
+    assert_eq!(pod["status"]["containerStatuses"][0]["restartCount"], 0);
 }

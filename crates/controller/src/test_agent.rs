@@ -1,5 +1,6 @@
 //! An agent with a store of snapshots, for tests of what is ordered: real gRPC, in this process.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::{Future, Ready, ready};
 use std::pin::Pin;
@@ -16,6 +17,8 @@ use tonic::transport::{Endpoint, Server};
 use tonic::{Code, Status};
 use tonic_prost::ProstCodec;
 use tower::Service;
+
+use crate::test_server::Server as ApiServer;
 
 /// An agent.
 #[derive(Clone, Default)]
@@ -42,6 +45,21 @@ pub(crate) struct Store {
     pub(crate) is_old: bool,
     /// Those that it has delivered.
     pub(crate) environments: Vec<v1::DeliverEnvironmentRequest>,
+    /// Guests that it moves, by the UID of their pod.
+    pub(crate) guests: BTreeMap<String, TestGuest>,
+    /// What was in the memory of the guests that became these snapshots.
+    pub(crate) saved: BTreeMap<String, String>,
+    /// Which pods may be filled from which snapshots.
+    pub(crate) grants: BTreeMap<String, String>,
+    /// Shared with the API server: what the controller does before it dies.
+    pub(crate) counts: Option<ApiServer>,
+}
+
+/// A guest, and what is in its memory.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct TestGuest {
+    pub(crate) pod: v1::Pod,
+    pub(crate) memory: String,
 }
 
 impl Agent {
@@ -105,6 +123,14 @@ impl Agent {
         if let Some(reason) = store.refuses {
             return Err(status(reason, "it refuses"));
         }
+        if let Some(guest) = store.guests.get_mut(&uid_of(request.pod.as_ref())) {
+            guest.pod.rung = v1::Rung::Running.into();
+            guest.pod.snapshot_id.clear();
+            return Ok(v1::WakeResponse {
+                pod: Some(guest.pod.clone()),
+                ..v1::WakeResponse::default()
+            });
+        }
         Ok(v1::WakeResponse {
             pod: Some(v1::Pod {
                 uid: request.pod.unwrap_or_default().uid,
@@ -114,6 +140,60 @@ impl Agent {
                 ..v1::Pod::default()
             }),
             ..v1::WakeResponse::default()
+        })
+    }
+
+    /// Moves a guest, and says how it is then.
+    fn moves(
+        &self,
+        verb: &str,
+        pod: Option<&v1::PodRef>,
+        act: impl FnOnce(&mut v1::Pod),
+    ) -> Result<Option<v1::Pod>, Status> {
+        let mut store = self.0.lock().unwrap();
+        store.log.push(verb.to_owned());
+        let guest = store.guests.get_mut(&uid_of(pod));
+        let guest = guest.ok_or_else(|| status(Reason::PodNotFound, "no such pod"))?;
+        act(&mut guest.pod);
+        Ok(Some(guest.pod.clone()))
+    }
+
+    fn hibernate(&self, request: &v1::HibernateRequest) -> Result<v1::HibernateResponse, Status> {
+        let number = self.0.lock().unwrap().saved.len() + 1;
+        let mut is_new = false;
+        let pod = self.moves("hibernate", request.pod.as_ref(), |pod| {
+            is_new = pod.rung() != v1::Rung::Hibernated;
+            if is_new {
+                pod.rung = v1::Rung::Hibernated.into();
+                pod.snapshot_id = format!("snap-{number}");
+            }
+        })?;
+        let pod = pod.unwrap_or_default();
+        if is_new {
+            let mut store = self.0.lock().unwrap();
+            let memory = store.guests[&pod.uid].memory.clone();
+            store.saved.insert(pod.snapshot_id.clone(), memory);
+            store.snapshots.push(v1::Snapshot {
+                id: pod.snapshot_id.clone(),
+                pod_uid: pod.uid.clone(),
+                ..v1::Snapshot::default()
+            });
+            store.operations.push(String::new());
+        }
+        Ok(v1::HibernateResponse {
+            snapshot_id: pod.snapshot_id.clone(),
+            pod: Some(pod),
+            ..v1::HibernateResponse::default()
+        })
+    }
+
+    fn grant(&self, asked: v1::GrantRestoreRequest) -> Result<v1::GrantRestoreResponse, Status> {
+        self.with("grant", &asked.id, |store, _| {
+            store.grants.insert(asked.pod_uid, asked.id.clone());
+            v1::GrantRestoreResponse {
+                snapshot_id: asked.id.clone(),
+                ..v1::GrantRestoreResponse::default()
+            }
         })
     }
 
@@ -174,11 +254,58 @@ impl Service<Request<Body>> for Agent {
             .unwrap_or_default()
             .to_owned();
         Box::pin(async move {
+            let counts = agent.0.lock().unwrap().counts.clone();
+            if counts.is_some_and(|counts| !counts.spend()) {
+                return Ok(Status::unavailable("the controller is dead").into_http());
+            }
             let answer = match verb.as_str() {
                 verb if agent.hangs_on(verb) => std::future::pending().await,
                 "DeliverEnvironment" if !agent.0.lock().unwrap().is_old => {
                     serve(request, move |asked| agent.deliver(asked)).await
                 }
+                "SetPolicy" => {
+                    serve(request, move |asked: v1::SetPolicyRequest| {
+                        let pod = agent.moves("set policy", asked.pod.as_ref(), |pod| {
+                            pod.policy = asked.policy;
+                            pod.policy_generation = asked.policy_generation;
+                        })?;
+                        Ok(v1::SetPolicyResponse { pod })
+                    })
+                    .await
+                }
+                "Freeze" => {
+                    serve(request, move |asked: v1::FreezeRequest| {
+                        let pod = agent.moves("freeze", asked.pod.as_ref(), |pod| {
+                            if pod.rung() == v1::Rung::Running {
+                                pod.rung = v1::Rung::Frozen.into();
+                            }
+                        })?;
+                        Ok(v1::FreezeResponse {
+                            pod,
+                            ..v1::FreezeResponse::default()
+                        })
+                    })
+                    .await
+                }
+                "Doze" => {
+                    serve(request, move |asked: v1::DozeRequest| {
+                        let pod = agent.moves("doze", asked.pod.as_ref(), |pod| {
+                            pod.rung = v1::Rung::Dozing.into();
+                        })?;
+                        Ok(v1::DozeResponse {
+                            pod,
+                            ..v1::DozeResponse::default()
+                        })
+                    })
+                    .await
+                }
+                "Hibernate" => {
+                    serve(request, move |asked: v1::HibernateRequest| {
+                        agent.hibernate(&asked)
+                    })
+                    .await
+                }
+                "GrantRestore" => serve(request, move |asked| agent.grant(asked)).await,
                 "Wake" => serve(request, move |asked| agent.wake(asked)).await,
                 "CreateSnapshot" => serve(request, move |asked| agent.create(asked)).await,
                 "GetSnapshot" => {
@@ -214,6 +341,10 @@ impl Service<Request<Body>> for Agent {
             Ok(answer)
         })
     }
+}
+
+fn uid_of(pod: Option<&v1::PodRef>) -> String {
+    pod.map(|pod| pod.uid.clone()).unwrap_or_default()
 }
 
 /// Answers one call.

@@ -29,6 +29,8 @@ pub(crate) struct State {
     pub(crate) vanishes: Option<(usize, String, String)>,
     /// Whether it has agent-sandbox's own definitions, and drops what these do not know.
     pub(crate) prunes: bool,
+    /// Whether an object that is made again under its name is told from the one before, by its UID.
+    pub(crate) tells_apart: bool,
 }
 
 impl Server {
@@ -42,6 +44,7 @@ impl Server {
             most_sandboxes: usize::MAX,
             vanishes: None,
             prunes: false,
+            tells_apart: false,
         })))
     }
 
@@ -68,6 +71,19 @@ impl Server {
 
     pub(crate) fn takes(&self, writes: usize) {
         self.0.lock().unwrap().takes = writes;
+    }
+
+    /// One more thing is about to be done by the controller, here or elsewhere; whether it lives to do it.
+    pub(crate) fn spend(&self) -> bool {
+        let mut state = self.0.lock().unwrap();
+        let lives = state.takes > 0;
+        state.takes = state.takes.saturating_sub(1);
+        lives
+    }
+
+    /// Whether the controller is dead to it.
+    pub(crate) fn is_spent(&self) -> bool {
+        self.0.lock().unwrap().takes == 0
     }
 
     /// Somebody deletes an object.
@@ -184,7 +200,11 @@ impl Server {
             }
             let mut object = body.clone();
             object["metadata"]["resourceVersion"] = json!(version);
-            object["metadata"]["uid"] = json!(format!("{name}-uid"));
+            object["metadata"]["uid"] = if state.tells_apart {
+                json!(format!("{name}-{version}"))
+            } else {
+                json!(format!("{name}-uid"))
+            };
             object["metadata"]["name"] = json!(name);
             state.objects.insert(key, object.clone());
             return Ok((201, object));
@@ -206,11 +226,14 @@ impl Server {
                 if !expected.is_null() && *expected != object["metadata"]["resourceVersion"] {
                     return Ok(refused(409, "Conflict"));
                 }
-                let patch = if is_status {
+                let mut patch = if is_status {
                     json!({ "status": body["status"] })
                 } else {
                     body.clone()
                 };
+                if key.0 == "pods" {
+                    merge_conditions(object, &mut patch);
+                }
                 merge(object, &patch);
                 if let Some(status) = object["status"].as_object_mut().filter(|_| prunes) {
                     status.retain(|field, _| !["conditions", "demand"].contains(&field.as_str()));
@@ -256,6 +279,20 @@ fn is_held(object: &Value) -> bool {
     object["metadata"]["finalizers"]
         .as_array()
         .is_some_and(|finalizers| !finalizers.is_empty())
+}
+
+/// As the API server applies a strategic merge patch to the conditions of a pod: each is there once, by its type.
+fn merge_conditions(object: &Value, patch: &mut Value) {
+    let Some(new) = patch["status"]["conditions"].as_array_mut() else {
+        return;
+    };
+    let old = object["status"]["conditions"].as_array();
+    let kept = old
+        .into_iter()
+        .flatten()
+        .filter(|old| new.iter().all(|new| new["type"] != old["type"]));
+    let kept: Vec<Value> = kept.cloned().collect();
+    new.extend(kept);
 }
 
 /// As the API server applies a JSON merge patch.

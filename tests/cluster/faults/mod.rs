@@ -205,9 +205,8 @@ fn samples(text: &str, name: &str) -> Vec<Sample> {
     text.lines().filter_map(of).collect()
 }
 
-/// How often the controller that runs has asked for a write, by verb and resource; not for its Lease, which it writes in any
-/// case.
-async fn writes(cluster: &Cluster) -> BTreeMap<String, u64> {
+/// How often the controller that runs has asked for what, by verb and resource; not for its Lease, which it writes in any case.
+async fn requests(cluster: &Cluster) -> BTreeMap<String, u64> {
     let pod = pod_of(cluster, "app=agent-sandbox-controller").await;
     let address = pod["status"]["podIP"].as_str().unwrap().parse().unwrap();
     let answer = wait::until("the controller's numbers", LIMIT, async || {
@@ -218,12 +217,19 @@ async fn writes(cluster: &Cluster) -> BTreeMap<String, u64> {
     let mut all = BTreeMap::new();
     for (labels, value) in samples(&answer.body, "dormouse_controller_api_requests_total") {
         let label = |key: &str| labels.get(key).map(String::as_str).unwrap_or_default();
-        if matches!(label("verb"), "get" | "list") || label("resource") == "leases" {
+        if label("resource") == "leases" {
             continue;
         }
         *all.entry(format!("{} {}", label("verb"), label("resource")))
             .or_default() += value;
     }
+    all
+}
+
+/// The same of writes alone.
+async fn writes(cluster: &Cluster) -> BTreeMap<String, u64> {
+    let mut all = requests(cluster).await;
+    all.retain(|what, _| !what.starts_with("get ") && !what.starts_with("list "));
     all
 }
 

@@ -3,6 +3,7 @@
 mod capacity;
 mod drain;
 mod drain_model;
+mod ends;
 mod golden;
 mod lost;
 mod memory;
