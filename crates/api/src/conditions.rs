@@ -162,7 +162,8 @@ pub mod claim {
     pub const WARM_POOL_NOT_FOUND: &str = "WarmPoolNotFound";
     /// Somebody else got the standby; another is being looked for.
     pub const ADOPTION_PENDING: &str = "AdoptionPending";
-    /// A sandbox of the claim's own is being made.
+    /// A sandbox of the claim's own was made already, and is not seen yet. agent-sandbox says so when it makes one that there
+    /// is and waits for its cache; here it is looked at at once, so that this is never said.
     pub const SANDBOX_CREATE_PENDING: &str = "SandboxCreatePending";
     /// `additionalPodMetadata` has what it may not have.
     pub const INVALID_METADATA: &str = "InvalidMetadata";
@@ -172,7 +173,9 @@ pub mod claim {
     pub const VOLUME_CLAIM_TEMPLATES_ERROR: &str = "VolumeClaimTemplatesError";
     /// The claim has come to its end.
     pub const CLAIM_EXPIRED: &str = "ClaimExpired";
-    /// The claim's sandbox has gone.
+    /// The claim has no sandbox, and nothing says why. agent-sandbox has it for a look that ends without a sandbox and without
+    /// an error, which none does that has a pool: a sandbox that has gone is replaced within the look. So it is here, and
+    /// this is never said; clients that wait for a claim take it for something that passes.
     pub const SANDBOX_MISSING: &str = "SandboxMissing";
     /// The claim's sandbox says nothing about itself yet.
     pub const SANDBOX_NOT_READY: &str = "SandboxNotReady";

@@ -147,6 +147,11 @@ pub struct Args {
     )]
     pub allowed_label_domains_file: std::path::PathBuf,
 
+    /// Whether looks at objects are traced, to the collector that `OTEL_EXPORTER_OTLP_ENDPOINT` names
+    /// (`http://localhost:4317` by default), by OTLP over gRPC without TLS.
+    #[arg(long, default_value_t = false, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub enable_tracing: bool,
+
     /// `text` or `json`.
     #[arg(
         long,
@@ -196,9 +201,6 @@ struct Ignored {
     /// Go's profiler.
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     enable_pprof_debug: Option<bool>,
-    /// Traces are written to the log's spans.
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
-    enable_tracing: Option<bool>,
 }
 
 /// The command line with all long flags in two dashes. Go's `flag` package takes one as well.
@@ -296,9 +298,9 @@ mod tests {
             "--enable-tracing",
             "-sandbox-warm-pool-replenish-delay=0",
         ]);
-        assert!(args.extensions && !args.leader_elect);
+        assert!(args.extensions && !args.leader_elect && args.enable_tracing);
         assert_eq!((args.sandbox_concurrent_workers, args.kube_api_burst), (7, 20));
-        assert!(parse(&[]).leader_elect && !parse(&[]).extensions);
+        assert!(parse(&[]).leader_elect && !parse(&[]).extensions && !parse(&[]).enable_tracing);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use tracing::warn;
 use crate::client::Written;
 
 /// Name of the Lease: agent-sandbox's, so that its controller and this one do not work at once while the one replaces the other.
-const LEASE: &str = "a3317529.agent-sandbox.x-k8s.io";
+pub(crate) const LEASE: &str = "a3317529.agent-sandbox.x-k8s.io";
 
 /// How long a Lease holds, and how long before its end it is renewed, in seconds.
 const HOLDS: u64 = 15;

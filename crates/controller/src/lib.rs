@@ -34,6 +34,7 @@ pub mod template;
 mod test_agent;
 #[cfg(test)]
 mod test_server;
+pub mod trace;
 pub mod worker;
 mod write;
 

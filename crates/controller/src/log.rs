@@ -1,9 +1,13 @@
 //! Log lines.
 
 use thiserror::Error;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer, fmt, registry};
 
 use crate::args::LogFormat;
+use crate::trace::{TARGET, Tracing};
 
 /// Why nothing can be logged.
 #[derive(Debug, Error)]
@@ -16,19 +20,32 @@ pub enum LogError {
     Twice,
 }
 
-/// Begins to log to the standard error.
+/// Begins to log to the standard error, and to trace if that is wanted.
 ///
 /// # Errors
 ///
 /// If the filter is none, or it has been begun.
-pub fn start(format: LogFormat, filter: &str) -> Result<(), LogError> {
-    let filter: EnvFilter = filter.parse()?;
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    match format {
-        LogFormat::Text => lines.try_init(),
-        LogFormat::Json => lines.json().flatten_event(true).try_init(),
+pub fn start(format: LogFormat, filter: &str, tracing: Option<&Tracing>) -> Result<(), LogError> {
+    // What is traced is not logged; and without tracing it is not even looked at.
+    let untraced = format!("{TARGET}=off").parse()?;
+    let filter = filter.parse::<EnvFilter>()?.add_directive(untraced);
+    match tracing {
+        None => registry().with(filter).with(lines(format)).try_init(),
+        Some(tracing) => registry()
+            .with(lines(format).with_filter(filter))
+            .with(tracing.layer())
+            .try_init(),
     }
     .map_err(|_| LogError::Twice)
+}
+
+fn lines<S>(format: LogFormat) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: tracing::Subscriber + for<'span> LookupSpan<'span>,
+{
+    let lines = fmt::layer().with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+    }
 }

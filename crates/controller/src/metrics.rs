@@ -4,6 +4,7 @@ mod claims;
 mod counted;
 mod pool_costs;
 mod pools;
+mod queues;
 mod sandboxes;
 mod snapshots;
 
@@ -28,6 +29,7 @@ pub use claims::{ClaimMetrics, Created, Startup};
 pub use pool_costs::CostSources;
 use pool_costs::StandbyCosts;
 use pools::{StandbyCounts, WantedStandbys};
+pub use queues::{QueueMeter, QueueMetrics};
 use sandboxes::SandboxCounts;
 pub use snapshots::SnapshotMetrics;
 
@@ -39,6 +41,8 @@ pub struct Metrics {
     requests: Family<RequestLabels, Counter>,
     leader: Gauge,
     transitions: Family<TransitionLabels, Histogram, fn() -> Histogram>,
+    phases: Family<PhaseLabels, Histogram, fn() -> Histogram>,
+    queues: QueueMetrics,
     drains: Family<DrainLabels, Counter>,
     given_away: Gauge,
     kept_requests: Counter,
@@ -65,6 +69,13 @@ struct ReconcileLabels {
 struct TransitionLabels {
     direction: &'static str,
     strategy: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PhaseLabels {
+    direction: &'static str,
+    strategy: &'static str,
+    phase: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -103,6 +114,16 @@ impl Default for Metrics {
             Unit::Seconds,
             transitions.clone(),
         );
+        let phases = Family::<PhaseLabels, Histogram, fn() -> Histogram>::new_with_constructor(|| {
+            Histogram::new(exponential_buckets(0.001, 2.0, 18))
+        });
+        registry.register_with_unit(
+            "dormouse_sandbox_transition_phase",
+            "The same by what was waited for; the phases of a transition add up to it",
+            Unit::Seconds,
+            phases.clone(),
+        );
+        let queues = QueueMetrics::register(&mut registry);
         let drains = Family::<DrainLabels, Counter>::default();
         registry.register(
             "dormouse_sandbox_drains",
@@ -146,6 +167,8 @@ impl Default for Metrics {
             requests,
             leader,
             transitions,
+            phases,
+            queues,
             drains,
             given_away,
             kept_requests,
@@ -178,6 +201,20 @@ impl Metrics {
         self.transitions
             .get_or_create(&labels)
             .observe(transition.took.as_secs_f64());
+        for (phase, took) in &transition.phases {
+            let labels = PhaseLabels {
+                direction: transition.direction.as_str(),
+                strategy: transition.strategy.as_str(),
+                phase: phase.as_str(),
+            };
+            self.phases.get_or_create(&labels).observe(took.as_secs_f64());
+        }
+    }
+
+    /// What is counted about queues.
+    #[must_use]
+    pub const fn queues(&self) -> &QueueMetrics {
+        &self.queues
     }
 
     /// The drain of a sandbox's node has come to what this reason says.
@@ -250,5 +287,36 @@ impl Metrics {
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
         Ok(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sandbox::{Direction, Phase};
+    use dormouse_api::agents::SuspensionType;
+
+    #[test]
+    fn a_transition_counts_as_a_whole_and_by_phase() {
+        let metrics = Metrics::default();
+        let ms = Duration::from_millis;
+        metrics.moved(&Transition {
+            direction: Direction::Resume,
+            strategy: SuspensionType::Freeze,
+            took: ms(250),
+            phases: vec![(Phase::Guest, ms(125)), (Phase::Status, ms(125))],
+        });
+        let text = metrics.text().unwrap();
+        let labels = r#"direction="resume",strategy="Freeze""#;
+        for line in [
+            format!("dormouse_sandbox_transition_seconds_sum{{{labels}}} 0.25"),
+            format!("dormouse_sandbox_transition_phase_seconds_sum{{{labels},phase=\"guest\"}} 0.125"),
+            format!("dormouse_sandbox_transition_phase_seconds_sum{{{labels},phase=\"status\"}} 0.125"),
+        ] {
+            assert!(
+                text.lines().any(|other| other == line),
+                "{line} is not in\n{text}"
+            );
+        }
     }
 }

@@ -159,10 +159,22 @@ async fn lead(
             Err(RunError::LeaseLost)
         };
     }
+    hold(leadership, metrics, || {
+        begin(args, clients, index, metrics, &stop.child_token())
+    })
+    .await
+}
+
+/// Works, as `begin` begins it, until that has come to its end or this controller must no longer. Only then, and at once,
+/// another one may.
+async fn hold(
+    mut leadership: Leadership,
+    metrics: &Metrics,
+    begin: impl FnOnce() -> TaskTracker,
+) -> Result<(), RunError> {
     info!("this controller works now");
     metrics.set_leader(true);
-    let halt = stop.child_token();
-    let workers = begin(args, clients, index, metrics, &halt);
+    let workers = begin();
     tokio::select! {
         () = workers.wait() => {}
         () = leadership.lost() => {
@@ -301,4 +313,80 @@ fn stop_on_signal(stop: &CancellationToken) -> Result<(), RunError> {
         stop.cancel();
     });
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::leader::LEASE;
+    use crate::test_server::Server;
+
+    fn lease(server: &Server) -> Value {
+        let state = server.0.lock().unwrap();
+        state.objects[&("leases".to_owned(), LEASE.to_owned())].clone()
+    }
+
+    async fn apply(server: &Server, who: &str) -> Leadership {
+        let applied = Leadership::apply(server.client(), Arc::default(), "ns", who).await;
+        applied.unwrap()
+    }
+
+    #[tokio::test]
+    async fn one_that_is_to_end_gives_its_lease_up_once_its_work_is_done() {
+        let server = Server::empty();
+        let mut leadership = apply(&server, "one").await;
+        assert!(leadership.won().await);
+        // As SIGTERM has it.
+        let stop = CancellationToken::new();
+        let (told, stops) = oneshot::channel();
+        let (may_end, ends) = oneshot::channel::<()>();
+        let metrics = Arc::new(Metrics::default());
+        let holding = {
+            let (stop, metrics) = (stop.clone(), Arc::clone(&metrics));
+            tokio::spawn(async move {
+                hold(leadership, &metrics, || {
+                    let workers = TaskTracker::new();
+                    workers.spawn(async move {
+                        stop.cancelled().await;
+                        told.send(()).unwrap();
+                        ends.await.unwrap();
+                    });
+                    workers.close();
+                    workers
+                })
+                .await
+            })
+        };
+        stop.cancel();
+        stops.await.unwrap();
+        // What has been begun is being finished.
+        assert_eq!(lease(&server)["spec"]["holderIdentity"], "one");
+        assert!(metrics.text().unwrap().contains("dormouse_controller_leader 1"));
+        may_end.send(()).unwrap();
+        holding.await.unwrap().unwrap();
+        assert!(metrics.text().unwrap().contains("dormouse_controller_leader 0"));
+        let left = &lease(&server)["spec"];
+        for field in ["holderIdentity", "renewTime", "leaseDurationSeconds"] {
+            assert_eq!(left[field], Value::Null, "{left}");
+        }
+        // Nobody has to wait for its end.
+        assert!(apply(&server, "two").await.won().await);
+        assert_eq!(lease(&server)["spec"]["holderIdentity"], "two");
+    }
+
+    #[tokio::test]
+    async fn one_that_waits_leaves_the_lease_of_another_alone() {
+        let server = Server::empty();
+        let mut first = apply(&server, "one").await;
+        assert!(first.won().await);
+        let held = lease(&server);
+        let second = apply(&server, "two").await;
+        second.give_up().await;
+        assert_eq!(lease(&server)["spec"], held["spec"]);
+        assert_eq!(held["spec"]["holderIdentity"], json!("one"));
+        first.give_up().await;
+    }
 }

@@ -41,7 +41,7 @@ pub(crate) use source::{given_up, golden, preferred_node};
 pub use standby::Refused;
 pub(crate) use standby::{asleep_on, is_left_asleep, settling};
 pub use step::Step;
-pub use transitions::{Direction, Transition, Transitions};
+pub use transitions::{Direction, Phase, Transition, Transitions};
 pub use trouble::Trouble;
 
 /// Who writes, for the API server's record of field owners.

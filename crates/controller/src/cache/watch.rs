@@ -4,6 +4,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use futures::{Stream, StreamExt, pin_mut};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::DeserializeGuard;
 use kube::runtime::reflector;
 use kube::runtime::reflector::store::Writer;
@@ -14,6 +15,7 @@ use serde::de::DeserializeOwned;
 use tracing::{info, warn};
 
 use super::Cache;
+use crate::objects;
 
 /// A cache and what feeds it.
 #[derive(Debug)]
@@ -81,7 +83,14 @@ async fn follow<K>(
         if matches!(event, Event::Init) {
             before_relist = cache.store.state();
         }
-        let Some(event) = understood(event, trim) else {
+        let event = match event {
+            // What has gone is gone, whatever it was last.
+            Event::Delete(DeserializeGuard(Err(invalid))) => {
+                last_known(&cache, &invalid.metadata).map(Event::Delete)
+            }
+            event => understood(event, trim),
+        };
+        let Some(event) = event else {
             continue;
         };
         writer.apply_watcher_event(&event);
@@ -112,6 +121,15 @@ async fn follow<K>(
             }
         }
     }
+}
+
+/// An object that could be understood once, and cannot be now.
+fn last_known<K>(cache: &Cache<K>, meta: &ObjectMeta) -> Option<K>
+where
+    K: Resource<DynamicType = ()> + Clone,
+{
+    let key = super::reference(objects::namespace(meta), objects::name(meta));
+    cache.store.get(&key).map(|object| K::clone(&object))
 }
 
 /// The event with the object, if it can be understood.
@@ -222,5 +240,117 @@ mod tests {
         // Each is asked once more, not in a circle.
         let asked = asked.lock().unwrap().clone();
         assert_eq!(asked[..4], ["list", "list", "watch", "watch"]);
+    }
+
+    /// One whose `data` is not what it is to be.
+    fn bad(name: &str, version: u32) -> Value {
+        let mut bad = map(name, version);
+        bad["data"] = json!("no map");
+        bad
+    }
+
+    /// An API server with such a list, whose watch shows this and then nothing more.
+    fn showing(items: &[Value], shown: &[(&str, Value)]) -> Client {
+        let events: Vec<String> = shown
+            .iter()
+            .map(|(type_, object)| format!("{}\n", json!({"type": type_, "object": object})))
+            .collect();
+        let (events, list) = (
+            Mutex::new(Some(events.concat())),
+            json!({
+                "kind": "ConfigMapList", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": items,
+            }),
+        );
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let is_watch = request.uri().query().unwrap_or_default().contains("watch=true");
+            let body = if is_watch {
+                events.lock().unwrap().take()
+            } else {
+                Some(list.to_string())
+            };
+            async move {
+                let Some(body) = body else {
+                    return std::future::pending().await;
+                };
+                Ok::<_, std::convert::Infallible>(Response::new(Body::from(body.into_bytes())))
+            }
+        });
+        Client::new(service, "ns")
+    }
+
+    /// What is logged.
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn an_object_that_cannot_be_understood_is_left_out_and_the_others_are_there() {
+        let lines = Lines::default();
+        let log = lines.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_writer(move || log.clone())
+            .finish();
+        // The runtime of this test has this thread alone.
+        let _logged = tracing::subscriber::set_default(subscriber);
+        let client = showing(
+            &[map("a", 1), bad("bad-in-list", 1), map("b", 1)],
+            &[
+                ("ADDED", bad("bad-in-watch", 2)),
+                ("ADDED", map("c", 3)),
+                ("MODIFIED", bad("a", 4)),
+                ("DELETED", bad("a", 5)),
+                ("ADDED", map("d", 6)),
+            ],
+        );
+        let feed = feed::<ConfigMap>(|_| None);
+        let cache = Arc::clone(&feed.cache);
+        let (told, mut news) = tokio::sync::mpsc::unbounded_channel();
+        let watching = tokio::spawn(watch(
+            Api::all(client),
+            watcher::Config::default(),
+            feed,
+            |_| {},
+            move |map: &ConfigMap| told.send(map.name_any()).unwrap(),
+        ));
+        let all = async {
+            let mut concerned = vec![];
+            while concerned.last().is_none_or(|last| last != "d") {
+                concerned.push(news.recv().await.unwrap());
+            }
+            concerned
+        };
+        let mut concerned = timeout(Duration::from_secs(60), all).await.unwrap();
+        assert!(!watching.is_finished());
+        watching.abort();
+        // Those of the list in any order; `a` once more when it goes.
+        concerned[..2].sort_unstable();
+        assert_eq!(concerned, ["a", "b", "c", "a", "d"]);
+        let there =
+            ["a", "b", "c", "d", "bad-in-list", "bad-in-watch"].map(|name| cache.get("ns", name).is_some());
+        assert_eq!(there, [false, true, true, true, false, false]);
+        let logged = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        let said_of = |name: &str| {
+            let of = format!("{name:?}");
+            let about = logged
+                .lines()
+                .filter(|line| line.contains("is left out") && line.contains(&of));
+            about.count()
+        };
+        assert_eq!(
+            ["bad-in-list", "bad-in-watch", "a", "b"].map(said_of),
+            [1, 1, 1, 0],
+            "{logged}"
+        );
     }
 }

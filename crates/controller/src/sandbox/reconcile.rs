@@ -21,7 +21,7 @@ use kube::runtime::events::{EventType, Recorder};
 use kube::{Client, Resource};
 use thiserror::Error;
 use tokio::sync::Semaphore;
-use tracing::{debug, info};
+use tracing::{Instrument as _, debug, info};
 
 use super::next::can_wait;
 use super::reluctance::{How, Reluctance};
@@ -43,6 +43,7 @@ use crate::overcommit::{Ledger, Overcommit};
 use crate::patch::status_patch;
 use crate::pool::{Pools, Wish, sleeps_on};
 use crate::snapshot;
+use crate::trace;
 use crate::write::{Object, Which, Writer, is_already_there, is_not_found};
 use dormouse_api::names::name_hash;
 
@@ -187,6 +188,10 @@ pub async fn reconcile(sandbox: Arc<Sandbox>, context: Arc<SandboxContext>) -> R
         return Ok(Action::await_change());
     };
     let mut observed = context.observe(sandbox);
+    let pod = own_pod(&observed.pods, objects::uid(&observed.sandbox.metadata));
+    context
+        .transitions
+        .look(&key, &observed.sandbox, pod.map(|pod| &**pod), begun);
     context.look_for_stranger(&mut observed).await?;
     let mut what = "pod";
     for _ in 0..LOOKS {
@@ -205,7 +210,7 @@ pub async fn reconcile(sandbox: Arc<Sandbox>, context: Arc<SandboxContext>) -> R
             Performed::Deleted => return Ok(Action::await_change()),
             Performed::Done(failed) => {
                 let planned = planned.after(failed, &observed, &context.settings, now);
-                return context.conclude(&observed, planned, key, begun).await;
+                return context.conclude(&observed, planned, key).await;
             }
         }
     }
@@ -285,10 +290,7 @@ impl SandboxContext {
                     .get(namespace, &volumes::claim_name(template, &sandbox))
             })
             .collect();
-        let uid = objects::uid(meta);
-        let own = pods
-            .iter()
-            .find(|pod| objects::ownership(&pod.metadata, uid) == objects::Ownership::Own);
+        let own = own_pod(&pods, objects::uid(meta));
         let guest = own.map_or(Sight::Unknown, |pod| {
             self.agents
                 .sight(guest::node_of(pod), objects::uid(&pod.metadata))
@@ -432,7 +434,12 @@ impl SandboxContext {
             if matches!(step, Step::CreatePod(_)) && !failed.is_empty() {
                 continue;
             }
-            match self.perform_one(step, observed, &namespace).await {
+            let performed = self.perform_one(step, observed, &namespace);
+            let performed = performed.instrument(trace::step(step.what())).await;
+            if step.moves() && matches!(performed, Ok(Outcome::Done | Outcome::Ordered)) {
+                self.transitions.moved(&key(&observed.sandbox));
+            }
+            match performed {
                 Ok(Outcome::Done) => debug!(namespace, step = step.what(), "done"),
                 Ok(Outcome::Ordered) => ordered = true,
                 // What was ordered with it would not fit any more.
@@ -660,7 +667,6 @@ impl SandboxContext {
         observed: &Observed,
         planned: Next,
         key: (String, String),
-        begun: Instant,
     ) -> Result<Action, SandboxError> {
         let sandbox = &*observed.sandbox;
         let old = sandbox.status.clone().unwrap_or_default();
@@ -681,21 +687,29 @@ impl SandboxContext {
                 .await;
             }
         }
-        let ended = self.transitions.note(&key, sandbox, &planned.status, begun);
+        // As it is after the steps.
+        let pod = planned
+            .pod
+            .own()
+            .and_then(|pod| self.pods.get(&key.0, objects::name(&pod.metadata)));
+        let ended = self
+            .transitions
+            .note(&key, sandbox, &planned.status, pod.as_deref(), Instant::now());
         let waits = can_wait(sandbox, &planned, Timestamp::now());
         if waits.is_none()
             && let Some(patch) = status_patch(&old, &planned.status)
         {
-            match self
-                .writer
-                .patch_status(&self.sandboxes, &key.0, &key.1, &patch)
-                .await
-            {
+            let written = self.writer.patch_status(&self.sandboxes, &key.0, &key.1, &patch);
+            match written.instrument(trace::step("patch sandbox status")).await {
                 Ok(_) => {}
                 Err(error) if is_not_found(&error) => return Ok(Action::await_change()),
                 Err(error) => return Err(SandboxError::Status(error)),
             }
         }
+        // One that could not be written has not ended yet.
+        let ended = (ended && waits.is_none())
+            .then(|| self.transitions.end(&key, sandbox, Instant::now()))
+            .flatten();
         if let Some(ended) = ended {
             self.metrics.moved(&ended);
             self.tell_cost(sandbox, &ended);
@@ -798,6 +812,12 @@ fn news<'a>(old: &[Condition], new: &'a [Condition]) -> Vec<&'a Condition> {
         .filter(worth)
         .filter(|condition| !is_known(condition))
         .collect()
+}
+
+/// The sandbox's own among these pods.
+fn own_pod<'a>(pods: &'a [Arc<Pod>], uid: &str) -> Option<&'a Arc<Pod>> {
+    pods.iter()
+        .find(|pod| objects::ownership(&pod.metadata, uid) == objects::Ownership::Own)
 }
 
 /// Whether the API server answered, and said that it will not be.

@@ -105,6 +105,18 @@ fn bind(spec: &mut PodSpec, node: &str) {
     }
 }
 
+/// Whether a pod waits for leave to be filled.
+pub(super) fn is_gated(pod: &Pod) -> bool {
+    let gates = pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.scheduling_gates.as_deref());
+    gates
+        .unwrap_or_default()
+        .iter()
+        .any(|gate| gate.name == RESTORE_GATE)
+}
+
 /// What is to be done about a pod that waits for leave to be filled; `None` if it does not wait.
 pub(super) fn restore(
     observed: &Observed,
@@ -112,15 +124,7 @@ pub(super) fn restore(
     settings: &Settings,
     now: Timestamp,
 ) -> Option<Restore> {
-    let gates = pod
-        .spec
-        .as_ref()
-        .and_then(|spec| spec.scheduling_gates.as_deref());
-    let waits = gates
-        .unwrap_or_default()
-        .iter()
-        .any(|gate| gate.name == RESTORE_GATE);
-    if !waits {
+    if !is_gated(pod) {
         return stranded(observed, pod, now);
     }
     let wanted = objects::annotation(&pod.metadata, ANNOTATION_RESTORE_FROM);

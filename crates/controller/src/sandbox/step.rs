@@ -92,6 +92,16 @@ pub enum Step {
 }
 
 impl Step {
+    /// Whether it brings a suspend or a resume on.
+    #[must_use]
+    pub const fn moves(&self) -> bool {
+        match self {
+            Self::CreatePod(_) | Self::DeletePod { .. } => true,
+            Self::Order { order, .. } => order.moves_guest(),
+            _ => false,
+        }
+    }
+
     /// What it does, for messages.
     #[must_use]
     pub const fn what(&self) -> &'static str {

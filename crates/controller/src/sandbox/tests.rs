@@ -10,6 +10,7 @@ mod memory;
 mod probes;
 mod source;
 mod standby;
+mod transitions;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
