@@ -7,6 +7,7 @@ use http::{Method, Request, Response};
 use kube::Client;
 use kube::client::Body;
 use serde_json::{Value, json};
+use tokio::sync::Barrier;
 
 /// An API server with what tests need: versions, merge patches, names that are taken once or made, finalizers, garbage collection when it is asked for. All is in namespace `ns`,
 /// or in none.
@@ -29,6 +30,8 @@ pub(crate) struct State {
     pub(crate) vanishes: Option<(usize, String, String)>,
     /// Whether it has agent-sandbox's own definitions, and drops what these do not know.
     pub(crate) prunes: bool,
+    /// Where it meets somebody before it answers the next patch.
+    pub(crate) meets: Option<Arc<Barrier>>,
 }
 
 impl Server {
@@ -42,6 +45,7 @@ impl Server {
             most_sandboxes: usize::MAX,
             vanishes: None,
             prunes: false,
+            meets: None,
         })))
     }
 
@@ -106,6 +110,10 @@ impl Server {
             let server = server.clone();
             async move {
                 let (parts, body) = request.into_parts();
+                let meets = server.meets(&parts.method);
+                if let Some(meets) = meets {
+                    meets.wait().await;
+                }
                 let body = body.collect_bytes().await?;
                 let body: Value = serde_json::from_slice(&body).unwrap_or_default();
                 let (code, answer) = server.answer(&parts.method, parts.uri.path(), &body)?;
@@ -116,6 +124,11 @@ impl Server {
             }
         });
         Client::new(service, "ns")
+    }
+
+    fn meets(&self, method: &Method) -> Option<Arc<Barrier>> {
+        let mut state = self.0.lock().unwrap();
+        state.meets.take_if(|_| *method == Method::PATCH)
     }
 
     fn answer(
