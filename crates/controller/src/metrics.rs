@@ -7,6 +7,9 @@ mod pools;
 mod sandboxes;
 mod snapshots;
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 use std::time::Duration;
 
