@@ -14,12 +14,16 @@ use std::time::Duration;
 
 use dormouse_tls::Dialer;
 use k8s_openapi::api::core::v1::Pod;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::objects;
 
 pub use guest::{Guest, GuestMemory, GuestProbes, Woken};
 pub use order::{Order, OrderError, Ordered};
+
+/// How long it is remembered since when an agent is out of reach.
+const LOST: Duration = Duration::from_secs(600);
 
 /// The agents of all nodes.
 #[derive(Clone)]
@@ -29,6 +33,8 @@ struct Inner {
     /// Who we are; `None` until there is a certificate.
     dialer: RwLock<Option<Dialer>>,
     links: Mutex<HashMap<String, Link>>,
+    /// Since when agents are out of reach that could be reached before, by node.
+    lost: Mutex<HashMap<String, Instant>>,
     guests: RwLock<HashMap<String, Guest>>,
     /// Is told of each guest that has changed: its namespace and its pod's name.
     changed: Changed,
@@ -89,6 +95,7 @@ impl Agents {
         Self(Arc::new(Inner {
             dialer: RwLock::default(),
             links: Mutex::default(),
+            lost: Mutex::default(),
             guests: RwLock::default(),
             changed: Box::new(changed),
             turned: Box::new(turned),
@@ -116,6 +123,9 @@ impl Agents {
         }
         if let Some(old) = links.remove(node) {
             old.stop.cancel();
+            if old.client.is_some() {
+                self.lost(node);
+            }
         }
         let Some(address) = address else {
             return;
@@ -138,6 +148,13 @@ impl Agents {
         self.links()
             .get(node)
             .is_some_and(|link| link.synced && link.client.is_some())
+    }
+
+    /// Since when the agent of a node is out of reach without a break, if it could be reached before.
+    #[must_use]
+    pub fn lost_since(&self, node: &str) -> Option<Instant> {
+        let lost = self.0.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        lost.get(node).copied()
     }
 
     /// What is known of the guest of a pod on a node.
@@ -208,9 +225,16 @@ impl Agents {
             client: Some(client),
         };
         self.links().insert(node.to_owned(), link);
+        self.found(node);
         for guest in guests {
             self.note(guest, false);
         }
+    }
+
+    /// Breaks a link, for tests.
+    #[cfg(test)]
+    pub(crate) fn unlink(&self, node: &str) {
+        self.unlinked(node);
     }
 
     fn links(&self) -> MutexGuard<'_, HashMap<String, Link>> {
@@ -246,6 +270,7 @@ impl Agents {
         if let Some(link) = self.links().get_mut(node) {
             link.client = Some(client);
             link.synced = true;
+            self.found(node);
         }
         let gone: Vec<String> = {
             let guests = self.0.guests.read().unwrap_or_else(PoisonError::into_inner);
@@ -269,9 +294,23 @@ impl Agents {
             link.client.take().is_some()
         });
         if was {
+            self.lost(node);
             self.tell_all_of(node);
             (self.0.turned)(node);
         }
+    }
+
+    /// From now on an agent is out of reach. Of one that has been for long nobody asks any more since when.
+    fn lost(&self, node: &str) {
+        let mut lost = self.0.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        lost.retain(|_, since| since.elapsed() < LOST);
+        lost.entry(node.to_owned()).or_insert_with(Instant::now);
+    }
+
+    /// From now on an agent can be reached.
+    fn found(&self, node: &str) {
+        let mut lost = self.0.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        lost.remove(node);
     }
 
     fn tell_all_of(&self, node: &str) {

@@ -114,6 +114,11 @@ pub struct Args {
     #[arg(long, default_value_t = 0.0, value_name = "NUMBER")]
     pub sandbox_warm_pool_max_refill_rate: f64,
 
+    /// Most sandboxes of all pools together that start on a node at a time; those of claims do not count, and are never held
+    /// back. 0: no limit.
+    #[arg(long, default_value_t = 10, value_name = "NUMBER")]
+    pub sandbox_warm_pool_max_starts_per_node: usize,
+
     /// How long a pool's sandbox may take until it is ready before it is replaced.
     #[arg(long, default_value = "5m", value_name = "DURATION", value_parser = duration)]
     pub sandbox_warm_pool_readiness_grace_period: std::time::Duration,

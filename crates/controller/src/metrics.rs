@@ -8,6 +8,9 @@ mod queues;
 mod sandboxes;
 mod snapshots;
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 use std::time::Duration;
 

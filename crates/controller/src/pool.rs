@@ -21,6 +21,7 @@ mod size;
 mod sizing;
 mod sleepless;
 mod standbys;
+mod starts;
 mod state;
 mod step;
 mod wish;

@@ -11,6 +11,7 @@ use dormouse_core::Reason;
 use dormouse_rpc::{NodeClient, status, v1};
 use http::{Request, Response};
 use hyper_util::rt::TokioIo;
+use tokio::sync::Barrier;
 use tonic::body::Body;
 use tonic::server::{Grpc, NamedService, UnaryService};
 use tonic::transport::{Endpoint, Server};
@@ -37,6 +38,8 @@ pub(crate) struct Store {
     pub(crate) refuses: Option<Reason>,
     /// Whether it answers no order to wake.
     pub(crate) hangs: bool,
+    /// Where it meets somebody before it answers the next order to wake.
+    pub(crate) meets: Option<Arc<Barrier>>,
     /// Why it refuses environments.
     pub(crate) refuses_environments: Option<Reason>,
     /// Whether it answers no order to deliver one.
@@ -306,7 +309,13 @@ impl Service<Request<Body>> for Agent {
                     .await
                 }
                 "GrantRestore" => serve(request, move |asked| agent.grant(asked)).await,
-                "Wake" => serve(request, move |asked| agent.wake(asked)).await,
+                "Wake" => {
+                    let meets = agent.0.lock().unwrap().meets.take();
+                    if let Some(meets) = meets {
+                        meets.wait().await;
+                    }
+                    serve(request, move |asked| agent.wake(asked)).await
+                }
                 "CreateSnapshot" => serve(request, move |asked| agent.create(asked)).await,
                 "GetSnapshot" => {
                     serve(request, move |asked: v1::GetSnapshotRequest| {

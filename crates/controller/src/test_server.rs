@@ -7,6 +7,7 @@ use http::{Method, Request, Response};
 use kube::Client;
 use kube::client::Body;
 use serde_json::{Value, json};
+use tokio::sync::Barrier;
 
 /// An API server with what tests need: versions, merge patches, replacements, names that are taken once or made, finalizers, garbage collection when it is asked for. All is in namespace `ns`,
 /// or in none.
@@ -31,6 +32,8 @@ pub(crate) struct State {
     pub(crate) prunes: bool,
     /// Whether an object that is made again under its name is told from the one before, by its UID.
     pub(crate) tells_apart: bool,
+    /// Where it meets somebody before it answers the next patch.
+    pub(crate) meets: Option<Arc<Barrier>>,
 }
 
 impl Server {
@@ -45,6 +48,7 @@ impl Server {
             vanishes: None,
             prunes: false,
             tells_apart: false,
+            meets: None,
         })))
     }
 
@@ -122,6 +126,10 @@ impl Server {
             let server = server.clone();
             async move {
                 let (parts, body) = request.into_parts();
+                let meets = server.meets(&parts.method);
+                if let Some(meets) = meets {
+                    meets.wait().await;
+                }
                 let body = body.collect_bytes().await?;
                 let body: Value = serde_json::from_slice(&body).unwrap_or_default();
                 let (code, answer) = server.answer(&parts.method, parts.uri.path(), &body)?;
@@ -132,6 +140,11 @@ impl Server {
             }
         });
         Client::new(service, "ns")
+    }
+
+    fn meets(&self, method: &Method) -> Option<Arc<Barrier>> {
+        let mut state = self.0.lock().unwrap();
+        state.meets.take_if(|_| *method == Method::PATCH)
     }
 
     fn answer(

@@ -11,11 +11,14 @@ use crate::prepare::Preparation;
 /// The most snapshots that are listed; the object has to stay small.
 const MOST_SNAPSHOTS: usize = 500;
 
+/// So many bytes more or less are no news.
+const LITTLE: u64 = 64 << 20;
+
 /// The status of the node, from what its agent says of it. What changes all the time is not in it: each change is a write
 /// to the cluster's database.
 pub(super) fn status(
     node: &Node,
-    snapshots: &[v1::Snapshot],
+    snapshots: &v1::ListSnapshotsResponse,
     kernel: &str,
     preparation: &Preparation,
     now: Timestamp,
@@ -29,12 +32,35 @@ pub(super) fn status(
         releases: node.runscs.iter().map(release).collect(),
         memory_bytes: i64::try_from(node.memory_total_bytes).ok(),
         swap_bytes: i64::try_from(node.swap_total_bytes).ok(),
-        snapshots: snapshots.iter().take(MOST_SNAPSHOTS).map(snapshot).collect(),
+        swap_free_bytes: i64::try_from(node.swap_free_bytes).ok(),
+        // Nothing is said of a disk without a store.
+        snapshot_free_bytes: i64::try_from(snapshots.free_bytes).ok().filter(|free| *free > 0),
+        snapshots: snapshots
+            .snapshots
+            .iter()
+            .take(MOST_SNAPSHOTS)
+            .map(snapshot)
+            .collect(),
         rungs: node
             .pods
             .iter()
             .map(|(rung, count)| (rung.clone(), i32::try_from(*count).unwrap_or(i32::MAX)))
             .collect(),
+    }
+}
+
+/// Leaves what is free as it was written, as long as it is about the same. It is never twice the same.
+pub(super) fn keep_roughly(status: &mut SandboxNodeStatus, written: &SandboxNodeStatus) {
+    let kept = [
+        (&mut status.swap_free_bytes, written.swap_free_bytes),
+        (&mut status.snapshot_free_bytes, written.snapshot_free_bytes),
+    ];
+    for (now, before) in kept {
+        if let (Some(free), Some(said)) = (*now, before)
+            && free.abs_diff(said) <= (said.unsigned_abs() / 8).max(LITTLE)
+        {
+            *now = Some(said);
+        }
     }
 }
 
@@ -92,5 +118,54 @@ fn snapshot(snapshot: &v1::Snapshot) -> NodeSnapshot {
         namespace: snapshot.namespace.clone(),
         pod: snapshot.pod.clone(),
         size_bytes: i64::try_from(snapshot.disk_bytes).unwrap_or(i64::MAX),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_free_is_said_anew_when_it_is_an_eighth_more_or_less() {
+        const MIB: i64 = 1 << 20;
+        let of = |swap: i64, disk: Option<i64>| SandboxNodeStatus {
+            swap_free_bytes: Some(swap * MIB),
+            snapshot_free_bytes: disk.map(|disk| disk * MIB),
+            ..SandboxNodeStatus::default()
+        };
+        let kept = |now: &SandboxNodeStatus, before: &SandboxNodeStatus| {
+            let mut now = now.clone();
+            keep_roughly(&mut now, before);
+            now
+        };
+        let written = of(8000, Some(80_000));
+        let about = of(8999, Some(70_001));
+        assert_eq!(kept(&about, &written), written);
+        let otherwise = of(9001, Some(69_999));
+        assert_eq!(kept(&otherwise, &written), otherwise);
+        // Of a little, a little is no news.
+        assert_eq!(kept(&of(60, None), &of(0, None)), of(0, None));
+        assert_eq!(kept(&of(65, None), &of(0, None)), of(65, None));
+        // What was not known is.
+        assert_eq!(kept(&written, &of(8000, None)), written);
+    }
+
+    #[test]
+    fn the_node_says_what_is_free() {
+        let node = Node {
+            swap_total_bytes: 9,
+            swap_free_bytes: 5,
+            ..Node::default()
+        };
+        let of = |free_bytes| {
+            let listed = v1::ListSnapshotsResponse {
+                free_bytes,
+                ..v1::ListSnapshotsResponse::default()
+            };
+            let said = status(&node, &listed, "", &Preparation::default(), Timestamp::UNIX_EPOCH);
+            (said.swap_bytes, said.swap_free_bytes, said.snapshot_free_bytes)
+        };
+        assert_eq!(of(7), (Some(9), Some(5), Some(7)));
+        assert_eq!(of(0), (Some(9), Some(5), None));
     }
 }

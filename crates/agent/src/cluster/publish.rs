@@ -84,13 +84,14 @@ async fn publish(
     let snapshots = service
         .list_snapshots(Request::new(ListSnapshotsRequest::default()))
         .await
-        .map(|listed| listed.into_inner().snapshots)
+        .map(tonic::Response::into_inner)
         // Snapshots may be switched off; the node has none then.
         .unwrap_or_default();
     let seen = seen.into_inner().node.unwrap_or_default();
     let mut status = inventory::status(&seen, &snapshots, kernel, preparation, Timestamp::now());
     if let Some(written) = written {
         keep_times(&mut status, written);
+        inventory::keep_roughly(&mut status, written);
         if status == *written {
             return Ok(status);
         }

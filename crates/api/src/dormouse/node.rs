@@ -53,6 +53,12 @@ pub struct SandboxNodeStatus {
     /// Bytes of swap.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub swap_bytes: Option<i64>,
+    /// Bytes of swap that are free, as far as they matter: it is said anew when they are an eighth more or less.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub swap_free_bytes: Option<i64>,
+    /// Bytes that are free on the disk of the snapshots, said as `swapFreeBytes` are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot_free_bytes: Option<i64>,
     /// Snapshots on the node's disk.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub snapshots: Vec<NodeSnapshot>,

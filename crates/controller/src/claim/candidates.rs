@@ -132,6 +132,10 @@ impl Candidates {
 
     /// Reserves a standby of a pool, but for those that are passed over: a ready one if there is one, of these one that is soonest
     /// awake, of a node that does not run short of anything, of the node that has most of them left, and of these the oldest.
+    ///
+    /// Nothing is nearer to a claim than something else: a claim says of no place where it would like to be, and all that a
+    /// standby wakes from is on its own node, in memory, in swap or, where it is hibernated, in that node's store. So where a
+    /// standby is tells claims apart only by how its node fares.
     #[must_use]
     pub fn reserve(&self, namespace: &str, pool: &str, passed: &Passed) -> Choice {
         let mut inner = self.lock();

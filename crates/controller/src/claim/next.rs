@@ -62,10 +62,9 @@ pub struct Observed {
 pub struct Waking {
     /// UID of the sandbox.
     pub sandbox: String,
-    /// For how long the claim has waited for it.
-    pub waited: Duration,
-    /// Whether the agent of its node can be reached.
-    pub is_reached: bool,
+    /// For how long nobody can have been told to wake it: since the agent of its node could last be reached, or since the
+    /// wake was ordered, whichever is later; `None`: the agent can be reached.
+    pub out_of_reach: Option<Duration>,
 }
 
 /// What has become of a pool's standbys.
@@ -92,7 +91,8 @@ pub struct Settings {
     pub label_domains: Vec<String>,
     /// Whether the annotations that say when claims were seen and ready are written.
     pub observability: bool,
-    /// For how long a claim waits for a standby whose agent cannot be reached. An agent that is replaced is away for less.
+    /// For how long without a break the agent of a claim's standby has to be out of reach before the standby is given up. An
+    /// agent that is replaced is away for less, and how long a wake has taken before says nothing.
     pub patience: Duration,
 }
 
@@ -295,8 +295,12 @@ fn is_passed_over(observed: &Observed, sandbox: &Arc<Sandbox>, settings: &Settin
     else {
         return false;
     };
-    if waking.is_reached || waking.waited < settings.patience {
-        next.look_again_in(LOOK_AT_WAKE);
+    let left = match waking.out_of_reach {
+        None => LOOK_AT_WAKE,
+        Some(away) => settings.patience.saturating_sub(away),
+    };
+    if !left.is_zero() {
+        next.look_again_in(left.min(LOOK_AT_WAKE));
         return false;
     }
     next.gain = Some(Gain::PassOver {

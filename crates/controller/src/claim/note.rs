@@ -3,10 +3,11 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dormouse_api::extensions::SandboxClaim;
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 use super::deliver::Attempt;
 use crate::backoff;
@@ -96,11 +97,11 @@ impl Notes {
         self.with(claim, |note| note.waking = None);
     }
 
-    /// For how long the claim has waited for this sandbox to wake, if this controller gave it to it and it never was ready.
-    pub(super) fn waits_for(&self, claim: &SandboxClaim, sandbox: &str) -> Option<Duration> {
+    /// Since when the claim has waited for this sandbox to wake, if this controller gave it to it and it never was ready.
+    pub(super) fn waits_since(&self, claim: &SandboxClaim, sandbox: &str) -> Option<Instant> {
         self.with(claim, |note| {
             let (waking, since) = note.waking.as_ref()?;
-            (waking == sandbox).then(|| since.elapsed())
+            (waking == sandbox).then_some(*since)
         })
     }
 

@@ -279,8 +279,10 @@ impl ClaimContext {
         observed.waking = observed.own().and_then(|sandbox| {
             let uid = uid(sandbox);
             Some(Waking {
-                waited: self.notes.waits_for(&observed.claim, &uid)?,
-                is_reached: self.guests.is_reached(sandbox),
+                out_of_reach: {
+                    let since = self.notes.waits_since(&observed.claim, &uid)?;
+                    self.guests.out_of_reach(sandbox, since)
+                },
                 sandbox: uid,
             })
         });

@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dormouse_api::agents::Sandbox;
 use dormouse_core::Rung;
 use k8s_openapi::api::core::v1::Pod;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
@@ -124,9 +124,16 @@ impl Guests {
         }
     }
 
-    /// Whether the agent of its node can be reached.
-    pub(super) fn is_reached(&self, sandbox: &Sandbox) -> bool {
-        self.look(sandbox).1 != Sight::Unreachable
+    /// For how long the agent of its node has been out of reach without a break, from `since` on; `None`: it can be reached.
+    pub(super) fn out_of_reach(&self, sandbox: &Sandbox, since: Instant) -> Option<Duration> {
+        let (_, sight, node) = self.look(sandbox);
+        let node = node.filter(|_| sight == Sight::Unreachable)?;
+        // Of a link that was not lost, none was there from the beginning.
+        let since = self
+            .agents
+            .lost_since(&node)
+            .map_or(since, |lost| lost.max(since));
+        Some(since.elapsed())
     }
 
     /// UID of its pod.

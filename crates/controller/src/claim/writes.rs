@@ -77,10 +77,15 @@ impl Controller {
 
     /// One that knows this, and what the API server has.
     fn with(server: &Server, known: Known) -> Self {
+        Self::with_patience(server, known, Duration::ZERO)
+    }
+
+    /// The same that is so patient with agents.
+    fn with_patience(server: &Server, known: Known, patience: Duration) -> Self {
         let settings = Settings {
             label_domains: vec![],
             observability: true,
-            patience: std::time::Duration::ZERO,
+            patience,
         };
         let context = ClaimContext::new(
             server.client(),

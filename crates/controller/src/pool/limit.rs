@@ -77,6 +77,9 @@ pub(super) fn limit(
         // What cannot be made for another reason is no reason to keep others from growing.
         if observed.template.is_some() && !is_blocked {
             account.wants = missing.min(settings.batch.max(1));
+            if next.held > 0 {
+                account.wants = account.wants.min(next.make);
+            }
         }
         let room = others.map(|mut accounts| {
             let name = objects::name(&observed.pool.metadata);

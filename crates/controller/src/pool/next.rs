@@ -21,6 +21,7 @@ use serde_json::json;
 use super::quota::{Exceeded, Limits, of_resource_quota};
 use super::sizing::There;
 use super::standbys::by_rung;
+use super::starts::{self, Slots};
 use super::step::Why;
 use super::wish::wishes;
 use super::{
@@ -61,6 +62,10 @@ pub struct Observed {
     pub attempts: Attempts,
     /// Nodes that standbys can go to.
     pub nodes: Arc<[PoolNode]>,
+    /// How many nodes there are for standbys of which the scheduler alone decides; 0: they are not known.
+    pub servers: usize,
+    /// Nodes of the pods of those standbys of all pools that are starting, by UID of the standby.
+    pub scheduled: BTreeMap<String, String>,
     /// What the namespace's quotas allow to all of its pools.
     pub limits: Limits,
     /// Names of all pools of the namespace, where there are such limits.
@@ -88,6 +93,8 @@ pub struct Settings {
     pub pause: Pause,
     /// Most standbys that are made per second; 0: no limit.
     pub refill_rate: f64,
+    /// Most standbys of all pools that start on a node at a time; 0: no limit.
+    pub starts_per_node: usize,
     /// How long a standby may take until it is ready.
     pub grace: Duration,
     /// How often standbys that fit on no node are looked at.
@@ -109,6 +116,8 @@ pub struct Next {
     pub make: usize,
     /// Where each of them is to be, and what it is filled from.
     pub places: Vec<Place>,
+    /// How many more would be made if fewer were starting on the nodes.
+    pub held: usize,
     /// Like this one.
     pub standby: Option<Box<Sandbox>>,
     /// The status, before what is made is there.
@@ -222,8 +231,15 @@ pub fn next(
             if granted == 0 {
                 next.look_again_in(wait);
             } else if observed.pending.is_empty() {
-                let assigned = golden.choice.assign(granted);
-                refill.give_back(assigned.withheld, settings.refill_rate);
+                let starting = refill.starting.clone();
+                let slots = Slots::new(settings.starts_per_node, starting, observed.servers);
+                let assigned = golden.choice.assign(granted, slots);
+                let back = assigned.withheld.saturating_add(assigned.held);
+                refill.give_back(back, settings.refill_rate);
+                next.held = assigned.held;
+                if next.held > 0 {
+                    next.look_again_in(starts::AGAIN);
+                }
                 for node in &assigned.seeded {
                     next.attempts.wait_on(node, now);
                 }

@@ -1,7 +1,7 @@
 //! On which node each standby is best, and whether it is a clone there or boots.
 //!
 //! Standbys are spread over the nodes, so that the loss of one takes few of them. Where nodes have as many, the better one is
-//! taken: it has a golden snapshot, swap for standbys that doze, room on its disk for those that hibernate, fewer sandboxes.
+//! taken: it has a golden snapshot, free swap for standbys that doze, room on its disk for those that hibernate, fewer sandboxes.
 //! kube-scheduler has the last word on those that boot: the node is only preferred.
 
 use std::cmp::Reverse;
@@ -11,6 +11,7 @@ use dormouse_api::conditions::READY;
 use dormouse_api::dormouse::SandboxNode;
 use dormouse_core::Rung;
 
+use super::starts::Slots;
 use crate::nodes::{NodeSight, Pressure};
 use crate::objects::{self, is_true};
 
@@ -21,8 +22,10 @@ pub struct PoolNode {
     pub name: String,
     /// Whether guests can be saved and restored there.
     pub snapshots: bool,
-    /// Bytes of swap that sleepers can have.
+    /// Bytes of swap that sleepers can have: those that are free, or all of an agent that does not say.
     pub swap: u64,
+    /// Bytes that are free on the disk for snapshots; 0 if its agent does not say.
+    pub disk: u64,
     /// Bytes that snapshots take up on its disk, as far as they are listed.
     pub snapshot_bytes: u64,
     /// Managed pods there.
@@ -44,7 +47,8 @@ impl PoolNode {
             capability.is_some_and(|one| one.available)
         };
         let unsigned = |number: i64| u64::try_from(number).unwrap_or_default();
-        let swap = status.swap_bytes.map(unsigned).filter(|_| can("swap"));
+        let swap = status.swap_free_bytes.or(status.swap_bytes);
+        let swap = swap.map(unsigned).filter(|_| can("swap"));
         let sizes = status
             .snapshots
             .iter()
@@ -53,6 +57,7 @@ impl PoolNode {
             name: objects::name(&node.metadata).to_owned(),
             snapshots: can("snapshots"),
             swap: swap.unwrap_or_default(),
+            disk: status.snapshot_free_bytes.map(unsigned).unwrap_or_default(),
             snapshot_bytes: sizes.fold(0, u64::saturating_add),
             sandboxes: status
                 .rungs
@@ -92,6 +97,8 @@ pub(super) struct Assigned {
     pub(super) places: Vec<Place>,
     /// How many are made later, when the golden snapshot of their node is there.
     pub(super) withheld: usize,
+    /// How many are made later, when others that are starting are ready.
+    pub(super) held: usize,
     /// Nodes that get the standby that is to become the golden snapshot.
     pub(super) seeded: BTreeSet<String>,
 }
@@ -110,17 +117,22 @@ pub(super) struct Choice {
 }
 
 impl Choice {
-    /// Places for `count` standbys.
-    pub(super) fn assign(mut self, count: usize) -> Assigned {
+    /// Places for `count` standbys, as long as there are `slots` for them.
+    pub(super) fn assign(mut self, count: usize, mut slots: Slots) -> Assigned {
         let mut assigned = Assigned::default();
-        for _ in 0..count {
-            let nodes = self.nodes.iter().enumerate();
-            let best = nodes.min_by(|(_, one), (_, other)| self.rank(one).cmp(&self.rank(other)));
-            let best = best.map(|(at, _)| at);
-            let Some((node, stand)) = best.and_then(|at| self.nodes.get_mut(at)) else {
+        for done in 0..count {
+            if self.nodes.is_empty() && slots.take_anywhere() {
                 assigned.places.push(Place::default());
                 continue;
+            }
+            let best = self.best(&slots);
+            let Some((node, stand)) = best.and_then(|at| self.nodes.get_mut(at)) else {
+                assigned.held = count.saturating_sub(done);
+                break;
             };
+            if *stand != Stand::Waits {
+                slots.take(&node.name);
+            }
             let load = self.loads.entry(node.name.clone()).or_default();
             *load = load.saturating_add(1);
             let place = |golden| Place {
@@ -141,16 +153,49 @@ impl Choice {
         assigned
     }
 
+    /// The node that is best, or if no more may start there now, the best one of those that are hardly worse: none that would
+    /// come last, and none that would have so many more that standbys were not spread any more.
+    fn best(&self, slots: &Slots) -> Option<usize> {
+        let best_of = |among: &dyn Fn(&PoolNode, &Stand) -> bool| {
+            let nodes = self.nodes.iter().enumerate();
+            nodes
+                .filter(|(_, (node, stand))| among(node, stand))
+                .min_by(|(_, one), (_, other)| self.rank(one).cmp(&self.rank(other)))
+        };
+        let (at, (first, stand)) = best_of(&|_, _| true)?;
+        let is_free = |node: &PoolNode, stand: &Stand| *stand == Stand::Waits || slots.has(&node.name);
+        if is_free(first, stand) {
+            return Some(at);
+        }
+        let most = self.load(first).saturating_add(slots.most());
+        let other = best_of(&|node, stand| {
+            is_free(node, stand) && self.load(node) <= most && self.comes_last(node) == self.comes_last(first)
+        });
+        other.map(|(at, _)| at)
+    }
+
+    fn load(&self, node: &PoolNode) -> usize {
+        self.loads.get(&node.name).copied().unwrap_or_default()
+    }
+
+    fn comes_last(&self, node: &PoolNode) -> (bool, bool) {
+        (self.missed.contains(&node.name), node.pressure.any())
+    }
+
     /// The node with the least is best. One that its kubelet finds too full takes only what nobody else does.
     fn rank<'a>(&self, (node, stand): &'a (PoolNode, Stand)) -> impl Ord + use<'a> {
         let dozes = self.rung == Some(Rung::Dozing);
         let hibernates = self.rung == Some(Rung::Hibernated);
         (
-            (self.missed.contains(&node.name), node.pressure.any()),
-            self.loads.get(&node.name).copied().unwrap_or_default(),
+            self.comes_last(node),
+            self.load(node),
             !matches!(stand, Stand::Clones(_)),
             if dozes { Reverse(node.swap) } else { Reverse(0) },
-            if hibernates { node.snapshot_bytes } else { 0 },
+            if hibernates {
+                (Reverse(node.disk), node.snapshot_bytes)
+            } else {
+                (Reverse(0), 0)
+            },
             node.sandboxes,
             node.name.as_str(),
         )
@@ -160,6 +205,7 @@ impl Choice {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pool::starts::Counted;
     use dormouse_api::dormouse::{NodeCapability, SandboxNodeStatus};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
     use proptest::prelude::*;
@@ -192,7 +238,7 @@ mod tests {
 
     #[test]
     fn without_nodes_that_are_known_the_scheduler_chooses() {
-        let assigned = choice(vec![]).assign(2);
+        let assigned = choice(vec![]).assign(2, Slots::default());
         assert_eq!(assigned.places, [Place::default(), Place::default()]);
         assert_eq!(assigned.withheld, 0);
     }
@@ -205,13 +251,19 @@ mod tests {
             (node("c"), Stand::Boots),
         ]);
         all.loads.insert("c".to_owned(), 2);
-        assert_eq!(names(&all.clone().assign(5)), ["b", "a", "b", "a", "b"]);
+        assert_eq!(
+            names(&all.clone().assign(5, Slots::default())),
+            ["b", "a", "b", "a", "b"]
+        );
         // One that is too full, or could not be had, comes last.
         all.nodes[1].0.pressure.memory = true;
-        assert_eq!(names(&all.clone().assign(4)), ["a", "a", "a", "c"]);
+        assert_eq!(
+            names(&all.clone().assign(4, Slots::default())),
+            ["a", "a", "a", "c"]
+        );
         all.nodes[1].0.pressure.memory = false;
         all.missed.insert("b".to_owned());
-        assert_eq!(names(&all.assign(1)), ["a"]);
+        assert_eq!(names(&all.assign(1, Slots::default())), ["a"]);
     }
 
     #[test]
@@ -221,19 +273,23 @@ mod tests {
         all.nodes[0].0.swap = 1 << 30;
         all.nodes[1].0.swap = 1;
         all.nodes[0].0.sandboxes = 1;
-        let first = |rung| {
+        let first = |all: &Choice, rung| {
             let all = Choice { rung, ..all.clone() };
-            names(&all.assign(1))[0].to_owned()
+            names(&all.assign(1, Slots::default()))[0].to_owned()
         };
-        assert_eq!(first(Some(Rung::Dozing)), "a");
-        assert_eq!(first(Some(Rung::Hibernated)), "b");
-        assert_eq!(first(None), "b");
+        assert_eq!(first(&all, Some(Rung::Dozing)), "a");
+        assert_eq!(first(&all, Some(Rung::Hibernated)), "b");
+        assert_eq!(first(&all, None), "b");
+        // What is free on a disk counts, whatever else takes it up.
+        all.nodes[0].0.disk = 2;
+        all.nodes[1].0.disk = 1;
+        assert_eq!(first(&all, Some(Rung::Hibernated)), "a");
     }
 
     #[test]
     fn one_seed_for_a_node_and_the_others_wait_for_it() {
         let all = choice(vec![(node("a"), Stand::Seeds), (node("b"), clones())]);
-        let assigned = all.assign(6);
+        let assigned = all.assign(6, Slots::default());
         assert_eq!(names(&assigned), ["b", "a", "b", "b"]);
         assert_eq!(
             assigned
@@ -244,6 +300,37 @@ mod tests {
             1
         );
         assert_eq!((assigned.withheld, assigned.seeded.len()), (2, 1));
+    }
+
+    #[test]
+    fn where_no_more_may_start_the_next_best_is_taken_that_is_hardly_worse_or_none() {
+        let mut all = choice(vec![
+            (node("a"), Stand::Boots),
+            (node("b"), Stand::Boots),
+            (node("pressed"), Stand::Boots),
+            (node("missed"), Stand::Boots),
+        ]);
+        all.nodes[2].0.pressure.disk = true;
+        all.missed.insert("missed".to_owned());
+        all.loads.insert("b".to_owned(), 1);
+        // Another pool's are starting on the best one.
+        let slots = || {
+            let mut slots = Slots::new(3, Counted::default(), 4);
+            (0..3).for_each(|_| slots.take("a"));
+            slots
+        };
+        let assigned = all.clone().assign(9, slots());
+        assert_eq!((names(&assigned), assigned.held), (vec!["b", "b", "b"], 6));
+        // It would have so many more that the pool was not spread any more.
+        all.loads.insert("b".to_owned(), 2);
+        let assigned = all.clone().assign(9, slots());
+        assert_eq!((names(&assigned), assigned.held), (vec!["b", "b"], 7));
+        all.loads.insert("b".to_owned(), 4);
+        let assigned = all.clone().assign(9, slots());
+        assert_eq!((assigned.places.len(), assigned.held), (0, 9));
+        // Where nothing else is there, those that come last are taken as before.
+        all.nodes.drain(..2);
+        assert_eq!(names(&all.assign(1, slots())), ["pressed"]);
     }
 
     #[test]
@@ -273,6 +360,14 @@ mod tests {
         });
         let known = of(&said, NodeSight::default()).unwrap();
         assert_eq!((known.swap, known.snapshots, known.sandboxes), (0, true, 5));
+        // An agent of an earlier version knows only how much there is.
+        let status = said.status.as_mut().unwrap();
+        status.capabilities[0].available = true;
+        assert_eq!(of(&said, NodeSight::default()).unwrap().swap, 7);
+        let status = said.status.as_mut().unwrap();
+        (status.swap_free_bytes, status.snapshot_free_bytes) = (Some(3), Some(9));
+        let known = of(&said, NodeSight::default()).unwrap();
+        assert_eq!((known.swap, known.disk), (3, 9));
         let draining = NodeSight {
             draining: true,
             ..NodeSight::default()
@@ -300,7 +395,7 @@ mod tests {
                 .collect();
             let seeds = nodes.iter().filter(|(_, stand)| *stand == Stand::Seeds).count();
             let share = count.div_ceil(nodes.len());
-            let assigned = choice(nodes).assign(count);
+            let assigned = choice(nodes).assign(count, Slots::default());
             prop_assert_eq!(assigned.places.len() + assigned.withheld, count);
             prop_assert!(assigned.seeded.len() <= seeds);
             for (at, stand) in stands.iter().enumerate() {

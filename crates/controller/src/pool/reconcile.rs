@@ -3,6 +3,7 @@
 mod golden;
 mod tell;
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -51,12 +52,21 @@ pub struct PoolContext {
     settings: Settings,
     known: Known,
     /// Nodes that standbys can go to, and when that was found out.
-    nodes: Mutex<Option<(Instant, Arc<[PoolNode]>)>>,
+    nodes: Mutex<Option<(Instant, Servers)>>,
     begun: Instant,
     /// Whether the API server drops what agent-sandbox's own CustomResourceDefinitions do not know of a status.
     prunes: AtomicBool,
     /// Whether it drops `standbys` alone, as those of an earlier Dormouse do: helm leaves definitions as they are.
     prunes_standbys: AtomicBool,
+}
+
+/// Nodes that standbys can go to.
+#[derive(Debug, Clone)]
+struct Servers {
+    /// Those with an agent.
+    of_agents: Arc<[PoolNode]>,
+    /// How many there are with and without.
+    all: usize,
 }
 
 /// Caches and notes that pools are reconciled with.
@@ -215,6 +225,7 @@ impl PoolContext {
         } else {
             (vec![], 0)
         };
+        let nodes = self.nodes();
         Observed {
             pending: self.known.state.pending(key, now),
             wishes: self.known.state.wishes(key),
@@ -225,7 +236,9 @@ impl PoolContext {
                 .as_deref()
                 .and_then(|name| self.known.snapshots.get(&key.0, name)),
             attempts: self.known.state.attempts(key),
-            nodes: self.nodes(),
+            nodes: nodes.of_agents,
+            servers: nodes.all,
+            scheduled: self.scheduled(),
             members,
             unschedulable,
             sleepless,
@@ -235,6 +248,20 @@ impl PoolContext {
             bytes,
             pool,
         }
+    }
+
+    /// Where the pods are of those standbys of all pools that are starting.
+    fn scheduled(&self) -> BTreeMap<String, String> {
+        if self.settings.starts_per_node == 0 {
+            return BTreeMap::new();
+        }
+        let starting = self.known.state.starting().into_iter();
+        starting
+            .filter_map(|(uid, namespace, pod)| {
+                let pod = self.known.pods.get(&namespace, &pod)?;
+                Some((uid, pod.spec.as_ref()?.node_name.clone()?))
+            })
+            .collect()
     }
 
     /// Names of all pools of a namespace.

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
+use super::starts::Counted;
+
 /// When nothing is made because standbys have just gone.
 #[derive(Debug, Clone, Copy)]
 pub struct Pause {
@@ -38,6 +40,8 @@ pub struct Refill {
     held_until: Option<Timestamp>,
     tokens: f64,
     at: Option<Timestamp>,
+    /// Standbys of all pools that are starting, as of this look.
+    pub(super) starting: Counted,
 }
 
 impl Refill {

@@ -14,6 +14,7 @@ use super::halt::{Said, Turn};
 use super::limit::{Refusal, limit};
 use super::quota::{Account, Exceeded, Usage};
 use super::standbys::Behind;
+use super::starts::{Starting, Starts};
 use super::wish::{Wished, Wishes};
 use super::{Attempts, Next, Observed, Refill, Settings, Sizing, next};
 use crate::backoff;
@@ -30,6 +31,7 @@ pub struct Pools(Mutex<Inner>);
 struct Inner {
     expected: Expected,
     wishes: Wishes,
+    starts: Starts,
     pools: HashMap<Key, State>,
     /// Names of the golden snapshots that pools own, by UID of the pool.
     goldens: HashMap<String, BTreeSet<String>>,
@@ -71,12 +73,29 @@ impl Pools {
         self.lock().expected.saw(uid, there);
     }
 
+    /// The same of how it is. Returns the pools, by namespace and name, that may have more standbys started for it.
+    #[must_use]
+    pub fn saw_start(
+        &self,
+        uid: &str,
+        sandbox: Option<&Sandbox>,
+        now: Timestamp,
+    ) -> BTreeSet<(String, String)> {
+        self.lock().starts.saw(uid, sandbox, now)
+    }
+
+    /// Standbys of all pools that are starting.
+    pub(super) fn starting(&self) -> Vec<Starting> {
+        self.lock().starts.all()
+    }
+
     /// A pool is gone.
     pub fn forget(&self, namespace: &str, name: &str) {
         let key = (namespace.to_owned(), name.to_owned());
         let mut inner = self.lock();
         inner.expected.forget(&key);
         inner.wishes.forget(&key);
+        inner.starts.forget(&key);
         inner.pools.remove(&key);
     }
 
@@ -203,8 +222,10 @@ impl Pools {
         let accounts = inner.accounts(namespace, &others);
         let waiting = accounts.iter().flatten().filter(|(_, account)| account.waits);
         let waiting: Vec<String> = waiting.map(|(name, _)| (*name).to_owned()).collect();
+        let starting = inner.starts.count(key, &observed.scheduled, now);
         let state = inner.pools.entry(key.clone()).or_default();
         let refill = &mut state.refill;
+        refill.starting = starting;
         let mut next = next(observed, settings, refill, &mut state.sizing, now);
         state.wanted = Some(next.wanted);
         let refusal = &mut state.refusal;
@@ -217,12 +238,15 @@ impl Pools {
                 next.wake = waiting;
             }
         }
+        let nodes = next.places.iter().map(|place| place.node.clone());
+        inner.starts.plan(key, nodes.collect(), next.held > 0);
         next
     }
 
-    /// So many were not made after all; which other pools wait for the room that they would have taken.
+    /// What was decided to be made is made, but for so many; which other pools wait for the room that these would have taken.
     pub(super) fn not_made(&self, key: &Key, count: usize) -> Vec<String> {
         let mut inner = self.lock();
+        inner.starts.carried_out(key);
         let account = inner.pools.get_mut(key).and_then(|state| state.account.as_mut());
         let Some(account) = account.filter(|_| count > 0) else {
             return Vec::new();
@@ -286,6 +310,7 @@ impl Pools {
         for standby in standbys.iter().filter(|standby| is_unseen(standby)) {
             let uid = objects::uid(&standby.metadata).to_owned();
             inner.expected.made(key.clone(), uid, now);
+            inner.starts.made(standby, now);
         }
     }
 

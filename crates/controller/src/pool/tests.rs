@@ -5,6 +5,7 @@ mod golden;
 mod known;
 mod quota;
 mod sizing;
+mod starts;
 mod wish;
 
 use std::collections::BTreeMap;
@@ -88,6 +89,7 @@ pub(super) fn settings() -> Settings {
             rest: Duration::ZERO,
         },
         refill_rate: 0.0,
+        starts_per_node: 0,
         grace: Duration::from_secs(300),
         recheck: Duration::from_secs(60),
         may_be_evicted: true,
@@ -132,6 +134,8 @@ fn with(pool: SandboxWarmPool, members: Vec<Sandbox>) -> Observed {
         named: None,
         attempts: Attempts::default(),
         nodes: Arc::new([]),
+        servers: 0,
+        scheduled: BTreeMap::new(),
         limits: Limits::default(),
         neighbours: vec![],
         bytes: 0,

@@ -86,6 +86,7 @@ pub(super) fn begin(
                 rest: pool::Pause::REST,
             },
             refill_rate: args.sandbox_warm_pool_max_refill_rate,
+            starts_per_node: args.sandbox_warm_pool_max_starts_per_node,
             grace: args.sandbox_warm_pool_readiness_grace_period,
             recheck: args.sandbox_warm_pool_unschedulable_recheck_interval,
             may_be_evicted: args.enable_warm_pool_eviction,

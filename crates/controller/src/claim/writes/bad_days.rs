@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use dormouse_core::{ResumePolicy, Rung};
 use k8s_openapi::api::core::v1::{NodeCondition, NodeSpec, NodeStatus};
+use tokio::time::{Instant, advance};
 
 use super::sleepers::{guest, sleepers};
 use super::*;
@@ -214,6 +215,52 @@ async fn one_whose_agent_goes_during_its_wake_is_passed_over_for_another_one() {
         assert_eq!(server.log()[..2], ["delete sandboxes a", writes]);
         assert_eq!(is_ready(&server.claim()), others);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_link_that_breaks_for_a_moment_costs_no_claim_its_standby_however_long_its_wake_takes() {
+    let server = Server::new(&sleepers(&["a"]));
+    let agent = Agent::default();
+    agent.0.lock().unwrap().hangs = true;
+    let known = Controller::with_guests(&server, Some(&agent), &["a"]).await.known;
+    let controller = Controller::with_patience(&server, known, Settings::PATIENCE);
+    let agents = &controller.known.agents;
+    let until = async |moment: Instant| advance(moment.saturating_duration_since(Instant::now())).await;
+    let keeps = async || {
+        controller.hear(&server);
+        controller.look().await.unwrap();
+        own(&server) == ["a"]
+    };
+    assert!(keeps().await);
+    // Its wake takes much longer than an agent may be away.
+    until(Instant::now() + Duration::from_secs(60)).await;
+    assert!(keeps().await);
+    for _ in 0..3 {
+        let lost = Instant::now();
+        agents.unlink("node-1");
+        assert!(keeps().await, "at once");
+        until(lost + Duration::from_millis(4500)).await;
+        assert!(keeps().await, "before the bound");
+        // Each break counts by itself.
+        agents.link("node-1", agent.client().await, &[guest("a", Rung::Frozen)]);
+        until(lost + Duration::from_secs(20)).await;
+        assert!(keeps().await, "reached again");
+    }
+    let lost = Instant::now();
+    agents.unlink("node-1");
+    // That its pod goes, too, does not begin it anew.
+    until(lost + Duration::from_secs(3)).await;
+    agents.locate("node-1", None);
+    until(lost + Duration::from_millis(4500)).await;
+    controller.hear(&server);
+    let action = reconcile(Arc::new(claim()), Arc::clone(&controller.context)).await;
+    assert_eq!(own(&server), ["a"]);
+    // It is looked at when the bound is over, and not a second later.
+    let rest = kube::runtime::controller::Action::requeue(Duration::from_millis(500));
+    assert_eq!(action.unwrap(), rest);
+    until(lost + Settings::PATIENCE).await;
+    assert!(!keeps().await);
+    assert_eq!(own(&server), ["claim"]);
 }
 
 #[tokio::test]

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use dormouse_core::{Policy, Reason, Rung};
-use tokio::time::Instant;
+use tokio::sync::Barrier;
+use tokio::time::{Instant, timeout};
 
 use super::bad_days::pod;
 use super::*;
@@ -69,6 +70,27 @@ async fn the_agent_is_given_one_order_and_the_api_server_two_writes() {
     controller.hear(&server);
     controller.look().await.unwrap();
     assert_eq!((server.log(), agent.log()), (vec![], vec![]));
+}
+
+/// Neither the API server nor the agent answers before the other one has been asked.
+#[tokio::test(start_paused = true)]
+async fn the_order_to_wake_and_the_first_write_are_under_way_at_the_same_time() {
+    let server = Server::new(&sleepers(&["a"]));
+    let agent = Agent::default();
+    let controller = Controller::with_guests(&server, Some(&agent), &["a"]).await;
+    let meeting = Arc::new(Barrier::new(2));
+    server.0.lock().unwrap().meets = Some(Arc::clone(&meeting));
+    agent.0.lock().unwrap().meets = Some(meeting);
+    // This clock stands still as long as anybody can get on, and runs to the next deadline when nobody can.
+    let begun = Instant::now();
+    let looked = timeout(Duration::from_secs(60), controller.look()).await;
+    assert!(matches!(looked, Ok(Ok(()))), "one waits for the other");
+    assert!(begun.elapsed() < Duration::from_secs(1), "the wake was given up");
+    assert_eq!(
+        (server.log(), agent.log()),
+        (HANDED_OVER.map(str::to_owned).to_vec(), vec!["wake".to_owned()])
+    );
+    assert!(is_ready(&server.claim()) && told(&server.claim()).as_deref() == Some("a"));
 }
 
 #[tokio::test]

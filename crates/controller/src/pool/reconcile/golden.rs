@@ -10,7 +10,7 @@ use tracing::info;
 
 use super::super::PoolNode;
 use super::super::state::Key;
-use super::{Known, PoolContext};
+use super::{Known, PoolContext, Servers};
 use crate::objects::{self, Ownership, controller_of};
 use crate::write::is_already_there;
 
@@ -32,13 +32,20 @@ impl PoolContext {
             .collect()
     }
 
-    pub(super) fn nodes(&self) -> Arc<[PoolNode]> {
+    pub(super) fn nodes(&self) -> Servers {
         let mut known = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
         match &*known {
-            Some((then, nodes)) if then.elapsed() < NODES_ARE_KNOWN => Arc::clone(nodes),
+            Some((then, nodes)) if then.elapsed() < NODES_ARE_KNOWN => nodes.clone(),
             _ => {
-                let nodes = self.look_at_nodes();
-                *known = Some((Instant::now(), Arc::clone(&nodes)));
+                let sound = self
+                    .known
+                    .nodes
+                    .those(|sight| !sight.is_lost() && !sight.draining);
+                let nodes = Servers {
+                    of_agents: self.look_at_nodes(),
+                    all: sound.len(),
+                };
+                *known = Some((Instant::now(), nodes.clone()));
                 nodes
             }
         }

@@ -398,6 +398,45 @@ fn a_golden_that_its_node_does_not_take_is_made_anew_and_all_boot_meanwhile() {
 }
 
 #[test]
+fn a_node_that_refuses_its_golden_has_its_standbys_boot_and_the_others_go_on_cloning() {
+    let golden = |node: &str, made| ready(golden_of(node, made), node);
+    let (of_a, of_b) = (golden("a", later(now(), -100)), golden("b", later(now(), -100)));
+    let names = (name_of(&of_a), name_of(&of_b));
+    let cloned = said(
+        on(standby("t", true, 60), "b"),
+        annotations::GOLDEN,
+        names.1.as_str(),
+    );
+    let members = vec![given_up("s", &names.0, "a", 10), cloned];
+    let mut observed = look(golden_pool(6), members, &["a", "b"]);
+    observed.goldens = vec![Arc::new(of_a), Arc::new(of_b.clone())];
+    let place = |node: &str, golden: Option<&String>| Place {
+        node: Some(node.to_owned()),
+        golden: golden.cloned(),
+    };
+    let clones = || place("b", Some(&names.1));
+    let next = decide(&observed);
+    // Both nodes have as many of them as before.
+    assert_eq!(
+        next.places,
+        [clones(), place("a", None), clones(), place("a", None)]
+    );
+    assert_eq!(dropped(&next), [names.0.as_str()]);
+    // One that has booted there is the next golden snapshot of the node, which is not tried before the time.
+    observed.attempts = next.attempts;
+    observed.goldens = vec![Arc::new(golden("a", now())), Arc::new(of_b)];
+    let next = decide(&observed);
+    assert_eq!(
+        next.places,
+        [clones(), place("a", None), clones(), place("a", None)]
+    );
+    assert_eq!((ordered(&next).len(), dropped(&next)), (0, vec![]));
+    let next = at(&observed, later(now(), 590));
+    let again = place("a", Some(&names.0));
+    assert_eq!(next.places, [again.clone(), clones(), again, clones()]);
+}
+
+#[test]
 fn a_golden_is_kept_though_a_clone_found_no_room_on_its_node() {
     let golden = ready(golden_of("a", later(now(), -100)), "a");
     let mut without_room = given_up("s", &name_of(&golden), "a", 10);

@@ -14,7 +14,7 @@ use crate::agents::Agents;
 use crate::cache::Cache;
 use crate::nodes::Nodes;
 use crate::objects::controller_of;
-use crate::pool::{FIELD_MANAGER, Known, PoolContext, Pools};
+use crate::pool::{FIELD_MANAGER, Known, PoolContext, Pools, Settings};
 use crate::queue::Queue;
 use crate::test_server::Server;
 
@@ -43,8 +43,13 @@ pub(super) fn nothing() -> Known {
 
 /// One who knows so much, at an API server.
 pub(super) fn context(server: &Server, known: &Known) -> Arc<PoolContext> {
+    context_with(server, known, settings())
+}
+
+/// The same with these settings.
+pub(super) fn context_with(server: &Server, known: &Known, settings: Settings) -> Arc<PoolContext> {
     let reporter = Reporter::from(FIELD_MANAGER.to_owned());
     let recorder = Recorder::new(server.client(), reporter);
-    let context = PoolContext::new(server.client(), recorder, settings(), known.clone());
+    let context = PoolContext::new(server.client(), recorder, settings, known.clone());
     Arc::new(context)
 }

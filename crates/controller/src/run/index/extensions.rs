@@ -7,6 +7,7 @@ use dormouse_api::conditions::{READY, claim as reasons};
 use dormouse_api::dormouse::{SandboxSnapshot, StandbyQuota};
 use dormouse_api::extensions::{SandboxClaim, SandboxTemplate, SandboxWarmPool};
 use dormouse_api::names::{labels, name_hash};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::watcher;
 use kube::{Api, Client};
@@ -185,6 +186,11 @@ impl Extensions {
         let there = self.sandboxes.get(namespace, name);
         let same = there.as_ref().is_some_and(|there| there.metadata.uid == meta.uid);
         self.state.saw_sandbox(objects::uid(meta), same);
+        let as_is = there.as_deref().filter(|_| same);
+        let waiting = self.state.saw_start(objects::uid(meta), as_is, Timestamp::now());
+        for (namespace, pool) in &waiting {
+            self.pool_queue.push(namespace, pool);
+        }
         if let Some(pool) = self.candidates.saw(namespace, name, there.as_deref()) {
             self.pool_queue.push(namespace, &pool);
         }

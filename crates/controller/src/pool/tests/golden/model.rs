@@ -54,6 +54,12 @@ proptest! {
         let mut count = 0;
         for second in 0..75 {
             let now = later(now(), second);
+            let golden_before: BTreeSet<String> = observed
+                .goldens
+                .iter()
+                .filter(|golden| crate::snapshot::is_ready(golden))
+                .map(|golden| name_of(golden))
+                .collect();
             let next = at(&observed, now);
             observed.attempts = next.attempts.clone();
             for step in &next.steps {
@@ -126,6 +132,19 @@ proptest! {
                 }
             }
             prop_assert!(observed.members.len() <= usize::try_from(wanted).unwrap());
+            // What one node refuses is no reason for the others to boot.
+            let is_sound = |node: &str| {
+                let fate = fate_of(node);
+                !fate.refuses_clones && !fate.is_full && !fates[0].is_full
+            };
+            for place in &next.places {
+                let node = place.node.as_deref().unwrap();
+                let of_node = observed.goldens.iter().find(|golden| {
+                    golden.status.as_ref().and_then(|status| status.node_name.as_deref()) == Some(node)
+                });
+                let has_golden = of_node.is_some_and(|golden| golden_before.contains(&name_of(golden)));
+                prop_assert!(!has_golden || !is_sound(node) || place.golden.is_some(), "{place:?}");
+            }
             let given_up: BTreeSet<&str> = names
                 .iter()
                 .map(String::as_str)
