@@ -292,34 +292,3 @@ impl Metrics {
         Ok(text)
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::sandbox::{Direction, Phase};
-    use dormouse_api::agents::SuspensionType;
-
-    #[test]
-    fn a_transition_counts_as_a_whole_and_by_phase() {
-        let metrics = Metrics::default();
-        let ms = Duration::from_millis;
-        metrics.moved(&Transition {
-            direction: Direction::Resume,
-            strategy: SuspensionType::Freeze,
-            took: ms(250),
-            phases: vec![(Phase::Guest, ms(125)), (Phase::Status, ms(125))],
-        });
-        let text = metrics.text().unwrap();
-        let labels = r#"direction="resume",strategy="Freeze""#;
-        for line in [
-            format!("dormouse_sandbox_transition_seconds_sum{{{labels}}} 0.25"),
-            format!("dormouse_sandbox_transition_phase_seconds_sum{{{labels},phase=\"guest\"}} 0.125"),
-            format!("dormouse_sandbox_transition_phase_seconds_sum{{{labels},phase=\"status\"}} 0.125"),
-        ] {
-            assert!(
-                text.lines().any(|other| other == line),
-                "{line} is not in\n{text}"
-            );
-        }
-    }
-}

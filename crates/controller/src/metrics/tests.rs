@@ -1,8 +1,9 @@
 //! What is scraped, as it is scraped.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use dormouse_api::agents::Sandbox;
+use dormouse_api::agents::{Sandbox, SuspensionType};
 use dormouse_api::dormouse::{NodeSnapshot, SandboxNode, SandboxNodeStatus};
 use dormouse_rpc::v1;
 use k8s_openapi::api::core::v1::{Container, Pod};
@@ -14,6 +15,7 @@ use super::{CostSources, Metrics};
 use crate::agents::{Agents, Guest};
 use crate::cache::Cache;
 use crate::claim::tests::{asleep, pool, standby};
+use crate::sandbox::{Direction, Phase, Transition};
 use crate::test_agent::Agent;
 
 const MIB: u64 = 1 << 20;
@@ -130,5 +132,29 @@ async fn the_standbys_of_a_pool_stand_there_by_rung_with_what_they_cost() {
     assert_eq!(of("dormouse_pool_standby_bytes"), costs);
     for name in ["dormouse_pool_standbys", "dormouse_pool_standby_bytes"] {
         assert!(text.contains(&format!("# TYPE {name} gauge\n")), "{text}");
+    }
+}
+
+#[test]
+fn a_transition_counts_as_a_whole_and_by_phase() {
+    let metrics = Metrics::default();
+    let ms = Duration::from_millis;
+    metrics.moved(&Transition {
+        direction: Direction::Resume,
+        strategy: SuspensionType::Freeze,
+        took: ms(250),
+        phases: vec![(Phase::Guest, ms(125)), (Phase::Status, ms(125))],
+    });
+    let text = metrics.text().unwrap();
+    let labels = r#"direction="resume",strategy="Freeze""#;
+    for line in [
+        format!("dormouse_sandbox_transition_seconds_sum{{{labels}}} 0.25"),
+        format!("dormouse_sandbox_transition_phase_seconds_sum{{{labels},phase=\"guest\"}} 0.125"),
+        format!("dormouse_sandbox_transition_phase_seconds_sum{{{labels},phase=\"status\"}} 0.125"),
+    ] {
+        assert!(
+            text.lines().any(|other| other == line),
+            "{line} is not in\n{text}"
+        );
     }
 }
