@@ -221,7 +221,7 @@ async fn the_plugin_lists_what_is_meant_and_looks_after_snapshots() {
     let all = named(&value(&cluster, &["ps", "-A"]).await);
     assert!(all.contains(&chosen) && all.contains(&left), "{all:?}");
     let one = value(&cluster, &["ps", "-n", space]).await;
-    assert_eq!(named(&one), [chosen.clone()]);
+    assert_eq!(named(&one), std::slice::from_ref(&chosen));
     assert_eq!(one[0]["rung"], "Hibernated");
     let snapshot = one[0]["snapshot"].as_str().unwrap().to_owned();
     for (selector, wanted) in [

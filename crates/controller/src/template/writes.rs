@@ -26,7 +26,7 @@ struct Controller {
 
 impl Controller {
     /// With this template, at an API server that has it.
-    fn of(template: SandboxTemplate) -> Self {
+    fn of(template: &SandboxTemplate) -> Self {
         let server = Server::empty();
         let context = TemplateContext {
             client: server.client(),
@@ -41,8 +41,8 @@ impl Controller {
     }
 
     /// Somebody writes the template, and the watch shows it.
-    fn change(&self, template: SandboxTemplate) {
-        self.server.put(TEMPLATES, &template);
+    fn change(&self, template: &SandboxTemplate) {
+        self.server.put(TEMPLATES, template);
         let mut templates: Vec<SandboxTemplate> = self.server.all(TEMPLATES);
         self.context.templates.wrote(templates.remove(0));
     }
@@ -73,13 +73,13 @@ impl Controller {
         let mut templates: Vec<SandboxTemplate> = self.server.all(TEMPLATES);
         let mut template = templates.remove(0);
         template.spec.network_policy_management = management;
-        self.change(template);
+        self.change(&template);
     }
 }
 
 #[tokio::test]
 async fn a_template_gets_its_label_and_its_policy_and_then_nothing() {
-    let controller = Controller::of(template());
+    let controller = Controller::of(&template());
     let first = controller.writes().await;
     assert_eq!(
         first,
@@ -100,7 +100,7 @@ async fn a_template_gets_its_label_and_its_policy_and_then_nothing() {
 
 #[tokio::test]
 async fn what_somebody_has_changed_of_the_rules_is_put_right_and_what_is_beside_them_stays() {
-    let controller = Controller::of(template());
+    let controller = Controller::of(&template());
     controller.writes().await;
     let mut policy = controller.policy().unwrap();
     policy.spec.as_mut().unwrap().egress = Some(vec![NetworkPolicyEgressRule::default()]);
@@ -124,7 +124,7 @@ async fn what_somebody_has_changed_of_the_rules_is_put_right_and_what_is_beside_
 
 #[tokio::test]
 async fn unmanaged_the_policy_goes_and_managed_again_it_comes_back() {
-    let controller = Controller::of(template());
+    let controller = Controller::of(&template());
     controller.writes().await;
     controller.manage(NetworkPolicyManagement::Unmanaged);
     assert_eq!(
@@ -140,7 +140,7 @@ async fn unmanaged_the_policy_goes_and_managed_again_it_comes_back() {
 
 #[tokio::test]
 async fn a_policy_of_somebody_elses_is_left_as_it_is_and_looked_at_again() {
-    let controller = Controller::of(template());
+    let controller = Controller::of(&template());
     let mut foreign = made(&template());
     foreign.metadata.owner_references = None;
     foreign.spec = None;
@@ -163,7 +163,7 @@ async fn a_policy_of_somebody_elses_is_left_as_it_is_and_looked_at_again() {
 
 #[tokio::test]
 async fn nothing_is_made_for_a_template_that_goes_and_its_policy_goes_with_it() {
-    let controller = Controller::of(template());
+    let controller = Controller::of(&template());
     controller.writes().await;
     controller.server.remove(TEMPLATES, "template");
     controller.server.collect_garbage();
@@ -172,7 +172,7 @@ async fn nothing_is_made_for_a_template_that_goes_and_its_policy_goes_with_it() 
     let mut going = template();
     going.metadata.deletion_timestamp = Some(Time(jiff::Timestamp::UNIX_EPOCH));
     going.metadata.finalizers = Some(vec!["somebody.example/holds-it".to_owned()]);
-    let controller = Controller::of(going);
+    let controller = Controller::of(&going);
     assert_eq!(controller.writes().await, [""; 0]);
     // One that nobody knows any more.
     controller

@@ -15,8 +15,8 @@ const CRATES: [&str; 2] = ["crates/agent/src", "crates/controller/src"];
 /// Where they are explained.
 const PAGE: &str = "docs/operations/metrics.md";
 
-/// How the name of a metric of ours, or of agent-sandbox's, begins.
-const OURS: [&str; 2] = ["dormouse_", "agent_sandbox"];
+/// How the name of a metric of ours begins, or of one that we serve as agent-sandbox and controller-runtime do.
+const OURS: [&str; 4] = ["dormouse_", "agent_sandbox", "workqueue_", "controller_runtime_"];
 
 /// How that of a metric begins which others serve.
 const THEIRS: &str = "kube_";
@@ -257,7 +257,7 @@ fn word(text: &str) -> &str {
     text.get(..end.unwrap_or(text.len())).unwrap_or_default()
 }
 
-/// The metrics that a text names: ours, and those of agent-sandbox that we serve.
+/// The metrics that a text names and we serve.
 fn names(text: &str) -> BTreeSet<&str> {
     text.split(|letter: char| !(letter.is_ascii_alphanumeric() || matches!(letter, '_' | ':')))
         .filter(|name| OURS.iter().any(|ours| name.starts_with(ours)))

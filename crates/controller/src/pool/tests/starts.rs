@@ -327,10 +327,12 @@ async fn those_that_the_scheduler_places_have_the_places_of_all_nodes() {
     assert_eq!(look().await, 4);
     // Their pods are on nodes by now, which changes nothing.
     for made in &all {
-        let mut pod = Pod::default();
-        pod.metadata = ObjectMeta {
-            uid: Some("pod".to_owned()),
-            ..made.metadata.clone()
+        let mut pod = Pod {
+            metadata: ObjectMeta {
+                uid: Some("pod".to_owned()),
+                ..made.metadata.clone()
+            },
+            ..Pod::default()
         };
         pod.spec.get_or_insert_default().node_name = Some("a".to_owned());
         known.pods.wrote(pod);
