@@ -86,7 +86,7 @@ pub(crate) async fn asks_for(cluster: &Cluster, space: &str, name: &str, memory:
 
 /// Has a sandbox sleep no more by itself, once it is awake.
 pub(crate) async fn stay_awake(cluster: &Cluster, space: &str, name: &str) {
-    let patch = json!({"spec": {"idleTimeout": "1h"}}).to_string();
+    let patch = json!({"spec": {"idleTimeout": "1h", "sleep": null}}).to_string();
     let target = ["patch", "sandbox.agents.x-k8s.io", name, "-n", space];
     cluster
         .kubectl(&[&target[..], &["--type=merge", "-p", &patch]].concat())

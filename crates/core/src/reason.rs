@@ -123,7 +123,7 @@ reasons! {
     GuestRefused,
     /// A command on the guest (exec, kill, statistics) was under way for as long as a freeze waits for it.
     GuestBusy,
-    /// The guest computes, and was to be put to sleep only if it does not.
+    /// The guest computes, or an exec runs in it, and it was to be put to sleep only if it is quiet.
     NotQuiet,
     /// The guest's processes are gone.
     GuestGone,

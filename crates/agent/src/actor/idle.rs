@@ -12,6 +12,15 @@ const SHORTEST: Duration = Duration::from_millis(200);
 /// At least this often while it matters.
 const LONGEST: Duration = Duration::from_secs(15);
 
+/// What goes on in a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GuestUse {
+    /// CPU time that it has used, in nanoseconds.
+    pub cpu_nanos: u64,
+    /// Execs that run in it.
+    pub execs: u32,
+}
+
 /// Measures CPU use between two looks at the pod's cgroup.
 #[derive(Debug)]
 pub(super) struct CpuMeter {
@@ -146,12 +155,15 @@ impl Actor {
         }
     }
 
-    /// CPU time that a guest which runs has used, in nanoseconds.
-    pub(super) async fn cpu_used(&self) -> Option<u64> {
+    /// What goes on in a guest that runs.
+    pub(super) async fn look_at_use(&self) -> Option<GuestUse> {
         let driver = self.kind.and_then(|kind| self.ctx.driver(kind))?;
         let runs = self.state.rung == Rung::Running;
         let resident = driver.resident(&self.guest).await.ok().filter(|_| runs)?;
-        Some(resident.cpu_nanos)
+        Some(GuestUse {
+            cpu_nanos: resident.cpu_nanos,
+            execs: self.state.execs,
+        })
     }
 
     /// A probe begins (`excused`), or the last of them has ended: what the guest computes for them says nothing.

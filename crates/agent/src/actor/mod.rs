@@ -37,6 +37,7 @@ use crate::journal::Entry;
 use crate::step_report::StepReport;
 use crate::view::{NewsKind, PodView};
 
+pub use idle::GuestUse;
 pub(crate) use idle::is_life;
 pub use pending::{Answer, OrderDone, OrderFailed};
 pub use probing::ProbeEnd;
@@ -99,10 +100,10 @@ pub enum Message {
         /// Where the answer goes.
         answer: oneshot::Sender<Result<Arc<PodView>, OrderFailed>>,
     },
-    /// Say how much CPU time the guest has used, in nanoseconds; nothing if it does not run.
-    MeasureCpu {
+    /// Say what goes on in the guest; nothing if it does not run.
+    LookAtUse {
         /// Where the answer goes.
-        answer: oneshot::Sender<Result<Option<u64>, OrderFailed>>,
+        answer: oneshot::Sender<Result<Option<GuestUse>, OrderFailed>>,
     },
     /// All execs that were counted are void: containerd was restarted.
     ForgetExecs,
@@ -405,8 +406,8 @@ impl Actor {
                 variables,
                 answer,
             } => self.deliver(&container, variables, answer),
-            Message::MeasureCpu { answer } => {
-                let _ = answer.send(Ok(self.cpu_used().await));
+            Message::LookAtUse { answer } => {
+                let _ = answer.send(Ok(self.look_at_use().await));
             }
             Message::ForgetExecs => {
                 while self.state.execs > 0 {

@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::messages;
 use super::snapshots::{self, Streamed, refused};
 use super::watch::{Filter, WatchStream, stream};
-use crate::actor::{Handle, Message, OrderDone, OrderFailed, is_life};
+use crate::actor::{GuestUse, Handle, Message, OrderDone, OrderFailed, is_life};
 use crate::context::Context;
 use crate::facts::NodeFacts;
 use crate::pods::Pods;
@@ -108,7 +108,7 @@ impl NodeService {
         .await
     }
 
-    /// Sees to it that a guest computes nothing to speak of for so long, or refuses.
+    /// Sees to it that nothing goes on in a guest for so long, or refuses.
     async fn quiet(
         &self,
         pod: Option<&v1::PodRef>,
@@ -129,34 +129,34 @@ impl NodeService {
         }
         self.open()?;
         let handle = self.find(pod.cloned())?;
-        let (began, before) = (Instant::now(), self.cpu_used(&handle).await?);
+        let (began, before) = (Instant::now(), self.look_at_use(&handle).await?);
         tokio::time::sleep(quiet).await;
-        let (elapsed, after) = (began.elapsed(), self.cpu_used(&handle).await?);
-        let used = before
-            .zip(after)
-            .map(|(before, after)| after.saturating_sub(before));
-        let floor = self.ctx.config.idle.cpu_floor_millicores;
-        match used.filter(|used| is_life(*used, elapsed, floor)) {
-            None => Ok(()),
-            Some(used) => {
-                let view = handle.view();
-                Err(dormouse_rpc::status(
-                    Reason::NotQuiet,
-                    format!(
-                        "pod {}/{} has used {} ms of CPU time in {} ms",
-                        view.namespace,
-                        view.name,
-                        used / 1_000_000,
-                        elapsed.as_millis()
-                    ),
-                ))
-            }
-        }
+        let (elapsed, after) = (began.elapsed(), self.look_at_use(&handle).await?);
+        let Some((before, after)) = before.zip(after) else {
+            return Ok(());
+        };
+        let used = after.cpu_nanos.saturating_sub(before.cpu_nanos);
+        let what = if after.execs > 0 {
+            format!("runs {} execs", after.execs)
+        } else if is_life(used, elapsed, self.ctx.config.idle.cpu_floor_millicores) {
+            format!(
+                "has used {} ms of CPU time in {} ms",
+                used / 1_000_000,
+                elapsed.as_millis()
+            )
+        } else {
+            return Ok(());
+        };
+        let view = handle.view();
+        Err(dormouse_rpc::status(
+            Reason::NotQuiet,
+            format!("pod {}/{} {what}", view.namespace, view.name),
+        ))
     }
 
-    async fn cpu_used(&self, handle: &Handle) -> Result<Option<u64>, Status> {
+    async fn look_at_use(&self, handle: &Handle) -> Result<Option<GuestUse>, Status> {
         let (answer, answered) = oneshot::channel();
-        self.ask(handle, Message::MeasureCpu { answer }, answered).await
+        self.ask(handle, Message::LookAtUse { answer }, answered).await
     }
 
     fn snapshot(&self, id: &str) -> Result<SnapshotId, Status> {

@@ -27,14 +27,14 @@ pub enum Order {
     Freeze {
         /// UID of the pod.
         pod: String,
-        /// Only if it has computed nothing to speak of for so long; zero: at once.
+        /// Only if nothing has gone on in it for so long; zero: at once.
         quiet: Duration,
     },
     /// Has the guest's memory pushed out.
     Doze {
         /// UID of the pod.
         pod: String,
-        /// Only if it has computed nothing to speak of for so long; zero: at once.
+        /// Only if nothing has gone on in it for so long; zero: at once.
         quiet: Duration,
     },
     /// Has the guest run.
@@ -55,7 +55,7 @@ pub enum Order {
     Hibernate {
         /// UID of the pod.
         pod: String,
-        /// Only if it has computed nothing to speak of for so long; zero: at once.
+        /// Only if nothing has gone on in it for so long; zero: at once.
         quiet: Duration,
     },
     /// Has the guest saved; it runs on.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use dormouse_api::agents::{Fallback, OperatingMode, Sandbox, SnapshotRef, SuspensionType};
 use dormouse_api::conditions::{SUSPENDED, restored, suspended};
 use dormouse_api::gke::POD_RESTORED;
-use dormouse_core::{ANNOTATION_RESTORE_FROM, ANNOTATION_RESTORED_FROM, Rung};
+use dormouse_core::{ANNOTATION_RESTORE_FROM, ANNOTATION_RESTORED_FROM, Rung, WakeSource};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodReadinessGate, PodSpec, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -254,11 +254,17 @@ fn suspend(pod: &Pod, guest: &Guest, set_policy: Option<Step>) -> GuestNext {
     let mut next = GuestNext::default();
     next.steps.extend(set_policy);
     if !guest.sleeps() {
-        let freeze = Order::Freeze {
-            pod: uid(),
-            quiet: Duration::ZERO,
+        // It slept, and an exec could not be carried out otherwise: that is not to stand still in the middle.
+        let by_exec = guest
+            .woken
+            .as_ref()
+            .is_some_and(|woken| woken.source == WakeSource::Exec);
+        let quiet = if ready && by_exec {
+            standby::QUIET
+        } else {
+            Duration::ZERO
         };
-        next.steps.push(order(pod, freeze));
+        next.steps.push(order(pod, Order::Freeze { pod: uid(), quiet }));
         next.stand = Stand::FallingAsleep("the guest is being stopped".to_owned());
     } else if ready {
         next.stand = Stand::Asleep(guest.rung);

@@ -34,8 +34,8 @@ pub(crate) const fn settling(is_probed: bool) -> Duration {
     if is_probed { SETTLES_PROBED } else { SETTLES }
 }
 
-/// How long a guest has to compute nothing to speak of before it sleeps, where no probe says that it has started.
-const QUIET: Duration = Duration::from_millis(500);
+/// How long nothing has to go on in a guest before it sleeps, where no probe says that it has started.
+pub(super) const QUIET: Duration = Duration::from_millis(500);
 
 /// How long a standby is ready when it sleeps although its guest is never quiet: some never are.
 const RESTLESS: Duration = Duration::from_secs(60);

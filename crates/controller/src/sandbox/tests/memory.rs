@@ -209,6 +209,30 @@ fn asleep_because_it_was_idle_it_stays_ready() {
 }
 
 #[test]
+fn an_exec_that_woke_it_is_let_end_before_it_sleeps_again() {
+    let mut sandbox = with_strategy(SuspensionType::Freeze);
+    sandbox.spec.operating_mode = OperatingMode::Suspended;
+    let quiet = |generation, source| {
+        let woken = Woken { source, took: None };
+        let next = decide(&seen(
+            &sandbox,
+            with_wake(guest(Rung::Running, generation), woken),
+        ));
+        match next.steps.last() {
+            Some(Step::Order {
+                order: Order::Freeze { quiet, .. },
+                ..
+            }) => *quiet,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(quiet(3, WakeSource::Exec), Duration::from_millis(500));
+    assert_eq!(quiet(3, WakeSource::Api), Duration::ZERO);
+    // Who suspends it does not wait for what had woken it before.
+    assert_eq!(quiet(0, WakeSource::Exec), Duration::ZERO);
+}
+
+#[test]
 fn hibernated_the_snapshot_is_written_down_before_the_pod_goes() {
     let mut sandbox = with_strategy(SuspensionType::Hibernate);
     sandbox.spec.operating_mode = OperatingMode::Suspended;
