@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::objects;
 
 pub use guest::{Guest, GuestMemory, GuestProbes, Woken};
-pub use order::{Order, OrderError, Ordered};
+pub use order::{Order, OrderError, Ordered, Quiet};
 
 /// How long it is remembered since when an agent is out of reach.
 const LOST: Duration = Duration::from_secs(600);

@@ -113,6 +113,7 @@ impl NodeService {
         &self,
         pod: Option<&v1::PodRef>,
         quiet: Option<prost_types::Duration>,
+        of_execs: bool,
     ) -> Result<(), Status> {
         let quiet = quiet.map(Duration::try_from).transpose().ok();
         let Some(quiet) = quiet
@@ -138,7 +139,7 @@ impl NodeService {
         let used = after.cpu_nanos.saturating_sub(before.cpu_nanos);
         let what = if after.execs > 0 {
             format!("runs {} execs", after.execs)
-        } else if is_life(used, elapsed, self.ctx.config.idle.cpu_floor_millicores) {
+        } else if !of_execs && is_life(used, elapsed, self.ctx.config.idle.cpu_floor_millicores) {
             format!(
                 "has used {} ms of CPU time in {} ms",
                 used / 1_000_000,
@@ -393,7 +394,8 @@ impl Node for NodeService {
         request: Request<v1::FreezeRequest>,
     ) -> Result<Response<v1::FreezeResponse>, Status> {
         let request = request.into_inner();
-        self.quiet(request.pod.as_ref(), request.quiet).await?;
+        self.quiet(request.pod.as_ref(), request.quiet, request.quiet_of_execs)
+            .await?;
         let (pod, outcome) = self
             .order(request.pod, Order::Freeze, request.operation_id)
             .await?;
@@ -405,7 +407,8 @@ impl Node for NodeService {
 
     async fn doze(&self, request: Request<v1::DozeRequest>) -> Result<Response<v1::DozeResponse>, Status> {
         let request = request.into_inner();
-        self.quiet(request.pod.as_ref(), request.quiet).await?;
+        self.quiet(request.pod.as_ref(), request.quiet, request.quiet_of_execs)
+            .await?;
         let (pod, outcome) = self.order(request.pod, Order::Doze, request.operation_id).await?;
         Ok(Response::new(v1::DozeResponse {
             pod: Some(pod),
@@ -440,7 +443,8 @@ impl Node for NodeService {
         request: Request<v1::HibernateRequest>,
     ) -> Result<Response<v1::HibernateResponse>, Status> {
         let request = request.into_inner();
-        self.quiet(request.pod.as_ref(), request.quiet).await?;
+        self.quiet(request.pod.as_ref(), request.quiet, request.quiet_of_execs)
+            .await?;
         let done = self
             .done(request.pod, Order::Hibernate, request.operation_id)
             .await?;

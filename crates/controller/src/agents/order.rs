@@ -11,6 +11,9 @@ use super::Guest;
 /// How long an order may take; a hibernation of a large guest takes longest.
 const DEADLINE: Duration = Duration::from_secs(60);
 
+/// The moment for which a guest has to be quiet: an exec that woke it has begun by then.
+const QUIET: Duration = Duration::from_millis(500);
+
 /// One order. Each can be given again: it has been done already then, and nothing happens.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Order {
@@ -27,15 +30,15 @@ pub enum Order {
     Freeze {
         /// UID of the pod.
         pod: String,
-        /// Only if nothing has gone on in it for so long; zero: at once.
-        quiet: Duration,
+        /// What must not go on in it.
+        quiet: Quiet,
     },
     /// Has the guest's memory pushed out.
     Doze {
         /// UID of the pod.
         pod: String,
-        /// Only if nothing has gone on in it for so long; zero: at once.
-        quiet: Duration,
+        /// What must not go on in it.
+        quiet: Quiet,
     },
     /// Has the guest run.
     Wake {
@@ -55,8 +58,8 @@ pub enum Order {
     Hibernate {
         /// UID of the pod.
         pod: String,
-        /// Only if nothing has gone on in it for so long; zero: at once.
-        quiet: Duration,
+        /// What must not go on in it.
+        quiet: Quiet,
     },
     /// Has the guest saved; it runs on.
     Snapshot {
@@ -91,6 +94,26 @@ pub enum Order {
         /// The snapshot.
         snapshot: String,
     },
+}
+
+/// What must not go on in a guest for a moment before it is put to sleep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quiet {
+    /// Anything may.
+    Never,
+    /// Execs.
+    OfExecs,
+    /// Execs, and work of its own.
+    OfAll,
+}
+
+impl Quiet {
+    const fn lasts(self) -> Duration {
+        match self {
+            Self::Never => Duration::ZERO,
+            Self::OfExecs | Self::OfAll => QUIET,
+        }
+    }
 }
 
 /// What came of an order.
@@ -213,7 +236,8 @@ pub(super) async fn give(mut client: NodeClient, node: &str, order: Order) -> Re
                 freeze,
                 v1::FreezeRequest {
                     pod: by_uid(pod),
-                    quiet: quiet.try_into().ok(),
+                    quiet: quiet.lasts().try_into().ok(),
+                    quiet_of_execs: quiet == Quiet::OfExecs,
                     ..Default::default()
                 }
             );
@@ -224,7 +248,8 @@ pub(super) async fn give(mut client: NodeClient, node: &str, order: Order) -> Re
                 doze,
                 v1::DozeRequest {
                     pod: by_uid(pod),
-                    quiet: quiet.try_into().ok(),
+                    quiet: quiet.lasts().try_into().ok(),
+                    quiet_of_execs: quiet == Quiet::OfExecs,
                     ..Default::default()
                 }
             );
@@ -267,7 +292,8 @@ pub(super) async fn give(mut client: NodeClient, node: &str, order: Order) -> Re
                 hibernate,
                 v1::HibernateRequest {
                     pod: by_uid(pod),
-                    quiet: quiet.try_into().ok(),
+                    quiet: quiet.lasts().try_into().ok(),
+                    quiet_of_execs: quiet == Quiet::OfExecs,
                     ..Default::default()
                 }
             );

@@ -19,7 +19,7 @@ use super::guest::{self, GuestNext, LOOK, Stand};
 use super::next::Refusal;
 use super::policy::{generation, holds_memory, policy};
 use super::{Observed, Settings, Step};
-use crate::agents::{Guest, Order, Sight};
+use crate::agents::{Guest, Order, Quiet, Sight};
 use crate::objects;
 
 /// How it stands with the eviction of a sandbox's pod.
@@ -241,7 +241,7 @@ fn save(sandbox: &Sandbox, pod: &Pod, guest: &Guest, waits_for: Option<&str>) ->
         pod,
         Order::Hibernate {
             pod: objects::uid(&pod.metadata).to_owned(),
-            quiet: Duration::ZERO,
+            quiet: Quiet::Never,
         },
     ));
     next

@@ -18,7 +18,7 @@ use serde_json::json;
 use super::policy::{fallback, generation, holds_memory, policy, strategy};
 use super::probes::Probed;
 use super::{Observed, Step, Trouble, lost, standby};
-use crate::agents::{Guest, Order, Sight};
+use crate::agents::{Guest, Order, Quiet, Sight};
 use crate::objects;
 
 /// Condition of pods whose sandbox is suspended with them in place, or whose probes the agent runs: they are not ready while
@@ -247,6 +247,15 @@ fn policy_step(sandbox: &Sandbox, pod: &Pod, guest: &Guest) -> Result<Option<Ste
     )))
 }
 
+/// What must not go on in a guest that slept and was woken: an exec could not be carried out otherwise, and is not to stand
+/// still in the middle.
+pub(super) fn quiet_after(guest: &Guest) -> Quiet {
+    match &guest.woken {
+        Some(woken) if woken.source == WakeSource::Exec => Quiet::OfExecs,
+        _ => Quiet::Never,
+    }
+}
+
 /// It is to sleep, and only an order may wake it: that is said first, or a packet would undo what follows.
 fn suspend(pod: &Pod, guest: &Guest, set_policy: Option<Step>) -> GuestNext {
     let uid = || objects::uid(&pod.metadata).to_owned();
@@ -254,16 +263,8 @@ fn suspend(pod: &Pod, guest: &Guest, set_policy: Option<Step>) -> GuestNext {
     let mut next = GuestNext::default();
     next.steps.extend(set_policy);
     if !guest.sleeps() {
-        // It slept, and an exec could not be carried out otherwise: that is not to stand still in the middle.
-        let by_exec = guest
-            .woken
-            .as_ref()
-            .is_some_and(|woken| woken.source == WakeSource::Exec);
-        let quiet = if ready && by_exec {
-            standby::QUIET
-        } else {
-            Duration::ZERO
-        };
+        // Who suspends it waits for nothing.
+        let quiet = if ready { quiet_after(guest) } else { Quiet::Never };
         next.steps.push(order(pod, Order::Freeze { pod: uid(), quiet }));
         next.stand = Stand::FallingAsleep("the guest is being stopped".to_owned());
     } else if ready {
@@ -271,7 +272,7 @@ fn suspend(pod: &Pod, guest: &Guest, set_policy: Option<Step>) -> GuestNext {
         if guest.rung == Rung::Frozen && guest.moving_to.is_none() {
             let doze = Order::Doze {
                 pod: uid(),
-                quiet: Duration::ZERO,
+                quiet: Quiet::Never,
             };
             next.later.push(order(pod, doze));
         }
@@ -370,7 +371,7 @@ pub(super) fn hibernate(observed: &Observed, pod: &Pod) -> Result<Hibernation, T
         None => {
             let save = Order::Hibernate {
                 pod: objects::uid(&pod.metadata).to_owned(),
-                quiet: Duration::ZERO,
+                quiet: Quiet::Never,
             };
             Hibernation::UnderWay(GuestNext {
                 stand: Stand::FallingAsleep("the guest is being saved".to_owned()),

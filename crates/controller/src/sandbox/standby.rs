@@ -15,10 +15,10 @@ use dormouse_core::{ANNOTATION_PROBES, Policy, ResumePolicy, Rung};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
-use super::guest::{GuestNext, LOOK, Stand, order};
+use super::guest::{GuestNext, LOOK, Stand, order, quiet_after};
 use super::policy::{generation, of_standby, policy};
 use super::{Observed, Step, Trouble};
-use crate::agents::{Guest, Order, Sight};
+use crate::agents::{Guest, Order, Quiet, Sight};
 use crate::objects::{self, condition, controller_of_kind};
 use crate::pool::{Wish, began_in_pool};
 
@@ -33,9 +33,6 @@ const SETTLES_PROBED: Duration = Duration::from_secs(1);
 pub(crate) const fn settling(is_probed: bool) -> Duration {
     if is_probed { SETTLES_PROBED } else { SETTLES }
 }
-
-/// How long nothing has to go on in a guest before it sleeps, where no probe says that it has started.
-pub(super) const QUIET: Duration = Duration::from_millis(500);
 
 /// How long a standby is ready when it sleeps although its guest is never quiet: some never are.
 const RESTLESS: Duration = Duration::from_secs(60);
@@ -88,12 +85,12 @@ pub(crate) fn is_left_asleep(sandbox: &Sandbox, guest: &Guest) -> bool {
 struct Settling {
     /// How long it has to wait yet.
     left: Duration,
-    /// How long its guest has to be quiet before it sleeps.
-    quiet: Duration,
+    /// What must not go on in its guest.
+    quiet: Quiet,
 }
 
 /// How far a standby has settled; `None`: it is not ready, which an event will tell.
-fn settles(sandbox: &Sandbox, pod: &Pod, now: Timestamp) -> Option<Settling> {
+fn settles(sandbox: &Sandbox, pod: &Pod, guest: &Guest, now: Timestamp) -> Option<Settling> {
     let status = sandbox.status.as_ref()?;
     let ready = condition(&status.conditions, READY).filter(|ready| ready.status == "True")?;
     let is_probed = objects::annotation(&pod.metadata, ANNOTATION_PROBES).is_some();
@@ -101,7 +98,12 @@ fn settles(sandbox: &Sandbox, pod: &Pod, now: Timestamp) -> Option<Settling> {
     let may_start_yet = !is_probed && age < RESTLESS;
     Some(Settling {
         left: settling(is_probed).saturating_sub(age),
-        quiet: if may_start_yet { QUIET } else { Duration::ZERO },
+        // Without a probe nobody knows whether it has started.
+        quiet: if may_start_yet {
+            Quiet::OfAll
+        } else {
+            quiet_after(guest)
+        },
     })
 }
 
@@ -147,15 +149,15 @@ pub(super) fn next(
         (Rung::Running, _) => None,
         // One that sleeps deeper costs less, and is left: memory may be short on its node.
         _ if guest.rung >= target => None,
-        (rung, true) => Some(sleep(rung, uid, Duration::ZERO)),
+        (rung, true) => Some(sleep(rung, uid, Quiet::Never)),
         (rung, false) => {
-            let Some(settling) = settles(sandbox, pod, now) else {
+            let Some(settling) = settles(sandbox, pod, guest, now) else {
                 return Ok(next);
             };
             let restless = observed
                 .refused
                 .get(BE_QUIET)
-                .filter(|_| !settling.quiet.is_zero());
+                .filter(|_| settling.quiet != Quiet::Never);
             let wait = restless.map_or(settling.left, |until| settling.left.max(left(*until, now)));
             if !wait.is_zero() {
                 next.requeue = Some(next.requeue.map_or(wait, |other| other.min(wait)));
@@ -179,7 +181,7 @@ pub(super) fn next(
 }
 
 /// Puts a guest to sleep.
-fn sleep(rung: Rung, pod: String, quiet: Duration) -> Order {
+fn sleep(rung: Rung, pod: String, quiet: Quiet) -> Order {
     match rung {
         Rung::Frozen => Order::Freeze { pod, quiet },
         Rung::Dozing => Order::Doze { pod, quiet },
@@ -190,7 +192,7 @@ fn sleep(rung: Rung, pod: String, quiet: Duration) -> Order {
 /// The deepest rung, but not deeper than wanted, that the agent has not refused of late.
 fn target(wanted: Rung, refused: &Refused, now: Timestamp) -> Rung {
     let is_open = |rung: &Rung| {
-        let until = refused.get(sleep(*rung, String::new(), Duration::ZERO).what());
+        let until = refused.get(sleep(*rung, String::new(), Quiet::Never).what());
         *rung <= wanted && until.is_none_or(|until| *until <= now)
     };
     let ways = [Rung::Hibernated, Rung::Dozing, Rung::Frozen];

@@ -5,7 +5,7 @@ use dormouse_core::{Policy, Rung, WakeSource};
 use k8s_openapi::api::core::v1::PodSchedulingGate;
 
 use super::*;
-use crate::agents::{Guest, Order, Woken};
+use crate::agents::{Guest, Order, Quiet, Woken};
 
 pub(super) fn with_strategy(type_: SuspensionType) -> Sandbox {
     let mut sandbox = annotated(sandbox(), annotations::POD_NAME, "box");
@@ -226,10 +226,10 @@ fn an_exec_that_woke_it_is_let_end_before_it_sleeps_again() {
             other => panic!("{other:?}"),
         }
     };
-    assert_eq!(quiet(3, WakeSource::Exec), Duration::from_millis(500));
-    assert_eq!(quiet(3, WakeSource::Api), Duration::ZERO);
+    assert_eq!(quiet(3, WakeSource::Exec), Quiet::OfExecs);
+    assert_eq!(quiet(3, WakeSource::Api), Quiet::Never);
     // Who suspends it does not wait for what had woken it before.
-    assert_eq!(quiet(0, WakeSource::Exec), Duration::ZERO);
+    assert_eq!(quiet(0, WakeSource::Exec), Quiet::Never);
 }
 
 #[test]

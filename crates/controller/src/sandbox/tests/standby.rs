@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::memory::{guest, later};
 use super::*;
-use crate::agents::{Guest, Order};
+use crate::agents::{Guest, Order, Quiet, Woken};
 use crate::pool::Wish;
 use crate::sandbox::asleep_on;
 
@@ -165,8 +165,8 @@ fn one_that_has_just_become_ready_is_given_time() {
     assert_eq!((what(&next), next.requeue), (vec![], None));
 }
 
-/// For how long its guest has to be quiet before it sleeps.
-fn quiet(next: &Next) -> Option<Duration> {
+/// What must not go on in its guest before it sleeps.
+fn quiet(next: &Next) -> Option<Quiet> {
     let Some(Step::Order {
         order: Order::Freeze { quiet, .. },
         ..
@@ -182,7 +182,7 @@ fn one_whose_guest_still_works_is_asked_again_for_a_minute() {
     let wish = Wish::Wait(Rung::Frozen);
     let young = with_ready(standby(), 10);
     let mut observed = seen(&young, born(Rung::Running), wish);
-    assert_eq!(quiet(&decide(&observed)), Some(Duration::from_millis(500)));
+    assert_eq!(quiet(&decide(&observed)), Some(Quiet::OfAll));
     // Refused once, it is left alone for a moment; another rung would be refused alike.
     let until = now() + SignedDuration::from_secs(2);
     observed.refused.insert(super::super::standby::BE_QUIET, until);
@@ -195,11 +195,19 @@ fn one_whose_guest_still_works_is_asked_again_for_a_minute() {
         super::super::standby::BE_QUIET,
         now() - SignedDuration::from_secs(1),
     );
-    assert_eq!(quiet(&decide(&observed)), Some(Duration::from_millis(500)));
+    assert_eq!(quiet(&decide(&observed)), Some(Quiet::OfAll));
     // Some are never quiet.
     observed.refused.insert(super::super::standby::BE_QUIET, until);
     observed.sandbox = Arc::new(standby());
-    assert_eq!(quiet(&decide(&observed)), Some(Duration::ZERO));
+    assert_eq!(quiet(&decide(&observed)), Some(Quiet::Never));
+    // An exec that woke it is let end, at any time.
+    let mut woken = born(Rung::Running);
+    woken.woken = Some(Woken {
+        source: dormouse_core::WakeSource::Exec,
+        took: None,
+    });
+    let next = decide(&seen(&standby(), woken, wish));
+    assert_eq!(quiet(&next), Some(Quiet::OfExecs));
     // Of one with probes they have said that it has started.
     let probed = with_ready(with_probe(standby()), 10);
     let mut guest = born(Rung::Running);
@@ -207,7 +215,7 @@ fn one_whose_guest_still_works_is_asked_again_for_a_minute() {
         ready: true,
         message: String::new(),
     });
-    assert_eq!(quiet(&decide(&seen(&probed, guest, wish))), Some(Duration::ZERO));
+    assert_eq!(quiet(&decide(&seen(&probed, guest, wish))), Some(Quiet::Never));
 }
 
 #[test]
