@@ -9,7 +9,7 @@ use dormouse_testkit::memory;
 use dormouse_testkit::rig::{Rig, reason};
 use nix::sys::signal::Signal;
 
-use crate::support::{LIMIT, ask, beside_others, pod, swap};
+use crate::support::{LIMIT, alone, ask, beside_others, pod, swap};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_or_mute_control_socket_fails_the_order_and_not_the_pod() {
@@ -57,7 +57,7 @@ async fn a_missing_or_mute_control_socket_fails_the_order_and_not_the_pod() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_that_dies_in_its_sleep_is_cleared_away() {
-    let _beside = beside_others().await;
+    let _alone = alone().await;
     let _swap = swap();
     let rig = Rig::plain().await.unwrap();
     for rung in [Rung::Frozen, Rung::Dozing] {

@@ -10,7 +10,7 @@ use dormouse_testkit::rig::Rig;
 use dormouse_testkit::{DORMOUSE_GVISOR, Pod, http};
 use nix::sys::signal::Signal;
 
-use crate::support::{LIMIT, address, ask, beside_others, swap};
+use crate::support::{LIMIT, address, alone, ask, beside_others, swap};
 
 /// Which order passes a fail point.
 #[derive(Debug, Clone, Copy)]
@@ -126,7 +126,7 @@ const DURABLE: &[&str] = &[
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_at_every_step_of_a_durable_sleep() {
-    let _beside = beside_others().await;
+    let _alone = alone().await;
     let _swap = swap();
     let mut rig = Rig::plain().await.unwrap();
     let spec = AgentGuest::mib(24)

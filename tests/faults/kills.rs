@@ -9,7 +9,7 @@ use dormouse_testkit::host::cgroup;
 use dormouse_testkit::rig::Rig;
 use dormouse_testkit::{Pod, http};
 
-use crate::support::{LIMIT, address, ask, beside_others, pod, swap};
+use crate::support::{LIMIT, address, alone, ask, pod, swap};
 
 /// Which order passes a fail point.
 #[derive(Debug, Clone, Copy)]
@@ -68,7 +68,7 @@ async fn order(rig: &Rig, pod: &Pod, on: On) -> Result<(), tonic::Status> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_at_every_step_of_freeze_doze_and_wake() {
-    let _beside = beside_others().await;
+    let _alone = alone().await;
     let _swap = swap();
     let mut rig = Rig::plain().await.unwrap();
     let pod = pod(&rig, 48).await;
@@ -131,7 +131,7 @@ async fn killed_at_every_step_of_freeze_doze_and_wake() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_in_the_middle_of_a_rehearsal() {
-    let _beside = beside_others().await;
+    let _alone = alone().await;
     let _swap = swap();
     let mut rig = Rig::plain().await.unwrap();
     for (point, found) in [
@@ -171,7 +171,7 @@ async fn killed_in_the_middle_of_a_rehearsal() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_in_the_middle_of_housekeeping() {
-    let _beside = beside_others().await;
+    let _alone = alone().await;
     let _swap = swap();
     let mut rig = Rig::plain().await.unwrap();
     rig.stack
@@ -223,7 +223,7 @@ async fn killed_in_the_middle_of_housekeeping() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn agent_and_wrapper_wake_at_once() {
-    let _beside = beside_others().await;
+    let _alone = alone().await;
     let _swap = swap();
     let rig = Rig::plain().await.unwrap();
     let pod = pod(&rig, 8).await;

@@ -7,7 +7,7 @@ use dormouse_testkit::host::cgroup;
 use dormouse_testkit::rig::{Rig, reason};
 use dormouse_testkit::swap::TestSwap;
 
-use crate::support::{LIMIT, alone, ask, beside_others, has_no_swap, pod, swap};
+use crate::support::{LIMIT, alone, ask, has_no_swap, pod, swap};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_swap_a_pod_stays_frozen_and_says_why() {
@@ -50,7 +50,7 @@ async fn with_the_swap_full_a_pod_stays_frozen_and_says_why() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_limit_found_lowered_is_put_back() {
-    let _beside = beside_others().await;
+    let _alone = alone().await;
     let _swap = swap();
     let mut rig = Rig::plain().await.unwrap();
     let pod = pod(&rig, 8).await;
@@ -82,7 +82,7 @@ async fn a_limit_found_lowered_is_put_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wake_without_room_is_refused_and_tried_again() {
-    let _beside = beside_others().await;
+    let _alone = alone().await;
     let _swap = swap();
     // More than this machine has: no wake of a dozing pod can leave so much free.
     let config = "[admission]\nmemory_reserve_mib = 100000000\n";

@@ -16,7 +16,7 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
 static MACHINE: RwLock<()> = RwLock::const_new(());
 
-/// Holds off the other tests of this suite: for those that need the machine without swap, or a slow disk.
+/// Holds off the other tests of this suite: for what is about the machine's swap, or its disk.
 pub(crate) async fn alone() -> RwLockWriteGuard<'static, ()> {
     MACHINE.write().await
 }
@@ -26,7 +26,7 @@ pub(crate) async fn beside_others() -> RwLockReadGuard<'static, ()> {
     MACHINE.read().await
 }
 
-/// Swap for as long as a test holds it; tests that run at once share it.
+/// Swap for as long as a test holds it.
 pub(crate) fn swap() -> Arc<TestSwap> {
     dormouse_testkit::swap::shared().unwrap()
 }

@@ -9,7 +9,7 @@ use dormouse_testkit::{Cluster, ClusterOptions};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use super::{CONTROLLER, Keeper, SPACE, cluster, into_it, let_go_on, requests};
+use super::{CONTROLLER, Keeper, SPACE, cluster, into_it, let_go_on};
 use crate::installed::words;
 use crate::support::LIMIT;
 
