@@ -2,14 +2,13 @@
 
 use std::time::Duration;
 
-use dormouse_testkit::cluster::release;
 use dormouse_testkit::host::wait;
 use dormouse_testkit::{Cluster, ClusterOptions, http, swap};
 use futures::future::join_all;
 use serde_json::{Value, json};
 
 use crate::install::rung;
-use crate::installed::{DOZES, dormouse, install_with_swap, pod_of, rolled_out, upgrade_with_swap, words};
+use crate::installed::{dormouse, install_with_swap, pod_of, reconfigure, upgrade_with_swap, words};
 use crate::memory::{address, asks_for, pod, rememberer, stay_awake};
 use crate::sandboxes::until;
 use crate::support::{LIMIT, ask, ask_from, namespace, port, server};
@@ -187,11 +186,8 @@ async fn a_morning_rush_drowns_nobody(cluster: &Cluster) {
     }
 
     // A node that has to keep more memory free than it has.
-    let tight = format!("{DOZES}    [admission]\n    memory_reserve_mib = 4194304\n");
-    release::upgrade(cluster, &tight, &["agent.podAnnotations.reserve=all"])
-        .await
-        .unwrap();
-    rolled_out(cluster).await;
+    let tight = "[admission]\nmemory_reserve_mib = 4194304\n";
+    reconfigure(cluster, tight, &["agent.podAnnotations.reserve=all"]).await;
     let target = boxes[0].target();
     wait::until("a wake to be refused for want of memory", LIMIT, async || {
         let Err(error) = dormouse(cluster, &["wake", &target]).await else {

@@ -2,35 +2,14 @@
 
 use std::sync::Arc;
 
-use dormouse_testkit::cluster::release;
+use dormouse_testkit::cluster::release::{self, HostSwap};
 pub(crate) use dormouse_testkit::cluster::release::{NAMESPACE, chart, dormouse, words};
 use dormouse_testkit::{Cluster, ClusterOptions};
 use serde_json::Value;
 use tokio::sync::Mutex;
 
-/// What a test's nodes are like. Everything of theirs is at its default place, but they share this host's kernel and thus its
-/// swap: who wants to see a pod doze brings that, in a cluster of its own.
-const VALUES: &str = r#"
-agent:
-  logLevel: dormouse_agent=debug,info
-  config: |
-    [swap]
-    kubelet_config = "/var/lib/kubelet/config.yaml"
-    [manage]
-    doze_after_freeze = "1h"
-"#;
-
-/// The same for a test that has brought swap: it is its own, with nothing secret in it. Nobody dozes unless told to.
-pub(crate) const DOZES: &str = r#"
-agent:
-  logLevel: dormouse_agent=debug,info
-  config: |
-    [swap]
-    kubelet_config = "/var/lib/kubelet/config.yaml"
-    allow_plain_swap = true
-    [manage]
-    doze_after_freeze = "1h"
-"#;
+/// What its agent says, too.
+const DETAILS: &str = "agent.logLevel=dormouse_agent=debug\\,info";
 
 static SHARED: Mutex<Option<Arc<Cluster>>> = Mutex::const_new(None);
 
@@ -51,23 +30,42 @@ pub(crate) async fn installed() -> Arc<Cluster> {
 
 /// Installs Dormouse, with more settings as `helm --set` takes them, and waits until all of it is ready.
 pub(crate) async fn install(cluster: &Cluster, settings: &[&str]) {
-    release::install(cluster, VALUES, settings).await.unwrap();
+    install_on(cluster, HostSwap::Others, settings).await;
 }
 
 /// Changes the installation, and waits until all of it is ready.
 pub(crate) async fn upgrade(cluster: &Cluster, settings: &[&str]) {
-    release::upgrade(cluster, VALUES, settings).await.unwrap();
+    upgrade_on(cluster, HostSwap::Others, "", settings).await;
 }
 
 /// As [`install`], for a test that has brought swap: sandboxes can doze.
 pub(crate) async fn install_with_swap(cluster: &Cluster, settings: &[&str]) {
-    release::install(cluster, DOZES, settings).await.unwrap();
+    install_on(cluster, HostSwap::Brought, settings).await;
 }
 
 /// As [`upgrade`], for what [`install_with_swap`] has installed; every agent is another one then.
 pub(crate) async fn upgrade_with_swap(cluster: &Cluster, settings: &[&str]) {
-    release::upgrade(cluster, DOZES, settings).await.unwrap();
+    reconfigure(cluster, "", settings).await;
+}
+
+/// The same with more in the agents' configuration.
+pub(crate) async fn reconfigure(cluster: &Cluster, more: &str, settings: &[&str]) {
+    upgrade_on(cluster, HostSwap::Brought, more, settings).await;
     rolled_out(cluster).await;
+}
+
+async fn install_on(cluster: &Cluster, swap: HostSwap, settings: &[&str]) {
+    let settings = [&[DETAILS], settings].concat();
+    release::install(cluster, &release::values(swap, ""), &settings)
+        .await
+        .unwrap();
+}
+
+async fn upgrade_on(cluster: &Cluster, swap: HostSwap, more: &str, settings: &[&str]) {
+    let settings = [&[DETAILS], settings].concat();
+    release::upgrade(cluster, &release::values(swap, more), &settings)
+        .await
+        .unwrap();
 }
 
 /// Waits until every agent is as the chart says now: helm lets one be away.

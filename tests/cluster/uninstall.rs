@@ -54,7 +54,6 @@ async fn nothing_is_installed(cluster: &Cluster) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "on a loaded machine a pod hibernates no more (WrapperMissing: nobody waits for its container), and why is not known yet"]
 async fn whoever_sleeps_at_an_uninstall_is_woken_and_loses_nothing() {
     let _swap = swap::shared().unwrap();
     let cluster = Cluster::up(ClusterOptions::default()).await.unwrap();

@@ -73,7 +73,6 @@ async fn end(cluster: &Cluster, node: &Machine, containers: &[String]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "on a loaded machine a pod hibernates no more (WrapperMissing: nobody waits for its container), and why is not known yet"]
 async fn another_wrapper_comes_and_goes_and_nobody_loses_anything() {
     let _swap = swap::shared().unwrap();
     let cluster = Cluster::up(ClusterOptions::default()).await.unwrap();

@@ -102,7 +102,10 @@ async fn a_guest_that_computes_is_not_put_to_sleep_by_who_wants_it_quiet() {
     let freeze = async |quiet: u64| {
         let request = v1::FreezeRequest {
             pod: Some(reference(&pod)),
-            quiet: Duration::from_millis(quiet).try_into().ok(),
+            quiet: Some(v1::Quiet {
+                time: Duration::from_millis(quiet).try_into().ok(),
+                of_execs_only: false,
+            }),
             ..Default::default()
         };
         rig.client.clone().freeze(request).await

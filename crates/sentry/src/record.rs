@@ -474,6 +474,23 @@ impl Record {
         }
     }
 
+    /// One for tests, of a pod that there is not.
+    #[cfg(test)]
+    pub(crate) fn of_nobody(sandbox_id: &SandboxId) -> Self {
+        let pod = PodRecordIdentity {
+            uid: "u1".parse().unwrap(),
+            name: "n".to_owned(),
+            namespace: "ns".to_owned(),
+        };
+        let runsc = RunscRecord {
+            path: "/bin/true".into(),
+            version: String::new(),
+            oci_version: String::new(),
+            file: None,
+        };
+        Self::new(pod, sandbox_id.clone(), "/r".into(), runsc, true)
+    }
+
     /// The container of that id.
     #[must_use]
     pub fn container(&self, id: &ContainerId) -> Option<&ContainerRecord> {
@@ -490,6 +507,19 @@ impl Record {
     #[must_use]
     pub fn shell(&self) -> Option<&Shell> {
         self.hibernation.as_ref()?.shell.as_ref()
+    }
+
+    /// Whether there is no guest that could be asked for a container's end: the pod is hibernated, or on its way there or back,
+    /// or its sandbox is being filled.
+    #[must_use]
+    pub fn is_without_guest(&self) -> bool {
+        self.hibernation.is_some() || self.is_loading()
+    }
+
+    /// What is waited for meanwhile: that there is a guest to be asked, or that a container has ended.
+    pub(crate) fn waited_for(&self) -> (bool, Vec<(&ContainerId, Option<u8>)>) {
+        let ends = self.containers.iter().map(|c| (&c.id, c.ended)).collect();
+        (self.is_without_guest(), ends)
     }
 
     /// Whether the sandbox is being filled from a snapshot at this moment.

@@ -5,7 +5,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use dormouse_testkit::cluster::{Cluster, release};
+use dormouse_testkit::cluster::Cluster;
+use dormouse_testkit::cluster::release::{self, HostSwap};
 use dormouse_testkit::guest::remembers_a_word;
 use dormouse_testkit::host::wait;
 use dormouse_testkit::{PYTHON, http};
@@ -22,27 +23,23 @@ use crate::ask::LIMIT;
 /// Where the sandboxes are.
 pub(super) const SPACE: &str = "bench";
 
-/// Sleepers sink by order alone; this host's swap is the node's.
-const VALUES: &str = r#"
-agent:
-  config: |
-    [swap]
-    kubelet_config = "/var/lib/kubelet/config.yaml"
-    # The bench's own, with nothing secret in it.
-    allow_plain_swap = true
-    [manage]
-    doze_after_freeze = "1h"
-    # One client wakes everybody here, as often as it likes.
-    [packets]
-    wakes_per_source_per_minute = 1000000
-    wakes_per_node_per_minute = 1000000
-"#;
+/// One client wakes everybody here, as often as it likes.
+const EAGER: &str = "\
+[packets]
+wakes_per_source_per_minute = 1000000
+wakes_per_node_per_minute = 1000000
+";
 
 /// How long nothing may be written before it is believed that nothing more will be.
 const SETTLED: Duration = Duration::from_secs(3);
 
 /// Where the controller says its numbers.
 const METRICS: u16 = 8080;
+
+/// Sleepers sink by order alone.
+fn values() -> String {
+    release::values(HostSwap::Brought, EAGER)
+}
 
 /// A cluster with Dormouse.
 pub(super) struct Site {
@@ -53,7 +50,7 @@ pub(super) struct Site {
 impl Site {
     /// Installs Dormouse on it.
     pub(super) async fn install(cluster: Cluster, settings: &[&str]) -> Result<Self> {
-        release::install(&cluster, VALUES, settings).await?;
+        release::install(&cluster, &values(), settings).await?;
         let file = cluster.kubeconfig();
         let config = Kubeconfig::read_from(&file).with_context(|| format!("read {}", file.display()))?;
         let config = Config::from_custom_kubeconfig(config, &KubeConfigOptions::default())
@@ -75,7 +72,7 @@ impl Site {
 
     /// Changes the installation.
     pub(super) async fn upgrade(&self, settings: &[&str]) -> Result<()> {
-        release::upgrade(&self.cluster, VALUES, settings).await
+        release::upgrade(&self.cluster, &values(), settings).await
     }
 
     /// Adds to an error what the parts say.

@@ -109,29 +109,21 @@ impl NodeService {
     }
 
     /// Sees to it that nothing goes on in a guest for so long, or refuses.
-    async fn quiet(
-        &self,
-        pod: Option<&v1::PodRef>,
-        quiet: Option<prost_types::Duration>,
-        of_execs: bool,
-    ) -> Result<(), Status> {
-        let quiet = quiet.map(Duration::try_from).transpose().ok();
-        let Some(quiet) = quiet
-            .map(Option::unwrap_or_default)
-            .filter(|quiet| *quiet <= MAX_QUIET)
-        else {
+    async fn quiet(&self, pod: Option<&v1::PodRef>, quiet: Option<v1::Quiet>) -> Result<(), Status> {
+        let Some(v1::Quiet { time, of_execs_only }) = quiet else {
+            return Ok(());
+        };
+        let time = time.and_then(|time| Duration::try_from(time).ok());
+        let Some(time) = time.filter(|time| !time.is_zero() && *time <= MAX_QUIET) else {
             return Err(dormouse_rpc::status(
                 Reason::InvalidRequest,
-                "quiet is to be from 0 to 10 s",
+                "quiet.time is to be more than 0, and 10 s at most",
             ));
         };
-        if quiet.is_zero() {
-            return Ok(());
-        }
         self.open()?;
         let handle = self.find(pod.cloned())?;
         let (began, before) = (Instant::now(), self.look_at_use(&handle).await?);
-        tokio::time::sleep(quiet).await;
+        tokio::time::sleep(time).await;
         let (elapsed, after) = (began.elapsed(), self.look_at_use(&handle).await?);
         let Some((before, after)) = before.zip(after) else {
             return Ok(());
@@ -139,7 +131,7 @@ impl NodeService {
         let used = after.cpu_nanos.saturating_sub(before.cpu_nanos);
         let what = if after.execs > 0 {
             format!("runs {} execs", after.execs)
-        } else if !of_execs && is_life(used, elapsed, self.ctx.config.idle.cpu_floor_millicores) {
+        } else if !of_execs_only && is_life(used, elapsed, self.ctx.config.idle.cpu_floor_millicores) {
             format!(
                 "has used {} ms of CPU time in {} ms",
                 used / 1_000_000,
@@ -394,8 +386,7 @@ impl Node for NodeService {
         request: Request<v1::FreezeRequest>,
     ) -> Result<Response<v1::FreezeResponse>, Status> {
         let request = request.into_inner();
-        self.quiet(request.pod.as_ref(), request.quiet, request.quiet_of_execs)
-            .await?;
+        self.quiet(request.pod.as_ref(), request.quiet).await?;
         let (pod, outcome) = self
             .order(request.pod, Order::Freeze, request.operation_id)
             .await?;
@@ -407,8 +398,7 @@ impl Node for NodeService {
 
     async fn doze(&self, request: Request<v1::DozeRequest>) -> Result<Response<v1::DozeResponse>, Status> {
         let request = request.into_inner();
-        self.quiet(request.pod.as_ref(), request.quiet, request.quiet_of_execs)
-            .await?;
+        self.quiet(request.pod.as_ref(), request.quiet).await?;
         let (pod, outcome) = self.order(request.pod, Order::Doze, request.operation_id).await?;
         Ok(Response::new(v1::DozeResponse {
             pod: Some(pod),
@@ -443,8 +433,7 @@ impl Node for NodeService {
         request: Request<v1::HibernateRequest>,
     ) -> Result<Response<v1::HibernateResponse>, Status> {
         let request = request.into_inner();
-        self.quiet(request.pod.as_ref(), request.quiet, request.quiet_of_execs)
-            .await?;
+        self.quiet(request.pod.as_ref(), request.quiet).await?;
         let done = self
             .done(request.pod, Order::Hibernate, request.operation_id)
             .await?;

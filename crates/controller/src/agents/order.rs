@@ -108,11 +108,12 @@ pub enum Quiet {
 }
 
 impl Quiet {
-    const fn lasts(self) -> Duration {
-        match self {
-            Self::Never => Duration::ZERO,
-            Self::OfExecs | Self::OfAll => QUIET,
-        }
+    /// What an agent is asked for.
+    fn wanted(self) -> Option<v1::Quiet> {
+        (self != Self::Never).then(|| v1::Quiet {
+            time: QUIET.try_into().ok(),
+            of_execs_only: self == Self::OfExecs,
+        })
     }
 }
 
@@ -236,8 +237,7 @@ pub(super) async fn give(mut client: NodeClient, node: &str, order: Order) -> Re
                 freeze,
                 v1::FreezeRequest {
                     pod: by_uid(pod),
-                    quiet: quiet.lasts().try_into().ok(),
-                    quiet_of_execs: quiet == Quiet::OfExecs,
+                    quiet: quiet.wanted(),
                     ..Default::default()
                 }
             );
@@ -248,8 +248,7 @@ pub(super) async fn give(mut client: NodeClient, node: &str, order: Order) -> Re
                 doze,
                 v1::DozeRequest {
                     pod: by_uid(pod),
-                    quiet: quiet.lasts().try_into().ok(),
-                    quiet_of_execs: quiet == Quiet::OfExecs,
+                    quiet: quiet.wanted(),
                     ..Default::default()
                 }
             );
@@ -292,8 +291,7 @@ pub(super) async fn give(mut client: NodeClient, node: &str, order: Order) -> Re
                 hibernate,
                 v1::HibernateRequest {
                     pod: by_uid(pod),
-                    quiet: quiet.lasts().try_into().ok(),
-                    quiet_of_execs: quiet == Quiet::OfExecs,
+                    quiet: quiet.wanted(),
                     ..Default::default()
                 }
             );

@@ -10,21 +10,23 @@ use std::time::{Duration, Instant};
 
 use dormouse_sentry::hold::{HoldServer, Run, RunscCall, Streams};
 use dormouse_sentry::process::has_ended;
-use dormouse_sentry::{ContainerId, ControlSocket, Record, RunscState, Switch};
+use dormouse_sentry::{ContainerId, ControlError, ControlSocket, Record, RunscState, Switch};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use serde::Serialize;
 
 use super::pod::{Pod, find};
 use super::{Context, again};
 use crate::json::go_line;
-use crate::outcome::{Failure, Outcome};
+use crate::outcome::{Failure, Outcome, log};
 
 /// How long a sentry may take to say that it has understood the question.
 const CONNECT: Duration = Duration::from_secs(10);
 
 /// How long the sentry of a pod whose first container has ended may take to end; runsc waits as long.
 const SENTRY_ENDS: Duration = Duration::from_secs(120);
+
+/// How long a change of the record may go unseen whose maker was killed before he could say so, in ms.
+const UNTOLD: u16 = 10_000;
 
 /// What runsc prints.
 #[derive(Serialize)]
@@ -38,8 +40,8 @@ struct Answer<'a> {
 enum Next {
     /// The sentry answered: the status as `wait(2)` encodes it.
     Ended(u32),
-    /// The pod is hibernated or being filled, or the sentry ended for that.
-    Hibernated,
+    /// The pod is hibernated or being filled, or the sentry ended for that, or has too much to do to be asked now.
+    Again,
     /// Something else, for the real runsc to judge.
     Unusual,
 }
@@ -67,11 +69,15 @@ pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
     else {
         return context.exec();
     };
-    let Ok(mut server) = HoldServer::bind(&dir, switch.id(), &container) else {
-        return context.exec();
-    };
-    let Some(changes) = Changes::of(&dir.pod_dir(switch.id())) else {
-        return context.exec();
+    let mut server = match HoldServer::bind(&dir, switch.id(), &container) {
+        Ok(server) => server,
+        Err(error) => {
+            let message = format!(
+                "dormouse-runsc: {container} cannot be hibernated: no socket to hold its streams: {error}"
+            );
+            log(context.invocation, "warning", &message);
+            return context.exec();
+        }
     };
     let mut run =
         |call: &RunscCall, streams: &Streams| again::call(context.config, &switch, &container, call, streams);
@@ -80,8 +86,8 @@ pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
             return print(&container, status.into());
         }
         // A sandbox that is being filled may be made anew before it is whole.
-        if record.hibernation.is_some() || record.is_loading() {
-            changes.wait(&mut server, &mut run);
+        if record.is_without_guest() {
+            await_change(&mut server, &mut run);
             continue;
         }
         match ask(&record, &container, &mut server, &mut run, &switch) {
@@ -91,7 +97,7 @@ pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
                 }
                 return print(&container, exit_status(status));
             }
-            Next::Hibernated => {}
+            Next::Again => {}
             Next::Unusual => break,
         }
     }
@@ -114,8 +120,10 @@ fn ask(
     let asked = socket
         .connect(Instant::now() + CONNECT)
         .and_then(|c| c.ask_for_end(container, Instant::now() + CONNECT));
-    let Ok(mut question) = asked else {
-        return after_loss(switch);
+    let mut question = match asked {
+        Ok(question) => question,
+        Err(ControlError::Timeout { .. }) => return Next::Again,
+        Err(_) => return after_loss(switch),
     };
     loop {
         let mut fds = [
@@ -142,7 +150,7 @@ fn ask(
 /// more.
 fn after_loss(switch: &Switch) -> Next {
     match switch.record() {
-        Ok(record) if record.hibernation.is_some() || record.is_loading() => Next::Hibernated,
+        Ok(record) if record.is_without_guest() => Next::Again,
         _ => Next::Unusual,
     }
 }
@@ -189,28 +197,11 @@ const fn exit_status(status: u32) -> u32 {
     }
 }
 
-/// Changes of the pod's record.
-struct Changes(Inotify);
-
-impl Changes {
-    fn of(dir: &std::path::Path) -> Option<Self> {
-        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).ok()?;
-        let what = AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_DELETE_SELF | AddWatchFlags::IN_DELETE;
-        inotify.add_watch(dir, what).ok()?;
-        Some(Self(inotify))
-    }
-
-    /// Waits until the record may have changed since it was last read, and serves whoever connects meanwhile.
-    fn wait(&self, server: &mut HoldServer, run: &mut Run<'_>) {
-        let mut fds = [
-            PollFd::new(self.0.as_fd(), PollFlags::POLLIN),
-            PollFd::new(server.as_fd(), PollFlags::POLLIN),
-        ];
-        let _ = poll(&mut fds, PollTimeout::NONE);
-        server.serve(run);
-        // What they were does not matter.
-        while self.0.read_events().is_ok_and(|events| !events.is_empty()) {}
-    }
+/// Waits until the record may have changed since it was last read, and serves whoever connects meanwhile.
+fn await_change(server: &mut HoldServer, run: &mut Run<'_>) {
+    let mut fds = [PollFd::new(server.as_fd(), PollFlags::POLLIN)];
+    let _ = poll(&mut fds, UNTOLD);
+    server.serve(run);
 }
 
 #[cfg(test)]

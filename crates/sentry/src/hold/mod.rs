@@ -10,7 +10,9 @@
 //!   the one before, and not the agent's, which is confined and may be restarted at any time. So the waiter calls runsc,
 //!   the way the shim called it for this container.
 //!
-//! One request per connection, one packet each way, root only.
+//! One request per connection, one packet each way, root only. A connection without a request says that the pod's record has
+//! changed: an inotify instance for each waiter would say so, too, but root has 128 of them on a node, kubelet's and
+//! everybody's included, and a waiter that cannot have one would be of no use.
 
 mod packet;
 mod server;
@@ -173,6 +175,13 @@ impl<'a> Holder<'a> {
     pub fn call(&self, call: RunscCall, within: Duration) -> Result<(), HoldError> {
         let verb = call.verb();
         self.ask(verb, &Packet::Call(call), &[None; STREAMS], within)
+    }
+
+    /// Has the waiter look at the pod's record again, which has changed. Nobody is waited for: a waiter with something else to
+    /// do finds this when it is done with it.
+    pub(crate) fn nudge(&self) {
+        // Coming is all there is to say, and a waiter with a full queue looks in any case.
+        let _ = packet::knock(&self.path);
     }
 
     fn ask(

@@ -121,16 +121,22 @@ impl Answer {
 
 /// Connects to a waiter, which has `within` to answer.
 pub(super) fn connect(path: &Path, within: Duration) -> io::Result<OwnedFd> {
-    let fd = socket(
-        AddressFamily::Unix,
-        SockType::SeqPacket,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )?;
+    let fd = seqpacket(SockFlag::empty())?;
     patient(&fd, within)?;
     let address = UnixAddr::new(path)?;
     uninterrupted(|| connect_to(fd.as_raw_fd(), &address))?;
     Ok(fd)
+}
+
+/// Connects to a waiter and goes again, without waiting for anything.
+pub(super) fn knock(path: &Path) -> io::Result<()> {
+    let fd = seqpacket(SockFlag::SOCK_NONBLOCK)?;
+    Ok(connect_to(fd.as_raw_fd(), &UnixAddr::new(path)?)?)
+}
+
+pub(super) fn seqpacket(flags: SockFlag) -> nix::Result<OwnedFd> {
+    let flags = flags | SockFlag::SOCK_CLOEXEC;
+    socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)
 }
 
 pub(super) fn patient(fd: &OwnedFd, within: Duration) -> io::Result<()> {

@@ -5,9 +5,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
-use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, listen, socket};
+use nix::sys::socket::{Backlog, SockFlag, UnixAddr, accept4, bind, listen};
 
-use super::packet::{Answer, Packet, patient};
+use super::packet::{Answer, Packet, patient, seqpacket};
 use super::{PATIENCE, RunscCall, Streams};
 use crate::ids::{ContainerId, SandboxId};
 use crate::run_dir::RunDir;
@@ -34,8 +34,7 @@ impl HoldServer {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let listener = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
+        let listener = seqpacket(SockFlag::SOCK_NONBLOCK)?;
         bind(listener.as_raw_fd(), &UnixAddr::new(&path)?)?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
         listen(&listener, Backlog::new(8)?)?;

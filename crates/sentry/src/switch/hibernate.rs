@@ -155,3 +155,94 @@ impl Held {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd as _;
+    use std::time::Duration;
+
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+    use super::*;
+    use crate::hold::HoldServer;
+    use crate::record::{ContainerKind, ContainerRecord, Record};
+    use crate::run_dir::RunDir;
+    use crate::switch::{Registration, Switch};
+
+    /// Whether somebody has come to the waiter; it lets all in that have.
+    fn is_nudged(waiter: &mut HoldServer) -> bool {
+        let mut fds = [PollFd::new(waiter.as_fd(), PollFlags::POLLIN)];
+        let came = poll(&mut fds, PollTimeout::ZERO).unwrap() > 0;
+        waiter.serve(&mut |call, _| panic!("asked to {}", call.verb()));
+        came
+    }
+
+    #[test]
+    fn waiters_without_a_guest_to_ask_are_told_what_they_wait_for() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = RunDir::new(tmp.path().join("run")).unwrap();
+        let switch = Switch::open(&dir, &"aa".parse().unwrap());
+        let record = Record::of_nobody(switch.id());
+        let mut held = switch
+            .register(record, Registration::Born, Duration::from_millis(5))
+            .unwrap();
+        let id: ContainerId = "bb".parse().unwrap();
+        held.put_container(ContainerRecord {
+            id: id.clone(),
+            name: "agent".to_owned(),
+            kind: ContainerKind::Container,
+            bundle: "/b".into(),
+            last_known: None,
+            launch: None,
+            ended: None,
+            played: false,
+        })
+        .unwrap();
+        let mut waiter = HoldServer::bind(&dir, switch.id(), &id).unwrap();
+
+        // With a guest, the guest is asked.
+        held.update(|r| {
+            r.hibernation = Some(Hibernation {
+                snapshot: "s".to_owned(),
+                phase: HibernationPhase::Releasing,
+                containers: vec![id.clone()],
+                runsc: None,
+                shell: None,
+            });
+        })
+        .unwrap();
+        assert!(!is_nudged(&mut waiter));
+        // Of no interest.
+        held.note_phase(HibernationPhase::Released).unwrap();
+        held.note_heard().unwrap();
+        assert!(!is_nudged(&mut waiter));
+        // It has ended.
+        held.note_ended(&id, 143).unwrap();
+        assert!(is_nudged(&mut waiter));
+        held.note_ended(&id, 137).unwrap();
+        assert!(!is_nudged(&mut waiter), "the first status counts");
+        // There is a guest again.
+        held.note_restored(true).unwrap();
+        assert!(is_nudged(&mut waiter));
+        held.note_heard().unwrap();
+        assert!(!is_nudged(&mut waiter));
+        held.forget().unwrap();
+        assert!(is_nudged(&mut waiter));
+    }
+
+    #[test]
+    fn a_waiter_whose_queue_is_full_is_not_waited_for() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = RunDir::new(tmp.path().join("run")).unwrap();
+        dir.prepare().unwrap();
+        let (sandbox, container) = ("aa".parse().unwrap(), "bb".parse().unwrap());
+        let holder = crate::hold::Holder::of(&dir, &sandbox, &container);
+        holder.nudge();
+        let mut waiter = HoldServer::bind(&dir, &sandbox, &container).unwrap();
+        for _ in 0..64 {
+            holder.nudge();
+        }
+        assert!(is_nudged(&mut waiter));
+        assert!(!is_nudged(&mut waiter));
+    }
+}

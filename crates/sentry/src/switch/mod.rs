@@ -30,6 +30,7 @@ use dormouse_core::Reason;
 use crate::cgroup::CgroupError;
 use crate::control::{ControlError, ControlSocket};
 use crate::file::FileError;
+use crate::hold::Holder;
 use crate::ids::SandboxId;
 use crate::process::ProcessId;
 use crate::record::{Intent, IntentKind, Record, RecordError, now_ms};
@@ -211,7 +212,21 @@ impl Held {
     pub fn update(&mut self, change: impl FnOnce(&mut Record)) -> Result<(), RecordError> {
         let before = self.record.clone();
         change(&mut self.record);
-        self.store().inspect_err(|_| self.record = before)
+        if let Err(error) = self.store() {
+            self.record = before;
+            return Err(error);
+        }
+        if before.is_without_guest() && before.waited_for() != self.record.waited_for() {
+            self.nudge_waiters(&before);
+        }
+        Ok(())
+    }
+
+    /// Has those look again who wait for a change of the record, because there is no guest to ask.
+    fn nudge_waiters(&self, record: &Record) {
+        for container in &record.containers {
+            Holder::of(&self.switch.dir, &self.switch.id, &container.id).nudge();
+        }
     }
 
     /// Forgets the pod: its directory, and the links of its containers. Unlocks.
@@ -223,7 +238,9 @@ impl Held {
             self.switch.dir.unlink(&container.id)?;
         }
         self.switch.dir.unlink(&(&self.switch.id).into())?;
-        self.switch.dir.remove_pod(&self.switch.id)
+        self.switch.dir.remove_pod(&self.switch.id)?;
+        self.nudge_waiters(&self.record);
+        Ok(())
     }
 
     /// Finds the sentry and its control socket and notes them in the record; makes sure that it lives.

@@ -144,7 +144,7 @@ fn whole_file(kind: libc::c_int) -> libc::flock {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{PodRecordIdentity, Record, RunscRecord};
+    use crate::record::Record;
     use crate::run_dir::RunDir;
     use crate::switch::Registration;
 
@@ -156,18 +156,7 @@ mod tests {
         let run = RunDir::new(dir.path().join("run")).unwrap();
         let switch = Switch::open(&run, &"aa".parse().unwrap());
         assert!(matches!(switch.visit(SHORT), Err(LockError::NoSuchPod { .. })));
-        let pod = PodRecordIdentity {
-            uid: "u1".parse().unwrap(),
-            name: "n".to_owned(),
-            namespace: "ns".to_owned(),
-        };
-        let runsc = RunscRecord {
-            path: "/bin/true".into(),
-            version: String::new(),
-            oci_version: String::new(),
-            file: None,
-        };
-        let record = Record::new(pod, switch.id().clone(), "/r".into(), runsc, true);
+        let record = Record::of_nobody(switch.id());
         let held = switch.register(record, Registration::Born, SHORT).unwrap();
 
         let visit = switch.visit(SHORT).unwrap();

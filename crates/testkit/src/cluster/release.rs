@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
+use serde_json::json;
 
 use super::Cluster;
 
@@ -11,6 +12,32 @@ pub const NAMESPACE: &str = "agent-sandbox-system";
 
 /// The release's name.
 const NAME: &str = "dormouse";
+
+/// What the nodes of a cluster are like. Everything of theirs is at its default place, but they share this host's kernel and thus
+/// its swap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostSwap {
+    /// Not theirs: nobody dozes.
+    Others,
+    /// Brought for them, with nothing secret in it. Nobody dozes for less than an order.
+    Brought,
+}
+
+/// The values of an installation on such nodes, with `more` in the agents' configuration.
+#[must_use]
+pub fn values(swap: HostSwap, more: &str) -> String {
+    let plain = swap == HostSwap::Brought;
+    let config = format!(
+        r#"[swap]
+kubelet_config = "/var/lib/kubelet/config.yaml"
+allow_plain_swap = {plain}
+[manage]
+doze_after_freeze = "1h"
+{more}"#
+    );
+    // JSON is YAML.
+    json!({"agent": {"config": config}}).to_string()
+}
 
 /// Installs it and waits until all of it is ready; `values` is YAML, `settings` are as `helm --set` takes them.
 ///

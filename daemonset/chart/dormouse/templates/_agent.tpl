@@ -21,6 +21,8 @@ env:
   {{- with $.Values.agent.env }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
+# Why it ended is in its last line, and so in the pod's status.
+terminationMessagePolicy: FallbackToLogsOnError
 # Root on the node: it enters namespaces, freezes cgroups, pages other processes out (docs/operations/threats.md).
 securityContext:
   privileged: true

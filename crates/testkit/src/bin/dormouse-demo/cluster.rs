@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use dormouse_testkit::cluster::release;
+use dormouse_testkit::cluster::release::{self, HostSwap};
 use dormouse_testkit::guest::remembers_a_word;
 use dormouse_testkit::host::wait;
 use dormouse_testkit::swap::TestSwap;
@@ -28,17 +28,6 @@ const PORT: u16 = 8080;
 
 /// Compressed swap in RAM, more than all sleepers here have together; it is the node's as well as this machine's.
 const SWAP_BYTES: u64 = 2 << 30;
-
-/// Sandboxes that are idle are Frozen for as long as this takes; standbys doze when they are told to.
-const VALUES: &str = r#"
-agent:
-  config: |
-    [swap]
-    kubelet_config = "/var/lib/kubelet/config.yaml"
-    allow_plain_swap = true
-    [manage]
-    doze_after_freeze = "1h"
-"#;
 
 /// All of it; the cluster is gone afterwards, whatever happens.
 pub(crate) async fn show() -> Result<()> {
@@ -81,7 +70,9 @@ async fn acts(cluster: &Cluster) -> Result<()> {
 
 async fn install(cluster: &Cluster) -> Result<()> {
     say::heading("2. Dormouse, by helm");
-    let installed = release::install(cluster, VALUES, &[]);
+    // Standbys doze when they are told to.
+    let values = release::values(HostSwap::Brought, "");
+    let installed = release::install(cluster, &values, &[]);
     say::step("helm install dormouse daemonset/chart/dormouse", installed).await?;
     wait::until("the agent's word on its node", LIMIT, async || {
         let nodes: Value = serde_json::from_str(&plugin(cluster, &["node", "ls", "-o", "json"]).await?)?;
