@@ -21,6 +21,7 @@ mod podcgroup;
 mod runtime;
 mod session;
 mod signal;
+mod starts;
 mod state;
 
 pub use error::{AnswerError, CallError, ConnectError, RunError};

@@ -21,6 +21,12 @@ const RESTART: Duration = Duration::from_secs(90);
 /// How often it is looked for meanwhile: there is nothing that would say it.
 const LOOK: Duration = Duration::from_millis(200);
 
+/// How long containers may take to be started before containerd is restarted all the same.
+const STARTS: Duration = Duration::from_secs(10);
+
+/// How often it is looked whether they are.
+const LOOK_AT_STARTS: Duration = Duration::from_millis(50);
+
 /// File times are as coarse as this, and so is a process's start.
 const COARSE: Duration = Duration::from_secs(1);
 
@@ -146,9 +152,33 @@ fn process(socket: &Path) -> Option<Process> {
     })
 }
 
+/// Waits until no container is about to be started: a restart would break that off, this agent's own start included.
+async fn await_starts(runtime: &Runtime) {
+    let begun = tokio::time::Instant::now();
+    loop {
+        match runtime.starts().await {
+            Ok(starts) if starts.is_empty() => return,
+            Ok(starts) if begun.elapsed() > STARTS => {
+                tracing::warn!(
+                    starts = starts.join(" "),
+                    "containerd is restarted although not all containers that it has made are started"
+                );
+                return;
+            }
+            Ok(_) => tokio::time::sleep(LOOK_AT_STARTS).await,
+            // One that does not answer needs the restart.
+            Err(error) => {
+                tracing::warn!(%error, "what containerd is about to start is not known; it is restarted");
+                return;
+            }
+        }
+    }
+}
+
 /// Restarts containerd, and waits until another process answers.
 async fn restart(runtime: &Runtime, settings: &NodeSettings) -> Result<(), PrepareError> {
     let failed = |problem: String| PrepareError::NotRestarted { problem };
+    await_starts(runtime).await;
     let before = process(runtime.socket());
     if !settings.restart_pid_file.as_os_str().is_empty() {
         signal(&settings.restart_pid_file)?;
