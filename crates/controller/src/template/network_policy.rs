@@ -6,7 +6,7 @@ use dormouse_api::extensions::{NetworkPolicyManagement, SandboxTemplate};
 use dormouse_api::names::{labels, name_hash};
 use k8s_openapi::api::networking::v1::{
     IPBlock, NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPeer,
-    NetworkPolicySpec,
+    NetworkPolicyPort, NetworkPolicySpec,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 
@@ -86,7 +86,10 @@ fn build(template: &SandboxTemplate) -> NetworkPolicy {
 fn rules(template: &SandboxTemplate) -> NetworkPolicySpec {
     let hash = name_hash(objects::name(&template.metadata));
     let (ingress, egress) = match &template.spec.network_policy {
-        Some(policy) => (policy.ingress.clone(), policy.egress.clone()),
+        Some(policy) => (
+            policy.ingress.iter().cloned().map(ingress_as_stored).collect(),
+            policy.egress.iter().cloned().map(egress_as_stored).collect(),
+        ),
         None => (vec![from_router()], vec![to_public()]),
     };
     NetworkPolicySpec {
@@ -95,6 +98,46 @@ fn rules(template: &SandboxTemplate) -> NetworkPolicySpec {
         ingress: Some(ingress).filter(|rules| !rules.is_empty()),
         egress: Some(egress).filter(|rules| !rules.is_empty()),
     }
+}
+
+/// A rule as the API server keeps it, so that what it fills in is no difference.
+fn ingress_as_stored(rule: NetworkPolicyIngressRule) -> NetworkPolicyIngressRule {
+    NetworkPolicyIngressRule {
+        from: peers_as_stored(rule.from),
+        ports: ports_as_stored(rule.ports),
+    }
+}
+
+fn egress_as_stored(rule: NetworkPolicyEgressRule) -> NetworkPolicyEgressRule {
+    NetworkPolicyEgressRule {
+        to: peers_as_stored(rule.to),
+        ports: ports_as_stored(rule.ports),
+    }
+}
+
+fn ports_as_stored(ports: Option<Vec<NetworkPolicyPort>>) -> Option<Vec<NetworkPolicyPort>> {
+    let mut ports = ports.filter(|ports| !ports.is_empty())?;
+    for port in &mut ports {
+        port.protocol.get_or_insert_with(|| "TCP".to_owned());
+    }
+    Some(ports)
+}
+
+fn peers_as_stored(peers: Option<Vec<NetworkPolicyPeer>>) -> Option<Vec<NetworkPolicyPeer>> {
+    let mut peers = peers.filter(|peers| !peers.is_empty())?;
+    for peer in &mut peers {
+        if let Some(block) = &mut peer.ip_block {
+            block.except.take_if(|except| except.is_empty());
+        }
+        for selector in [&mut peer.namespace_selector, &mut peer.pod_selector]
+            .into_iter()
+            .flatten()
+        {
+            selector.match_labels.take_if(|labels| labels.is_empty());
+            selector.match_expressions.take_if(|those| those.is_empty());
+        }
+    }
+    Some(peers)
 }
 
 fn from_router() -> NetworkPolicyIngressRule {

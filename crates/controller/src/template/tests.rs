@@ -82,6 +82,29 @@ fn without_rules_of_its_own_the_router_may_come_in_and_only_the_public_is_reache
 }
 
 #[test]
+fn what_the_api_server_fills_in_or_leaves_out_is_no_difference() {
+    let template = with_rules(
+        json!([{"from": [], "ports": [{"port": 80}]}]),
+        json!([
+            {"to": [{"namespaceSelector": {"matchLabels": {}}}], "ports": []},
+            {"to": [{"ipBlock": {"cidr": "10.0.0.0/8", "except": []}}], "ports": [{"protocol": "UDP", "port": 53}]},
+        ]),
+    );
+    let policy = made(&template);
+    assert_eq!(
+        spec(&policy)["ingress"],
+        json!([{"ports": [{"port": 80, "protocol": "TCP"}]}])
+    );
+    assert_eq!(
+        spec(&policy)["egress"],
+        json!([
+            {"to": [{"namespaceSelector": {}}]},
+            {"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}], "ports": [{"protocol": "UDP", "port": 53}]},
+        ])
+    );
+}
+
+#[test]
 fn it_is_called_after_the_template_and_goes_with_it() {
     let policy = made(&template());
     assert_eq!(policy_name(&template()), "template-network-policy");
