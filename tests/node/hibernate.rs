@@ -314,7 +314,10 @@ async fn a_hibernated_pod_is_deleted_without_being_woken() {
     let (rig, pod) = at_work(AgentGuest::mib(8).pod("sleeper").handler(DORMOUSE_GVISOR)).await;
     hibernated(&rig, &pod).await;
     let began = Instant::now();
-    pod.stop_container(Duration::from_secs(10)).await.unwrap();
+    // Whoever waits for it looks by itself every ten seconds only: it is told.
+    let stopped = pod.stop_container(Duration::from_secs(10));
+    let stopped = tokio::time::timeout(Duration::from_secs(8), stopped).await;
+    stopped.unwrap().unwrap();
     let status = pod.container_status().await.unwrap();
     assert_eq!(
         (status.state(), status.exit_code),

@@ -18,7 +18,7 @@ const YOUNG: Duration = Duration::from_secs(5);
 impl Runtime {
     /// The containers that are made and not started, and the pod sandboxes whose first container is still to come, by name.
     ///
-    /// A sandbox that is being made itself cannot be seen.
+    /// A sandbox that is being made itself cannot be seen, nor can what comes between two containers of one pod.
     ///
     /// # Errors
     /// containerd does not answer, or refuses.

@@ -11,6 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::Pid;
 use serde_json::Value;
+use tokio::time::Instant;
 
 use super::files::Wanted;
 use super::{HANDLER, NodeSettings, PrepareError};
@@ -24,7 +25,10 @@ const LOOK: Duration = Duration::from_millis(200);
 /// How long containers may take to be started before containerd is restarted all the same.
 const STARTS: Duration = Duration::from_secs(10);
 
-/// How often it is looked whether they are.
+/// For how long there must be none: between two containers of one pod there is none to be seen.
+const NO_STARTS: Duration = Duration::from_millis(500);
+
+/// How often it is looked whether there are.
 const LOOK_AT_STARTS: Duration = Duration::from_millis(50);
 
 /// File times are as coarse as this, and so is a process's start.
@@ -154,33 +158,46 @@ fn process(socket: &Path) -> Option<Process> {
 
 /// Waits until no container is about to be started: a restart would break that off, this agent's own start included.
 async fn await_starts(runtime: &Runtime) {
-    let begun = tokio::time::Instant::now();
-    loop {
-        match runtime.starts().await {
-            Ok(starts) if starts.is_empty() => return,
-            Ok(starts) if begun.elapsed() > STARTS => {
-                tracing::warn!(
-                    starts = starts.join(" "),
-                    "containerd is restarted although not all containers that it has made are started"
-                );
-                return;
+    let begun = Instant::now();
+    let mut none_since = None;
+    let left = loop {
+        let left = match runtime.starts().await {
+            Ok(starts) if starts.is_empty() => {
+                let since: Instant = *none_since.get_or_insert_with(Instant::now);
+                if since.elapsed() >= NO_STARTS {
+                    return;
+                }
+                None
             }
-            Ok(_) => tokio::time::sleep(LOOK_AT_STARTS).await,
-            // One that does not answer needs the restart.
-            Err(error) => {
-                tracing::warn!(%error, "what containerd is about to start is not known; it is restarted");
-                return;
+            Ok(starts) => Some(starts.join(" ")),
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(left) = left {
+            none_since = None;
+            if begun.elapsed() > STARTS {
+                break left;
             }
         }
-    }
+        tokio::time::sleep(LOOK_AT_STARTS).await;
+    };
+    tracing::warn!(
+        left,
+        "containerd is restarted although not all containers that it has made are known to be started"
+    );
 }
 
 /// Restarts containerd, and waits until another process answers.
 async fn restart(runtime: &Runtime, settings: &NodeSettings) -> Result<(), PrepareError> {
     let failed = |problem: String| PrepareError::NotRestarted { problem };
+    let by_pid_file = !settings.restart_pid_file.as_os_str().is_empty();
+    if !by_pid_file && settings.restart.is_empty() {
+        return Err(failed(
+            "it has to be restarted by hand, as this node's settings say (restart = [])".to_owned(),
+        ));
+    }
     await_starts(runtime).await;
     let before = process(runtime.socket());
-    if !settings.restart_pid_file.as_os_str().is_empty() {
+    if by_pid_file {
         signal(&settings.restart_pid_file)?;
     } else if let Some((program, arguments)) = settings.restart.split_first() {
         tracing::info!(
@@ -207,12 +224,8 @@ async fn restart(runtime: &Runtime, settings: &NodeSettings) -> Result<(), Prepa
                 said.trim()
             )));
         }
-    } else {
-        return Err(failed(
-            "it has to be restarted by hand, as this node's settings say (restart = [])".to_owned(),
-        ));
     }
-    let begun = tokio::time::Instant::now();
+    let begun = Instant::now();
     loop {
         let now = process(runtime.socket());
         if now.is_some()

@@ -135,6 +135,9 @@ fn peers_as_stored(peers: Option<Vec<NetworkPolicyPeer>>) -> Option<Vec<NetworkP
         {
             selector.match_labels.take_if(|labels| labels.is_empty());
             selector.match_expressions.take_if(|those| those.is_empty());
+            for one in selector.match_expressions.iter_mut().flatten() {
+                one.values.take_if(|values| values.is_empty());
+            }
         }
     }
     Some(peers)

@@ -19,8 +19,11 @@ use super::{Context, again};
 use crate::json::go_line;
 use crate::outcome::{Failure, Outcome, log};
 
-/// How long a sentry may take to say that it has understood the question.
-const CONNECT: Duration = Duration::from_secs(10);
+/// How long a sentry may take to hear the question, before it is tried again: nobody else is served meanwhile.
+const CONNECT: Duration = Duration::from_secs(1);
+
+/// How long an answer may take that has begun to come.
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// How long the sentry of a pod whose first container has ended may take to end; runsc waits as long.
 const SENTRY_ENDS: Duration = Duration::from_secs(120);
@@ -87,6 +90,10 @@ pub(super) fn run(context: &Context<'_>) -> Result<Outcome, Failure> {
         }
         // A sandbox that is being filled may be made anew before it is whole.
         if record.is_without_guest() {
+            if record.container(&container).is_none() {
+                // It was deleted, and its shim is not there any more to end this.
+                break;
+            }
             await_change(&mut server, &mut run);
             continue;
         }
@@ -117,12 +124,16 @@ fn ask(
     let Some(socket) = control_socket(record, switch) else {
         return Next::Unusual;
     };
+    let until = Instant::now() + CONNECT;
     let asked = socket
-        .connect(Instant::now() + CONNECT)
-        .and_then(|c| c.ask_for_end(container, Instant::now() + CONNECT));
+        .connect(until)
+        .and_then(|connection| connection.ask_for_end(container, until));
     let mut question = match asked {
         Ok(question) => question,
-        Err(ControlError::Timeout { .. }) => return Next::Again,
+        Err(ControlError::Timeout { .. }) => {
+            server.serve(run);
+            return Next::Again;
+        }
         Err(_) => return after_loss(switch),
     };
     loop {
@@ -138,7 +149,7 @@ fn ask(
             server.serve(run);
         }
         if answered {
-            return match question.answer(Instant::now() + CONNECT) {
+            return match question.answer(Instant::now() + ANSWER) {
                 Ok(status) => Next::Ended(status),
                 Err(_) => after_loss(switch),
             };

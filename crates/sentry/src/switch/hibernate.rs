@@ -161,11 +161,12 @@ mod tests {
     use std::os::fd::AsFd as _;
     use std::time::Duration;
 
+    use dormouse_core::BirthWish;
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
     use super::*;
     use crate::hold::HoldServer;
-    use crate::record::{ContainerKind, ContainerRecord, Record};
+    use crate::record::{ContainerKind, ContainerRecord, Record, Restore, RestorePhase};
     use crate::run_dir::RunDir;
     use crate::switch::{Registration, Switch};
 
@@ -226,6 +227,26 @@ mod tests {
         assert!(is_nudged(&mut waiter));
         held.note_heard().unwrap();
         assert!(!is_nudged(&mut waiter));
+        // It is filled, at the second try.
+        let loading = RestorePhase::Loading { containers: vec![] };
+        for (phase, tells) in [
+            (loading.clone(), false),
+            (loading, false),
+            (RestorePhase::Done { took_us: 1 }, true),
+            (RestorePhase::Done { took_us: 1 }, false),
+        ] {
+            held.update(|r| {
+                r.restore = Some(Restore {
+                    wish: BirthWish::default(),
+                    phase,
+                    ended: vec![],
+                    begun: vec![],
+                    began_ms: 0,
+                });
+            })
+            .unwrap();
+            assert_eq!(is_nudged(&mut waiter), tells);
+        }
         held.forget().unwrap();
         assert!(is_nudged(&mut waiter));
     }

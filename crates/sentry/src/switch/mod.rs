@@ -238,9 +238,10 @@ impl Held {
             self.switch.dir.unlink(&container.id)?;
         }
         self.switch.dir.unlink(&(&self.switch.id).into())?;
-        self.switch.dir.remove_pod(&self.switch.id)?;
+        let removed = self.switch.dir.remove_pod(&self.switch.id);
+        // The record is the first to go.
         self.nudge_waiters(&self.record);
-        Ok(())
+        removed
     }
 
     /// Finds the sentry and its control socket and notes them in the record; makes sure that it lives.
