@@ -5,6 +5,7 @@
 //! from doing too much at once; [`api`] and [`http`] let others look and order.
 
 pub mod actor;
+pub mod allocator;
 pub mod api;
 pub mod args;
 pub mod clock;

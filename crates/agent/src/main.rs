@@ -8,11 +8,12 @@ use clap::Parser as _;
 use dormouse_agent::args::{Args, Command};
 use dormouse_agent::config::Config;
 use dormouse_agent::prepare::{self, NodeSettings};
-use dormouse_agent::{Cluster, enter};
+use dormouse_agent::{Cluster, allocator, enter};
 
 fn main() -> ExitCode {
     // The guard of a reclaim is this same binary, started anew.
     dormouse_runtime::reclaim::guard::main_if_requested();
+    allocator::keep_little();
     #[cfg(feature = "failpoints")]
     let _failpoints = dormouse_agent::failpoints::start();
     match start(&Args::parse()) {

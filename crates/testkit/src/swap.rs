@@ -118,7 +118,16 @@ fn zram_dir(device: &Path) -> PathBuf {
 }
 
 fn take_away(path: &Path, marker: &Path) -> Result<()> {
-    if memory::swaps()?.iter().any(|swap| swap.path == path) {
+    remove(path)?;
+    fs::remove_file(marker).with_context(|| format!("remove {}", marker.display()))
+}
+
+fn remove(path: &Path) -> Result<()> {
+    // By its name: what was switched on in another mount namespace is listed without `/dev`.
+    if memory::swaps()?
+        .iter()
+        .any(|swap| swap.path.file_name() == path.file_name())
+    {
         command::capture(Command::new("swapoff").arg(path))?;
     }
     let device = zram_dir(path);
@@ -131,7 +140,27 @@ fn take_away(path: &Path, marker: &Path) -> Result<()> {
     } else if path.exists() {
         fs::remove_file(path).with_context(|| format!("remove {}", path.display()))?;
     }
-    fs::remove_file(marker).with_context(|| format!("remove {}", marker.display()))
+    Ok(())
+}
+
+/// Takes away the zram that the agent of a node brought, as its record says, when the node is gone: the kernel that has it is this
+/// host's. The record goes with it.
+///
+/// # Errors
+/// When it is in use, or the record is none.
+pub(crate) fn take_brought_away(record: &Path) -> Result<()> {
+    let text = match fs::read_to_string(record) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error).with_context(|| format!("read {}", record.display())),
+    };
+    let value: serde_json::Value = serde_json::from_str(&text).context("the agent's record of its swap")?;
+    let parts = value["parts"].as_array().map_or(&[][..], Vec::as_slice);
+    for part in parts.iter().filter(|part| part["kind"] == "zram") {
+        let index = part["index"].as_u64().context("a zram device without a number")?;
+        remove(Path::new(&format!("/dev/zram{index}")))?;
+    }
+    fs::remove_file(record).with_context(|| format!("remove {}", record.display()))
 }
 
 /// Takes away areas whose owner is gone.

@@ -115,7 +115,11 @@ impl Asker<'_> {
         let pod = format!("{SPACE}/{SLEEPER}");
         for _ in 0..plan.n {
             tokio::time::sleep(AWAKE).await;
-            release::dormouse(&self.site.cluster, &[verb, &pod]).await?;
+            // A change of its requests, which follow what it did before, may come in between.
+            wait::until(&format!("{verb} {pod}"), LIMIT, async || {
+                release::dormouse(&self.site.cluster, &[verb, &pod]).await
+            })
+            .await?;
             series.take(self.ask().await?);
         }
         row.line(

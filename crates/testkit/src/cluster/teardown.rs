@@ -11,6 +11,7 @@ use anyhow::{Result, bail};
 use super::machine;
 use super::record::{self, Record};
 use crate::host::{ProcessId, cgroup, command, leftovers, mounts, process, wait};
+use crate::swap;
 
 /// Removes everything. Safe to call again; the error names what would not go.
 pub(super) fn remove(record: &Record) -> Result<()> {
@@ -22,6 +23,12 @@ pub(super) fn remove(record: &Record) -> Result<()> {
     }
     left.extend(leftovers::kill(&record.cgroup, || unrecorded(record)));
     left.extend(remove_links(&record.bridge));
+    left.extend(record.machines().iter().filter_map(|dir| {
+        let brought = machine::own(dir, "/var/lib/dormouse/swap.json");
+        swap::take_brought_away(&brought)
+            .err()
+            .map(|error| format!("swap: {error:#}"))
+    }));
     left.extend(
         mounts::unmount_below(&record.dir)
             .iter()
