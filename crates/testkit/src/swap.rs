@@ -6,6 +6,7 @@ use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use anyhow::{Context, Result};
+use serde::Deserialize;
 
 use crate::host::command;
 use crate::memory;
@@ -143,6 +144,18 @@ fn remove(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// What is needed here of an agent's record of its swap.
+#[derive(Deserialize)]
+struct Brought {
+    parts: Vec<Part>,
+}
+
+/// A zram device, or, without a number, something else.
+#[derive(Deserialize)]
+struct Part {
+    index: Option<u32>,
+}
+
 /// Takes away the zram that the agent of a node brought, as its record says, when the node is gone: the kernel that has it is this
 /// host's. The record goes with it.
 ///
@@ -154,10 +167,8 @@ pub(crate) fn take_brought_away(record: &Path) -> Result<()> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error).with_context(|| format!("read {}", record.display())),
     };
-    let value: serde_json::Value = serde_json::from_str(&text).context("the agent's record of its swap")?;
-    let parts = value["parts"].as_array().map_or(&[][..], Vec::as_slice);
-    for part in parts.iter().filter(|part| part["kind"] == "zram") {
-        let index = part["index"].as_u64().context("a zram device without a number")?;
+    let brought: Brought = serde_json::from_str(&text).context("the agent's record of its swap")?;
+    for index in brought.parts.iter().filter_map(|part| part.index) {
         remove(Path::new(&format!("/dev/zram{index}")))?;
     }
     fs::remove_file(record).with_context(|| format!("remove {}", record.display()))
