@@ -1,7 +1,7 @@
 //! What is on its way to run on the node at this moment.
 //!
 //! A containerd that is restarted meanwhile breaks the start off, and what the shim has begun by then goes on: the kubelet tries
-//! again, and a second process of the same container finds the first one's ports taken.
+//! again in the same sandbox, where a second process of the container may find the first one's ports taken.
 
 use std::collections::HashSet;
 use std::time::{Duration, SystemTime};
